@@ -1,0 +1,166 @@
+"""Settings: frozen dataclasses <-> words on the command line, in TOML and in Python. Unknown words are errors."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from normalcy.errors import SettingsError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+T = TypeVar("T")
+
+
+def known_words(cls: type) -> dict[str, Field[Any]]:
+    """The settings of a dataclass by name."""
+    return {f.name: f for f in fields(cls) if f.init}
+
+
+def default_of(f: Field[Any]) -> Any:
+    """The default of a setting (None where it has none)."""
+    if f.default is not MISSING:
+        return f.default
+    return f.default_factory() if f.default_factory is not MISSING else None
+
+
+def build(cls: type[T], words: Mapping[str, Any], who: str) -> T:
+    """An instance of ``cls`` from words. Text is read as the setting's type.
+
+    Raises SettingsError for an unknown word (naming the known ones) or a value of the wrong type.
+
+    >>> from dataclasses import dataclass
+    >>> @dataclass(frozen=True)
+    ... class Settings:
+    ...     latent: int = 32
+    ...     loss: Literal["l1", "l2"] = "l2"
+    >>> build(Settings, {"latent": "64"}, "vae")
+    Settings(latent=64, loss='l2')
+    >>> build(Settings, {"latnet": 64}, "vae")
+    Traceback (most recent call last):
+    ...
+    normalcy.errors.SettingsError: vae has no setting 'latnet': did you mean 'latent'? It knows latent, loss.
+    """
+    hints = get_type_hints(cls)
+    known = known_words(cls)
+    values = {}
+    for word, value in words.items():
+        if word not in known:
+            raise unknown_word(word, known, who)
+        values[word] = _convert(value, hints[word], f"{who}: {word}")
+    return cls(**values)
+
+
+def unknown_word(word: str, known: Iterable[str], who: str) -> SettingsError:
+    """The error for a word that is no setting."""
+    known = sorted(known)
+    near = difflib.get_close_matches(word, known, n=1)
+    hint = f" did you mean {near[0]!r}?" if near else ""
+    return SettingsError(f"{who} has no setting {word!r}:{hint} It knows {', '.join(known) or 'none'}.")
+
+
+def share_out(words: Mapping[str, Any], classes: Mapping[str, type], who: str) -> dict[str, Any]:
+    """Give each word to the one dataclass that knows it: name of the part -> its instance.
+
+    >>> from dataclasses import dataclass
+    >>> @dataclass(frozen=True)
+    ... class Train:
+    ...     epochs: int = 1
+    >>> share_out({"epochs": "3"}, {"train": Train}, "fit")["train"]
+    Train(epochs=3)
+    """
+    owner = {word: part for part, cls in classes.items() for word in known_words(cls)}
+    given: dict[str, dict[str, Any]] = {part: {} for part in classes}
+    for word, value in words.items():
+        if word not in owner:
+            raise unknown_word(word, owner, who)
+        given[owner[word]][word] = value
+    return {part: build(cls, given[part], who) for part, cls in classes.items()}
+
+
+def parse_words(pairs: Sequence[str]) -> dict[str, str]:
+    """``["latent=64"]`` -> ``{"latent": "64"}``."""
+    words = {}
+    for pair in pairs:
+        word, equals, value = pair.partition("=")
+        if not equals or not word.strip():
+            raise SettingsError(f"--set expects key=value, got {pair!r}.")
+        words[word.strip()] = value.strip()
+    return words
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Words of a flat TOML file. Raises SettingsError with the place of a fault."""
+    try:
+        with open(path, "rb") as file:
+            words: dict[str, Any] = tomllib.load(file)
+    except OSError as error:
+        raise SettingsError(f"Cannot read the settings file {path}: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not valid TOML: {error}.") from error
+    for word, value in words.items():
+        if isinstance(value, dict):
+            raise SettingsError(f"{path}: settings are flat, write its words without the table [{word}].")
+    return words
+
+
+def to_words(instance: Any) -> dict[str, Any]:
+    """All settings of an instance as plain JSON values."""
+    words = {}
+    for word in known_words(type(instance)):
+        value = getattr(instance, word)
+        words[word] = list(value) if isinstance(value, tuple) else value
+    return words
+
+
+def _convert(value: Any, hint: Any, who: str) -> Any:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        if type(None) in args and (value is None or (isinstance(value, str) and value.lower() == "none")):
+            return None
+        for option in (a for a in args if a is not type(None)):
+            try:
+                return _convert(value, option, who)
+            except SettingsError:
+                if option is [a for a in args if a is not type(None)][-1]:
+                    raise
+    if origin is Literal:
+        for option in args:
+            if value == option or (isinstance(value, str) and value == str(option)):
+                return option
+        raise SettingsError(f"{who} must be one of {', '.join(map(str, args))}, got {value!r}.")
+    if origin is tuple:
+        items = [v.strip() for v in value.split(",") if v.strip()] if isinstance(value, str) else value
+        if not isinstance(items, list | tuple):
+            raise SettingsError(f"{who} must be a list, got {value!r}.")
+        if len(args) == 2 and args[1] is Ellipsis:
+            return tuple(_convert(v, args[0], who) for v in items)
+        if len(items) != len(args):
+            raise SettingsError(f"{who} must have {len(args)} values, got {value!r}.")
+        return tuple(_convert(v, a, who) for v, a in zip(items, args))
+    if hint is bool:
+        words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, str) and value.lower() in words:
+            return words[value.lower()]
+        raise SettingsError(f"{who} must be true or false, got {value!r}.")
+    if hint in (int, float) and not isinstance(value, bool):
+        try:
+            number = hint(value)
+        except (TypeError, ValueError):
+            number = None
+        if number is not None and not (hint is int and isinstance(value, float) and value != number):
+            return number
+        raise SettingsError(f"{who} must be {'a whole number' if hint is int else 'a number'}, got {value!r}.")
+    if hint is str and isinstance(value, str):
+        return value
+    raise SettingsError(f"{who} must be {getattr(hint, '__name__', hint)}, got {value!r}.")

@@ -1,0 +1,45 @@
+"""All methods, one file each, named as in the literature. ``METHODS`` is the one list; nothing is imported until used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import cast
+
+from normalcy.errors import SettingsError
+from normalcy.method import Method
+
+METHODS: Mapping[str, str] = {
+    "autoencoder": "normalcy.methods.autoencoder:Autoencoder",
+    "gmm": "normalcy.methods.gmm:GMM",
+    "isolation_forest": "normalcy.methods.isolation_forest:IsolationForest",
+    "kde": "normalcy.methods.kde:KDE",
+    "ocsvm": "normalcy.methods.ocsvm:OCSVM",
+    "patchcore": "normalcy.methods.patchcore:PatchCore",
+    "patchwise": "normalcy.methods.patchwise:Patchwise",
+    "pca": "normalcy.methods.pca:PCA",
+    "vae": "normalcy.methods.vae:VAE",
+    "zscore": "normalcy.methods.zscore:ZScore",
+}
+"""Name -> "module:class" of the methods that come with normalcy."""
+
+ENTRY_POINT = "normalcy.methods"
+"""Other packages add methods in this entry-point group: name -> class."""
+
+
+def available() -> dict[str, str]:
+    """Name -> "module:class" of every method, those of other packages included."""
+    return {**{point.name: point.value for point in entry_points(group=ENTRY_POINT)}, **METHODS}
+
+
+def get(name: str) -> type[Method]:
+    """The class of a method by name. Raises SettingsError naming the known ones."""
+    known = available()
+    if name not in known:
+        near = get_close_matches(name, known, n=1)
+        hint = f" did you mean {near[0]!r}?" if near else ""
+        raise SettingsError(f"There is no method {name!r}:{hint} Known are {', '.join(sorted(known))}.")
+    module, _, attribute = known[name].partition(":")
+    return cast(type[Method], getattr(import_module(module), attribute))

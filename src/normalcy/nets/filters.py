@@ -1,0 +1,43 @@
+"""Smoothing of maps, and image scores from them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:
+    """Gaussian filter over the spatial axes of maps (B, *spatial), 2D or 3D; ``sigma`` in pixels, 0 changes nothing.
+
+    Borders are replicated; the kernel reaches 4 sigma.
+    """
+    if sigma == 0:
+        return maps
+    radius = math.ceil(4 * sigma)
+    offsets = torch.arange(-radius, radius + 1, device=maps.device, dtype=torch.float32)
+    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    dims = maps.ndim - 1
+    convolve = {2: F.conv2d, 3: F.conv3d}[dims]
+    out = maps.unsqueeze(1).float()
+    for axis in range(dims):
+        shape = [1] * dims
+        shape[axis] = len(kernel)
+        pad = [0] * (2 * dims)
+        pad[2 * (dims - 1 - axis)] = pad[2 * (dims - 1 - axis) + 1] = radius
+        out = convolve(F.pad(out, pad, mode="replicate"), kernel.view(1, 1, *shape))
+    return out.squeeze(1)
+
+
+def map_quantile(maps: Tensor, quantile: float) -> Tensor:
+    """The pixel at ``quantile`` of each map (B, *spatial) -> (B,); 1 is the maximum. A pixel's own value, not interpolated.
+
+    >>> map_quantile(torch.arange(100.0).view(1, 10, 10), 0.99)
+    tensor([99.])
+    """
+    flat = maps.flatten(1)
+    rank = min(flat.shape[1], int(quantile * flat.shape[1]) + 1)
+    return flat.kthvalue(rank, dim=1).values
