@@ -39,6 +39,8 @@ class Scores:
     """(B, C, *spatial): the nearest normal version of each image, in the value range of the input."""
     spread: Tensor | None = None
     """(B, *spatial): how unsure the map is, for example the deviation over several restorations."""
+    latent: Tensor | None = None
+    """(B, d): where each image lies in the method's latent space, for looking at, not for scoring."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ was killed and resumed repeats exactly what an uninterrupted one does; no genera
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -16,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
@@ -115,8 +117,9 @@ def fit(
     settings = settings or TrainSettings()
     if len(images) == 0:
         raise SettingsError(f"{method.name} needs at least one normal image to fit, got none.")
-    if tuple(images.shape[1:]) != method.shape:
-        raise SettingsError(f"{method.name} was built for images {method.shape}, got {tuple(images.shape[1:])}.")
+    cropped = getattr(augment, "size_of", tuple)(images.shape[2:])
+    if (images.shape[1], *cropped) != method.shape:
+        raise SettingsError(f"{method.name} was built for images {method.shape}, got {(images.shape[1], *cropped)}.")
     accelerator = _accelerator(settings.device)
     job = _Job(method, images, settings, accelerator, held_out, augment, run_dir, resume)
     if settings.devices == 1:
@@ -209,7 +212,7 @@ def _launch(job: _Job, log: Log | None) -> FitSummary:
         reader.start()
         weights = Path(folder) / "weights.pt"
         try:
-            summary = fabric.launch(cast(Any, _worker), job, records, weights)
+            summary = fabric.launch(partial(_worker, job=job, records=records, weights=weights))
         finally:
             records.put(None)
             reader.join()
@@ -226,6 +229,7 @@ def _pass_on(records: Any, log: Log | None) -> None:
 def _worker(fabric: Fabric, job: _Job, records: Any, weights: Path) -> FitSummary:
     if job.accelerator == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // job.settings.devices))
+    job.method = copy.deepcopy(job.method)  # what arrives lies in memory shared by all processes
     summary = _train(fabric, job, records.put)
     if fabric.global_rank == 0:
         torch.save(job.method.state_dict(), weights)
@@ -365,17 +369,20 @@ class _StageRun:
         self.method.eval()
         if self.log is not None:
             self.log({"method": self.method.name, "stage": self.stage.name, "event": "prepare"})
-        batches = _OrderedBatches(self.images, self.batch_size, self.fabric.device, self.channels_last)
+        batches = self._in_order(self.images)
         with torch.no_grad():
             self.stage.prepare(batches)
         self.method.to(self.fabric.device)
+
+    def _in_order(self, images: Images) -> _OrderedBatches:
+        return _OrderedBatches(images, self.method.shape, self.batch_size, self.fabric.device, self.channels_last)
 
     def _source(self) -> Images:
         """The images, or what the stage derives from them."""
         if self.stage.inputs is None or self.job.augment is not None:
             return self.images
         self.method.eval()
-        batches = _OrderedBatches(self.images, self.batch_size, self.fabric.device, self.channels_last)
+        batches = self._in_order(self.images)
         with torch.no_grad():
             return torch.cat([self.stage.inputs(x).cpu() for x in batches])
 
@@ -418,7 +425,7 @@ class _StageRun:
         torch.manual_seed(_seed(self.settings.seed, self.index, -2, 0))
         total = count = 0.0
         with torch.no_grad(), self.fabric.autocast():
-            for x in _OrderedBatches(self.job.held_out, self.batch_size, self.fabric.device, self.channels_last):
+            for x in self._in_order(self.job.held_out):
                 total += float(rule.loss(x)["loss"]) * len(x)
                 count += len(x)
         self.method.train()
@@ -552,8 +559,11 @@ class _Checkpoint:
 class _OrderedBatches:
     """See :class:`normalcy.method.Batches`."""
 
-    def __init__(self, images: Images, size: int, device: torch.device, channels_last: bool) -> None:
-        self.images, self.size, self.device, self.channels_last = images, size, device, channels_last
+    def __init__(
+        self, images: Images, shape: Sequence[int], size: int, device: torch.device, channels_last: bool
+    ) -> None:
+        self.images, self.shape, self.size = images, shape, size
+        self.device, self.channels_last = device, channels_last
         self.count = len(images)
 
     def __len__(self) -> int:
@@ -562,6 +572,9 @@ class _OrderedBatches:
     def __iter__(self) -> Iterator[Tensor]:
         for first in range(0, self.count, self.size):
             x = _take(self.images, np.arange(first, min(first + self.size, self.count)), self.device)
+            # Random crops in training: everything else sees the centre.
+            for axis, side in enumerate(self.shape[1:], start=2):
+                x = x.narrow(axis, (x.shape[axis] - side) // 2, side)
             yield x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
 
 

@@ -1,0 +1,131 @@
+"""Seconds for AUPRO on 579 maps of 256x256 float32: exact, streaming, and by sweeping thresholds.
+
+    python benchmarks/aupro.py
+
+Wanted: exact <= 3 s, streaming (with its updates) <= 1 s, on 2 cores. The maps are made here: normal and anomalous images
+differ by blobs, the scores are smooth noise that the blobs raise. Writes benchmarks/results/aupro.json.
+"""
+
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import scipy
+from numpy.typing import NDArray
+from scipy import integrate, ndimage
+
+from normalcy.metrics import StreamingAUPRO, aupro, aupro_interval, label_regions, pixel_ranking
+
+IMAGES, SIDE, LIMIT, SWEEP = 579, 256, 0.3, 100
+RESULT = Path(__file__).parent / "results" / "aupro.json"
+
+Maps = list[NDArray[np.float32]]
+Masks = list[NDArray[np.bool_]]
+T = TypeVar("T")
+
+
+def images(seed: int = 0) -> tuple[Maps, Masks]:
+    """Positive float32 maps and masks with one to three blobs in every other image."""
+    random = np.random.default_rng(seed)
+    maps, masks = [], []
+    for number in range(IMAGES):
+        coarse = random.standard_normal((SIDE // 8, SIDE // 8), dtype=np.float32)
+        noise = ndimage.zoom(coarse, 8, order=1) + 0.2 * random.standard_normal((SIDE, SIDE), dtype=np.float32)
+        mask = np.zeros((SIDE, SIDE), bool)
+        rows, columns = np.ogrid[:SIDE, :SIDE]
+        for _ in range(random.integers(1, 4) if number % 2 else 0):
+            row, column = random.integers(0, SIDE, size=2)
+            height, width = random.uniform(3, 25, size=2)
+            mask |= ((rows - row) / height) ** 2 + ((columns - column) / width) ** 2 < 1
+        maps.append(np.exp(0.5 * noise + random.uniform(0.5, 2) * mask).astype(np.float32))
+        masks.append(mask)
+    return maps, masks
+
+
+def streaming(maps: Maps, masks: Masks) -> tuple[float, float]:
+    stream = StreamingAUPRO(LIMIT)
+    for scores, mask in zip(maps, masks, strict=True):
+        stream.update(scores, mask)
+    return stream.compute()
+
+
+def sweep(maps: Maps, masks: Masks) -> float:
+    """The textbook way: PRO and FPR at each of many thresholds, every map compared each time."""
+    regions = [label_regions(mask)[0] for mask in masks]
+    areas = [np.bincount(labels.ravel())[1:] for labels in regions]
+    normal = sum(int((~mask).sum()) for mask in masks)
+    everything = np.concatenate([scores[~mask] for scores, mask in zip(maps, masks, strict=True)])
+    thresholds = np.quantile(everything, np.linspace(1, 1 - LIMIT, SWEEP))
+    fpr, pro = [], []
+    for threshold in thresholds:
+        alarms, overlaps = 0, []
+        for scores, labels, area in zip(maps, regions, areas, strict=True):
+            counts = np.bincount(labels[scores > threshold], minlength=area.size + 1)
+            alarms += int(counts[0])
+            overlaps.append(counts[1:] / area)
+        fpr.append(alarms / normal)
+        pro.append(float(np.concatenate(overlaps).mean()))
+    order = np.argsort(fpr)
+    return float(integrate.trapezoid(np.array(pro)[order], np.array(fpr)[order]) / LIMIT)
+
+
+def timed(function: Callable[[], T], repeats: int) -> tuple[float, T]:
+    """Median seconds of some runs, and the result."""
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        result = function()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds), result
+
+
+def processor() -> str:
+    """The processor's name as Linux gives it, elsewhere as Python does."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def main() -> None:
+    maps, masks = images()
+    exact_seconds, exact = timed(lambda: aupro(maps, masks, LIMIT), repeats=3)
+    stream_seconds, stream = timed(lambda: streaming(maps, masks), repeats=3)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    ranking_seconds, auroc = timed(lambda: pixel_ranking(maps, masks).auroc(), repeats=1)
+    interval_seconds, interval = timed(lambda: aupro_interval(maps, masks, LIMIT), repeats=1)
+    sweep_seconds, swept = timed(lambda: sweep(maps, masks), repeats=1)
+    assert abs(exact - stream[0]) <= stream[1] + 1e-12
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    record = {
+        "images": IMAGES,
+        "side": SIDE,
+        "limit": LIMIT,
+        "exact": {"aupro": exact, "seconds": exact_seconds, "wanted_seconds": 3},
+        "streaming": {"aupro": stream[0], "error_bound": stream[1], "seconds": stream_seconds, "wanted_seconds": 1},
+        "sweep": {"aupro": swept, "thresholds": SWEEP, "seconds": sweep_seconds},
+        "interval": {"ends": interval[1:3], "error_bound": interval[4], "resamples": 1000, "seconds": interval_seconds},
+        "pixel_auroc": {"auroc": auroc, "seconds": ranking_seconds},
+        "seconds_are": "medians of three runs for exact and streaming, one run for the others",
+        "ratios": {"sweep / exact": sweep_seconds / exact_seconds, "sweep / streaming": sweep_seconds / stream_seconds},
+        "peak_memory_mb": {"process": memory, "maps": sum(scores.nbytes for scores in maps) / 2**20},
+        "hardware": {"processor": processor(), "cores": os.cpu_count()},
+        "versions": {"python": sys.version.split()[0], "numpy": np.__version__, "scipy": scipy.__version__},
+        "commit": commit.stdout.strip(),
+    }
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps(record, indent=2) + "\n")
+    print(json.dumps(record, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Model folders: ``detector.json``, ``weights.safetensors``, ``calibration.json`` and ``CARD.md``.
+
+Written whole or not at all. Reading runs no code from the files: JSON, and tensors that must match, by name and shape,
+what the method builds from its settings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from normalcy.errors import ModelFileError, SettingsError
+
+FORMAT = 1
+DESCRIPTION, WEIGHTS, CALIBRATION, CARD = "detector.json", "weights.safetensors", "calibration.json", "CARD.md"
+
+
+def write_folder(folder: Path, fill: Callable[[Path], None], overwrite: bool = False) -> None:
+    """Fill a new folder beside ``folder`` and give it its name when it is complete.
+
+    Raises SettingsError when ``folder`` exists and is not empty, unless ``overwrite``; what was there before is removed
+    only after the new one is whole.
+    """
+    refuse_existing(folder, overwrite)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.partial-"))
+    try:
+        fill(partial)
+        partial.chmod(0o755)
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old-"))
+            os.replace(folder, old / "old")
+            os.replace(partial, folder)
+            shutil.rmtree(old)
+        else:
+            os.replace(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def refuse_existing(folder: Path, overwrite: bool) -> None:
+    """Raise SettingsError where writing ``folder`` would lose something."""
+    if folder.is_file():
+        raise SettingsError(f"{folder} is a file: choose another folder.")
+    if not overwrite and folder.is_dir() and any(folder.iterdir()):
+        raise SettingsError(f"{folder} exists and is not empty: choose another folder or pass --overwrite.")
+
+
+def save(
+    folder: Path,
+    description: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    calibration: Mapping[str, Any] | None,
+    card: str,
+    overwrite: bool = False,
+) -> None:
+    """Write a model folder. ``description`` holds JSON values."""
+
+    def fill(partial: Path) -> None:
+        save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, partial / WEIGHTS)
+        digest = hashlib.sha256((partial / WEIGHTS).read_bytes()).hexdigest()
+        _write_json(partial / DESCRIPTION, {"format": FORMAT, **description, "weights_sha256": digest})
+        if calibration is not None:
+            _write_json(partial / CALIBRATION, calibration)
+        (partial / CARD).write_text(card, encoding="utf-8")
+
+    write_folder(folder, fill, overwrite)
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """``detector.json``. Raises ModelFileError when it is missing, damaged or of another format version."""
+    if not folder.is_dir():
+        raise ModelFileError(f"There is no model folder {folder}: give the folder that fit wrote with --out.")
+    description = read_json(folder / DESCRIPTION)
+    if description.get("format") != FORMAT:
+        raise ModelFileError(
+            f"{folder} has format version {description.get('format')!r}, this normalcy reads {FORMAT}: "
+            "use the version of normalcy that wrote it, or fit again."
+        )
+    return description
+
+
+def read_weights(folder: Path, description: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Tensors by name. Raises ModelFileError when the file is missing or not the one that was saved."""
+    path = folder / WEIGHTS
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if digest != description.get("weights_sha256"):
+            raise ModelFileError(f"{path} is damaged or was exchanged (its checksum is another): copy the model again.")
+        return load_file(path)
+    except OSError as error:
+        raise ModelFileError(f"Cannot read {path}: {error.strerror}.") from error
+    except SafetensorError as error:
+        raise ModelFileError(f"{path} is not a valid safetensors file ({error}).") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises ModelFileError when it is missing or is something else."""
+    try:
+        words = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelFileError(f"Cannot read {path}: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"{path} is not valid JSON ({error}).") from error
+    if not isinstance(words, dict):
+        raise ModelFileError(f"{path} should hold a JSON object, got {type(words).__name__}.")
+    return words
+
+
+def _write_json(path: Path, words: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(words, indent=1, allow_nan=False), encoding="utf-8")

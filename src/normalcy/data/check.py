@@ -1,0 +1,158 @@
+"""Every fault of a data set, found before any training: ``normalcy check DATA``."""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ..errors import DataError
+from .dataset import DataSet
+
+CALIBRATION_MINIMUM = 20
+_CHUNK = 256  # images handed to the threads at a time: memory does not grow with the set
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    path: str  # of the image, as in the data set, or the data set's name
+    problem: str
+    severity: Literal["error", "warning"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What is kept of an image after reading it."""
+
+    faults: tuple[Fault, ...]
+    channels: int = 0
+    dimensions: int = 0
+    dtype: str = ""
+    digest: bytes = b""  # empty: unreadable
+
+
+def check(data: DataSet, masks: bool = True, on_progress: Callable[[int, int], None] | None = None) -> list[Fault]:
+    """Reads every image, and mask unless told otherwise, once, in threads. ``on_progress`` gets (done, total).
+
+    Errors: cannot be read; NaN or infinite values; another number of channels, type or number of axes than most
+    images; anomalous in the training split; one case, or the same pixels, in both splits; a mask that cannot be read,
+    is not of its image's size, or marks something in a normal image.
+    Warnings: constant; the same pixels as another image of its split; an anomalous image whose mask is missing or
+    empty; a file that is not an image; too few normal images to set 20 aside for calibration.
+    """
+    masks = masks and data.has_masks
+    facts = []
+    for one in _in_threads(lambda i: _facts(data, i, masks), len(data)):
+        facts.append(one)
+        if on_progress is not None:
+            on_progress(len(facts), len(data))
+    faults = [fault for one in facts for fault in one.faults]
+    faults += _unlike_most(data, facts)
+    faults += _duplicates(data, facts)
+    faults += _across_splits(data)
+    faults += [Fault(file, "not an image that can be read; passed over", "warning") for file in data.ignored]
+    normal = sum(item.split != "test" and item.label != 1 for item in data.items)
+    if normal < 2 * CALIBRATION_MINIMUM:
+        problem = f"{normal} normal training images are too few to set {CALIBRATION_MINIMUM} aside for calibration"
+        faults.append(Fault(data.name, problem, "warning"))
+    return faults
+
+
+def _in_threads(work: Callable[[int], _Facts], count: int) -> Iterator[_Facts]:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, count, _CHUNK):
+            yield from pool.map(work, range(start, min(start + _CHUNK, count)))
+
+
+def _facts(data: DataSet, i: int, masks: bool) -> _Facts:
+    item = data.items[i]
+    faults: list[Fault] = []
+
+    def error(problem: str) -> None:
+        faults.append(Fault(item.path, problem, "error"))
+
+    def warning(problem: str) -> None:
+        faults.append(Fault(item.path, problem, "warning"))
+
+    if item.label == 1 and item.split == "train":
+        error("anomalous, but in the training split")
+    image = None
+    try:
+        image = data.read(i)
+    except DataError as fault:
+        error(str(fault).rpartition(f"{item.path}: ")[2])  # the path is said already
+    if image is not None:
+        bad = np.count_nonzero(~np.isfinite(image)) if image.dtype.kind == "f" else 0
+        if bad:
+            error(f"{bad} values are NaN or infinite")
+        elif (image == image.flat[0]).all():
+            warning(f"constant: every value is {image.flat[0]}")
+    if masks:
+        try:
+            mask = data.mask(i)
+        except DataError as fault:
+            mask = None
+            if image is not None or item.label != 0:  # else the image's own fault again
+                error(f"mask: {fault}")
+        else:
+            if mask is None and item.label == 1:
+                warning("anomalous, but its mask is missing")
+            elif mask is not None and image is not None and mask.shape != image.shape[1:]:
+                error(f"mask is {_size(mask.shape)}, the image {_size(image.shape[1:])} (rows x columns)")
+            elif mask is not None and item.label == 1 and not mask.any():
+                warning("anomalous, but its mask is empty")
+            elif mask is not None and item.label == 0 and mask.any():
+                error("normal, but its mask marks something")
+    if image is None:
+        return _Facts(tuple(faults))
+    digest = hashlib.blake2b(repr((image.shape, image.dtype.str)).encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(image).data)
+    return _Facts(tuple(faults), len(image), image.ndim - 1, image.dtype.name, digest.digest())
+
+
+def _unlike_most(data: DataSet, facts: list[_Facts]) -> Iterator[Fault]:
+    kinds: list[tuple[str, Callable[[_Facts], Hashable]]] = [
+        ("{} channels", lambda one: one.channels),
+        ("type {}", lambda one: one.dtype),
+        ("{} spatial axes", lambda one: one.dimensions),
+    ]
+    for words, kind in kinds:
+        counts = Counter(kind(one) for one in facts if one.digest)
+        if len(counts) > 1:
+            (most, count), *_ = counts.most_common(1)
+            for item, one in zip(data.items, facts):
+                if one.digest and kind(one) != most:
+                    most_have = f"{count} of {counts.total()} images have {words.format(most)}"
+                    yield Fault(item.path, f"{words.format(kind(one))}, while {most_have}", "error")
+
+
+def _duplicates(data: DataSet, facts: list[_Facts]) -> Iterator[Fault]:
+    first: dict[bytes, dict[str | None, str]] = {}  # content -> the first image of it in each split
+    for item, one in zip(data.items, facts):
+        if one.digest:
+            first.setdefault(one.digest, {}).setdefault(item.split, item.path)
+    for item, one in zip(data.items, facts):
+        if not one.digest:
+            continue
+        same = first[one.digest]
+        if item.split == "test" and "train" in same:
+            yield Fault(item.path, f"the same pixels as the training image {same['train']}", "error")
+        elif same[item.split] != item.path:
+            yield Fault(item.path, f"the same pixels as {same[item.split]}", "warning")
+
+
+def _across_splits(data: DataSet) -> Iterator[Fault]:
+    train = {item.case for item in data.items if item.split == "train"}
+    reported = set()
+    for item in data.items:
+        if item.split == "test" and item.case in train and item.case not in reported:
+            reported.add(item.case)
+            yield Fault(item.path, f"its case {item.case} is in the training split too", "error")
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))

@@ -1,0 +1,109 @@
+"""Convolutional autoencoder: what a narrow code of normal images cannot say is strange.
+
+DCAE (the baseline of Ruff et al. 2018; LeNet type, squared error), AE-L2 and AE-SSIM (Bergmann et al. 2019; DCGAN type) are
+settings of one method: ``network`` and ``loss``. The map is the error that training minimised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from normalcy.errors import SettingsError
+from normalcy.method import Method, Objective, Scores, Stage
+from normalcy.nets.convnets import Network, Norm, choose
+from normalcy.nets.filters import gaussian_smooth, map_quantile
+from normalcy.nets.ssim import ssim_map
+
+Reduce = float | Literal["mean", "max"]
+
+
+@dataclass(frozen=True)
+class AutoencoderSettings:
+    latent: int = 32
+    """Numbers in the code of an image (Ruff et al.: 32 for MNIST, 128 for CIFAR-10; Bergmann et al.: 100 and 500)."""
+    loss: Literal["l1", "l2", "ssim"] = "l2"
+    """Error of a pixel: absolute or squared difference, mean over channels, or 1 - SSIM (for values in [0, 1])."""
+    network: Network = "auto"
+    """"auto": "lenet" up to 32 pixels, else "dcgan"."""
+    width: int | None = None
+    """Channels of the first level; none: 8 for a LeNet on one channel, else 32."""
+    norm: Norm = "batch"
+    lr: float = 1e-3
+    """Of Adam; a tenth of it in the last third of the training."""
+    weight_decay: float = 1e-6
+    smoothing: float = 0.0
+    """Deviation of a Gaussian over the map, in pixels."""
+    reduce: Reduce = "mean"
+    """The image score: "mean" or "max" of the map, or this quantile of it, in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        if self.latent < 1 or self.lr <= 0 or self.weight_decay < 0 or self.smoothing < 0:
+            raise SettingsError(
+                "autoencoder: latent and lr must be positive, weight_decay and smoothing not negative, "
+                f"got {self.latent}, {self.lr}, {self.weight_decay} and {self.smoothing}."
+            )
+        check_reduce("autoencoder", self.reduce)
+
+
+class Autoencoder(Method):
+    name = "autoencoder"
+    Settings = AutoencoderSettings
+    spatial_dims = (2, 3)
+    settings: AutoencoderSettings
+
+    def __init__(self, settings: AutoencoderSettings, shape: Sequence[int]) -> None:
+        super().__init__(settings, shape)
+        net = choose(settings.network, self.shape, settings.width, settings.norm)
+        self.encoder = net.encoder(self.shape, settings.latent)
+        self.decoder = net.decoder(self.shape, settings.latent)
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """(B, C, *spatial) -> the same, float32."""
+        restored: Tensor = self.decoder(self.encoder(x))
+        return restored.float()
+
+    def error(self, x: Tensor, restored: Tensor) -> Tensor:
+        """The error of each pixel, (B, *spatial)."""
+        match self.settings.loss:
+            case "l1":
+                return (x - restored).abs().mean(1)
+            case "l2":
+                return (x - restored).square().mean(1)
+            case "ssim":
+                return 1 - ssim_map(x, restored)
+
+    def reconstruction(self, x: Tensor) -> Mapping[str, Tensor]:
+        return {"loss": self.error(x, self.reconstruct(x)).mean()}
+
+    def stages(self) -> Sequence[Stage]:
+        s = self.settings
+        objective = Objective(
+            self.reconstruction, self.parameters(), lr=s.lr, weight_decay=s.weight_decay, schedule=late_drop
+        )
+        return [Stage("reconstruction", [objective], epochs=50, batch_size=128)]
+
+    def _score(self, x: Tensor) -> Scores:
+        restored = self.reconstruct(x)
+        error = gaussian_smooth(self.error(x, restored), self.settings.smoothing)
+        return Scores(image=reduce_map(error, self.settings.reduce), map=error, restored=restored)
+
+
+def late_drop(fraction: float) -> float:
+    """Factor on the learning rate: a tenth in the last third."""
+    return 1.0 if fraction < 2 / 3 else 0.1
+
+
+def check_reduce(who: str, reduce: Reduce) -> None:
+    if not isinstance(reduce, str) and not 0 <= reduce <= 1:
+        raise SettingsError(f'{who}: reduce must be "mean", "max" or a quantile in [0, 1], got {reduce}.')
+
+
+def reduce_map(maps: Tensor, reduce: Reduce) -> Tensor:
+    """Image scores (B,) from maps (B, *spatial): their mean, maximum or quantile."""
+    if reduce == "mean":
+        return maps.flatten(1).mean(1)
+    return map_quantile(maps, 1.0 if reduce == "max" else reduce)

@@ -1,0 +1,77 @@
+"""Kernel density estimate: the score is the negative log density of the features under a Gaussian around each training image.
+
+Source: Parzen 1962; protocol of Deep SVDD (Ruff et al. 2018): PCA to 95 % of the variance, bandwidth from 2^0.5, 2^1, ... 2^5
+by 5-fold cross-validation of the log likelihood of normal training images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from normalcy.errors import SettingsError
+from normalcy.method import Batches, Method, Scores, Stage
+from normalcy.nets.features import FeatureSettings, Features, log_kernel_sum
+
+
+@dataclass(frozen=True)
+class KDESettings(FeatureSettings):
+    bandwidths: tuple[float, ...] = tuple(2 ** (k / 2) for k in range(1, 11))
+    """Standard deviations of the Gaussian to choose from, in the unit of the features; one: it is taken."""
+    folds: int = 5
+    max_points: int = 10_000
+    """Evenly spaced training images kept as points."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.bandwidths or min(self.bandwidths) <= 0 or self.folds < 2 or self.max_points < 1:
+            raise SettingsError("kde: bandwidths and max_points must be positive, folds at least 2.")
+
+
+class KDE(Method):
+    name = "kde"
+    Settings = KDESettings
+    spatial_dims = (2, 3)
+    settings: KDESettings
+    points: Tensor
+    bandwidth: Tensor
+
+    def __init__(self, settings: KDESettings, shape: Sequence[int]) -> None:
+        super().__init__(settings, shape)
+        self.features = Features(settings, self.shape)
+        self.learned("points")  # (n, k)
+        self.register_buffer("bandwidth", torch.tensor(settings.bandwidths[0]))
+
+    def stages(self) -> Sequence[Stage]:
+        return [Stage("density", prepare=self._learn)]
+
+    def _learn(self, batches: Batches) -> None:
+        self.points = self.features.learn(batches, self.settings.max_points)
+        choices = self.settings.bandwidths
+        if len(choices) > 1 and len(self.points) > 1:
+            likelihood = [self._held_out_log_density(h) for h in choices]
+            self.bandwidth = torch.tensor(choices[likelihood.index(max(likelihood))], device=self.points.device)
+
+    def _held_out_log_density(self, bandwidth: float) -> float:
+        """Sum over all training points of their log density under the other folds (blocks of neighbours, as in sklearn's KFold)."""
+        folds = self.points.tensor_split(min(self.settings.folds, len(self.points)))
+        total = 0.0
+        for k, fold in enumerate(folds):
+            rest = torch.cat([*folds[:k], *folds[k + 1 :]])
+            total += float(log_density(fold, rest, torch.tensor(bandwidth)).sum())
+        return total
+
+    def _score(self, x: Tensor) -> Scores:
+        return Scores(image=-log_density(self.features(x), self.points, self.bandwidth))
+
+
+def log_density(x: Tensor, points: Tensor, bandwidth: Tensor) -> Tensor:
+    """Of vectors x (B, k), in nats: log of the mean over points (n, k) of N(x; p, bandwidth^2 I) -> (B,)."""
+    n, k = points.shape
+    log_weights = torch.full((n,), -math.log(n), device=points.device)
+    normaliser = k * (bandwidth.log() + 0.5 * math.log(2 * math.pi))
+    return log_kernel_sum(x, points, log_weights, 0.5 / bandwidth**2) - normaliser

@@ -1,0 +1,275 @@
+"""How sure a metric is: bootstrap intervals over cases, and DeLong's test between two methods.
+
+A case is what was sampled from the world: an image, or all images of one patient or part. Cases are drawn whole, with
+replacement, since images of one case resemble each other and would make an interval too narrow.
+"""
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
+
+from normalcy.errors import DataError, SettingsError
+from normalcy.metrics.ranking import Floats, Ints, as_bools, auroc, binned_area, checked_scores
+from normalcy.metrics.regions import StreamingAUPRO, StreamingAUROC, checked_pairs
+
+Cases = Sequence[Hashable] | NDArray[np.generic]
+CHUNK = 2**22  # numbers per temporary array
+BINS = 2048  # per case and class, for the intervals of map metrics
+
+
+class Interval(NamedTuple):
+    """A statistic with its interval; ``error`` bounds how far binning may have moved each end (0: exact)."""
+
+    value: float
+    low: float
+    high: float
+    level: float
+    error: float = 0.0
+
+
+class DeLong(NamedTuple):
+    """AUROC of a minus AUROC of b on the same images; ``p`` is two-sided, ``low`` and ``high`` at the level asked."""
+
+    difference: float
+    standard_error: float
+    z: float
+    p: float
+    low: float
+    high: float
+
+
+def bootstrap_interval(
+    statistic: Callable[..., float],
+    *arrays: ArrayLike,
+    labels: ArrayLike | None = None,
+    cases: Cases | None = None,
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """Percentile interval of ``statistic(*arrays)`` over resampled cases.
+
+    ``arrays`` have one entry per image along their first axis and are resampled together, so a difference of two
+    methods is a paired one. ``cases`` names each image's case; by default each image is one. With ``labels`` (0 or 1 per
+    image) cases are drawn separately among those with normal images only, with anomalous only and with both: a test
+    set of chosen class sizes stays one of these sizes, and no class can go missing from a resample. For `auroc` the labels
+    are its first array, and all resamples are computed at once.
+
+    The value is nan, and so are the ends, where the statistic is nan for all images. Percentile intervals of a
+    statistic at the edge of its range, such as an AUROC of 1, have no width: few images, not certainty.
+
+    >>> labels, scores = [0, 0, 0, 0, 1, 1, 1, 1], [0.1, 0.2, 0.3, 0.6, 0.4, 0.5, 0.7, 0.9]
+    >>> interval = bootstrap_interval(auroc, labels, scores)
+    >>> interval.low <= interval.value <= interval.high
+    True
+    """
+    _check_settings(level, resamples)
+    data = [np.asarray(array) for array in arrays]
+    if not data or any(array.ndim == 0 or len(array) != len(data[0]) for array in data) or not len(data[0]):
+        shapes = ", ".join(str(array.shape) for array in data) or "none"
+        raise DataError(f"bootstrap_interval expects arrays with one entry per image, got shapes {shapes}.")
+    images = len(data[0])
+    quick = statistic is auroc and len(data) == 2
+    value = float(statistic(*data))
+    if np.isnan(value):
+        return Interval(value, value, value, level)
+    case_of, strata = _cases(images, data[0] if quick and labels is None else labels, cases)
+    found: list[Floats] = []
+    for counts in _draws(strata, resamples, seed, width=images):
+        if quick:
+            found.append(_resampled_auroc(data[0], data[1], counts[:, case_of]))
+        else:
+            rows = (np.repeat(np.arange(images), count[case_of]) for count in counts)
+            found.append(np.array([float(statistic(*(array[row] for array in data))) for row in rows]))
+    return _percentiles(value, np.concatenate(found), level)
+
+
+def aupro_interval(
+    maps: Sequence[ArrayLike],
+    masks: Sequence[ArrayLike | None],
+    limit: float = 0.3,
+    *,
+    cases: Cases | None = None,
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+    connectivity: int | None = None,
+) -> Interval:
+    """Interval of `aupro` over resampled cases, those with and without an anomaly drawn separately.
+
+    No resample sorts anything: the maps are read twice, once for bins of equal mass (2,048 over twice the limit) and once
+    for each case's histograms, and a resample is a weighted sum of those (16 KB per case). The value comes from finer bins;
+    ``error`` bounds the effect of all binning.
+    """
+    stream = StreamingAUPRO(limit, connectivity)
+    return _map_interval("aupro_interval", stream, maps, masks, cases, level, resamples, seed)
+
+
+def pixel_auroc_interval(
+    maps: Sequence[ArrayLike],
+    masks: Sequence[ArrayLike | None],
+    *,
+    cases: Cases | None = None,
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """Interval of the pixel AUROC over resampled cases, computed as `aupro_interval` is."""
+    return _map_interval("pixel_auroc_interval", StreamingAUROC(), maps, masks, cases, level, resamples, seed)
+
+
+def _map_interval(
+    who: str,
+    stream: StreamingAUPRO | StreamingAUROC,
+    maps: Sequence[ArrayLike],
+    masks: Sequence[ArrayLike | None],
+    cases: Cases | None,
+    level: float,
+    resamples: int,
+    seed: int,
+) -> Interval:
+    if isinstance(maps, Iterator) or isinstance(masks, Iterator):
+        raise DataError(f"{who} expects maps and masks that can be read twice, got a generator; pass lists.")
+    _check_settings(level, resamples)
+    anomalous = []
+    for scores, mask in checked_pairs(who, maps, masks):
+        stream.update(scores, mask)
+        anomalous.append(mask is not None)
+    value, error = stream.compute()
+    if np.isnan(value):
+        return Interval(value, value, value, level, error)
+
+    upto = np.cumsum(stream.normal[::-1], dtype=np.float64)[::-1]
+    above = (upto - stream.normal) / upto[0]  # FPR(> bin), on which the bins are made equally heavy
+    span = min(1.0, 2 * stream.limit)  # a resample's limit may lie beyond the limit of all images
+    coarse = BINS - (np.minimum(above / span, 1) * BINS).astype(np.intp)
+
+    case_of, strata = _cases(len(anomalous), anomalous, cases)
+    histograms = np.zeros((2, strata.size, BINS + 1), np.float32)
+    for case, (scores, mask) in zip(case_of, checked_pairs(who, maps, masks), strict=True):
+        unmarked, inside, weights = stream.binned(scores, mask)
+        histograms[0, case] += np.bincount(coarse[unmarked], minlength=BINS + 1)
+        histograms[1, case] += np.bincount(coarse[inside], weights, minlength=BINS + 1)
+    found = []
+    for counts in _draws(strata, resamples, seed, width=4 * BINS):
+        normal, marked = counts.astype(np.float32) @ histograms
+        resampled, low, high = binned_area(normal, marked, stream.limit)
+        found.append(resampled)
+        error = max(error, float(np.max(np.maximum(resampled - low, high - resampled))))
+    return _percentiles(value, np.concatenate(found), level, error)
+
+
+def _check_settings(level: float, resamples: int) -> None:
+    if not 0 < level < 1:
+        raise SettingsError(f"An interval expects a level in (0, 1), got {level}.")
+    if resamples < 1:
+        raise SettingsError(f"The bootstrap expects at least one resample, got {resamples}.")
+
+
+def _cases(images: int, labels: ArrayLike | None, cases: Cases | None) -> tuple[Ints, Ints]:
+    """Case number of each image, and stratum of each case: which of the two labels occur in it."""
+    if cases is None:
+        case_of = np.arange(images)
+    else:
+        numbers: dict[Hashable, int] = {}
+        case_of = np.array([numbers.setdefault(case, len(numbers)) for case in cases], np.int64)
+    if case_of.size != images:
+        raise DataError(f"The bootstrap expects one case per image, got {case_of.size} for {images} images.")
+    strata = np.zeros(case_of.max() + 1, np.int64)
+    if labels is not None:
+        truth = as_bools("The bootstrap", "labels", labels)
+        if truth.shape != (images,):
+            raise DataError(f"The bootstrap expects one label per image, got {truth.shape} for {images} images.")
+        np.bitwise_or.at(strata, case_of, np.where(truth, 2, 1))
+    return case_of, strata
+
+
+def _draws(strata: Ints, resamples: int, seed: int, width: int) -> Iterator[Ints]:
+    """How often each case is drawn, (some resamples, cases) at a time so that (resamples, width) fits in memory."""
+    random = np.random.default_rng(seed)
+    groups = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
+    rows = max(1, CHUNK // max(width, strata.size))
+    for start in range(0, resamples, rows):
+        shape = (min(rows, resamples - start), strata.size)
+        row_start = np.arange(shape[0])[:, None] * strata.size
+        drawn = [
+            (row_start + group[random.integers(group.size, size=(shape[0], group.size))]).ravel() for group in groups
+        ]
+        yield np.bincount(np.concatenate(drawn), minlength=shape[0] * shape[1]).reshape(shape)
+
+
+def _resampled_auroc(labels: NDArray[np.generic], scores: NDArray[np.generic], counts: Ints) -> Floats:
+    """(resamples,) AUROC when image i occurs counts[:, i] times: each distinct score is a bin, so this is exact."""
+    truth, values = checked_scores("auroc", labels, scores)
+    order = np.argsort(values)
+    starts = np.flatnonzero(np.append(True, np.diff(values[order]) != 0))
+    normal, anomalous = (np.add.reduceat((counts * one)[:, order], starts, axis=1) for one in (~truth, truth))
+    return binned_area(normal, anomalous, limit=1.0)[0]
+
+
+def _percentiles(value: float, values: Floats, level: float, error: float = 0.0) -> Interval:
+    undefined = np.count_nonzero(np.isnan(values))
+    if undefined:
+        raise DataError(
+            f"The bootstrap expects a statistic that exists for every resample, got nan for {undefined} of "
+            f"{values.size}; give labels to keep both classes, or leave the interval out."
+        )
+    low, high = np.percentile(values, [50 * (1 - level), 50 * (1 + level)])
+    return Interval(value, float(low), float(high), level, error)
+
+
+def delong_test(labels: ArrayLike, scores_a: ArrayLike, scores_b: ArrayLike, level: float = 0.95) -> DeLong:
+    """DeLong's test that two methods have the same AUROC on the same images (DeLong et al. 1988), O(n log n).
+
+    Midranks instead of all pairs: Sun and Xu (2014). All nan with fewer than two images of a class. Where the difference
+    does not vary at all, z is 0 (p 1) for no difference and infinite (p 0) otherwise. For one image per case only.
+
+    >>> test = delong_test([0, 0, 0, 1, 1, 1], [1, 2, 4, 3, 5, 6], [1, 5, 4, 3, 2, 6])
+    >>> round(test.difference, 3), round(test.p, 3)
+    (0.333, 0.221)
+    """
+    _check_settings(level, 1)
+    wins_a, losses_a = _placements("delong_test", labels, scores_a)
+    wins_b, losses_b = _placements("delong_test", labels, scores_b)
+    difference, error = _mean_and_error(wins_a - wins_b, losses_a - losses_b)
+    if np.isnan(error):
+        return DeLong(difference, *[float("nan")] * 5)
+    z = difference / error if error > 0 else float(np.sign(difference) * np.inf) if difference else 0.0
+    half = float(special.ndtri((1 + level) / 2)) * error
+    return DeLong(difference, error, z, float(2 * special.ndtr(-abs(z))), difference - half, difference + half)
+
+
+def delong_interval(labels: ArrayLike, scores: ArrayLike, level: float = 0.95) -> Interval:
+    """AUROC with DeLong's normal interval, cut to [0, 1]; ends nan with fewer than two images of a class."""
+    _check_settings(level, 1)
+    value, error = _mean_and_error(*_placements("delong_interval", labels, scores))
+    half = float(special.ndtri((1 + level) / 2)) * error
+    low, high = np.clip([value - half, value + half], 0, 1)
+    return Interval(value, float(low), float(high), level)
+
+
+def _placements(who: str, labels: ArrayLike, scores: ArrayLike) -> tuple[Floats, Floats]:
+    """Per anomalous image the fraction of normal ones below it, per normal image that of anomalous ones above it."""
+    truth, values = checked_scores(who, labels, scores)
+    ranks = _midranks(values)
+    normal, anomalous = max(int(np.sum(~truth)), 1), max(int(np.sum(truth)), 1)  # 1: nothing is divided by it
+    wins = (ranks[truth] - _midranks(values[truth])) / normal
+    losses = 1 - (ranks[~truth] - _midranks(values[~truth])) / anomalous
+    return wins, losses
+
+
+def _midranks(values: Floats) -> Floats:
+    """Ranks from 1, equal values sharing the mean of theirs."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[place])
+
+
+def _mean_and_error(wins: Floats, losses: Floats) -> tuple[float, float]:
+    if not wins.size or not losses.size:
+        return float("nan"), float("nan")
+    if wins.size == 1 or losses.size == 1:
+        return float(wins.mean()), float("nan")
+    return float(wins.mean()), float(np.sqrt(wins.var(ddof=1) / wins.size + losses.var(ddof=1) / losses.size))
