@@ -12,7 +12,6 @@ import platform
 import resource
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -78,14 +77,15 @@ def sweep(maps: Maps, masks: Masks) -> float:
     return float(integrate.trapezoid(np.array(pro)[order], np.array(fpr)[order]) / LIMIT)
 
 
-def timed(function: Callable[[], T], repeats: int) -> tuple[float, T]:
-    """Median seconds of some runs, and the result."""
-    seconds = []
+def timed(function: Callable[[], T], repeats: int = 1) -> tuple[dict[str, float], T]:
+    """Median seconds by the clock and of the processor, and the result; on a busy machine the first is larger."""
+    clock, work = [], []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start, start_work = time.perf_counter(), time.process_time()
         result = function()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds), result
+        clock.append(time.perf_counter() - start)
+        work.append(time.process_time() - start_work)
+    return {"seconds": statistics.median(clock), "processor_seconds": statistics.median(work)}, result
 
 
 def processor() -> str:
@@ -97,29 +97,33 @@ def processor() -> str:
 
 
 def main() -> None:
+    load = os.getloadavg()[0]  # before this process adds to it
     maps, masks = images()
-    exact_seconds, exact = timed(lambda: aupro(maps, masks, LIMIT), repeats=3)
-    stream_seconds, stream = timed(lambda: streaming(maps, masks), repeats=3)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    ranking_seconds, auroc = timed(lambda: pixel_ranking(maps, masks).auroc(), repeats=1)
-    interval_seconds, interval = timed(lambda: aupro_interval(maps, masks, LIMIT), repeats=1)
-    sweep_seconds, swept = timed(lambda: sweep(maps, masks), repeats=1)
-    assert abs(exact - stream[0]) <= stream[1] + 1e-12
+    exact_time, exact = timed(lambda: aupro(maps, masks, LIMIT), repeats=3)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts KiB
+    stream_time, (value, bound) = timed(lambda: streaming(maps, masks), repeats=3)
+    ranking_time, auroc = timed(lambda: pixel_ranking(maps, masks).auroc())
+    interval_time, interval = timed(lambda: aupro_interval(maps, masks, LIMIT))
+    sweep_time, swept = timed(lambda: sweep(maps, masks))
+    assert abs(exact - value) <= bound + 1e-12
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
     record = {
         "images": IMAGES,
         "side": SIDE,
         "limit": LIMIT,
-        "exact": {"aupro": exact, "seconds": exact_seconds, "wanted_seconds": 3},
-        "streaming": {"aupro": stream[0], "error_bound": stream[1], "seconds": stream_seconds, "wanted_seconds": 1},
-        "sweep": {"aupro": swept, "thresholds": SWEEP, "seconds": sweep_seconds},
-        "interval": {"ends": interval[1:3], "error_bound": interval[4], "resamples": 1000, "seconds": interval_seconds},
-        "pixel_auroc": {"auroc": auroc, "seconds": ranking_seconds},
+        "exact": {"aupro": exact, **exact_time, "wanted_seconds": 3},
+        "streaming": {"aupro": value, "error_bound": bound, **stream_time, "wanted_seconds": 1},
+        "sweep": {"aupro": swept, "thresholds": SWEEP, **sweep_time},
+        "interval": {"ends": interval[1:3], "error_bound": interval.error, "resamples": 1000, **interval_time},
+        "pixel_auroc": {"auroc": auroc, **ranking_time},
+        "ratios": {
+            "sweep / exact": sweep_time["seconds"] / exact_time["seconds"],
+            "sweep / streaming": sweep_time["seconds"] / stream_time["seconds"],
+        },
         "seconds_are": "medians of three runs for exact and streaming, one run for the others",
-        "ratios": {"sweep / exact": sweep_seconds / exact_seconds, "sweep / streaming": sweep_seconds / stream_seconds},
-        "peak_memory_mb": {"process": memory, "maps": sum(scores.nbytes for scores in maps) / 2**20},
-        "hardware": {"processor": processor(), "cores": os.cpu_count()},
-        "versions": {"python": sys.version.split()[0], "numpy": np.__version__, "scipy": scipy.__version__},
+        "gigabytes": {"peak of the process after exact": memory, "maps": sum(m.nbytes for m in maps) / 2**30},
+        "hardware": {"processor": processor(), "cores": os.cpu_count(), "load_before": load},
+        "versions": {"python": platform.python_version(), "numpy": np.__version__, "scipy": scipy.__version__},
         "commit": commit.stdout.strip(),
     }
     RESULT.parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Model folders: ``detector.json``, ``weights.safetensors``, ``calibration.json`` and ``CARD.md``.
+"""Model folders: ``detector.json``, ``weights.safetensors``, ``calibration.json``, ``CARD.md`` and ``train.jsonl``.
 
 Written whole or not at all. Reading runs no code from the files: JSON, and tensors that must match, by name and shape,
 what the method builds from its settings.
@@ -22,7 +22,7 @@ from torch import Tensor
 from normalcy.errors import ModelFileError, SettingsError
 
 FORMAT = 1
-DESCRIPTION, WEIGHTS, CALIBRATION, CARD = "detector.json", "weights.safetensors", "calibration.json", "CARD.md"
+DESCRIPTION, WEIGHTS, CALIBRATION = "detector.json", "weights.safetensors", "calibration.json"
 
 
 def write_folder(folder: Path, fill: Callable[[Path], None], overwrite: bool = False) -> None:
@@ -62,10 +62,10 @@ def save(
     description: Mapping[str, Any],
     weights: Mapping[str, Tensor],
     calibration: Mapping[str, Any] | None,
-    card: str,
+    texts: Mapping[str, str],
     overwrite: bool = False,
 ) -> None:
-    """Write a model folder. ``description`` holds JSON values."""
+    """Write a model folder. ``description`` and ``calibration`` hold JSON values, ``texts`` further files by name."""
 
     def fill(partial: Path) -> None:
         save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, partial / WEIGHTS)
@@ -73,7 +73,8 @@ def save(
         _write_json(partial / DESCRIPTION, {"format": FORMAT, **description, "weights_sha256": digest})
         if calibration is not None:
             _write_json(partial / CALIBRATION, calibration)
-        (partial / CARD).write_text(card, encoding="utf-8")
+        for name, text in texts.items():
+            (partial / name).write_text(text, encoding="utf-8")
 
     write_folder(folder, fill, overwrite)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
@@ -29,10 +30,11 @@ from normalcy.data.tiling import Place, blend, cut
 from normalcy.errors import DataError, ModelFileError, NormalcyError, SettingsError
 from normalcy.method import Method, Scores
 from normalcy.methods import get
-from normalcy.train import FitSummary, Log, TrainSettings, fit
+from normalcy.train import FitSummary, Log, Record, TrainSettings, fit
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")
+TRAIN_LOG = "train.jsonl"
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,8 @@ class Detector:
         self.calibrations: dict[str, Calibration] = {}
         self.facts: dict[str, Any] = {}
         """What the fit was: data (name, count, fingerprint), summary, versions, failed images."""
+        self.records: list[Record] = []
+        """What the training loop logged."""
 
     # -- learning
 
@@ -186,6 +190,7 @@ class Detector:
         Raises DataError for images that cannot be used together and SettingsError for settings that do not fit them.
         """
         data = normal_training_images(with_split(as_dataset(images), self.train.seed))
+        journal = _Journal(Path(run_dir) / TRAIN_LOG if run_dir is not None else None, resume, log)
         rest, held_out = data, None
         if self.decision.calibration:
             kept, carved = carve_out(data.cases, self.decision.calibration, seed=self.train.seed)
@@ -207,8 +212,9 @@ class Detector:
                 augment=self.augment if self.augment.words else None,
                 run_dir=Path(run_dir) if run_dir is not None else None,
                 resume=resume,
-                log=log,
+                log=journal,
             )
+        self.records = journal.records()
         failed = [*bad.values(), *failed]
         self._remember(data, rest, held_out, summary, failed)
         if held_out is not None:
@@ -381,7 +387,8 @@ class Detector:
             **self.facts,
         }
         calibrations = {name: c.to_json() for name, c in self.calibrations.items()} or None
-        artefact.save(Path(folder), description, method.state_dict(), calibrations, self.card(), overwrite)
+        texts = {"CARD.md": self.card(), TRAIN_LOG: "".join(json.dumps(r) + "\n" for r in self.records)}
+        artefact.save(Path(folder), description, method.state_dict(), calibrations, texts, overwrite)
         return Path(folder)
 
     @classmethod
@@ -412,6 +419,7 @@ class Detector:
         if (folder / artefact.CALIBRATION).exists():
             calibrations = artefact.read_json(folder / artefact.CALIBRATION)
             detector.calibrations = {name: Calibration.from_json(c) for name, c in calibrations.items()}
+        detector.records = _read_log(folder / TRAIN_LOG)
         return detector
 
     def push_to_hub(self, repo: str, private: bool = True) -> str:
@@ -628,6 +636,42 @@ def _fit_preprocess(preprocess: Preprocess, data: DataSet) -> tuple[Preprocess, 
                 break
     reasons = "; ".join(f"{path}: {reason}" for path, reason in list(bad.values())[:3])
     raise DataError(f"Too few of the {len(data)} training images of {data.name} can be used: {reasons}")
+
+
+class _Journal:
+    """Records of the loop: kept, written to the run folder line by line, passed on."""
+
+    def __init__(self, path: Path | None, resume: bool, then: Log | None) -> None:
+        self.path, self.then = path, then
+        self.kept = _read_log(path) if path is not None and resume else []
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(json.dumps(r) + "\n" for r in self.kept), encoding="utf-8")
+
+    def __call__(self, record: Record) -> None:
+        self.kept.append(record)
+        if self.path is not None:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        if self.then is not None:
+            self.then(record)
+
+    def records(self) -> list[Record]:
+        """The last record of each step: those after a checkpoint are written again by a resumed run."""
+        by_step = {(r.get("stage"), r.get("event"), r.get("step"), "held_out_loss" in r): r for r in self.kept}
+        return list(by_step.values())
+
+
+def _read_log(path: Path) -> list[Record]:
+    """Records of an earlier run; a line that was cut off by a kill is passed over."""
+    records = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                continue
+    return [r for r in records if isinstance(r, dict)]
 
 
 class _folder:

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
@@ -26,9 +26,10 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from normalcy.config import to_words
-from normalcy.errors import SettingsError, TrainingError
+from normalcy.errors import NormalcyError, SettingsError, TrainingError
 from normalcy.method import Method, Objective, Stage
 
 # Fabric announces precision and processes at each start; the summary and the log say the same.
@@ -208,33 +209,48 @@ def _launch(job: _Job, log: Log | None) -> FitSummary:
     )
     with tempfile.TemporaryDirectory() as folder:
         records = torch.multiprocessing.get_context("spawn").SimpleQueue()
-        reader = threading.Thread(target=_pass_on, args=(records, log), daemon=True)
+        errors: list[Exception] = []
+        reader = threading.Thread(target=_pass_on, args=(records, log, errors), daemon=True)
         reader.start()
         weights = Path(folder) / "weights.pt"
         try:
             summary = fabric.launch(partial(_worker, job=job, records=records, weights=weights))
+        except ProcessRaisedException:
+            if not errors:
+                raise
         finally:
             records.put(None)
             reader.join()
+        if errors:
+            raise errors[0]
         job.method.load_state_dict(torch.load(weights, weights_only=True))
-    return cast(FitSummary, summary)
+    return FitSummary(**cast(Any, summary))
 
 
-def _pass_on(records: Any, log: Log | None) -> None:
+def _pass_on(records: Any, log: Log | None, errors: list[Exception]) -> None:
     while (record := records.get()) is not None:
-        if log is not None:
-            log(record)
+        try:
+            if isinstance(record, NormalcyError):
+                errors.append(record)
+            elif log is not None and not errors:
+                log(record)
+        except Exception as error:  # raised again by the parent; the processes must not wait for a reader
+            errors.append(error)
 
 
-def _worker(fabric: Fabric, job: _Job, records: Any, weights: Path) -> FitSummary:
+def _worker(fabric: Fabric, job: _Job, records: Any, weights: Path) -> dict[str, Any]:
     if job.accelerator == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // job.settings.devices))
-    job.method = copy.deepcopy(job.method)  # what arrives lies in memory shared by all processes
-    summary = _train(fabric, job, records.put)
+    job.method = copy.deepcopy(job.method)  # what arrives lies in memory that all processes share
+    try:
+        summary = _train(fabric, job, records.put)
+    except NormalcyError as error:
+        records.put(error)
+        raise
     if fabric.global_rank == 0:
         torch.save(job.method.state_dict(), weights)
     fabric.barrier()
-    return summary
+    return asdict(summary)
 
 
 def _train(fabric: Fabric, job: _Job, log: Log | None) -> FitSummary:
@@ -262,7 +278,8 @@ def _train(fabric: Fabric, job: _Job, log: Log | None) -> FitSummary:
         if fabric.global_rank == 0:
             checkpoint.save(state, [])
     method.eval()
-    return FitSummary(state.seconds, state.total_steps, str(_precision(settings, job.accelerator)), str(fabric.device))
+    precision = str(_precision(settings, job.accelerator)) if any(steps) else "32-true"  # prepare works in 32 bits
+    return FitSummary(state.seconds, state.total_steps, precision, str(fabric.device))
 
 
 class _StageRun:

@@ -77,7 +77,7 @@ def area_by_trapezoids(fpr, overlap, limit):
 @pytest.mark.parametrize("limit", [0.01, 0.05, 0.3, 1.0])
 def test_aupro_equals_integrating_the_curve(kind, limit):
     for seed in range(2):
-        maps, masks = example(kind, seed)
+        maps, masks = example(kind, seed, images=4)
         expected = area_by_trapezoids(*curve_by_sweep(maps, masks), limit)
         assert aupro(maps, masks, limit) == pytest.approx(expected, abs=1e-9)
 

@@ -20,7 +20,7 @@ from normalcy.nets.features import FeatureSettings, Features, log_kernel_sum
 
 @dataclass(frozen=True)
 class KDESettings(FeatureSettings):
-    bandwidths: tuple[float, ...] = tuple(2 ** (k / 2) for k in range(1, 11))
+    bandwidths: tuple[float, ...] = tuple(2 ** (k / 2) for k in range(-8, 11))
     """Standard deviations of the Gaussian to choose from, in the unit of the features; one: it is taken."""
     folds: int = 5
     max_points: int = 10_000

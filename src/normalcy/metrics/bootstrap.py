@@ -4,12 +4,13 @@ A case is what was sampled from the world: an image, or all images of one patien
 replacement, since images of one case resemble each other and would make an interval too narrow.
 """
 
+import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 
 from normalcy.errors import DataError, SettingsError
 from normalcy.metrics.ranking import Floats, Ints, as_bools, auroc, binned_area, checked_scores
@@ -238,15 +239,15 @@ def delong_test(labels: ArrayLike, scores_a: ArrayLike, scores_b: ArrayLike, lev
     if np.isnan(error):
         return DeLong(difference, *[float("nan")] * 5)
     z = difference / error if error > 0 else float(np.sign(difference) * np.inf) if difference else 0.0
-    half = float(special.ndtri((1 + level) / 2)) * error
-    return DeLong(difference, error, z, float(2 * special.ndtr(-abs(z))), difference - half, difference + half)
+    half = NormalDist().inv_cdf((1 + level) / 2) * error
+    return DeLong(difference, error, z, math.erfc(abs(z) / math.sqrt(2)), difference - half, difference + half)
 
 
 def delong_interval(labels: ArrayLike, scores: ArrayLike, level: float = 0.95) -> Interval:
     """AUROC with DeLong's normal interval, cut to [0, 1]; ends nan with fewer than two images of a class."""
     _check_settings(level, 1)
     value, error = _mean_and_error(*_placements("delong_interval", labels, scores))
-    half = float(special.ndtri((1 + level) / 2)) * error
+    half = NormalDist().inv_cdf((1 + level) / 2) * error
     low, high = np.clip([value - half, value + half], 0, 1)
     return Interval(value, float(low), float(high), level)
 

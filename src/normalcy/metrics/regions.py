@@ -272,11 +272,8 @@ class _Streaming:
         """Count one image: a map (H, W) or (D, H, W) and its mask, None when nothing is marked."""
         [(checked, marked)] = checked_pairs(type(self).__name__, [scores], [mask], first=self._images)
         unmarked, inside, weights = self.binned(checked, marked)
-        for histogram, bins, mass in ((self.normal, unmarked, None), (self.anomalous, inside, weights)):
-            if bins.size:  # counting from the lowest bin of this image saves clearing 2**bits counters for each
-                lowest = int(bins.min())
-                counts = np.bincount(bins - lowest, mass)
-                histogram[lowest : lowest + counts.size] += counts.astype(histogram.dtype, copy=False)
+        np.add.at(self.normal, unmarked, 1)  # no pass over all bins, as np.bincount would need for each image
+        np.add.at(self.anomalous, inside, 1.0 if weights is None else weights)
         self._images += 1
 
     def binned(

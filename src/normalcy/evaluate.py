@@ -1,0 +1,278 @@
+"""A results folder + labels and masks -> ``metrics.json``: metrics on raw scores, with confidence intervals by case.
+
+Nothing is chosen on the test images, except where a number says so (F1 max is the best any threshold could do on these
+very labels: an upper bound, not a result).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from normalcy import metrics
+from normalcy.data.images import read_mask, write_bytes
+from normalcy.errors import DataError
+from normalcy.metrics import Interval
+from normalcy.predict import FORMAT, read_run, read_scores
+
+Array = npt.NDArray[Any]
+_EXACT_PIXELS = 150_000_000
+"""Above this many pixels, map metrics come from bins, with a stated error."""
+_CURVE_POINTS = 400
+Row = dict[str, Any]
+
+
+def evaluate(results: Path, *, limit: float = 0.3, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """Metrics of a results folder, also written to its ``metrics.json``.
+
+    ``limit``: of the false-positive rate in AUPRO. Raises DataError when the images have no labels.
+    """
+    run, rows = read_run(results), read_scores(results)
+    labelled = [row for row in rows if row["label"] is not None]
+    if not labelled:
+        raise DataError(f"{results} has no labels: score a data set with labels (MVTec layout, a table, a named set).")
+    decision = run["calibration"] or {}
+    threshold, pixel_threshold = decision.get("threshold"), decision.get("pixel_threshold")
+    notes = ["f1_max is the best that any threshold could reach on these labels: an upper bound, not a decision."]
+    if len(labelled) < len(rows):
+        notes.append(f"{len(rows) - len(labelled)} images without a label are left out.")
+    result: dict[str, Any] = {"format": FORMAT, "resamples": resamples, "seed": seed}
+    result["image"] = _image_metrics(labelled, threshold, resamples, seed)
+    located = _Located(results, labelled, bool(run["data"]["has_masks"]))
+    notes += located.notes
+    result["pixel"] = _pixel_metrics(located, pixel_threshold, limit, resamples, seed) if located.usable else None
+    result["types"] = _types(labelled, located, limit)
+    result["curves"] = _curves(labelled, located, limit)
+    result["notes"] = notes
+    write_bytes(results / "metrics.json", json.dumps(_plain(result), indent=1).encode())
+    return result
+
+
+# -- private ---------------------------------------------------------------------------------------------------------
+
+
+class _Maps(Sequence[Array]):
+    """Maps of a results folder, read when asked for."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: Any) -> Any:
+        return np.load(self.paths[i], allow_pickle=False)
+
+
+class _Masks(Sequence["Array | None"]):
+    """Masks beside them: None where nothing is marked."""
+
+    def __init__(self, paths: Sequence[Path | None]) -> None:
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: Any) -> Any:
+        path = self.paths[i]
+        if path is None:
+            return None
+        return read_mask(path) if path.suffix == ".png" else np.load(path, allow_pickle=False) > 0
+
+
+class _Located:
+    """The images whose every pixel is known to be normal or marked: normal ones, and anomalous ones with a mask."""
+
+    def __init__(self, results: Path, rows: Sequence[Row], has_masks: bool) -> None:
+        self.rows: list[Row] = []
+        maps: list[Path] = []
+        masks: list[Path | None] = []
+        unknown = 0
+        for row in rows if has_masks else ():
+            path = results / "maps" / f"{row['path']}.npy"
+            if not path.exists():
+                continue
+            found = [
+                p
+                for p in (results / "masks" / f"{row['path']}.png", results / "masks" / f"{row['path']}.npy")
+                if p.exists()
+            ]
+            if row["label"] == 1 and not found:
+                unknown += 1
+                continue
+            self.rows.append(row)
+            maps.append(path)
+            masks.append(found[0] if row["label"] == 1 else None)
+        self.maps, self.masks = _Maps(maps), _Masks(masks)
+        self.usable = any(m is not None for m in masks)
+        self.notes = []
+        if self.usable and unknown:
+            self.notes.append(
+                f"{unknown} anomalous images in which nothing is marked are left out of the pixel metrics."
+            )
+        self.pixels = sum(int(np.prod(np.load(p, mmap_mode="r").shape)) for p in maps) if self.usable else 0
+        if self.pixels > _EXACT_PIXELS:
+            self.notes.append("Pixel metrics come from bins of 0.05 % width; 'error' bounds the effect.")
+
+    def of_type(self, kind: str) -> tuple[_Maps, _Masks]:
+        """Normal images and those of one type."""
+        chosen = [i for i, row in enumerate(self.rows) if row["label"] == 0 or row["type"] == kind]
+        return _Maps([self.maps.paths[i] for i in chosen]), _Masks([self.masks.paths[i] for i in chosen])
+
+
+def _image_metrics(rows: Sequence[Row], threshold: float | None, resamples: int, seed: int) -> dict[str, Any]:
+    labels, scores = _columns(rows)
+    cases = [row["case"] for row in rows]
+
+    def interval(statistic: Any) -> dict[str, Any]:
+        return _interval(
+            metrics.bootstrap_interval(
+                statistic, labels, scores, labels=labels, cases=cases, resamples=resamples, seed=seed
+            )
+        )
+
+    found: dict[str, Any] = {
+        "normal": int((labels == 0).sum()),
+        "anomalous": int((labels == 1).sum()),
+        "auroc": interval(metrics.auroc),
+        "average_precision": interval(metrics.average_precision),
+        "fpr_at_95_tpr": interval(metrics.fpr_at_tpr),
+        "f1_max": metrics.f1_max(labels, scores)._asdict(),
+    }
+    flagged = np.array([bool(row["flagged"]) for row in rows])
+    if any(row["flagged"] is not None for row in rows):
+        normal, anomalous = flagged[labels == 0], flagged[labels == 1]
+        tp, fp, fn = anomalous.sum(), normal.sum(), (~anomalous).sum()
+        rates = (_mean(~normal), _mean(anomalous))
+        found["at_threshold"] = {
+            "threshold": threshold,
+            "false_alarms": int(fp),
+            "found": int(tp),
+            "false_alarm_rate": _mean(normal),
+            "detection_rate": rates[1],
+            "accuracy_normal": rates[0],
+            "accuracy_anomalous": rates[1],
+            "mean_accuracy": sum(rates) / 2,
+            "f1": float(2 * tp / (2 * tp + fp + fn)) if tp + fp + fn else math.nan,
+        }
+    else:
+        found["at_threshold"] = None
+    return found
+
+
+def _pixel_metrics(
+    located: _Located, threshold: float | None, limit: float, resamples: int, seed: int
+) -> dict[str, Any]:
+    maps, masks = located.maps, located.masks
+    cases = [row["case"] for row in located.rows]
+    again = {"cases": cases, "resamples": resamples, "seed": seed}
+    auroc = metrics.pixel_auroc_interval(maps, masks, **again)  # type: ignore[arg-type]
+    aupro = metrics.aupro_interval(maps, masks, limit, **again)  # type: ignore[arg-type]
+    found: dict[str, Any] = {
+        "images": len(maps),
+        "auroc": _interval(auroc),
+        "aupro": {**_interval(aupro), "limit": limit},
+        "average_precision": None,
+        "f1_max": None,
+        "mood_ap": None,
+    }
+    if located.pixels <= _EXACT_PIXELS:
+        ranking = metrics.pixel_ranking(maps, masks)
+        found["auroc"]["value"], found["aupro"]["value"] = ranking.auroc(), metrics.aupro(maps, masks, limit)
+        found["average_precision"] = {"value": ranking.average_precision()}
+        found["f1_max"] = ranking.f1_max()._asdict()
+        found["mood_ap"] = metrics.mood_ap(maps, masks)
+    if threshold is None:
+        return {**found, "at_threshold": None, "regions": None}
+    hits = metrics.region_hits(maps, masks, threshold)
+    found["at_threshold"] = {
+        "threshold": threshold,
+        "dice": metrics.dice(maps, masks, threshold),
+        "f1": metrics.pixel_f1_at(maps, masks, threshold),
+        "pro": metrics.pro(maps, masks, threshold),
+        "false_positive_rate": _mean(np.array([_mean(m > threshold) for m, mask in zip(maps, masks) if mask is None])),
+    }
+    found["regions"] = {
+        "total": hits.regions,
+        "hit": hits.found,
+        "false_regions": int(hits.false_regions.sum()),
+        "false_per_image": hits.false_per_image,
+        "threshold": threshold,
+    }
+    return found
+
+
+def _types(rows: Sequence[Row], located: _Located, limit: float) -> dict[str, Any]:
+    types: dict[str, Any] = {}
+    normal = [row for row in rows if row["label"] == 0]
+    for kind in sorted({row["type"] for row in rows if row["label"] == 1 and row["type"]}):
+        members = [row for row in rows if row["label"] == 1 and row["type"] == kind]
+        labels, scores = _columns([*normal, *members])
+        interval = metrics.delong_interval(labels, scores) if normal and len(members) > 1 else None
+        flagged = [row["flagged"] for row in members if row["flagged"] is not None]
+        entry: dict[str, Any] = {
+            "count": len(members),
+            "auroc": _interval(interval)
+            if interval
+            else {"value": metrics.auroc(labels, scores), "low": None, "high": None},
+            "detection_rate": _mean(np.array(flagged)) if flagged else None,
+            "pixel_auroc": None,
+            "aupro": None,
+        }
+        if any(row["type"] == kind and row["label"] == 1 for row in located.rows) and located.pixels <= _EXACT_PIXELS:
+            maps, masks = located.of_type(kind)
+            entry["pixel_auroc"] = metrics.pixel_auroc(maps, masks)
+            entry["aupro"] = metrics.aupro(maps, masks, limit)
+        types[kind] = entry
+    return types
+
+
+def _curves(rows: Sequence[Row], located: _Located, limit: float) -> dict[str, Any]:
+    labels, scores = _columns(rows)
+    if len(set(labels.tolist())) < 2:
+        return {"roc": None, "pr": None, "pro": None}
+    roc, pr = metrics.roc_curve(labels, scores), metrics.precision_recall_curve(labels, scores)
+    pro = None
+    if located.usable and located.pixels <= _EXACT_PIXELS:
+        curve = metrics.pro_curve(located.maps, located.masks, limit, _CURVE_POINTS)
+        pro = {"fpr": curve[0].tolist(), "pro": curve[1].tolist()}
+    return {
+        "roc": {"fpr": _thin(roc.fpr), "tpr": _thin(roc.tpr)},
+        "pr": {"recall": _thin(pr.recall), "precision": _thin(pr.precision)},
+        "pro": pro,
+    }
+
+
+def _columns(rows: Sequence[Row]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    return np.array([row["label"] for row in rows]), np.array([row["score"] for row in rows], np.float64)
+
+
+def _interval(interval: Interval) -> dict[str, Any]:
+    words = {"value": interval.value, "low": interval.low, "high": interval.high}
+    return {**words, "error": interval.error} if interval.error else words
+
+
+def _mean(values: Array) -> float:
+    return float(np.mean(values)) if np.size(values) else math.nan
+
+
+def _thin(values: npt.NDArray[Any]) -> list[float]:
+    kept = np.unique(np.linspace(0, len(values) - 1, min(len(values), _CURVE_POINTS)).round().astype(int))
+    return [float(v) for v in values[kept]]
+
+
+def _plain(value: Any) -> Any:
+    """JSON values; null for what is not a number."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,183 @@
+"""Gaussian variational autoencoder, with the ways of scoring by one that the literature has tried.
+
+Prior N(0, I), posterior N(mean(x), diag(exp(logvar(x)))), observations N(decoder(z), sigma^2 I) with one ``sigma`` for all
+pixels, learned by default ("sigma-VAE", Rybkin et al. 2021), so that error and KL are weighed by the data and everything
+is in nats per image.
+
+Scores (x^ decodes the posterior mean; expectations over q(z|x) are means over ``samples`` draws, the same for all images):
+
+=============================  =========================================================================================
+``reconstruction``             (x - x^)^2
+``kl``                         KL(q(z|x) || p(z)) in nats; no map
+``reconstruction_probability`` -E log p(x|z) in nats (An, Cho 2015); the map has the nats of each pixel
+``elbo``                       -ELBO = -E log p(x|z) + KL in nats; the map as above, for the KL has no place in the image
+``gradient_kl``                |dKL/dx|, mean over channels (Zimmerer et al. 2018, 2019)
+``gradient_reconstruction``    |dE log p(x|z)/dx|, through the encoder too
+``gradient_elbo``              |dELBO/dx|, the derivative of the estimate of log p(x)
+``combined``                   |dKL/dx| times (x - x^)^2, both smoothed (Zimmerer et al. multiply by |x - x^|)
+=============================  =========================================================================================
+
+Scores in nats are sums over the image; all others reduce their smoothed map (``reduce``). ``beta`` acts on training alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from normalcy.errors import SettingsError
+from normalcy.method import Method, Objective, Scores, Stage
+from normalcy.methods.autoencoder import Reduce, check_reduce, late_drop, reduce_map
+from normalcy.nets.convnets import Network, Norm, choose
+from normalcy.nets.filters import gaussian_smooth
+
+Score = Literal[
+    "reconstruction",
+    "kl",
+    "elbo",
+    "reconstruction_probability",
+    "gradient_elbo",
+    "gradient_kl",
+    "gradient_reconstruction",
+    "combined",
+]
+
+
+@dataclass(frozen=True)
+class VAESettings:
+    latent: int = 32
+    score: Score = "reconstruction"
+    beta: float = 1.0
+    """Weight of the KL in training."""
+    sigma: float | None = None
+    """Deviation of an observed pixel, in the value range of the images; none: learned."""
+    samples: int = 8
+    """Draws from the posterior in an expectation when scoring (L of An, Cho)."""
+    network: Network = "auto"
+    """"auto": "lenet" up to 32 pixels, else "dcgan"."""
+    width: int | None = None
+    """Channels of the first level; none: 8 for a LeNet on one channel, else 32."""
+    norm: Norm = "batch"
+    lr: float = 1e-3
+    """Of Adam; a tenth of it in the last third of the training."""
+    weight_decay: float = 0.0
+    smoothing: float = 1.0
+    """Deviation of a Gaussian over the map, in pixels."""
+    reduce: Reduce = "mean"
+    """Image score of the scores not in nats: "mean" or "max" of the map, or this quantile of it, in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        if min(self.latent, self.samples) < 1 or self.lr <= 0 or (self.sigma is not None and self.sigma <= 0):
+            raise SettingsError("vae: latent, samples, lr and sigma must be positive.")
+        if min(self.beta, self.weight_decay, self.smoothing) < 0:
+            raise SettingsError("vae: beta, weight_decay and smoothing must not be negative.")
+        check_reduce("vae", self.reduce)
+
+
+class VAE(Method):
+    name = "vae"
+    Settings = VAESettings
+    scores = (
+        "reconstruction",
+        "kl",
+        "elbo",
+        "reconstruction_probability",
+        "gradient_elbo",
+        "gradient_kl",
+        "gradient_reconstruction",
+        "combined",
+    )
+    spatial_dims = (2, 3)
+    settings: VAESettings
+
+    def __init__(self, settings: VAESettings, shape: Sequence[int]) -> None:
+        super().__init__(settings, shape)
+        net = choose(settings.network, self.shape, settings.width, settings.norm)
+        self.encoder = net.encoder(self.shape, 2 * settings.latent)
+        self.decoder = net.decoder(self.shape, settings.latent)
+        # Adam moves a parameter by about lr a step; a tenth of log sigma lets sigma keep up with the falling error.
+        start = math.log(settings.sigma or 0.1) / 10
+        self.tenth_log_sigma = nn.Parameter(torch.tensor(start), requires_grad=settings.sigma is None)
+
+    @property
+    def log_sigma(self) -> Tensor:
+        return 10 * self.tenth_log_sigma
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of q(z|x), each (B, latent)."""
+        mean, logvar = self.encoder(x).float().chunk(2, dim=1)
+        return mean, logvar.clamp(-30, 30)  # exp() of a wild image must stay finite
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Mean of p(x|z): (B, latent) -> (B, C, *spatial)."""
+        restored: Tensor = self.decoder(z)
+        return restored.float()
+
+    def kl(self, mean: Tensor, logvar: Tensor) -> Tensor:
+        """KL(q(z|x) || p(z)) in nats, (B,)."""
+        return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(1)
+
+    def log_likelihood(self, x: Tensor, mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+        """log p(x|z) of each pixel in nats, (B, *spatial), at z = mean + std * noise; noise (B or 1, latent)."""
+        z = mean + (0.5 * logvar).exp() * noise
+        deviation = (x - self.decode(z)) * (-self.log_sigma).exp()
+        return (-0.5 * deviation.square() - self.log_sigma - 0.5 * math.log(2 * math.pi)).sum(1)
+
+    def negative_elbo(self, x: Tensor) -> Mapping[str, Tensor]:
+        """Nats per image, the mean over the batch; one draw from the posterior."""
+        mean, logvar = self.encode(x)
+        nll = -self.log_likelihood(x, mean, logvar, torch.randn_like(mean)).flatten(1).sum(1).mean()
+        kl = self.kl(mean, logvar).mean()
+        return {"loss": nll + self.settings.beta * kl, "nll": nll, "kl": kl, "sigma": self.log_sigma.exp()}
+
+    def stages(self) -> Sequence[Stage]:
+        s = self.settings
+        trained = [p for p in self.parameters() if p.requires_grad]
+        objective = Objective(self.negative_elbo, trained, lr=s.lr, weight_decay=s.weight_decay, schedule=late_drop)
+        return [Stage("elbo", [objective], epochs=50, batch_size=128)]
+
+    def _score(self, x: Tensor) -> Scores:
+        mean, logvar = self.encode(x)
+        restored = self.decode(mean)
+        smoothing, name = self.settings.smoothing, self.settings.score
+        match name:
+            case "kl":
+                return Scores(image=self.kl(mean, logvar), restored=restored)
+            case "elbo" | "reconstruction_probability":
+                nll = -torch.stack([self.log_likelihood(x, mean, logvar, e) for e in self._noise()]).mean(0)
+                nats = nll.flatten(1).sum(1)
+                image = nats + self.kl(mean, logvar) if name == "elbo" else nats
+                return Scores(image=image, map=gaussian_smooth(nll, smoothing), restored=restored)
+        factors = []
+        if name in ("reconstruction", "combined"):
+            factors.append((x - restored).square().mean(1))
+        if name != "reconstruction":
+            factors.append(self.gradient(x, kl=name != "gradient_reconstruction", likelihood=name != "gradient_kl"))
+        smoothed = [gaussian_smooth(f, smoothing) for f in factors]
+        map = smoothed[0] * smoothed[1] if name == "combined" else smoothed[0]
+        return Scores(image=reduce_map(map, self.settings.reduce), map=map, restored=restored)
+
+    def gradient(self, x: Tensor, *, kl: bool, likelihood: bool) -> Tensor:
+        """|d(-ELBO)/dx|, or of its KL or its likelihood alone, mean over channels, (B, *spatial), nats per unit of x."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            mean, logvar = self.encode(x)
+            total = torch.zeros_like(x)
+            if kl:
+                total += torch.autograd.grad(self.kl(mean, logvar).sum(), x, retain_graph=True)[0]
+            noise = self._noise() if likelihood else []
+            for e in noise:  # one by one: the memory of one decoding, whatever the number of samples
+                value = self.log_likelihood(x, mean, logvar, e).sum()
+                total -= torch.autograd.grad(value, x, retain_graph=True)[0] / len(noise)
+        return total.abs().mean(1)
+
+    def _noise(self) -> list[Tensor]:
+        """``samples`` draws (1, latent), the same for every image and every call."""
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(self.settings.samples, 1, self.settings.latent, generator=generator)
+        return list(noise.to(self.device))

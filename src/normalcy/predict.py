@@ -1,0 +1,271 @@
+"""A fitted detector over a data set -> a results folder (its files are described in docs/reference/files.md)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+import normalcy
+from normalcy.artefact import write_folder
+from normalcy.calibrate import Decision
+from normalcy.data.dataset import DataSet
+from normalcy.data.images import write_bytes, write_image, write_raw
+from normalcy.detector import TRAIN_LOG, Detector, Result, versions, with_split
+from normalcy.errors import DataError, SettingsError
+
+Array = npt.NDArray[Any]
+COLUMNS = ("path", "case", "score", "p_value", "flagged", "label", "type", "split")
+FORMAT = 1
+
+
+def images_to_score(data: DataSet, split: str | None, seed: int = 0) -> tuple[DataSet, str | None]:
+    """The images of one split; without a choice the test split where there is one, else all. ``split`` "all" is all."""
+    data = with_split(data, seed)
+    has_splits = any(item.split for item in data.items)
+    if split == "all" or (split is None and not has_splits):
+        return data, None
+    chosen = split or "test"
+    part = data.select(split=chosen)
+    if len(part) == 0:
+        known = sorted({item.split for item in data.items if item.split}) or ["none"]
+        raise DataError(
+            f"{data.name} has no images of split {chosen!r}: it has {', '.join(known)}; or use --split all."
+        )
+    return part, chosen
+
+
+def predict(
+    detector: Detector,
+    data: DataSet,
+    out: Path,
+    *,
+    decision: Decision | None = None,
+    spec: str | None = None,
+    data_root: Path | None = None,
+    split: str | None = None,
+    tile: bool = False,
+    batch_size: int = 32,
+    maps: bool = True,
+    overwrite: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Score ``data`` into the results folder ``out``, written whole or not at all; returns what ``run.json`` says.
+
+    ``decision`` defaults to the detector's own false-alarm rate. ``spec`` and ``data_root`` are noted, so that the report
+    can open the images again. ``maps=False`` writes the table alone. Images that cannot be read are listed in
+    ``run.json``; raises DataError when all are bad.
+    """
+    decision = decision or detector.decide()
+    calibration = None if tile and detector.input.tile is None else detector.calibration
+    span = calibration.map_range if calibration is not None else None
+    facts: dict[str, Any] = {}
+
+    def fill(folder: Path) -> None:
+        def write(result: Result) -> Result:
+            if maps:
+                _write_arrays(folder, result, span)
+            return result
+
+        def write_masks() -> None:
+            for i, item in enumerate(data.items):
+                mask = data.mask(i) if data.has_masks and item.label != 0 else None
+                if mask is not None and mask.any():
+                    _write_mask(folder / "masks" / f"{item.path}.png", mask)
+
+        failed: list[tuple[str, str]] = []
+        latents: list[Array] = []
+        started, count = time.monotonic(), 0
+        with open(folder / "scores.csv", "w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow(COLUMNS)
+            for r in detector.stream(data, batch_size=batch_size, tile=tile, decision=decision, then=write):
+                if on_progress is not None:
+                    on_progress(count + len(failed) + 1, len(data))
+                if not isinstance(r, Result):
+                    failed.append(r)
+                    continue
+                count += 1
+                table.writerow(_row(r))
+                if r.latent is not None:
+                    latents.append(r.latent)
+        if count == 0:
+            raise DataError(
+                f"None of the {len(data)} images of {data.name} can be scored: {failed[0][0]}: {failed[0][1]}"
+            )
+        seconds = time.monotonic() - started
+        if maps:
+            write_masks()
+        if latents:
+            np.save(folder / "latents.npy", np.stack(latents))
+        if detector.records:
+            lines = "".join(json.dumps(record) + "\n" for record in detector.records)
+            (folder / TRAIN_LOG).write_text(lines, encoding="utf-8")
+        facts.update(_run_facts(detector, data, decision, calibration is not None, span))
+        facts["data"].update(
+            spec=spec, data_root=None if data_root is None else str(data_root), split=split, count=count, failed=failed
+        )
+        facts.update(seconds=round(seconds, 3), images_per_second=round(count / max(seconds, 1e-9), 2))
+        (folder / "run.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+
+    write_folder(out, fill, overwrite)
+    return facts
+
+
+def commit() -> str | None:
+    """The commit of the working tree that this code runs from, where it is one."""
+    here = Path(__file__).resolve().parent
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None
+
+
+# -- private ---------------------------------------------------------------------------------------------------------
+
+
+def _run_facts(
+    detector: Detector, data: DataSet, decision: Decision | None, calibrated: bool, span: tuple[float, float] | None
+) -> dict[str, Any]:
+    method = detector.method
+    if method is None:
+        raise SettingsError(f"The {detector.name} detector is not fitted yet.")
+    calibration = detector.calibration if calibrated else None
+    words = detector.words()
+    lines = (type(method).__doc__ or __import__(type(method).__module__, fromlist=["_"]).__doc__ or "").splitlines()
+    return {
+        "format": FORMAT,
+        "normalcy": normalcy.__version__,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "device": str(method.device),
+        "score": words.get("score"),
+        "seed": detector.train.seed,
+        "model": {
+            "method": detector.name,
+            "description": lines[0] if lines else "",
+            "words": words,
+            "shape": list(method.shape),
+            "preprocess": [" ".join(map(str, step)) for step in detector.preprocess.plan],
+            "training_data": {k: v for k, v in detector.facts["data"].items() if k != "failed"},
+            "fit": detector.facts["fit"],
+        },
+        "data": {"name": data.name, "fingerprint": data.fingerprint(), "has_masks": data.has_masks},
+        "calibration": None
+        if calibration is None and decision is None
+        else {
+            "count": None if calibration is None else calibration.count,
+            "map_range": span,
+            **(decision.to_json() if decision is not None else {}),
+        },
+        "versions": versions(),
+    }
+
+
+def _row(r: Result) -> list[Any]:
+    item = r.item
+    flagged = "" if r.flagged is None else int(r.flagged)
+    p_value = "" if r.p_value is None else repr(r.p_value)
+    label = "" if item.label is None else item.label
+    return [item.path, item.case, repr(r.score), p_value, flagged, label, item.type or "", item.split or ""]
+
+
+def _write_arrays(folder: Path, r: Result, span: tuple[float, float] | None) -> None:
+    if r.map is not None:
+        write_raw(folder / "maps" / f"{r.path}.npy", r.map)
+        if r.map.ndim == 2:
+            write_bytes(folder / "maps" / f"{r.path}.png", _picture(r.map, span))
+    if r.spread is not None:
+        write_raw(folder / "spread" / f"{r.path}.npy", r.spread)
+    if r.restored is not None:
+        _write_restored(folder / "restored", r.path, r.restored)
+
+
+def _write_restored(folder: Path, path: str, image: Array) -> None:
+    """PNG for what PNG holds, TIFF for other bit depths and channels, .npy for volumes; never another value range."""
+    if image.ndim == 3 and image.dtype == np.uint8 and len(image) in (1, 3, 4):
+        write_image(folder / f"{path}.png", image)
+    elif image.ndim == 3:
+        import tifffile
+
+        buffer = io.BytesIO()
+        tifffile.imwrite(buffer, image if len(image) > 1 else image[0], photometric="minisblack", compression="zlib")
+        write_bytes(folder / f"{path}.tiff", buffer.getvalue())
+    else:
+        buffer = io.BytesIO()
+        np.save(buffer, image, allow_pickle=False)
+        write_bytes(folder / f"{path}.npy", buffer.getvalue())
+
+
+def _write_mask(path: Path, mask: npt.NDArray[np.bool_]) -> None:
+    if mask.ndim == 2:
+        write_image(path, np.where(mask, 255, 0).astype(np.uint8))
+    else:
+        write_raw(path.with_suffix(".npy"), mask.astype(np.float32))
+
+
+def _picture(values: npt.NDArray[np.float32], span: tuple[float, float] | None) -> bytes:
+    """A map as a PNG in the inferno colours; ``span`` is the common range, so that pictures can be compared."""
+    low, high = span or (float(values.min()), float(values.max()))
+    scaled = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
+    picture = Image.fromarray(np.rint(scaled * 255).astype(np.uint8), "P")
+    picture.putpalette(_palette())
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _palette(cache: dict[str, list[int]] = {}) -> list[int]:  # noqa: B006 (the colours, computed once)
+    if not cache:
+        from matplotlib import colormaps
+
+        cache["inferno"] = (colormaps["inferno"](np.arange(256))[:, :3] * 255).round().astype(int).ravel().tolist()
+    return cache["inferno"]
+
+
+def read_run(results: Path) -> Mapping[str, Any]:
+    """``run.json`` of a results folder. Raises DataError where there is none."""
+    try:
+        run = json.loads((results / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{results} is no results folder (its run.json cannot be read): give one that score wrote."
+        ) from error
+    if not isinstance(run, dict) or run.get("format") != FORMAT:
+        raise DataError(f"{results} was written by another version of normalcy: score again.")
+    return run
+
+
+def read_scores(results: Path) -> list[dict[str, Any]]:
+    """Rows of ``scores.csv`` with numbers as numbers and None for what is not known."""
+    try:
+        with open(results / "scores.csv", newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        return [
+            {
+                "path": row["path"],
+                "case": row["case"],
+                "score": float(row["score"]),
+                "p_value": float(row["p_value"]) if row["p_value"] else None,
+                "flagged": row["flagged"] == "1" if row["flagged"] else None,
+                "label": int(row["label"]) if row["label"] else None,
+                "type": row["type"] or None,
+                "split": row["split"] or None,
+            }
+            for row in rows
+        ]
+    except (OSError, KeyError, ValueError) as error:
+        raise DataError(f"{results / 'scores.csv'} cannot be read ({error}): score again.") from error
