@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
+import inspect
+import itertools
 import sys
+import textwrap
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
@@ -119,6 +123,18 @@ def to_words(instance: Any) -> dict[str, Any]:
         value = getattr(instance, word)
         words[word] = list(value) if isinstance(value, tuple) else value
     return words
+
+
+def meanings(cls: type) -> dict[str, str]:
+    """What each setting means: the text below it in the source of its dataclass."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    notes = {}
+    statements = body.body if isinstance(body, ast.ClassDef) else []
+    for setting, note in itertools.pairwise(statements):
+        if isinstance(setting, ast.AnnAssign) and isinstance(setting.target, ast.Name) and isinstance(note, ast.Expr):
+            text = note.value.value if isinstance(note.value, ast.Constant) else ""
+            notes[setting.target.id] = " ".join(str(text).split())
+    return notes
 
 
 def _convert(value: Any, hint: Any, who: str) -> Any:

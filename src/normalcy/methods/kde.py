@@ -1,7 +1,8 @@
 """Kernel density estimate: the score is the negative log density of the features under a Gaussian around each training image.
 
-Source: Parzen 1962; protocol of Deep SVDD (Ruff et al. 2018): PCA to 95 % of the variance, bandwidth from 2^0.5, 2^1, ... 2^5
-by 5-fold cross-validation of the log likelihood of normal training images.
+Source: Parzen 1962; protocol of Deep SVDD (Ruff et al. 2018): PCA to 95 % of the variance, bandwidth by 5-fold
+cross-validation of the log likelihood of the training images. Paper: from 2^0.5, 2^1, ... 2^5; here from 2^-4 on, since on the
+paper's own MNIST protocol the likelihood still rises at 2^0.5 (and the AUROC with it).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from normalcy.errors import SettingsError
 from normalcy.method import Batches, Method, Scores, Stage
-from normalcy.nets.features import FeatureSettings, Features, log_kernel_sum
+from normalcy.nets.features import FeatureSettings, Features, log_kernel_sum, squared_distances
 
 
 @dataclass(frozen=True)
@@ -53,25 +54,30 @@ class KDE(Method):
         self.points = self.features.learn(batches, self.settings.max_points)
         choices = self.settings.bandwidths
         if len(choices) > 1 and len(self.points) > 1:
-            likelihood = [self._held_out_log_density(h) for h in choices]
-            self.bandwidth = torch.tensor(choices[likelihood.index(max(likelihood))], device=self.points.device)
+            best = int(self._held_out_log_density(torch.tensor(choices)).argmax())
+            self.bandwidth = torch.tensor(choices[best])
 
-    def _held_out_log_density(self, bandwidth: float) -> float:
-        """Sum over all training points of their log density under the other folds (blocks of neighbours, as in sklearn's KFold)."""
+    def _held_out_log_density(self, bandwidths: Tensor) -> Tensor:
+        """For each bandwidth the sum over training points of the log density under the other folds (blocks of neighbours, as
+        in sklearn's KFold)."""
         folds = self.points.tensor_split(min(self.settings.folds, len(self.points)))
-        total = 0.0
+        total = torch.zeros(len(bandwidths), dtype=torch.float64)
         for k, fold in enumerate(folds):
             rest = torch.cat([*folds[:k], *folds[k + 1 :]])
-            total += float(log_density(fold, rest, torch.tensor(bandwidth)).sum())
+            for x in torch.split(fold, 256):
+                squared = squared_distances(x, rest)
+                for b, bandwidth in enumerate(bandwidths):
+                    kernels = torch.logsumexp(squared * (-0.5 / bandwidth**2), 1)
+                    total[b] += float((kernels + log_normaliser(rest, bandwidth)).sum())
         return total
 
     def _score(self, x: Tensor) -> Scores:
-        return Scores(image=-log_density(self.features(x), self.points, self.bandwidth))
+        """Negative log density in nats: the mean over the points p (n, k) of N(x; p, bandwidth^2 I)."""
+        sums = log_kernel_sum(self.features(x), self.points, 0.5 / self.bandwidth**2)
+        return Scores(image=-(sums + log_normaliser(self.points, self.bandwidth)))
 
 
-def log_density(x: Tensor, points: Tensor, bandwidth: Tensor) -> Tensor:
-    """Of vectors x (B, k), in nats: log of the mean over points (n, k) of N(x; p, bandwidth^2 I) -> (B,)."""
+def log_normaliser(points: Tensor, bandwidth: Tensor) -> Tensor:
+    """What turns a log sum of kernels around points (n, k) into a log density."""
     n, k = points.shape
-    log_weights = torch.full((n,), -math.log(n), device=points.device)
-    normaliser = k * (bandwidth.log() + 0.5 * math.log(2 * math.pi))
-    return log_kernel_sum(x, points, log_weights, 0.5 / bandwidth**2) - normaliser
+    return -math.log(n) - k * (bandwidth.log() + 0.5 * math.log(2 * math.pi))

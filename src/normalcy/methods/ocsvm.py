@@ -83,7 +83,7 @@ class OCSVM(Method):
 
         def separation(gamma: float) -> float:
             support, log_weights, _ = self._boundary(rest, gamma)
-            return float(roc_auc_score(unlike, -log_kernel_sum(torch.cat([out, mixed]), support, log_weights, gamma)))
+            return float(roc_auc_score(unlike, -log_kernel_sum(torch.cat([out, mixed]), support, gamma, log_weights)))
 
         return max(self.settings.gammas, key=separation)
 
@@ -94,4 +94,5 @@ class OCSVM(Method):
         return torch.from_numpy(machine.support_vectors_).float(), dual, torch.tensor(math.log(-machine.intercept_[0]))
 
     def _score(self, x: Tensor) -> Scores:
-        return Scores(image=self.log_offset - log_kernel_sum(self.features(x), self.support, self.log_weights, self.gamma))
+        kernels = log_kernel_sum(self.features(x), self.support, self.gamma, self.log_weights)
+        return Scores(image=self.log_offset - kernels)

@@ -30,7 +30,9 @@ class PCASettings:
     def __post_init__(self) -> None:
         whole = float(self.components).is_integer()
         if self.components <= 0 or (self.components > 1 and not whole):
-            raise SettingsError(f"pca: components must be a number of them or a share in (0, 1), got {self.components}.")
+            raise SettingsError(
+                f"pca: components must be a number of them or a share in (0, 1), got {self.components}."
+            )
         if self.smoothing < 0 or (self.quantile is not None and not 0 <= self.quantile <= 1):
             raise SettingsError("pca: smoothing must not be negative, quantile must lie in [0, 1] or be none.")
 

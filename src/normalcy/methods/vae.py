@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -82,16 +82,7 @@ class VAESettings:
 class VAE(Method):
     name = "vae"
     Settings = VAESettings
-    scores = (
-        "reconstruction",
-        "kl",
-        "elbo",
-        "reconstruction_probability",
-        "gradient_elbo",
-        "gradient_kl",
-        "gradient_reconstruction",
-        "combined",
-    )
+    scores = get_args(Score)
     spatial_dims = (2, 3)
     settings: VAESettings
 
@@ -156,8 +147,9 @@ class VAE(Method):
         factors = []
         if name in ("reconstruction", "combined"):
             factors.append((x - restored).square().mean(1))
-        if name != "reconstruction":
-            factors.append(self.gradient(x, kl=name != "gradient_reconstruction", likelihood=name != "gradient_kl"))
+        if name in ("gradient_kl", "gradient_elbo", "gradient_reconstruction", "combined"):
+            likelihood = name in ("gradient_elbo", "gradient_reconstruction")
+            factors.append(self.gradient(x, kl=name != "gradient_reconstruction", likelihood=likelihood))
         smoothed = [gaussian_smooth(f, smoothing) for f in factors]
         map = smoothed[0] * smoothed[1] if name == "combined" else smoothed[0]
         return Scores(image=reduce_map(map, self.settings.reduce), map=map, restored=restored)

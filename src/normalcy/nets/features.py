@@ -142,7 +142,9 @@ def principal_components(centred: Iterable[Tensor], count: int, components: floa
         used = min(count, LARGEST_MATRIX, max(2, LARGEST_BLOCK // size))
         vectors = gather(centred, count, used)
         product = torch.zeros(used, used, dtype=torch.float64)
-        for columns in vectors.split(LARGEST_MATRIX, dim=1):  # sums of bounded length: float32 products stay exact enough
+        for columns in vectors.split(
+            LARGEST_MATRIX, dim=1
+        ):  # sums of bounded length: float32 products stay exact enough
             product += (columns @ columns.T).cpu()
     values, axes = (part.flip(-1) for part in torch.linalg.eigh(product))
     total = product.trace()
@@ -174,15 +176,14 @@ def gather(blocks: Iterable[Tensor], count: int, most: int | None = None) -> Ten
     return torch.cat(kept)
 
 
-def log_kernel_sum(x: Tensor, points: Tensor, log_weights: Tensor, gamma: Tensor | float) -> Tensor:
+def log_kernel_sum(x: Tensor, points: Tensor, gamma: Tensor | float, log_weights: Tensor | float = 0.0) -> Tensor:
     """log sum_i w_i exp(-gamma |x - p_i|^2) for x (B, k), points (n, k), log weights (n,) -> (B,).
 
     Does not saturate far from the points, as the sum itself does. Memory: at most 64 MB of distances at once.
     """
     rows = max(1, 2**24 // len(points))
-    return torch.cat(
-        [torch.logsumexp(log_weights - gamma * squared_distances(part, points), 1) for part in x.split(rows)]
-    )
+    parts = [torch.logsumexp(log_weights - gamma * squared_distances(part, points), 1) for part in x.split(rows)]
+    return torch.cat(parts)
 
 
 def squared_distances(x: Tensor, points: Tensor) -> Tensor:

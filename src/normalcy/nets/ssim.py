@@ -27,7 +27,8 @@ def ssim_map(a: Tensor, b: Tensor, data_range: float = 1.0) -> Tensor:
         means = mean_a * mean_b
         squares = mean_a * mean_a + mean_b * mean_b
         structure = (2 * (product - means) + c2) / (square_a + square_b - squares + c2)
-        return ((2 * means + c1) / (squares + c1) * structure).mean(1)
+        similarity: Tensor = (2 * means + c1) / (squares + c1) * structure
+        return similarity.mean(1)
 
 
 def _windowed(images: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from functools import cache
 from html import escape
 from importlib import resources
-from typing import Union
+from typing import TypeAlias
 
 _VOID = frozenset({"input", "meta"})  # elements of HTML without an end, of those in use here
 MISSING = "–"
@@ -15,7 +15,7 @@ class Markup(str):
     """HTML already: it goes into the page as it is."""
 
 
-Content = Union[str, int, float, None, Iterable["Content"]]
+Content: TypeAlias = "str | int | float | Iterable[Content] | None"
 
 
 def join(*content: Content) -> Markup:
@@ -24,7 +24,7 @@ def join(*content: Content) -> Markup:
     >>> join("a < b ", [tag("b", "&"), None], 3)
     'a &lt; b <b>&amp;</b>3'
     """
-    parts = []
+    parts: list[str] = []
     for part in content:
         if isinstance(part, Markup):
             parts.append(part)
@@ -43,13 +43,17 @@ def tag(element: str, *content: Content, **attributes: Content) -> Markup:
     '<p class="note" title="&quot;quoted&quot;">1 &lt; 2</p>'
     """
     pairs = [
-        f' {name.rstrip("_").replace("_", "-")}="{join(value)}"' for name, value in attributes.items() if value is not None
+        f' {name.rstrip("_").replace("_", "-")}="{join(value)}"'
+        for name, value in attributes.items()
+        if value is not None
     ]
     end = "" if element in _VOID else f"{join(*content)}</{element}>"
     return Markup(f"<{element}{''.join(pairs)}>{end}")
 
 
-def table(head: Iterable[Content], rows: Iterable[Iterable[Content]], caption: Content = None, numbers: int = 1) -> Markup:
+def table(
+    head: Iterable[Content], rows: Iterable[Iterable[Content]], caption: Content = None, numbers: int = 1
+) -> Markup:
     """A table; the columns from ``numbers`` on are aligned as numbers, the first is the row's heading."""
     headings = [tag("th", cell, scope="col", class_="number" if k >= numbers else None) for k, cell in enumerate(head)]
     body = [

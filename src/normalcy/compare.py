@@ -1,0 +1,153 @@
+"""Several methods on one data set: fit, score, evaluate, and paired tests between them on the same images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from normalcy import config
+from normalcy.artefact import refuse_existing
+from normalcy.calibrate import Decision
+from normalcy.data.dataset import DataSet
+from normalcy.data.images import write_bytes
+from normalcy.detector import DecisionSettings, Detector, InputSettings, with_split
+from normalcy.errors import NormalcyError, SettingsError
+from normalcy.evaluate import evaluate
+from normalcy.methods import get
+from normalcy.metrics import delong_test
+from normalcy.predict import images_to_score, predict, read_scores
+from normalcy.report import write_comparison, write_report
+from normalcy.train import Log, TrainSettings
+
+FORMAT = 1
+
+
+def words_for(method: str, words: Mapping[str, Any], methods: Sequence[str]) -> dict[str, Any]:
+    """The words that concern ``method``: ``latent=64`` goes to every method that knows it, ``vae.latent=64`` to one.
+
+    Raises SettingsError for a word that no method knows.
+    """
+    shared = (InputSettings, TrainSettings, DecisionSettings)
+    known = {
+        name: {word for cls in (get(name).Settings, *shared) for word in config.known_words(cls)} for name in methods
+    }
+    chosen = {}
+    for word, value in words.items():
+        owner, dot, own = word.rpartition(".")
+        if dot and owner not in methods:
+            raise SettingsError(f"{word}: {owner!r} is not among the methods compared ({', '.join(methods)}).")
+        if not any(own in known[name] for name in ([owner] if dot else methods)):
+            raise config.unknown_word(own, set().union(*known.values()), owner or "compare")
+        if own in known[method] and owner in ("", method):
+            chosen[own] = value
+    return chosen
+
+
+def compare(
+    data: DataSet,
+    methods: Sequence[str],
+    out: Path,
+    words: Mapping[str, Any] | None = None,
+    *,
+    spec: str | None = None,
+    data_root: Path | None = None,
+    overwrite: bool = False,
+    log: Log | None = None,
+    on_method: Callable[[str, str], None] | None = None,
+) -> dict[str, Any]:
+    """Fit each method on the normal training images and evaluate it on the test split; one results folder a method.
+
+    ``words`` are settings, see :func:`words_for`. ``on_method`` gets (method, "fit" | "score" | "evaluate"). A method that
+    fails is listed with its reason, the others go on. The paired test against the best is DeLong's on image AUROC; the best
+    is the best on these test images, so the comparison describes, it does not select. Returns what ``compare.json`` says.
+    """
+    methods = list(dict.fromkeys(methods))
+    if not methods:
+        raise SettingsError("compare needs at least one method.")
+    settings = {name: words_for(name, words or {}, methods) for name in methods}
+    data = with_split(data, int(dict(words or {}).get("seed", 0)))
+    test, split = images_to_score(data, None)
+    refuse_existing(out, overwrite)
+    rows: list[dict[str, Any]] = []
+    failed = []
+    tell = on_method or (lambda name, step: None)
+    for name in methods:
+        try:
+            tell(name, "fit")
+            detector = Detector(name, **settings[name]).fit(data, log=log)
+            tell(name, "score")
+            decision: Decision | None = detector.decide()
+            run = predict(
+                detector,
+                test,
+                out / name,
+                decision=decision,
+                spec=spec,
+                data_root=data_root,
+                split=split,
+                overwrite=overwrite,
+            )
+            tell(name, "evaluate")
+            found = evaluate(out / name)
+            write_report(out / name, dataset=test)
+        except NormalcyError as error:
+            failed.append({"name": name, "reason": str(error)})
+            continue
+        pixel = found["pixel"] or {}
+        rows.append(
+            {
+                "name": name,
+                "words": settings[name],
+                "auroc": _finite(found["image"]["auroc"]),
+                "pixel_auroc": pixel.get("auroc"),
+                "aupro": pixel.get("aupro"),
+                "at_threshold": found["image"]["at_threshold"],
+                "fit_seconds": run["model"]["fit"]["seconds"],
+                "images_per_second": run["images_per_second"],
+                "folder": name,
+                "against_best": None,
+            }
+        )
+    if not rows:
+        raise NormalcyError("No method could be compared: " + "; ".join(f"{f['name']}: {f['reason']}" for f in failed))
+    _test_against_best(out, rows)
+    comparison = {
+        "format": FORMAT,
+        "data": {"name": data.name, "spec": spec, "fingerprint": data.fingerprint(), "test_images": len(test)},
+        "methods": rows,
+        "failed": failed,
+    }
+    write_bytes(out / "compare.json", json.dumps(comparison, indent=1).encode())
+    write_comparison(out)
+    return comparison
+
+
+def _finite(interval: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: interval.get(key) for key in ("value", "low", "high")}
+
+
+def _test_against_best(out: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """DeLong's test of every method against the one with the highest image AUROC, on the images that both scored."""
+    ranked = [row for row in rows if row["auroc"]["value"] is not None]
+    if not ranked:
+        return
+    best = max(ranked, key=lambda row: row["auroc"]["value"])
+    ours = {r["path"]: r for r in read_scores(out / best["folder"]) if r["label"] is not None}
+    for row in ranked:
+        if row is best:
+            continue
+        theirs = {r["path"]: r["score"] for r in read_scores(out / row["folder"])}
+        both = [path for path in ours if path in theirs]
+        labels = np.array([ours[path]["label"] for path in both])
+        test = delong_test(labels, [theirs[p] for p in both], [ours[p]["score"] for p in both])
+        row["against_best"] = {
+            "best": best["name"],
+            "difference": test.difference,
+            "low": test.low,
+            "high": test.high,
+            "p": test.p,
+        }

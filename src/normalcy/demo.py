@@ -1,0 +1,10 @@
+"""The demo: defective solar cells, found by methods that saw functional ones only.
+
+Data: electroluminescence images of solar cells from the package ``elpv-dataset`` (Deitsch et al. 2019), CC BY-NC-SA 4.0.
+"""
+
+from __future__ import annotations
+
+SPEC = "elpv"
+METHODS = ("patchcore", "autoencoder", "pca", "isolation_forest")
+SETTINGS = {"size": 128}

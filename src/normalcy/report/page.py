@@ -1,0 +1,872 @@
+"""The report of one results folder: what was found, how sure that is, and the images to judge it by."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import numpy.typing as npt
+
+from normalcy.data.dataset import DataSet, open_data
+from normalcy.data.images import write_bytes
+from normalcy.errors import DataError
+from normalcy.report import figures
+from normalcy.report.figures import Curve
+from normalcy.report.markup import (
+    MISSING,
+    Content,
+    Markup,
+    count,
+    definitions,
+    document,
+    interval,
+    join,
+    metric,
+    number,
+    percent,
+    table,
+    tag,
+)
+from normalcy.report.pictures import Picture, Range, coloured, contour, data_uri, load_picture, palette
+from normalcy.report.results import Json, Results, finite, look, read_results, wilson
+
+Ints = npt.NDArray[np.intp]
+
+GALLERY = 12
+MOST_NORMAL = 6
+LATENT_POINTS = 2000
+LISTED = 100  # failed files
+
+
+def write_report(results: Path, dataset: DataSet | None = None) -> Path:
+    """Writes ``report.html`` into a results folder and returns its path.
+
+    The inputs are read from ``dataset``, by default from the data set that run.json names; without them the page shows
+    the maps alone and says so. Only files of images that are shown are read. Raises DataError when scores.csv, run.json or
+    metrics.json cannot be used.
+    """
+    folder = Path(results)
+    read = read_results(folder)
+    why_no_inputs = ""
+    if dataset is None:
+        dataset, why_no_inputs = _reopen(read)
+    page = _page(read, dataset, why_no_inputs)
+    path = folder / "report.html"
+    write_bytes(path, page.encode("utf-8"))
+    return path
+
+
+def headline(results: Results) -> Markup:
+    """The result in a sentence or two."""
+    counts = _Counts(results)
+    auroc = look(results.metrics, "image", "auroc")
+    total = len(results)
+    if finite(look(auroc, "value")) is not None:
+        start: Content = [
+            "AUROC ", tag("strong", metric(auroc["value"])), " ", interval(auroc.get("low"), auroc.get("high")),
+            f" on {count(total, 'image')}: {counts.normal:,} normal, {counts.anomalous:,} anomalous"
+            + (f", {counts.unknown:,} unlabelled" if counts.unknown else "") + ".",
+        ]  # fmt: skip
+    elif counts.normal or counts.anomalous:
+        start = f"{count(total, 'image')} scored: {counts.normal:,} normal, {counts.anomalous:,} anomalous" + (
+            f", {counts.unknown:,} of unknown label." if counts.unknown else "."
+        )
+    else:
+        start = f"{count(total, 'image')} scored, of unknown label."
+    return join(start, " ", _decision(results, counts))
+
+
+def _decision(results: Results, counts: "_Counts") -> Markup:
+    """What the threshold promised and what it did."""
+    threshold = look(results.run, "calibration", "threshold")
+    if not (results.flagged >= 0).any():
+        return join("There is no threshold, so nothing is flagged: the detector was not calibrated.")
+    promise = _false_alarms(results)
+    if promise and finite(threshold) is None:
+        held_out = look(results.run, "calibration", "count")
+        return join(
+            f"Nothing can be flagged: {held_out} calibration images are too few to promise at most {percent(promise)} "
+            f"false alarms; at least {math.ceil(1 / promise - 1)} are needed."
+        )
+    subject = f"The threshold promises at most {percent(promise)} false alarms" if promise else "At the threshold"
+    parts = []
+    if counts.normal:
+        parts.append(f"{counts.false_alarms:,} of {counts.normal:,} normal images flagged")
+    if counts.anomalous:
+        parts.append(f"{counts.found:,} of {counts.anomalous:,} anomalous found")
+    if not parts or counts.unknown:
+        flagged = int(((results.flagged == 1) & (results.labels < 0)).sum())
+        parts.append(f"{flagged:,} of {counts.unknown:,} {'unlabelled ' if parts else ''}images flagged")
+    return join(subject, ": ", ", ".join(parts), ".")
+
+
+def _false_alarms(results: Results) -> float | None:
+    """The promised share, where the threshold comes with a promise."""
+    if look(results.run, "calibration", "rule") not in (None, "false_alarms"):
+        return None
+    return finite(look(results.run, "calibration", "false_alarms"))
+
+
+class _Counts:
+    """How many images of each label, and what became of them."""
+
+    def __init__(self, results: Results) -> None:
+        labels, flagged = results.labels, results.flagged == 1
+        decided = results.flagged >= 0
+        self.normal, self.anomalous, self.unknown = (int((labels == value).sum()) for value in (0, 1, -1))
+        self.false_alarms, self.found = (int((flagged & (labels == value)).sum()) for value in (0, 1))
+        self.missed = int(((labels == 1) & decided & ~flagged).sum())
+
+
+# --- the page
+
+
+def _page(results: Results, dataset: DataSet | None, why_no_inputs: str) -> str:
+    run = results.run
+    method, data = look(run, "model", "method") or "unknown method", look(run, "data", "name") or results.folder.name
+    sections: list[tuple[str, str, Content]] = [
+        ("summary", "Summary", _summary(results)),
+        ("curves", "Scores and curves", _curves(results)),
+        ("types", "Types of anomaly", _types(results)),
+        ("images", "Images", _images(results, dataset, why_no_inputs)),
+        ("latent", "Latent space", _latent(results)),
+        ("training", "Training", _training(results)),
+        ("details", "Settings, data and notes", _details(results)),
+    ]
+    present = [(key, title, content) for key, title, content in sections if content]
+    description = look(run, "model", "description")
+    facts = [
+        count(len(results), "image") + (f" ({split})" if (split := look(run, "data", "split")) else ""),
+        f"{number(speed, 3)} images/s on {look(run, 'device')}" if (speed := look(run, "images_per_second")) else None,
+        str(look(run, "created") or "")[:16].replace("T", " "),
+        f"normalcy {look(run, 'normalcy') or '?'}",
+    ]
+    header = tag(
+        "header",
+        tag("p", " · ".join(fact for fact in facts if fact), class_="facts"),
+        tag("h1", method, tag("span", " on ", class_="light"), data),
+        tag("p", description, class_="about") if description else None,
+        tag("p", headline(results), class_="headline"),
+        _warnings(results),
+    )
+    navigation = tag("nav", [tag("a", title, href=f"#{key}") for key, title, _ in present], aria_label="Sections")
+    body = [tag("section", tag("h2", title), content, id=key) for key, title, content in present]
+    return document(f"{method} on {data}: normalcy report", header, navigation, tag("main", body), script=True)
+
+
+def _warnings(results: Results) -> Content:
+    """What a reader must know before believing the numbers."""
+    counts, promise = _Counts(results), _false_alarms(results)
+    words = []
+    if promise and counts.normal and (results.flagged >= 0).any():
+        low, _ = wilson(counts.false_alarms, counts.normal)
+        if low > promise:
+            words.append(
+                f"{percent(counts.false_alarms / counts.normal)} of the normal images are flagged, more than the promised "
+                f"{percent(promise)} and more than chance explains: they differ from the normal images that the "
+                "threshold was set on (another camera, site, lot or patient group?)."
+            )
+    held_out = look(results.run, "calibration", "count")
+    if isinstance(held_out, int) and held_out < 20:
+        words.append(
+            f"Only {count(held_out, 'image')} to calibrate on: p-values are steps of {number(1 / (held_out + 1), 2)}."
+        )
+    lost = int((~np.isfinite(results.scores)).sum())
+    if lost:
+        words.append(
+            f"{count(lost, 'image has', 'images have')} no finite score; they are left out of figures and galleries."
+        )
+    failed = look(results.run, "data", "failed")
+    if failed:
+        words.append(f"{count(len(failed), 'file')} could not be read; they are listed under Settings, data and notes.")
+    if results.metrics is None and counts.normal and counts.anomalous:
+        words.append(
+            "Labels are known but metrics.json is missing: 'normalcy evaluate' adds AUROC, curves and intervals."
+        )
+    return [tag("p", text, class_="warning") for text in words]
+
+
+# --- summary
+
+
+def _summary(results: Results) -> Content:
+    tables = [_image_table(results), _decision_table(results), _pixel_table(results)]
+    return (
+        tag("div", tables, class_="tables")
+        if any(tables)
+        else tag("p", "No labels, so there is nothing to compare with.")
+    )
+
+
+def _image_table(results: Results) -> Content:
+    image = look(results.metrics, "image")
+    if not image:
+        return None
+    normal, anomalous = look(image, "normal"), look(image, "anomalous")
+    chance = anomalous / (normal + anomalous) if normal or anomalous else None
+    rows = [
+        _row(
+            "AUROC",
+            image.get("auroc"),
+            "chance that an anomalous image scores higher than a normal one; 0.5 is guessing",
+        ),
+        _row(
+            "Average precision",
+            image.get("average_precision"),
+            f"area under precision-recall; {metric(chance)} is guessing",
+        ),
+        _row(
+            "False alarms at 95 % found",
+            image.get("fpr_at_95_tpr"),
+            "share of normal images flagged when 95 % are found",
+        ),
+        _row("F1 max (oracle)", image.get("f1_max"), _oracle(image.get("f1_max"))),
+    ]
+    return _metric_table("Images: how well scores separate", rows)
+
+
+def _decision_table(results: Results) -> Content:
+    """Flagged or not against the label, from scores.csv."""
+    counts = _Counts(results)
+    decided, flagged = results.flagged >= 0, results.flagged == 1
+    if not decided.any():
+        return None
+    names = {0: "normal", 1: "anomalous", -1: "of unknown label"}
+    rows: list[list[Content]] = []
+    for label, name in names.items():
+        here = decided & (results.labels == label)
+        n, k = int(here.sum()), int((here & flagged).sum())
+        if n:
+            low, high = wilson(k, n)
+            rows.append([name, f"{k:,}", f"{n - k:,}", percent(k / n), f"{percent(low)} to {percent(high)}"])
+    at = look(results.metrics, "image", "at_threshold")
+    extra = []
+    if at and counts.normal and counts.anomalous:
+        extra = [f"Mean accuracy {metric(at.get('mean_accuracy'))}, F1 {metric(at.get('f1'))}."]
+    threshold = finite(look(results.run, "calibration", "threshold"))
+    promise, rule = _false_alarms(results), look(results.run, "calibration", "rule")
+    origin = (
+        f", set for at most {percent(promise)} false alarms" if promise else f", by the rule {rule}" if rule else ""
+    )
+    return tag(
+        "div",
+        table(
+            ["", "flagged", "not", "share flagged", "95 % interval"], rows,
+            caption=f"Decision at the threshold {number(threshold)}{origin}",
+        ),
+        tag("p", extra, class_="note") if extra else None,
+    )  # fmt: skip
+
+
+def _pixel_table(results: Results) -> Content:
+    pixel = look(results.metrics, "pixel")
+    if not pixel:
+        return None
+    limit = look(pixel, "aupro", "limit")
+    rows = [
+        _row("AUROC", pixel.get("auroc"), "over all pixels; 0.5 is guessing"),
+        _row(
+            "AUPRO", pixel.get("aupro"),
+            "area under per-region overlap" + (f", up to {percent(limit)} of normal pixels flagged" if limit else ""),
+        ),
+        _row("Average precision", pixel.get("average_precision"), "area under precision-recall of pixels"),
+        _row("F1 max (oracle)", pixel.get("f1_max"), _oracle(pixel.get("f1_max"))),
+    ]  # fmt: skip
+    at, regions = pixel.get("at_threshold"), pixel.get("regions")
+    if at:
+        where = f"at the pixel threshold {number(at.get('threshold'))}"
+        rows += [
+            _row("Dice", at.get("dice"), where),
+            _row("Overlap by region (PRO)", at.get("pro"), where),
+            _row("Normal pixels flagged", at.get("false_positive_rate"), where),
+        ]
+    if look(pixel, "mood_ap") is not None:
+        rows.append(_row("MOOD average precision", pixel["mood_ap"], "pixels of all images pooled"))
+    if regions and look(regions, "total"):
+        hit, total = int(regions["hit"]), int(regions["total"])
+        low, high = wilson(hit, total)
+        false = look(regions, "false_regions")
+        rows.append(
+            [
+                "Regions found",
+                f"{hit:,} of {total:,}",
+                interval(low, high),
+                f"{false:,} flagged regions touch no true one",
+            ]
+        )
+    return _metric_table(f"Pixels: how well maps point ({count(pixel.get('images', 0), 'image')})", rows)
+
+
+def _row(name: str, entry: Any, meaning: Content) -> list[Content]:
+    values = entry if isinstance(entry, dict) else {"value": entry}
+    if finite(values.get("error")):
+        meaning = join(meaning, f" (binned: exact to {number(values['error'], 2)})")
+    return [name, metric(values.get("value")), interval(values.get("low"), values.get("high")), meaning]
+
+
+def _oracle(entry: Any) -> str:
+    return f"threshold {number(look(entry, 'threshold'))}, the best on these labels: a bound, not a forecast"
+
+
+def _metric_table(caption: str, rows: Sequence[Sequence[Content]]) -> Markup:
+    shown = [row for row in rows if row[1] != MISSING]
+    body = [[row[0], row[1], row[2], tag("span", row[3], class_="meaning")] for row in shown]
+    return tag(
+        "div", table(["", "value", "95 % interval", tag("span", "meaning", class_="meaning")], body, caption=caption)
+    )
+
+
+# --- curves
+
+
+def _curves(results: Results) -> Content:
+    shown: list[Content] = []
+    if np.isfinite(results.scores).any():
+        threshold = finite(look(results.run, "calibration", "threshold"))
+        figure, note = figures.score_figure(results.scores, results.labels, threshold)
+        shown.append(_plot("Scores by label", figure, note + "Larger is stranger. The less they overlap, the better."))
+    if np.isfinite(results.p_values).any():
+        shown.append(_p_values(results))
+    curves = look(results.metrics, "curves") or {}
+    if roc := _curve("ROC", curves.get("roc"), "fpr", "tpr"):
+        at = look(results.metrics, "image", "at_threshold")
+        ends = finite(look(at, "false_alarm_rate")), finite(look(at, "detection_rate"))
+        point = (ends[0], ends[1]) if ends[0] is not None and ends[1] is not None else None
+        auroc = look(results.metrics, "image", "auroc") or {}
+        words = f"AUROC {metric(auroc.get('value'))} {interval(auroc.get('low'), auroc.get('high'))}."
+        shown.append(_plot("ROC", figures.roc_figure([roc], point), words))
+    if precision := _curve("precision-recall", curves.get("pr"), "recall", "precision"):
+        counts = _Counts(results)
+        prevalence = counts.anomalous / max(counts.normal + counts.anomalous, 1)
+        entry = look(results.metrics, "image", "average_precision") or {}
+        words = f"Average precision {metric(entry.get('value'))} {interval(entry.get('low'), entry.get('high'))}."
+        shown.append(_plot("Precision and recall", figures.precision_recall_figure(precision, prevalence), words))
+    if pro := _curve("PRO", curves.get("pro"), "fpr", "pro"):
+        entry = look(results.metrics, "pixel", "aupro") or {}
+        limit = finite(entry.get("limit")) or 0.3
+        words = f"AUPRO {metric(entry.get('value'))} {interval(entry.get('low'), entry.get('high'))}: the area up to {limit}."
+        shown.append(_plot("Overlap with regions, by pixel", figures.pro_figure(pro, limit), words))
+    return tag("div", shown, class_="plots") if shown else None
+
+
+def _p_values(results: Results) -> Markup:
+    held_out = look(results.run, "calibration", "count")
+    figure = figures.p_value_figure(
+        results.p_values, results.labels, held_out if isinstance(held_out, int) else 0, _false_alarms(results)
+    )
+    words = "p-values of normal images should be uniform, that is follow the diagonal; those of anomalous images rise at once."
+    if not (results.labels == 0).any():
+        words = "p-values of normal images follow the diagonal; what rises above it is strange."
+    return _plot("p-values", figure, words)
+
+
+def _curve(name: str, points: Any, x: str, y: str) -> Curve | None:
+    xs, ys = look(points, x), look(points, y)
+    usable = isinstance(xs, list) and isinstance(ys, list) and len(xs) == len(ys) > 1
+    return Curve(name, xs, ys) if usable else None
+
+
+def _plot(title: str, figure: Markup, words: Content) -> Markup:
+    return tag("figure", tag("figcaption", tag("strong", title), " ", words), tag("div", figure), class_="plot")
+
+
+# --- types
+
+
+def _types(results: Results) -> Content:
+    """One row for each type of anomalous image, the hardest first."""
+    evaluated = look(results.metrics, "types") or {}
+    labels, flagged, decided = results.labels, results.flagged == 1, results.flagged >= 0
+    kinds = np.array(results.types, dtype=object)
+    names = {str(name) for name in evaluated} | {str(name) for name in kinds[labels == 1] if name}
+    if not names:
+        return None
+
+    def area(name: str) -> float:
+        value = finite(look(evaluated, name, "auroc", "value"))
+        return 2.0 if value is None else value
+
+    start = 0.5 if all(area(name) >= 0.5 for name in names) else 0.0
+    rows: list[list[Content]] = []
+    for name in sorted(names, key=lambda name: (area(name), name)):
+        entry = evaluated.get(name) or {}
+        here = (labels == 1) & (kinds == name)
+        n, k = int((here & decided).sum()), int((here & flagged).sum())
+        auroc = entry.get("auroc") or {}
+        low, high = wilson(k, n)
+        ends = finite(auroc.get("low")), finite(auroc.get("high"))
+        rows.append([
+            name, f"{int(here.sum()) or entry.get('count', 0):,}", metric(auroc.get("value")), interval(*ends),
+            figures.interval_mark(finite(auroc.get("value")), *ends, start),
+            f"{k:,} of {n:,}" if n else MISSING, interval(low, high),
+            metric(entry.get("pixel_auroc")), metric(entry.get("aupro")),
+        ])  # fmt: skip
+    head: list[Content] = [
+        "", "images", "AUROC", "95 % interval", f"{start:g} to 1", "found", "95 % interval", "pixel AUROC", "AUPRO",
+    ]  # fmt: skip
+    kept = [k for k in range(len(head)) if k < 2 or any(row[k] not in (MISSING, None) for row in rows)]
+    return [
+        tag("p", "Each type against all normal images; the hardest first.", class_="note") if evaluated else None,
+        table([head[k] for k in kept], [[row[k] for k in kept] for row in rows]),
+    ]
+
+
+# --- images
+
+
+@dataclass(frozen=True)
+class _Gallery:
+    title: str
+    explanation: str
+    images: Ints
+    whole: int  # how many there are
+
+
+def _galleries(results: Results) -> list[_Gallery]:
+    """Which images to show, under which heading: first those where the decision was wrong."""
+    scores, labels, flagged = results.scores, results.labels, results.flagged
+    known = np.isfinite(scores)
+    rising = np.argsort(scores, kind="stable")
+    rising = rising[known[rising]]
+    falling = rising[::-1]
+    galleries = []
+
+    def add(title: str, explanation: str, order: Ints, among: npt.NDArray[np.bool_], limit: int = GALLERY) -> None:
+        chosen = order[among[order]]
+        galleries.append(_Gallery(title, explanation, chosen[:limit], len(chosen)))
+
+    if (labels == 1).any():
+        if (flagged >= 0).any():
+            add(
+                "Missed anomalies",
+                "Anomalous, not flagged; lowest score first.",
+                rising,
+                (labels == 1) & (flagged == 0),
+            )
+        else:
+            add("Anomalous images that look normal", "The lowest scores first.", rising, labels == 1)
+    if (labels == 0).any():
+        if (flagged >= 0).any():
+            add("False alarms", "Normal, but flagged; highest score first.", falling, (labels == 0) & (flagged == 1))
+        else:
+            add("Normal images that look anomalous", "The highest scores first.", falling, labels == 0)
+    add("Most anomalous", "The highest scores of all images.", falling, known)
+    add("Most normal", "The lowest scores of all images.", rising, known, MOST_NORMAL)
+    return galleries
+
+
+class _Drawing:
+    """Cards of the images shown. An image's pixels stand once in the page, however often they are shown."""
+
+    def __init__(self, results: Results, pictures: dict[int, Picture]) -> None:
+        self.results, self.pictures = results, pictures
+        calibration = look(results.run, "calibration")
+        self.level = finite(look(calibration, "pixel_threshold"))
+        given = look(calibration, "map_range")
+        ends = [finite(end) for end in given] if isinstance(given, list) and len(given) == 2 else []
+        self.fixed = len(ends) == 2 and None not in ends
+        maps = [p.map for p in pictures.values() if p.map is not None]
+        self.map_range: Range = (ends[0] or 0.0, ends[1] or 0.0) if self.fixed else _extent(maps)
+        self.has_maps = bool(maps)
+        spreads = [p.spread for p in pictures.values() if p.spread is not None]
+        self.spread_range = (0.0, _extent(spreads)[1]) if spreads else None
+        self.has_masks = any(p.mask is not None for p in pictures.values())
+        self.store: list[Markup] = []
+        self.made: dict[int, list[tuple[str, Markup]]] = {}
+
+    def card(self, i: int) -> Markup:
+        if i not in self.made:
+            self.made[i] = self._panels(i)
+        panels = [
+            tag(
+                "button", tag("span", svg, class_="pixels"), tag("span", name, class_="name"),
+                type="button", class_="panel", title="Enlarge",
+            )
+            for name, svg in self.made[i]
+        ]  # fmt: skip
+        return tag("figure", tag("div", panels, class_="panels"), self._caption(i), class_="card")
+
+    def _panels(self, i: int) -> list[tuple[str, Markup]]:
+        picture, path = self.pictures[i], self.results.paths[i]
+        names: list[tuple[str, str, str, Any]] = []  # what it is, its identifier, its alternative text, its pixels
+        if picture.input is not None:
+            names.append(("input", f"input-{i}", f"input image {path}", picture.input))
+        if picture.restored is not None:
+            names.append(("restored", f"restored-{i}", f"{path} as it would look if normal", picture.restored))
+        if picture.map is not None:
+            pixels = coloured(picture.map, self.map_range, "inferno")
+            names.append(("map", f"map-{i}", f"anomaly map of {path}, largest value {number(_peak(picture))}", pixels))
+        height, width = picture.size
+        crisp = "pixelated" if max(picture.size) <= 96 else None
+        panels = []
+        for name, identifier, words, pixels in names:
+            self._keep(identifier, pixels, picture.size, crisp)
+            panels.append((name, _picture(width, height, words, _use(identifier))))
+        if picture.input is not None and (picture.map is not None or picture.mask is not None):
+            layers = [_use(f"input-{i}"), *self._layers(i, picture)]
+            panels.append(("overlay", _picture(width, height, f"{path} under its anomaly map, with outlines", layers)))
+        elif picture.map is not None:
+            outlines = [_use(f"map-{i}"), *self._outlines(picture)]
+            panels[-1] = ("map", _picture(width, height, f"anomaly map of {path}, with outlines", outlines))
+        if picture.spread is not None and self.spread_range is not None:
+            self._keep(f"spread-{i}", coloured(picture.spread, self.spread_range, "viridis"), picture.size, crisp)
+            words = f"spread of the restorations of {path}"
+            panels.append(("spread", _picture(width, height, words, _use(f"spread-{i}"))))
+        return panels
+
+    def _layers(self, i: int, picture: Picture) -> list[Content]:
+        heat = _use(f"map-{i}", class_="heat", filter="url(#heat)") if picture.map is not None else None
+        return [heat, *self._outlines(picture)]
+
+    def _outlines(self, picture: Picture) -> list[Content]:
+        """Each line twice: a dark one below, so that it is seen on any ground."""
+        outlines: list[Content] = []
+        for kind, plane, level in (("mask", picture.mask, 0.5), ("contour", picture.map, self.level)):
+            path = contour(plane, level, picture.size) if plane is not None and level is not None else ""
+            if path:
+                outlines += [tag("path", d=path, class_="casing " + kind), tag("path", d=path, class_=kind)]
+        return outlines
+
+    def _keep(self, identifier: str, pixels: Any, size: tuple[int, int], crisp: str | None) -> None:
+        height, width = size
+        self.store.append(
+            tag(
+                "image", id=identifier, width=width, height=height, href=Markup(data_uri(pixels)),
+                preserveAspectRatio="none", image_rendering=crisp,
+            )
+        )  # fmt: skip
+
+    def _caption(self, i: int) -> Markup:
+        results, picture = self.results, self.pictures[i]
+        path, label, flagged = results.paths[i], int(results.labels[i]), int(results.flagged[i])
+        kind = results.types[i]
+        name = {0: "normal", 1: "anomalous", -1: "unlabelled"}[label]
+        if kind and label == 1:
+            name = f"anomalous: {kind}"
+        elif kind and kind not in ("good", "normal"):
+            name = f"{name}: {kind}"
+        badges = [
+            tag("span", name, class_=f"badge {('normal', 'anomalous', 'unknown')[label]}"),
+            tag("span", "⚑ flagged" if flagged else "not flagged", class_="badge" + (" flagged" if flagged else ""))
+            if flagged >= 0
+            else None,
+        ]
+        facts = [f"score {number(results.scores[i].item())}"]
+        if math.isfinite(results.p_values[i]):
+            facts.append(f"p = {number(results.p_values[i].item(), 3)}")
+        if results.cases[i] != path:
+            facts.append(f"case {results.cases[i]}")
+        if picture.map is not None:
+            facts.append(f"map up to {number(_peak(picture), 3)}")
+        if picture.spread is not None:
+            facts.append(f"spread up to {number(float(picture.spread.max()), 3)}")
+        if picture.slice is not None:
+            facts.append(f"slice {picture.slice[0]} of 0–{picture.slice[1] - 1}, where the map is largest")
+        if max(picture.size) > 1:
+            facts.append(f"{picture.size[1]} × {picture.size[0]} px")
+        notes = [picture.shown_as, f"input not shown: {picture.missing}" if picture.missing else ""]
+        return tag(
+            "figcaption",
+            tag("p", path, class_="path"),
+            tag("p", badges, " ", " · ".join(facts)),
+            [tag("p", note, class_="fine") for note in notes if note],
+        )
+
+
+def _images(results: Results, dataset: DataSet | None, why_no_inputs: str) -> Content:
+    galleries = _galleries(results)
+    shown = sorted({int(i) for gallery in galleries for i in gallery.images})
+    if not shown:
+        return None
+    wanted = {results.paths[i] for i in shown}
+    places = (
+        {item.path: k for k, item in enumerate(dataset.items) if item.path in wanted} if dataset is not None else {}
+    )
+    pictures = {i: load_picture(results, i, dataset, places.get(results.paths[i])) for i in shown}
+    if dataset is None:
+        for picture in pictures.values():
+            picture.missing = ""  # said once, above
+    drawing = _Drawing(results, pictures)
+    parts: list[Content] = []
+    for gallery in galleries:
+        shown_of = (
+            "" if len(gallery.images) == gallery.whole else f" {len(gallery.images)} of {gallery.whole:,} are shown."
+        )
+        none = tag("p", "None.", class_="none") if not gallery.whole else None
+        parts += [
+            tag(
+                "h3",
+                gallery.title,
+                tag("span", f" {gallery.whole:,}", class_="light") if "Most" not in gallery.title else None,
+            ),
+            tag("p", gallery.explanation, shown_of, class_="note") if gallery.whole else none,
+            tag("div", [drawing.card(int(i)) for i in gallery.images], class_="cards"),
+        ]
+    notes = [tag("p", "Inputs are not shown: ", why_no_inputs, class_="warning")] if dataset is None else []
+    store = tag(
+        "svg",
+        tag("defs", _HEAT, drawing.store),
+        width=0,
+        height=0,
+        aria_hidden="true",
+        class_="store",
+        focusable="false",
+    )
+    return [*notes, _legend(drawing), *parts, store]
+
+
+def _legend(drawing: _Drawing) -> Content:
+    """The key to the pictures, with the controls of the overlay; it stays in sight while scrolling."""
+    if not drawing.has_maps:
+        return None
+    low, high = drawing.map_range
+    origin = "fixed from normal calibration images" if drawing.fixed else "range of the maps shown"
+    line = '<svg viewBox="0 0 34 12" width="34" height="12" aria-hidden="true"><path d="M1 6H33" class="casing {0}"/><path d="M1 6H33" class="{0}"/></svg>'  # noqa: E501
+    items: list[Content] = [
+        tag(
+            "div",
+            figures.colour_bar("map", palette("inferno"), (low, high), drawing.level),
+            tag("span", f"map, {origin}"),
+        ),
+    ]
+    if drawing.spread_range is not None:
+        bar = figures.colour_bar("spread", palette("viridis"), drawing.spread_range, None)
+        items.append(tag("div", bar, tag("span", "spread, range of those shown")))
+    controls: list[Content] = [
+        tag(
+            "label", "map over image ",
+            tag("input", type="range", id="opacity", min=0, max=100, value=70, aria_label="opacity of the map over the image"),
+        ),
+    ]  # fmt: skip
+    if drawing.level is not None:
+        box = tag("input", type="checkbox", data_hides="contour", checked="checked")
+        controls.append(tag("label", box, Markup(line.format("contour")), " above the pixel threshold"))
+    if drawing.has_masks:
+        box = tag("input", type="checkbox", data_hides="mask", checked="checked")
+        controls.append(tag("label", box, Markup(line.format("mask")), " true mask"))
+    return tag("div", tag("div", items, class_="bars"), tag("div", controls, class_="controls"), class_="legend")
+
+
+# red of inferno rises early: as opacity it leaves unremarkable places clear
+_HEAT = tag(
+    "filter",
+    tag("feColorMatrix", type="matrix", values="1 0 0 0 0  0 1 0 0 0  0 0 1 0 0  1.25 0 0 0 -0.1"),
+    id="heat", color_interpolation_filters="sRGB", x=0, y=0, width="100%", height="100%",
+)  # fmt: skip
+
+
+def _picture(width: int, height: int, words: str, *content: Content) -> Markup:
+    return tag("svg", content, viewBox=f"0 0 {width} {height}", role="img", aria_label=words)
+
+
+def _use(identifier: str, **attributes: Content) -> Markup:
+    return tag("use", href=f"#{identifier}", **attributes)
+
+
+def _peak(picture: Picture) -> float:
+    return float(picture.map.max()) if picture.map is not None else math.nan
+
+
+def _extent(planes: Sequence[Any]) -> Range:
+    """From the smallest value to the largest."""
+    return (float(min(p.min() for p in planes)), float(max(p.max() for p in planes))) if planes else (0.0, 1.0)
+
+
+# --- latent space, training
+
+
+def _latent(results: Results) -> Content:
+    path = results.folder / "latents.npy"
+    if not path.is_file():
+        return None
+    try:
+        codes = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        return tag("p", f"latents.npy cannot be read ({error}).", class_="warning")
+    if codes.ndim < 2 or len(codes) != len(results):
+        return tag(
+            "p", f"latents.npy has shape {codes.shape}, expected {len(results):,} rows; not shown.", class_="warning"
+        )
+    codes = codes.reshape(len(codes), -1)
+    rows = np.arange(len(codes))
+    if len(rows) > LATENT_POINTS:
+        rows = np.sort(np.random.default_rng(0).choice(rows, LATENT_POINTS, replace=False))
+    x = np.asarray(codes[rows], np.float64)
+    good = np.isfinite(x).all(axis=1)
+    rows, x = rows[good], x[good]
+    if len(rows) < 5:
+        return None
+    figure = figures.latent_figure(_tsne(x), _groups(results, rows))
+    words = f"t-SNE of {count(len(rows), 'latent code')} of {x.shape[1]} dimensions"
+    words += f", drawn at random from {len(codes):,}. " if len(rows) < len(codes) else ". "
+    return _plot(
+        "Latent codes.", figure, words + "Near points are alike; distances between groups and their sizes mean little."
+    )
+
+
+def _tsne(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """``(N, d)`` to ``(N, 2)`` (van der Maaten and Hinton 2008), by way of 50 principal components as they do."""
+    from sklearn.decomposition import PCA  # slow to import, and few methods have latents
+    from sklearn.manifold import TSNE
+
+    scale = float(x.std())
+    x = (x - x.mean(axis=0)) / (scale if scale > 0 else 1.0)
+    components = min(50, *x.shape)
+    x = PCA(components, random_state=0).fit_transform(x) if x.shape[1] > 50 else x
+    perplexity = min(30.0, (len(x) - 1) / 3)
+    # random: the default starts from principal components, which identical codes do not have
+    points: npt.NDArray[np.float64] = TSNE(2, perplexity=perplexity, init="random", random_state=0).fit_transform(x)
+    return points
+
+
+def _groups(results: Results, rows: Ints) -> dict[str, npt.NDArray[np.bool_]]:
+    labels, kinds = results.labels[rows], np.array(results.types, dtype=object)[rows]
+    groups = {"unknown": labels < 0, "normal": labels == 0}
+    anomalous = sorted({str(kind) for kind in kinds[labels == 1]})
+    if 1 < len(anomalous) <= 7:
+        groups |= {kind or "other": (labels == 1) & (kinds == kind) for kind in anomalous}
+    else:
+        groups["anomalous"] = labels == 1
+    return {name: inside for name, inside in groups.items() if inside.any()}
+
+
+def _training(results: Results) -> Content:
+    """A figure for each stage. After a resume, a step may have been recorded twice: the later one counts."""
+    try:
+        lines = (results.folder / "train.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    stages: dict[str, dict[str, dict[int, float]]] = {}
+    for line in lines:
+        try:
+            record: Any = json.loads(line)
+        except ValueError:
+            continue  # the last line of a killed run
+        step, stage = look(record, "step"), str(look(record, "stage") or "")
+        if not isinstance(step, int):
+            continue
+        for name, value in record.items():
+            if (
+                name not in ("method", "stage", "step", "steps", "images_per_second", "event")
+                and (y := finite(value)) is not None
+            ):
+                stages.setdefault(stage, {}).setdefault(name, {})[step] = y
+    shown = []
+    for stage, terms in stages.items():
+        ordered = sorted(terms, key=lambda name: (name != "loss", name != "held_out_loss"))[:8]
+        curves = {name: _thinned(sorted(terms[name].items())) for name in ordered}
+        shown.append(tag("figure", tag("div", figures.training_figure(stage, curves)), class_="plot"))
+    return tag("div", shown, class_="plots") if shown else None
+
+
+def _thinned(points: list[tuple[int, float]], most: int = 400) -> tuple[list[int], list[float]]:
+    """Means of equal runs of points, so that a long training stays a small figure."""
+    run = math.ceil(len(points) / most)
+    groups = [points[k : k + run] for k in range(0, len(points), run)]
+    return [group[-1][0] for group in groups], [math.fsum(y for _, y in group) / len(group) for group in groups]
+
+
+# --- details
+
+
+def _details(results: Results) -> Content:
+    run = results.run
+    model, data, calibration = (look(run, key) or {} for key in ("model", "data", "calibration"))
+    words = model.get("words") or {}
+    failed = data.get("failed") or []
+    parts: list[tuple[str, Content]] = [
+        ("What the numbers mean", tag("ul", [tag("li", note) for note in _notes(results)])),
+        ("Settings", definitions([(name, _plain(value)) for name, value in words.items()]) if words else None),
+        ("Model", _facts(model, ("method", "description", "shape", "preprocess", "training_data", "fit"))),
+        ("Data", _facts(data, ("spec", "data_root", "name", "count", "fingerprint", "split", "has_masks"))),
+        ("Calibration", _facts(calibration, tuple(calibration)) if calibration else None),
+        (
+            "Run",
+            _facts(
+                run, ("created", "normalcy", "commit", "score", "device", "seconds", "images_per_second", "versions")
+            ),
+        ),
+        (f"Failed files ({len(failed)})", _failed(failed) if failed else None),
+    ]
+    files = [name for name in ("scores.csv", "metrics.json", "run.json") if (results.folder / name).is_file()]
+    links = [[tag("a", name, href=quote(name)), " "] for name in files]
+    folded = [(title, content) for title, content in parts if content]
+    return [
+        [
+            tag("details", tag("summary", title), content, open="open" if k == 0 else None)
+            for k, (title, content) in enumerate(folded)
+        ],
+        tag("p", "Beside this page: ", links, class_="note"),
+    ]
+
+
+def _notes(results: Results) -> list[Content]:
+    run, counts = results.run, _Counts(results)
+    notes: list[Content] = ["A larger score is stranger. An image is flagged when its score is above the threshold."]
+    promise, held_out = _false_alarms(results), look(run, "calibration", "count")
+    if promise and held_out:
+        notes.append(
+            f"The promise: the threshold was set on {count(held_out, 'normal image')} that the model was not trained on, so that "
+            f"of new normal images from the same source at most {percent(promise)} are flagged on average (split conformal "
+            "prediction). It says nothing about images from elsewhere, nor about how many anomalies are found."
+        )
+    if np.isfinite(results.p_values).any():
+        notes.append(
+            "A p-value is the share of calibration images, and this one, that are at least as strange: of normal images, one "
+            "in twenty has p up to 0.05."
+        )
+    if results.metrics is not None:
+        notes.append(
+            "F1 max is an oracle number: its threshold is the one that suits these labels best, which nobody has "
+            "beforehand. It bounds what a threshold can do and is not to be compared with results at a fixed one."
+        )
+        notes.append(
+            "AUROC and the other areas need no threshold. Their 95 % intervals come from resampled cases; those of single "
+            "types from DeLong's variance."
+        )
+    if counts.normal or counts.anomalous:
+        notes.append("Intervals of shares (flagged, found) are Wilson's, and take images as independent of each other.")
+    notes.append(
+        "Images larger than 400 pixels are reduced for display: inputs by the mean, maps by the largest value of a block. "
+        "Contours and colours do not change any number on this page."
+    )
+    extra = look(results.metrics, "notes")
+    others = [str(note) for note in (extra if isinstance(extra, list) else [])]
+    return notes + [note for note in others if not note.startswith("f1_max is")]  # said above
+
+
+def _facts(tree: Json, keys: Sequence[str]) -> Content:
+    present = [(key.replace("_", " "), _plain(tree[key])) for key in keys if tree.get(key) is not None]
+    return definitions(present) if present else None
+
+
+def _plain(value: Any) -> str:
+    """A JSON value in words."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items() if item is not None)
+    if isinstance(value, list):
+        return ", ".join(_plain(item) for item in value) or "none"
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    return number(value, 6) if isinstance(value, float) else str(value)
+
+
+def _failed(failed: Sequence[Any]) -> Content:
+    rows = [[str(part) for part in (e.values() if isinstance(e, dict) else e)] for e in failed[:LISTED]]
+    more = f"and {len(failed) - LISTED:,} more, in run.json." if len(failed) > LISTED else None
+    return [table(["file", "reason"], rows, numbers=9), tag("p", more, class_="note") if more else None]
+
+
+def _reopen(results: Results) -> tuple[DataSet | None, str]:
+    """The data set that was scored, or why it cannot be opened."""
+    spec, root = look(results.run, "data", "spec"), look(results.run, "data", "data_root")
+    if not spec:
+        return None, "run.json names no data set to read them from."
+    try:
+        return open_data(str(spec), root), ""
+    except DataError as error:
+        return None, str(error)

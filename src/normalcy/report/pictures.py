@@ -1,0 +1,229 @@
+"""Images, maps and masks of a results folder, made small enough to show: pixels as data URIs, contours as SVG paths."""
+
+import base64
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from skimage import measure
+
+from normalcy.data.dataset import DataSet
+from normalcy.data.images import read_image, read_mask
+from normalcy.errors import DataError
+from normalcy.report.results import Results
+
+Array = npt.NDArray[Any]
+Range = tuple[float, float]
+
+LARGEST_SIDE = 400
+"""Larger images are reduced by a whole factor, so between 200 and 400 pixels remain on the longer side."""
+STRETCH = (0.5, 99.5)
+"""Percentiles shown as black and white for anything but 8 bits."""
+_CONTOUR_POINTS = 3000
+_RESTORED = (".png", ".tiff", ".npy")
+
+
+@dataclass
+class Picture:
+    """All there is to see of one image, one slice of a volume, at display size; None where it is not known."""
+
+    size: tuple[int, int]  # (H, W) of the image itself
+    input: Array | None = None  # uint8 (h, w) or (h, w, 3)
+    restored: Array | None = None
+    map: Array | None = None  # float32 (h, w), the largest value of each block of pixels
+    spread: Array | None = None
+    mask: Array | None = None  # bool (h, w)
+    slice: tuple[int, int] | None = None  # shown, of how many
+    shown_as: str = ""  # what display did to the values
+    missing: str = ""  # why there is no input
+
+
+def load_picture(results: Results, i: int, dataset: DataSet | None, place: int | None) -> Picture:
+    """Reads the files of image ``i``; ``place`` is its index in ``dataset``. Of a volume, the slice with the peak."""
+    whole: Array | None = None
+    missing = "" if dataset is not None and place is not None else "not in the data set"
+    if dataset is not None and place is not None:
+        try:
+            whole = dataset.read(place)  # (C, *spatial)
+        except (DataError, OSError) as error:
+            missing = str(error)
+    volume_map = _array(results.file("maps", i, ".npy"))
+    volume_mask = _mask(results.file("masks", i, ".png", ".npy"))
+    spatial = next(
+        (a.shape for a in (volume_map, volume_mask) if a is not None), whole.shape[1:] if whole is not None else None
+    )
+    if spatial is None or not math.prod(spatial):
+        return Picture((1, 1), missing=missing or "nothing to show")
+    cut: int | None = None
+    if len(spatial) == 3:
+        cut = _peak_slice(volume_map, volume_mask, spatial[0])
+
+    def plane(volume: Array | None) -> Array | None:
+        """The last two axes, at the slice shown."""
+        if volume is None or cut is None:
+            return volume
+        return volume[..., min(cut, volume.shape[-3] - 1), :, :] if volume.ndim > 2 else volume
+
+    picture = Picture(
+        (int(spatial[-2]), int(spatial[-1])), slice=None if cut is None else (cut, spatial[0]), missing=missing
+    )
+    limits: Range | None = None
+    if whole is not None:
+        picture.input, limits, picture.shown_as = display(np.asarray(plane(whole)))
+    restored = _restored(results.file("restored", i, *_RESTORED), len(spatial))
+    if restored is not None:
+        picture.restored, limits, shown_as = display(np.asarray(plane(restored)), limits)
+        picture.shown_as = picture.shown_as or shown_as
+    for name, volume in (("map", volume_map), ("spread", _array(results.file("spread", i, ".npy")))):
+        part = plane(volume)
+        if part is not None:
+            setattr(picture, name, reduce(np.nan_to_num(part.astype(np.float32)), np.max))
+    mask = plane(volume_mask)
+    picture.mask = None if mask is None or not mask.any() else reduce(mask, np.max)
+    return picture
+
+
+def reduce(plane: Array, block: Any) -> Array:
+    """``(..., H, W)`` in blocks of a whole number of pixels; `numpy.max` keeps a hot spot of a single pixel visible.
+
+    >>> reduce(np.arange(801 * 4).reshape(801, 4), np.max).shape
+    (267, 2)
+    """
+    k = math.ceil(max(plane.shape[-2:]) / LARGEST_SIDE)
+    if k <= 1:
+        return plane
+    edges = [(0, 0)] * (plane.ndim - 2) + [(0, -side % k) for side in plane.shape[-2:]]
+    padded = np.pad(plane, edges, mode="edge")
+    height, width = (side // k for side in padded.shape[-2:])
+    blocks: Array = block(padded.reshape(*padded.shape[:-2], height, k, width, k), axis=(-3, -1))
+    return blocks
+
+
+def display(image: Array, limits: Range | None = None) -> tuple[Array, Range | None, str]:
+    """``(C, H, W)`` of any type as uint8 ``(h, w)`` or ``(h, w, 3)``, the values shown as black and white, and in words
+    what was done. One channel is grey, three or four are the first three as colours, the mean of any other number.
+
+    >>> shown, limits, words = display(np.linspace(0, 4000, 64, dtype=np.uint16).reshape(1, 8, 8))
+    >>> shown.shape, shown.min(), shown.max(), words
+    ((8, 8), 0, 255, 'uint16, 20 to 3980 shown as black to white')
+    """
+    words = []
+    kind, channels = image.dtype, len(image)
+    small = reduce(image, np.mean).astype(np.float64)
+    if channels in (3, 4):
+        small = small[:3]
+        words += ["first 3 of 4 channels"] if channels == 4 else []
+    elif channels > 1:
+        small = small.mean(axis=0, keepdims=True)
+        words += [f"mean of {channels} channels"]
+    if kind != np.uint8:
+        if limits is None:
+            known = small[np.isfinite(small)]
+            low, high = np.percentile(known, STRETCH) if known.size else (0.0, 1.0)
+            limits = (float(low), float(high))
+        words += [f"{kind}, {limits[0]:.4g} to {limits[1]:.4g} shown as black to white"]
+        small = 255 * scaled(small, limits)
+    pixels = np.clip(np.round(np.nan_to_num(small)), 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(np.moveaxis(pixels, 0, -1) if len(pixels) > 1 else pixels[0]), limits, "; ".join(words)
+
+
+def scaled(values: Array, limits: Range) -> Array:
+    """Values from low to high as 0 to 1, clipped; of a range without extent, what is above it is 1."""
+    low, high = limits
+    if not high > low:
+        return np.asarray(values > high, np.float64)
+    return np.clip((np.asarray(values, np.float64) - low) / (high - low), 0, 1)
+
+
+def coloured(values: Array, limits: Range, colours: str) -> Array:
+    """``(h, w)`` in the colours of a Matplotlib map as uint8 ``(h, w, 3)``."""
+    index = np.round(255 * scaled(values, limits)).astype(np.uint8)
+    pixels: Array = palette(colours)[index]
+    return pixels
+
+
+def palette(colours: str) -> Array:
+    """256 colours, uint8 (256, 3)."""
+    rgb: Array = np.round(255 * matplotlib.colormaps[colours](np.arange(256))[:, :3]).astype(np.uint8)
+    return rgb
+
+
+def data_uri(pixels: Array) -> str:
+    """uint8 ``(h, w)`` or ``(h, w, 3)`` inside the page: WebP, without loss where images are small."""
+    buffer = io.BytesIO()
+    tiny = max(pixels.shape[:2]) <= 96
+    Image.fromarray(pixels).save(buffer, format="WEBP", lossless=tiny, quality=80, method=4)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def contour(plane: Array, level: float, size: tuple[int, int]) -> str:
+    """The SVG path around ``plane > level`` in the pixels of an image of this size; longest lines first, up to a limit.
+
+    >>> contour(np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0]]), 0.5, (6, 6))
+    'M4 3L3 4L2 3L3 2Z'
+    """
+    if not math.isfinite(level) or plane.max() <= level:
+        return ""
+    outside = min(float(plane.min()), level - 1e-6 * max(1.0, abs(level)))
+    trace: Any = measure  # its functions have no types
+    lines = trace.find_contours(np.pad(plane.astype(np.float64), 1, constant_values=outside), level)
+    scale = np.array(size) / plane.shape
+    parts: list[str] = []
+    points = 0
+    for line in sorted(lines, key=len, reverse=True):
+        corners = trace.approximate_polygon(line, 0.35)
+        if len(corners) < 3:
+            corners = line
+        points += len(corners)
+        if points > _CONTOUR_POINTS and parts:
+            break
+        places = np.clip((corners[:-1] - 0.5) * scale, 0, size)  # -1 for the padding, + 0.5 to the middle of the pixel
+        parts.append("M" + "L".join(f"{x:.5g} {y:.5g}" for y, x in places) + "Z")
+    return "".join(parts)
+
+
+def _peak_slice(volume: Array | None, mask: Array | None, depth: int) -> int:
+    for known in (volume, mask):
+        if known is not None and known.ndim == 3:
+            return int(np.nan_to_num(known.max(axis=(1, 2))).argmax())
+    return depth // 2
+
+
+def _array(path: Path | None) -> Array | None:
+    """An array in a file, of two or three axes; None where there is none that can be read."""
+    if path is None:
+        return None
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return array if isinstance(array, np.ndarray) and array.ndim in (2, 3) and array.dtype.kind in "biuf" else None
+
+
+def _mask(path: Path | None) -> Array | None:
+    if path is None or path.suffix == ".npy":
+        array = _array(path)
+        return None if array is None else np.asarray(array != 0)
+    try:
+        return read_mask(path)
+    except DataError:
+        return None
+
+
+def _restored(path: Path | None, axes: int) -> Array | None:
+    """``(C, *spatial)``, of images as PNG or TIFF, of volumes as .npy."""
+    if path is None:
+        return None
+    try:
+        if path.suffix != ".npy":
+            return read_image(path)
+        array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (DataError, OSError, ValueError, EOFError):
+        return None
+    return array if array.ndim == axes + 1 else None

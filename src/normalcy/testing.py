@@ -1,0 +1,408 @@
+"""The battery that every method passes, for methods of normalcy and of other packages alike::
+
+    from normalcy.testing import check_method
+
+    def test_contract():
+        check_method(MyMethod, {"latent": 4, "epochs": 2})
+
+A :class:`Trial` holds a method class with tiny settings and fits it once on smooth textures; each ``check_*`` looks at one
+side of the contract (:mod:`normalcy.method`) and raises :class:`ContractError` with a sentence that says what is broken.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+import io
+import json
+import pickle
+import random
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+from torch.nn import functional as F
+
+from normalcy import config
+from normalcy.detector import DecisionSettings, InputSettings
+from normalcy.errors import DataError, NormalcyError, SettingsError
+from normalcy.method import Method, Scores
+from normalcy.train import TrainSettings, fit
+
+RESERVED = frozenset(
+    {"method", "channels"}.union(*(config.known_words(c) for c in (TrainSettings, InputSettings, DecisionSettings)))
+)
+"""Words that a method's settings may not take: they mean something for every method."""
+
+
+class ContractError(AssertionError):
+    """A method breaks the contract."""
+
+
+class Trial:
+    """A method under test, with images that it can learn in seconds.
+
+    ``words`` are settings of the method or of the training (``steps``, ``batch_size`` ...); ``shape`` is (C, *spatial).
+    """
+
+    def __init__(
+        self, cls: type[Method], words: Mapping[str, Any] | None = None, shape: Sequence[int] = (1, 32, 32)
+    ) -> None:
+        self.cls, self.shape = cls, tuple(shape)
+        parts = {"method": cls.Settings, "train": TrainSettings}
+        given = {"device": "cpu", "precision": "32-true", "log_steps": 1000, **(words or {})}
+        settings = config.share_out(given, parts, cls.name)
+        self.settings: Any = settings["method"]
+        self.train: TrainSettings = settings["train"]
+        self.normal = smooth_textures(48, self.shape, seed=0)
+        self.unseen = smooth_textures(12, self.shape, seed=1)
+        self.defective, self.masks = with_defect(smooth_textures(12, self.shape, seed=2), seed=3)
+        self.mixed = torch.cat([self.unseen[:3], self.defective[:3]])
+        self._fitted: Method | None = None
+
+    def build(self, seed: int = 0) -> Method:
+        """The method before fit."""
+        torch.manual_seed(seed)
+        return self.cls(self.settings, self.shape)
+
+    def fit(self, images: Tensor | None = None) -> Method:
+        """The method after a fit of its own."""
+        method = self.build()
+        fit(method, self.normal if images is None else images, self.train)
+        return method
+
+    def fitted(self) -> Method:
+        """A copy of the method fitted once, so that no check can spoil another."""
+        if self._fitted is None:
+            self._fitted = self.fit()
+        return copy.deepcopy(self._fitted)
+
+    def variants(self) -> Iterator[tuple[str, Method]]:
+        """A fitted copy for each score that the method offers: (label, method)."""
+        if not self.cls.scores:
+            yield self.cls.name, self.fitted()
+        for score in self.cls.scores:
+            yield f"{self.cls.name} with score={score}", self.fitted().with_score(score)
+
+
+def check_method(
+    cls: type[Method],
+    words: Mapping[str, Any] | None = None,
+    shapes: Sequence[Sequence[int]] | None = None,
+    finds_defect: bool = True,
+) -> None:
+    """Run the whole battery; raise ContractError at the first fault.
+
+    ``shapes`` (C, *spatial) are by default 1 and 3 channels of 32x32, and a volume where the method takes volumes.
+    ``finds_defect=False`` leaves out the planted defect for a method that can only see other kinds of anomalies.
+    """
+    for shape in shapes or default_shapes(cls):
+        trial = Trial(cls, words, shape)
+        for check in CHECKS:
+            if finds_defect or check is not check_finds_defect:
+                check(trial)
+
+
+def default_shapes(cls: type[Method]) -> list[tuple[int, ...]]:
+    """Shapes on which a method is tried."""
+    flat: list[tuple[int, ...]] = [(1, 32, 32), (3, 32, 32)] if 2 in cls.spatial_dims else []
+    return flat + ([(1, 16, 16, 16)] if 3 in cls.spatial_dims else [])
+
+
+def smooth_textures(count: int, shape: Sequence[int], seed: int) -> Tensor:
+    """Normal images (count, C, *spatial): a coarse random field around 0.45 and a little noise, in [0, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    channels, *spatial = shape
+    coarse = torch.randn(count, channels, *[3] * len(spatial), generator=generator)
+    mode = "bilinear" if len(spatial) == 2 else "trilinear"
+    field = F.interpolate(coarse, tuple(spatial), mode=mode, align_corners=True)
+    return (0.45 + 0.05 * field + 0.01 * torch.randn(field.shape, generator=generator)).clamp(0, 1)
+
+
+def with_defect(images: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """A bright square (cube) in each image, and masks (B, *spatial) of where it is."""
+    generator = torch.Generator().manual_seed(seed)
+    masks = torch.zeros(len(images), *images.shape[2:], dtype=torch.bool)
+    for mask in masks:
+        corner = [int(torch.randint(0, n - n // 4, (), generator=generator)) for n in mask.shape]
+        mask[tuple(slice(c, c + n // 4) for c, n in zip(corner, mask.shape))] = True
+    return images.masked_fill(masks.unsqueeze(1), 0.95), masks
+
+
+# -- the checks ------------------------------------------------------------------------------------------------------
+
+
+def check_settings(trial: Trial) -> None:
+    """A frozen dataclass whose defaults run, whose words are its own, and that survives JSON."""
+    cls, who = trial.cls, trial.cls.name
+    _expect(dataclasses.is_dataclass(cls.Settings), f"{who}: Settings must be a dataclass, got {cls.Settings!r}.")
+    frozen = cls.Settings.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    _expect(frozen, f"{who}: {cls.Settings.__name__} must be frozen: @dataclass(frozen=True).")
+    words = config.known_words(cls.Settings)
+    for word, setting in words.items():
+        has_default = (setting.default, setting.default_factory) != (dataclasses.MISSING, dataclasses.MISSING)
+        _expect(has_default, f"{who}: the setting {word!r} has no default.")
+        _expect(
+            word not in RESERVED, f"{who}: the setting {word!r} means something for every method, choose another word."
+        )
+    for settings in (cls.Settings(), trial.settings):
+        again: Any = config.build(cls.Settings, json.loads(json.dumps(config.to_words(settings))), who)
+        _expect(again == settings, f"{who}: settings change on the way through JSON: {settings} became {again}.")
+    if cls.scores or "score" in words:
+        _expect("score" in words, f"{who} offers scores {cls.scores} but has no setting 'score'.")
+        _expect(cls.Settings().score in cls.scores, f"{who}: the default score is not one of {cls.scores}.")
+        for score in cls.scores:
+            config.build(cls.Settings, {**config.to_words(trial.settings), "score": score}, who)
+
+
+def check_documented(trial: Trial) -> None:
+    """The module (or class) says what the idea is and where it comes from (a year, or the word "source")."""
+    module = sys.modules.get(trial.cls.__module__)
+    text = f"{inspect.getdoc(module) or ''}\n{trial.cls.__doc__ or ''}"
+    _expect(len(text.split()) >= 8, f"{trial.cls.name}: the docstring of its module must say what the idea is.")
+    sourced = re.search(r"\b(19|20)\d\d\b|source", text, re.IGNORECASE) is not None
+    _expect(sourced, f"{trial.cls.name}: the docstring of its module must name the source (paper and year).")
+
+
+def check_stages(trial: Trial) -> None:
+    """Each stage does something, has one length where it trains, and no parameter has two owners in a stage."""
+    method, who = trial.build(), trial.cls.name
+    stages = list(method.stages())
+    known = {id(p) for p in method.parameters()}
+    _expect(bool(stages), f"{who} has no stages.")
+    _expect(len({s.name for s in stages}) == len(stages), f"{who}: two stages have the same name.")
+    for stage in stages:
+        where = f"{who}, stage {stage.name!r}"
+        lengths = sum(length is not None for length in (stage.epochs, stage.steps))
+        _expect(
+            lengths == bool(stage.objectives), f"{where}: give epochs or steps with objectives, and only with them."
+        )
+        _expect(bool(stage.objectives) or stage.prepare is not None, f"{where}: neither prepares nor trains anything.")
+        owned: set[int] = set()
+        for objective in stage.objectives:
+            own = {id(p) for p in objective.parameters}
+            _expect(bool(own), f"{where}: an objective has no parameters (a generator used up by an earlier call?).")
+            _expect(own <= known, f"{where}: an objective moves parameters that are not the method's.")
+            _expect(not own & owned, f"{where}: two objectives move the same parameters.")
+            owned |= own
+
+
+def check_refuses(trial: Trial) -> None:
+    """One sentence for a method that is not fitted, for images of another shape and for a number of axes it cannot take."""
+    who, x = trial.cls.name, trial.unseen
+    _refused(lambda: trial.build().score(x), SettingsError, f"{who} scores before it is fitted")
+    method = trial.fitted()
+    other_channels = torch.cat([x, x], dim=1)
+    for wrong in (x[0], other_channels, x[..., :-1], x.unsqueeze(1)):
+        sentence = f"{who}, built for {trial.shape}, scores images {tuple(wrong.shape)}"
+        message = _refused(partial(method.score, wrong), DataError, sentence)
+        _expect(who in message, f"{who}: its refusal does not say who refuses: {message}")
+    dims = next(d for d in (1, 2, 3, 4) if d not in trial.cls.spatial_dims)
+    shape = (1, *[16] * dims)
+    _refused(lambda: trial.cls(trial.settings, shape), DataError, f"{who} can be built for {dims}D images")
+
+
+def check_shapes(trial: Trial) -> None:
+    """Scores of a batch and of one image have the documented shapes, are finite float32 and carry no gradient."""
+    for who, method in trial.variants():
+        for x in (trial.mixed, trial.mixed[:1], trial.mixed.double()):
+            scores = method.score(x)
+            count, spatial = len(x), trial.shape[1:]
+            wanted = {"image": (count,), "map": (count, *spatial), "spread": (count, *spatial), "restored": x.shape}
+            for name, value in _parts(scores).items():
+                got = tuple(value.shape)
+                if name == "latent":
+                    _expect(len(got) == 2 and got[0] == count, f"{who}: latent must be ({count}, d), got {got}.")
+                else:
+                    _expect(got == tuple(wanted[name]), f"{who}: {name} must be {tuple(wanted[name])}, got {got}.")
+                _expect(value.dtype == torch.float32, f"{who}: {name} must be float32, got {value.dtype}.")
+                _expect(not value.requires_grad, f"{who}: {name} still carries gradients.")
+                _expect(bool(value.isfinite().all()), f"{who}: {name} is not finite everywhere.")
+
+
+def check_batch_independence(trial: Trial) -> None:
+    """An image alone, then in a batch, in another order, among other images, in another memory layout: the same scores."""
+    for who, method in trial.variants():
+        x = trial.mixed
+        alone = [_parts(method.score(image.unsqueeze(0))) for image in x]  # first: a running statistic is empty now
+        single = {name: torch.cat([parts[name] for parts in alone]) for name in alone[0]}
+        batch = _parts(method.score(x))
+        _same(batch, single, f"{who}: scores in a batch differ from those of each image alone")
+        order = torch.arange(len(x)).flip(0)
+        turned = {name: value[order] for name, value in _parts(method.score(x[order])).items()}
+        _same(turned, single, f"{who}: scores depend on the order of the batch")
+        among = _parts(method.score(torch.cat([trial.defective[3:], x, torch.zeros_like(x[:2])])))
+        first = len(trial.defective) - 3
+        among = {name: value[first : first + len(x)] for name, value in among.items()}
+        _same(among, single, f"{who}: scores depend on the other images of the batch")
+        strided = x.transpose(-1, -2).contiguous().transpose(-1, -2)
+        try:
+            other_layout = _parts(method.score(strided))
+        except RuntimeError as error:
+            raise ContractError(f"{who} cannot score images of another memory layout: {error}") from error
+        _same(other_layout, single, f"{who}: scores depend on the memory layout of the images")
+
+
+def check_scoring_changes_nothing(trial: Trial) -> None:
+    """Scoring leaves the method, the random numbers and the images as they were, and repeats itself."""
+    for who, method in trial.variants():
+        for training in (True, False):
+            method.train(training)
+            x = trial.mixed.clone()
+            before, first = _surroundings(method), _parts(method.score(x))
+            for what, value in _surroundings(method).items():
+                _expect(value == before[what], f"{who}: scoring changes the {what}.")
+            _expect(torch.equal(x, trial.mixed), f"{who}: scoring changes the images that it is given.")
+            method.score(trial.defective)
+            again = _parts(method.score(x))
+            _same(again, first, f"{who}: the same images get other scores the second time")
+
+
+def check_same_seed(trial: Trial) -> None:
+    """Two fits with one seed give the same scores."""
+    once, again = trial.fitted(), trial.fit()
+    _same(
+        _parts(again.score(trial.mixed)),
+        _parts(once.score(trial.mixed)),
+        f"{trial.cls.name}: two fits with one seed differ",
+    )
+
+
+def check_save_load(trial: Trial) -> None:
+    """The state dict, through safetensors, into a method built afresh: the same scores, under every name."""
+    fitted, who = trial.fitted(), trial.cls.name
+    state = {name: value.contiguous() for name, value in fitted.state_dict().items()}
+    fresh = trial.build(seed=1)
+    fresh.load_state_dict(load(save(state)))
+    _same(
+        _parts(fresh.score(trial.mixed)),
+        _parts(fitted.score(trial.mixed)),
+        f"{who}: scores change by saving and loading",
+    )
+    for score in trial.cls.scores:
+        saved, loaded = fitted.with_score(score).score(trial.mixed), fresh.with_score(score).score(trial.mixed)
+        _same(_parts(loaded), _parts(saved), f"{who}: scores change by saving and loading with score={score}")
+
+
+def check_scores_by_name(trial: Trial) -> None:
+    """A method built for a score, with the fitted weights, says the same as ``with_score``; unknown names are refused."""
+    fitted, who = trial.fitted(), trial.cls.name
+    _refused(lambda: fitted.with_score("no such score"), SettingsError, f"{who} offers a score that does not exist")
+    for score in trial.cls.scores:
+        own = trial.cls(dataclasses.replace(trial.settings, score=score), trial.shape)
+        own.load_state_dict(fitted.state_dict())
+        asked = fitted.with_score(score)
+        _same(
+            _parts(asked.score(trial.mixed)),
+            _parts(own.score(trial.mixed)),
+            f"{who}: with_score({score!r}) is another score",
+        )
+        _expect(fitted.settings == trial.settings, f"{who}: with_score changes the method that it is asked of.")
+
+
+def check_processes(trial: Trial) -> None:
+    """An unfitted method can be sent to other processes."""
+    try:
+        pickle.dump(trial.build(), io.BytesIO())
+    except Exception as error:
+        raise ContractError(f"{trial.cls.name} cannot be sent to another process ({error}).") from error
+
+
+def check_finds_defect(trial: Trial) -> None:
+    """Larger is stranger: a bright square is above normal images (AUROC > 0.8), and higher in the map than around it."""
+    method, who = trial.fitted(), trial.cls.name
+    normal, strange = method.score(trial.unseen), method.score(trial.defective)
+    above = (strange.image[:, None] > normal.image).float() + 0.5 * (strange.image[:, None] == normal.image).float()
+    auroc = float(above.mean())
+    _expect(auroc > 0.8, f"{who}: AUROC of a planted bright square is {auroc:.2f}, expected above 0.8.")
+    if strange.map is not None:
+        inside = torch.stack([m[mask].mean() for m, mask in zip(strange.map, trial.masks)])
+        outside = torch.stack([m[~mask].mean() for m, mask in zip(strange.map, trial.masks)])
+        share = float((inside > outside).float().mean())
+        _expect(share > 0.8, f"{who}: the map is higher inside a planted square in {share:.0%} of the images only.")
+
+
+def check_poor_data(trial: Trial) -> None:
+    """Two images, or images all alike: the fit refuses in a sentence, or its scores are finite."""
+    for what, images in (
+        ("two images", trial.normal[:2]),
+        ("images all alike", torch.full_like(trial.normal[:8], 0.5)),
+    ):
+        try:
+            scores = trial.fit(images).score(trial.mixed)
+        except NormalcyError:
+            continue
+        except Exception as error:
+            raise ContractError(f"{trial.cls.name} fitted on {what} raises {type(error).__name__}: {error}") from error
+        for name, value in _parts(scores).items():
+            _expect(bool(value.isfinite().all()), f"{trial.cls.name} fitted on {what}: {name} is not finite.")
+
+
+CHECKS: tuple[Callable[[Trial], None], ...] = (
+    check_settings,
+    check_documented,
+    check_stages,
+    check_processes,
+    check_refuses,
+    check_shapes,
+    check_batch_independence,
+    check_scoring_changes_nothing,
+    check_save_load,
+    check_scores_by_name,
+    check_finds_defect,
+    check_same_seed,
+    check_poor_data,
+)
+
+
+# -- private ---------------------------------------------------------------------------------------------------------
+
+
+def _expect(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise ContractError(sentence)
+
+
+def _refused(action: Callable[[], object], wanted: type[Exception], sentence: str) -> str:
+    """The message of the error that ``action`` must raise."""
+    try:
+        action()
+    except wanted as error:
+        return str(error)
+    except Exception as error:
+        raise ContractError(f"{sentence}: expected {wanted.__name__}, got {type(error).__name__}: {error}") from error
+    raise ContractError(f"{sentence}: expected {wanted.__name__}, got an answer.")
+
+
+def _parts(scores: Scores) -> dict[str, Tensor]:
+    return {name: value for name, value in vars(scores).items() if value is not None}
+
+
+def _same(got: Mapping[str, Tensor], wanted: Mapping[str, Tensor], sentence: str) -> None:
+    """Equal up to rounding: 1e-5 of the largest value and 1e-3 of the range, for each part."""
+    _expect(got.keys() == wanted.keys(), f"{sentence}: {sorted(got)} against {sorted(wanted)}.")
+    for name, value in wanted.items():
+        tolerance = 1e-5 * float(value.abs().max()) + 1e-3 * float(value.max() - value.min()) + 1e-12
+        difference = float((got[name] - value).abs().max())
+        _expect(difference <= tolerance, f"{sentence} ({name} by {difference:.3g}, allowed {tolerance:.3g}).")
+
+
+def _surroundings(method: Method) -> dict[str, object]:
+    """All that scoring could change, in a form to compare."""
+    return {
+        "weights and buffers": {
+            k: (v.dtype, tuple(v.shape), v.cpu().numpy().tobytes()) for k, v in method.state_dict().items()
+        },
+        "training mode": [module.training for module in method.modules()],
+        "gradients": [(p.requires_grad, p.grad is None) for p in method.parameters()],
+        "random numbers of torch": torch.get_rng_state().numpy().tobytes(),
+        "random numbers of NumPy": pickle.dumps(np.random.get_state()),  # noqa: NPY002
+        "random numbers of Python": random.getstate(),
+    }

@@ -1,0 +1,128 @@
+"""The battery over all methods of the registry, and the battery itself tried on wrong methods."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from textwrap import dedent
+from typing import Any
+
+import pytest
+import wrong_methods as wrong
+
+from normalcy import testing
+from normalcy.errors import SettingsError
+from normalcy.methods import METHODS, available, get
+from normalcy.testing import CHECKS, ContractError, Trial, check_method, default_shapes
+
+TINY: dict[str, dict[str, Any]] = {
+    "autoencoder": {"steps": 40, "batch_size": 16},
+    "vae": {"steps": 40, "batch_size": 16},
+}
+"""Settings that make a method quick; the defaults where there are none."""
+
+
+ENTRY_POINT_FILES = {
+    "outside_methods.py": """
+        from dataclasses import dataclass
+        from wrong_methods import Honest, HonestSettings
+
+        class Outside(Honest):
+            "A method of another package. Source: this test."
+            name = "outside"
+    """,
+    "outside-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n",
+    "outside-1.0.dist-info/entry_points.txt": """
+        [normalcy.methods]
+        outside = outside_methods:Outside
+        zscore = outside_methods:Outside
+    """,
+}
+
+
+@lru_cache(maxsize=2)
+def trial(name: str, shape: tuple[int, ...]) -> Trial:
+    return Trial(get(name), TINY.get(name), shape)
+
+
+def cases() -> list[Any]:
+    return [
+        pytest.param(name, shape, check, id=f"{name}-{'x'.join(map(str, shape))}-{check.__name__[6:]}")
+        for name in METHODS
+        for shape in default_shapes(get(name))
+        for check in CHECKS
+    ]
+
+
+@pytest.mark.parametrize(("name", "shape", "check"), cases())
+def test_contract(name: str, shape: tuple[int, ...], check: Callable[[Trial], None]):
+    check(trial(name, shape))
+
+
+def test_honest_method_passes():
+    check_method(wrong.Honest)
+
+
+@pytest.mark.parametrize(
+    ("method", "check"),
+    [
+        (wrong.BatchMinMax, testing.check_batch_independence),
+        (wrong.RunningMinMax, testing.check_batch_independence),
+        (wrong.BatchNormInTraining, testing.check_batch_independence),
+        (wrong.NeedsOneLayout, testing.check_batch_independence),
+        (wrong.RunningBuffer, testing.check_scoring_changes_nothing),
+        (wrong.RunningBatchNorm, testing.check_scoring_changes_nothing),
+        (wrong.GlobalNoise, testing.check_scoring_changes_nothing),
+        (wrong.NoisyScore, testing.check_scoring_changes_nothing),
+        (wrong.ChangesImages, testing.check_scoring_changes_nothing),
+        (wrong.StateInAttributes, testing.check_save_load),
+        (wrong.RandomPart, testing.check_save_load),
+        (wrong.SmallerIsStranger, testing.check_finds_defect),
+        (wrong.MapUpsideDown, testing.check_finds_defect),
+        (wrong.MapOfWrongShape, testing.check_shapes),
+        (wrong.DoubleScores, testing.check_shapes),
+        (wrong.NotFinite, testing.check_shapes),
+        (wrong.CarriesGradient, testing.check_shapes),
+        (wrong.UnseededFit, testing.check_same_seed),
+        (wrong.BreaksOnFlatImages, testing.check_poor_data),
+        (wrong.CrashesOnFewImages, testing.check_poor_data),
+        (wrong.CannotTravel, testing.check_processes),
+        (wrong.ScoresUnfitted, testing.check_refuses),
+        (wrong.SharedParameters, testing.check_stages),
+        (wrong.NoLength, testing.check_stages),
+        (wrong.KeepsTheScore, testing.check_scores_by_name),
+        (wrong.ReservedWord, testing.check_settings),
+        (wrong.SettingsNotFrozen, testing.check_settings),
+        (wrong.UnknownDefaultScore, testing.check_settings),
+    ],
+    ids=lambda value: value.__name__,
+)
+def test_battery_catches(method: type[wrong.Honest], check: Callable[[Trial], None]):
+    check(Trial(wrong.Honest))
+    with pytest.raises(ContractError, match="honest"):
+        check(Trial(method))
+
+
+def test_battery_wants_a_source():
+    silent = type("Silent", (wrong.Honest,), {"__module__": "nowhere", "__doc__": None})
+    with pytest.raises(ContractError, match="docstring"):
+        testing.check_documented(Trial(silent))
+
+
+def test_batches_first_would_miss_a_running_range():
+    """Why the battery scores single images before batches."""
+    method = Trial(wrong.RunningMinMax).fitted()
+    x = Trial(wrong.RunningMinMax).mixed
+    batch = method.score(x).image
+    assert all(method.score(image[None]).image == value for image, value in zip(x, batch))
+
+
+def test_method_of_another_package(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    for name, text in ENTRY_POINT_FILES.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(dedent(text))
+    monkeypatch.syspath_prepend(tmp_path)
+    assert available()["outside"] == "outside_methods:Outside"
+    check_method(get("outside"), shapes=[(1, 32, 32)])
+    assert get("zscore").__module__ == "normalcy.methods.zscore", "other packages must not replace methods of normalcy"
+    with pytest.raises(SettingsError, match="outside"):
+        get("outsid")
