@@ -8,21 +8,19 @@ differ by blobs, the scores are smooth noise that the blobs raise. Writes benchm
 
 import json
 import os
-import platform
 import resource
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import scipy
 from numpy.typing import NDArray
 from scipy import integrate, ndimage
 
 from normalcy.metrics import StreamingAUPRO, aupro, aupro_interval, label_regions, pixel_ranking
+from normalcy.provenance import write_record
 
 IMAGES, SIDE, LIMIT, SWEEP = 579, 256, 0.3, 100
 RESULT = Path(__file__).parent / "results" / "aupro.json"
@@ -88,14 +86,6 @@ def timed(function: Callable[[], T], repeats: int = 1) -> tuple[dict[str, float]
     return {"seconds": statistics.median(clock), "processor_seconds": statistics.median(work)}, result
 
 
-def processor() -> str:
-    """The processor's name as Linux gives it, elsewhere as Python does."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 def main() -> None:
     load = os.getloadavg()[0]  # before this process adds to it
     maps, masks = images()
@@ -106,7 +96,6 @@ def main() -> None:
     interval_time, interval = timed(lambda: aupro_interval(maps, masks, LIMIT))
     sweep_time, swept = timed(lambda: sweep(maps, masks))
     assert abs(exact - value) <= bound + 1e-12
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
     record = {
         "images": IMAGES,
         "side": SIDE,
@@ -122,12 +111,9 @@ def main() -> None:
         },
         "seconds_are": "medians of three runs for exact and streaming, one run for the others",
         "gigabytes": {"peak of the process after exact": memory, "maps": sum(m.nbytes for m in maps) / 2**30},
-        "hardware": {"processor": processor(), "cores": os.cpu_count(), "load_before": load},
-        "versions": {"python": platform.python_version(), "numpy": np.__version__, "scipy": scipy.__version__},
-        "commit": commit.stdout.strip(),
+        "load_before": load,
     }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(record, indent=2) + "\n")
+    write_record(RESULT, record)
     print(json.dumps(record, indent=2))
 
 

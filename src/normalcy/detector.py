@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +29,7 @@ from normalcy.data.tiling import Place, blend, cut
 from normalcy.errors import DataError, ModelFileError, NormalcyError, SettingsError
 from normalcy.method import Method, Scores
 from normalcy.methods import get
+from normalcy.provenance import versions
 from normalcy.train import FitSummary, Log, Record, TrainSettings, fit
 
 Array = npt.NDArray[Any]
@@ -547,11 +547,6 @@ def normal_training_images(data: DataSet) -> DataSet:
     if not chosen:
         raise DataError(f"{data.name} has no normal training images: a method learns from normal images alone.")
     return data.subset(chosen)
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    return {"normalcy": normalcy.__version__, "python": platform.python_version(), "torch": torch.__version__}
 
 
 # -- private ---------------------------------------------------------------------------------------------------------

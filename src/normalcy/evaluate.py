@@ -187,7 +187,8 @@ def _pixel_metrics(
         found["auroc"]["value"], found["aupro"]["value"] = ranking.auroc(), metrics.aupro(maps, masks, limit)
         found["average_precision"] = {"value": ranking.average_precision()}
         found["f1_max"] = ranking.f1_max()._asdict()
-        found["mood_ap"] = metrics.mood_ap(maps, masks)
+        if all(m.min() >= 0 and m.max() <= 1 for m in maps):  # the challenge's rule for maps
+            found["mood_ap"] = metrics.mood_ap(maps, masks)
     if threshold is None:
         return {**found, "at_threshold": None, "regions": None}
     hits = metrics.region_hits(maps, masks, threshold)

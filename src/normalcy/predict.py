@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
@@ -21,8 +20,9 @@ from normalcy.artefact import write_folder
 from normalcy.calibrate import Decision
 from normalcy.data.dataset import DataSet
 from normalcy.data.images import write_bytes, write_image, write_raw
-from normalcy.detector import TRAIN_LOG, Detector, Result, versions, with_split
+from normalcy.detector import TRAIN_LOG, Detector, Result, with_split
 from normalcy.errors import DataError, SettingsError
+from normalcy.provenance import commit, versions
 
 Array = npt.NDArray[Any]
 COLUMNS = ("path", "case", "score", "p_value", "flagged", "label", "type", "split")
@@ -120,18 +120,6 @@ def predict(
 
     write_folder(out, fill, overwrite)
     return facts
-
-
-def commit() -> str | None:
-    """The commit of the working tree that this code runs from, where it is one."""
-    here = Path(__file__).resolve().parent
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip() or None
 
 
 # -- private ---------------------------------------------------------------------------------------------------------

@@ -80,10 +80,14 @@ class TrainSettings:
             raise SettingsError("Give epochs or steps, not both.")
         for word in ("epochs", "steps", "batch_size", "devices", "log_steps", "checkpoint_steps"):
             value = getattr(self, word)
-            if value is not None and value <= 0:
+            if value is not None and not 0 < value < math.inf:
                 raise SettingsError(f"{word} must be positive, got {value}.")
+        if self.seed < 0:
+            raise SettingsError(f"seed must not be negative, got {self.seed}.")
         if self.device not in ("auto", "cpu", "cuda", "mps"):
             raise SettingsError(f"device must be auto, cpu, cuda or mps, got {self.device!r}.")
+        if self.precision not in ("auto", "32-true", "bf16-mixed", "16-mixed"):
+            raise SettingsError(f"precision must be auto, 32-true, bf16-mixed or 16-mixed, got {self.precision!r}.")
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,8 @@ def fit(
     cropped = getattr(augment, "size_of", tuple)(images.shape[2:])
     if (images.shape[1], *cropped) != method.shape:
         raise SettingsError(f"{method.name} was built for images {method.shape}, got {(images.shape[1], *cropped)}.")
+    if (dtype := _first(images).dtype) != np.float32:
+        raise SettingsError(f"{method.name} learns from float32 images, got {dtype}: convert them first.")
     accelerator = _accelerator(settings.device)
     job = _Job(method, images, settings, accelerator, held_out, augment, run_dir, resume)
     if settings.devices == 1:
@@ -352,7 +358,9 @@ class _StageRun:
                             raise TrainingError(f'{self.method.name}: a loss must return a term "loss", got {known}.')
                         optimiser.zero_grad(set_to_none=True)
                         self.fabric.backward(named["loss"])
-                        _clip(objective, parameters)
+                        if objective.clip_norm is not None or objective.clip_value is not None:
+                            self.fabric.strategy.precision.unscale_gradients(optimiser.optimizer)  # of 16-mixed
+                            _clip(objective, parameters)
                         optimiser.step()
                         terms.update(
                             {k if k not in terms else f"{k}_{len(terms)}": v.detach() for k, v in named.items()}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from normalcy.errors import SettingsError
 from normalcy.method import Batches, Method, Scores, Stage
-from normalcy.nets.features import FeatureSettings, Features, random_state
+from normalcy.nets.features import Features, FeatureSettings, random_state
 
 
 @dataclass(frozen=True)

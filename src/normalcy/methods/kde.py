@@ -16,7 +16,7 @@ from torch import Tensor
 
 from normalcy.errors import SettingsError
 from normalcy.method import Batches, Method, Scores, Stage
-from normalcy.nets.features import FeatureSettings, Features, log_kernel_sum, squared_distances
+from normalcy.nets.features import Features, FeatureSettings, gather, log_kernel_sum, squared_distances
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,15 @@ class KDESettings(FeatureSettings):
     bandwidths: tuple[float, ...] = tuple(2 ** (k / 2) for k in range(-8, 11))
     """Standard deviations of the Gaussian to choose from, in the unit of the features; one: it is taken."""
     folds: int = 5
+    search_points: int = 2000
+    """Evenly spaced points that the choice is made on: its time grows with their square."""
     max_points: int = 10_000
     """Evenly spaced training images kept as points."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.bandwidths or min(self.bandwidths) <= 0 or self.folds < 2 or self.max_points < 1:
-            raise SettingsError("kde: bandwidths and max_points must be positive, folds at least 2.")
+        if not self.bandwidths or min(self.bandwidths) <= 0 or self.folds < 2 or min(self.search_points, self.max_points) < 2:
+            raise SettingsError("kde: bandwidths must be positive, folds, search_points and max_points at least 2.")
 
 
 class KDE(Method):
@@ -58,9 +60,10 @@ class KDE(Method):
             self.bandwidth = torch.tensor(choices[best])
 
     def _held_out_log_density(self, bandwidths: Tensor) -> Tensor:
-        """For each bandwidth the sum over training points of the log density under the other folds (blocks of neighbours, as
-        in sklearn's KFold)."""
-        folds = self.points.tensor_split(min(self.settings.folds, len(self.points)))
+        """For each bandwidth the sum over points of the log density under the other folds (blocks of neighbours, as in
+        sklearn's KFold)."""
+        points = gather([self.points], len(self.points), self.settings.search_points)
+        folds = points.tensor_split(min(self.settings.folds, len(points)))
         total = torch.zeros(len(bandwidths), dtype=torch.float64)
         for k, fold in enumerate(folds):
             rest = torch.cat([*folds[:k], *folds[k + 1 :]])

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from normalcy.errors import SettingsError
 from normalcy.method import Batches, Method, Scores, Stage
-from normalcy.nets.features import FeatureSettings, Features, log_kernel_sum
+from normalcy.nets.features import Features, FeatureSettings, gather, log_kernel_sum
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class OCSVM(Method):
 
     def _learn(self, batches: Batches) -> None:
         x = self.features.learn(batches, self.settings.max_points).cpu()
-        gamma = self._choose(x[torch.linspace(0, len(x) - 1, min(len(x), self.settings.search_points)).long()])
+        gamma = self._choose(gather([x], len(x), self.settings.search_points))
         self.support, self.log_weights, self.log_offset = self._boundary(x, gamma)
         self.gamma = torch.tensor(gamma)
 

@@ -7,7 +7,7 @@ run as they are, on patches of each batch. Patches know nothing of their place i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -75,6 +75,8 @@ class Patchwise(Method):
         cls = get(settings.inner)
         words = parse_words(settings.inner_settings)
         self.patch = tuple(min(settings.patch, side) for side in self.shape[1:])
+        self.places = tuple(side - patch + 1 for side, patch in zip(self.shape[1:], self.patch))
+        self.patch_count = min(settings.patches_per_image, math.prod(self.places))  # that training takes of an image
         self.inner = cls(build(cls.Settings, words, settings.inner), (self.shape[0], *self.patch))
         vars(self)["scores"] = self.inner.scores
         if settings.score:
@@ -103,7 +105,8 @@ class Patchwise(Method):
 
         def derived(x: Tensor) -> Tensor:
             assert derive is not None
-            return derive(patches(x)).unflatten(0, (len(x), -1))
+            rows = derive(patches(x))
+            return rows.view(len(x), -1, *rows.shape[1:])
 
         def prepared(batches: Batches) -> None:
             assert prepare is not None
@@ -120,25 +123,18 @@ class Patchwise(Method):
             early_stop=replace(stop, loss=on(patches, stop.loss)) if stop else None,
         )
 
-    @property
-    def patch_count(self) -> int:
-        """Patches that training takes of an image: fewer than asked for where an image has fewer."""
-        return min(self.settings.patches_per_image, self._places())
-
     def random_patches(self, x: Tensor, rng: Random) -> Tensor:
         """(B, C, *spatial) -> (B, patch_count, C, *patch), at different places."""
-        free = [side - patch + 1 for side, patch in zip(self.shape[1:], self.patch)]
         images = []
         for image in x:
-            corners = [np.unravel_index(place, free) for place in rng.sample(range(self._places()), self.patch_count)]
+            corners = [
+                np.unravel_index(k, self.places) for k in rng.sample(range(math.prod(self.places)), self.patch_count)
+            ]
             images.append(torch.stack([image[self._at(corner)] for corner in corners]))
         return torch.stack(images)
 
-    def _places(self) -> int:
-        return math.prod(side - patch + 1 for side, patch in zip(self.shape[1:], self.patch))
-
-    def _at(self, corner: Sequence[int]) -> tuple[Any, ...]:
-        return (..., *(slice(int(c), int(c) + p) for c, p in zip(corner, self.patch)))
+    def _at(self, corner: Iterable[Any]) -> tuple[Any, ...]:
+        return (..., *(slice(int(start), int(start) + side) for start, side in zip(corner, self.patch)))
 
     # -- scoring
 
@@ -154,7 +150,7 @@ class Patchwise(Method):
         for first in range(0, len(corners), at_once):
             places = [self._at(corner) for corner in corners[first : first + at_once]]
             given = inner._score(torch.stack([x[place] for place in places], 1).flatten(0, 1))
-            scores.append(given.image.unflatten(0, (len(x), -1)))
+            scores.append(given.image.view(len(x), -1))
             pixels = given.map if self.settings.inner_map else None
             if pixels is None:
                 pixels = given.image.view(-1, *[1] * len(self.patch)).expand(-1, *self.patch)
@@ -163,7 +159,7 @@ class Patchwise(Method):
             for name, values in (("map", pixels), ("restored", given.restored), ("spread", given.spread)):
                 if values is None:
                     continue
-                values = values.unflatten(0, (len(x), -1))  # (B, patches, [C,] *patch)
+                values = values.reshape(len(x), len(places), *values.shape[1:])  # (B, patches, [C,] *patch)
                 lead = values.shape[2 : values.ndim - len(self.patch)]
                 canvas = sums.setdefault(name, torch.zeros(len(x), *lead, *self.shape[1:], device=x.device))
                 for k, place in enumerate(places):

@@ -142,9 +142,8 @@ def principal_components(centred: Iterable[Tensor], count: int, components: floa
         used = min(count, LARGEST_MATRIX, max(2, LARGEST_BLOCK // size))
         vectors = gather(centred, count, used)
         product = torch.zeros(used, used, dtype=torch.float64)
-        for columns in vectors.split(
-            LARGEST_MATRIX, dim=1
-        ):  # sums of bounded length: float32 products stay exact enough
+        # In blocks of columns, so that sums in float32 stay short.
+        for columns in torch.split(vectors, LARGEST_MATRIX, dim=1):
             product += (columns @ columns.T).cpu()
     values, axes = (part.flip(-1) for part in torch.linalg.eigh(product))
     total = product.trace()
@@ -182,7 +181,7 @@ def log_kernel_sum(x: Tensor, points: Tensor, gamma: Tensor | float, log_weights
     Does not saturate far from the points, as the sum itself does. Memory: at most 64 MB of distances at once.
     """
     rows = max(1, 2**24 // len(points))
-    parts = [torch.logsumexp(log_weights - gamma * squared_distances(part, points), 1) for part in x.split(rows)]
+    parts = [torch.logsumexp(log_weights - gamma * squared_distances(part, points), 1) for part in torch.split(x, rows)]
     return torch.cat(parts)
 
 

