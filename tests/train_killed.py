@@ -34,7 +34,9 @@ class Staged(Method):
     def __init__(self, settings: StagedSettings, shape: Sequence[int]) -> None:
         super().__init__(settings, shape)
         c, w = self.shape[0], settings.width
-        self.encoder = nn.Sequential(nn.Conv2d(c, w, 4, 2, 1), nn.BatchNorm2d(w), nn.ReLU(), nn.Dropout(0.2), nn.Conv2d(w, 4, 1))
+        self.encoder = nn.Sequential(
+            nn.Conv2d(c, w, 4, 2, 1), nn.BatchNorm2d(w), nn.ReLU(), nn.Dropout(0.2), nn.Conv2d(w, 4, 1)
+        )
         self.decoder = nn.ConvTranspose2d(4, c, 4, 2, 1)
         self.critic = nn.Sequential(nn.Conv2d(c, 4, 4, 2, 1), nn.Flatten(), nn.LazyLinear(1))
         self.critic(torch.zeros(1, *self.shape))

@@ -413,7 +413,7 @@ class Detector:
             weights = artefact.read_weights(folder, words)
             detector.method = detector._build(tuple(shape))
             detector.method.load_state_dict(weights)
-        except (KeyError, TypeError, ValueError, RuntimeError, SettingsError, DataError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, SettingsError, DataError) as error:
             raise ModelFileError(f"{folder} is damaged or does not fit this normalcy ({_one_line(error)}).") from error
         detector.calibrations = {}
         if (folder / artefact.CALIBRATION).exists():

@@ -567,10 +567,11 @@ class _Checkpoint:
             content = torch.load(self.path, map_location=device, weights_only=True)
             saved = content["identity"]
             state, optimisers = _State(**content["state"]), content["optimisers"]
-        except Exception as error:
-            raise TrainingError(
-                f"The checkpoint {self.path} cannot be read ({error}); start without --resume."
-            ) from error
+        except Exception as error:  # whatever a damaged file makes of the reader
+            sentence = (
+                f"The checkpoint {self.path} cannot be read, it is damaged or no checkpoint: start without --resume."
+            )
+            raise TrainingError(sentence) from error
         for what, value in self.identity.items():
             if saved.get(what) != value:
                 raise SettingsError(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from sklearn.decomposition import PCA
+from torch import Tensor
+
 from normalcy.errors import DataError, SettingsError
 from normalcy.nets import features
 from normalcy.nets.features import Features, FeatureSettings, Mapped, gather, log_kernel_sum, principal_components
-from sklearn.decomposition import PCA
-from torch import Tensor
 
 
 class Blocks:

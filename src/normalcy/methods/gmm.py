@@ -1,6 +1,7 @@
 """Gaussian mixture: the score is the negative log likelihood of the features under a few Gaussians with full covariance.
 
-Fitted by expectation maximisation with scikit-learn. With one component it is the Mahalanobis distance plus a constant.
+Source: Dempster, Laird, Rubin 1977, fitted with scikit-learn. With one Gaussian it is half the squared Mahalanobis distance
+plus a constant.
 """
 
 from __future__ import annotations
@@ -25,13 +26,21 @@ class GMMSettings(FeatureSettings):
     """Numbers of Gaussians to choose from, by the log likelihood of held-out training images; one: it is taken."""
     held_out: float = 0.2
     """Share of the training images held out for this choice; the chosen mixture is fitted on all."""
+    tolerance: float = 0.1
+    """The fit ends when a step adds less than this to the mean log likelihood, in nats."""
     floor: float = 1e-3
     """Added to the variance of each feature, in units of their mean variance: few images must not give flat Gaussians."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.components or min(self.components) < 1 or not 0 < self.held_out < 1 or self.floor <= 0:
-            raise SettingsError("gmm: components must be at least 1, held_out in (0, 1), floor positive.")
+        if (
+            not self.components
+            or min(self.components) < 1
+            or not 0 < self.held_out < 1
+            or self.floor <= 0
+            or self.tolerance <= 0
+        ):
+            raise SettingsError("gmm: components must be at least 1, held_out in (0, 1), tolerance and floor positive.")
 
 
 class GMM(Method):
@@ -70,7 +79,7 @@ class GMM(Method):
 
     def _mixture(self, components: int, x: np.ndarray) -> GaussianMixture:
         floor = self.settings.floor * x.var(0).mean()
-        return GaussianMixture(components, reg_covar=floor, random_state=random_state())
+        return GaussianMixture(components, tol=self.settings.tolerance, reg_covar=floor, random_state=random_state())
 
     def _score(self, x: Tensor) -> Scores:
         return Scores(image=-self._log_likelihood(self.features(x)))

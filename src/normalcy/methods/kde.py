@@ -31,7 +31,12 @@ class KDESettings(FeatureSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.bandwidths or min(self.bandwidths) <= 0 or self.folds < 2 or min(self.search_points, self.max_points) < 2:
+        if (
+            not self.bandwidths
+            or min(self.bandwidths) <= 0
+            or self.folds < 2
+            or min(self.search_points, self.max_points) < 2
+        ):
             raise SettingsError("kde: bandwidths must be positive, folds, search_points and max_points at least 2.")
 
 

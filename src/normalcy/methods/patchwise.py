@@ -20,7 +20,7 @@ from torch import Tensor
 
 from normalcy.config import build, parse_words
 from normalcy.errors import SettingsError
-from normalcy.method import Batches, Loss, Method, Scores, Stage
+from normalcy.method import Batches, Loss, Method, MethodT, Scores, Stage
 from normalcy.nets.features import random_state
 from normalcy.nets.filters import map_quantile
 
@@ -35,7 +35,7 @@ class PatchwiseSettings:
     inner_settings: tuple[str, ...] = ()
     """Its settings, as "components=8"."""
     patch: int = 32
-    """Side of the patches in pixels; at most that of the image."""
+    """Side of the patches in pixels; at most half of the image's."""
     stride: int = 8
     """Pixels from one patch to the next when scoring; the last patch always ends at the border."""
     patches_per_image: int = 16
@@ -48,8 +48,6 @@ class PatchwiseSettings:
     """Weights of a patch where patches overlap: all equal, or falling towards its border."""
     inner_map: bool = True
     """Blend the maps of the inner method where it gives them; else its image scores, one for each patch."""
-    score: str = ""
-    """One of the scores that the inner method offers; empty: the one of its settings."""
 
     def __post_init__(self) -> None:
         if min(self.patch, self.stride, self.patches_per_image) < 1 or self.stride > self.patch:
@@ -74,16 +72,22 @@ class Patchwise(Method):
 
         cls = get(settings.inner)
         words = parse_words(settings.inner_settings)
-        self.patch = tuple(min(settings.patch, side) for side in self.shape[1:])
+        self.patch = tuple(min(settings.patch, math.ceil(side / 2)) for side in self.shape[1:])
         self.places = tuple(side - patch + 1 for side, patch in zip(self.shape[1:], self.patch))
         self.patch_count = min(settings.patches_per_image, math.prod(self.places))  # that training takes of an image
         self.inner = cls(build(cls.Settings, words, settings.inner), (self.shape[0], *self.patch))
-        vars(self)["scores"] = self.inner.scores
-        if settings.score:
-            self.inner.with_score(settings.score)  # refuses an unknown one
+        vars(self)["scores"] = self.inner.scores  # of the class there are none: they depend on the inner method
 
     def load_pretrained(self) -> None:
         self.inner.load_pretrained()
+
+    def with_score(self: MethodT, score: str) -> MethodT:
+        inner = self.inner.with_score(score)
+        words = {**parse_words(self.settings.inner_settings), "score": score}
+        settings = replace(self.settings, inner_settings=tuple(f"{word}={value}" for word, value in words.items()))
+        twin = object.__new__(type(self))
+        twin.__dict__ = {**self.__dict__, "settings": settings, "_modules": {**self._modules, "inner": inner}}
+        return twin
 
     # -- learning
 
@@ -139,7 +143,6 @@ class Patchwise(Method):
     # -- scoring
 
     def _score(self, x: Tensor) -> Scores:
-        inner = self.inner.with_score(self.settings.score) if self.settings.score else self.inner
         steps = [starts(side, patch, self.settings.stride) for side, patch in zip(self.shape[1:], self.patch)]
         corners = list(product(*steps))
         window = self._window().to(x.device)
@@ -149,7 +152,7 @@ class Patchwise(Method):
         at_once = max(1, PATCHES_AT_ONCE // len(x))
         for first in range(0, len(corners), at_once):
             places = [self._at(corner) for corner in corners[first : first + at_once]]
-            given = inner._score(torch.stack([x[place] for place in places], 1).flatten(0, 1))
+            given = self.inner._score(torch.stack([x[place] for place in places], 1).flatten(0, 1))
             scores.append(given.image.view(len(x), -1))
             pixels = given.map if self.settings.inner_map else None
             if pixels is None:

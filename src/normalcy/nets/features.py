@@ -32,7 +32,7 @@ class FeatureSettings:
     """Share of the variance that PCA keeps; none: no PCA."""
     backbone: str = "efficientnet_lite0"
     """With features=backbone: timm name, local file or the embedded efficientnet_lite0."""
-    layers: tuple[int | str, ...] = (1, 2, 3, 4)
+    layers: tuple[int, ...] = (1, 2, 3, 4)
     """With features=backbone: its layers, concatenated."""
 
     def __post_init__(self) -> None:

@@ -29,6 +29,7 @@ _VARIABLES = {INK: "ink", FAINT: "rule", NORMAL: "normal", ANOMALOUS: "anomalous
 }
 _DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 3)), (0, (3, 1, 1, 1)))
 _MARKERS = "osD^vPX*"
+_TYPES = (1, 2, 3, 4, 7, 6, 5)  # of the series, those unlike the colour of normal images first
 _STYLE: Any = {
     "svg.fonttype": "none",  # text, not outlines
     "font.size": 10,
@@ -175,17 +176,18 @@ def latent_figure(points: Floats, groups: Mapping[str, npt.NDArray[np.bool_]]) -
     with matplotlib.rc_context(_STYLE):
         figure, axes = _axes(6.6, 4.6, "", "")
         axes.grid(False)
+        axes.spines[:].set_visible(False)
         axes.set_xticks([])
         axes.set_yticks([])
         axes.set_aspect("equal", adjustable="datalim")
-        size = float(np.clip(3000 / len(points), 6, 40))
+        size = float(np.clip(5000 / len(points), 8, 50))
         others = 0
         for name, inside in groups.items():
             colour, marker = {"normal": (NORMAL, "o"), "anomalous": (ANOMALOUS, "s"), "unknown": (UNKNOWN, "o")}.get(
                 name, ("", "")
             )
             if not colour:  # types of anomaly: not the colour of normal images
-                colour, marker = SERIES[1 + others % 7], _MARKERS[1 + others % 7]
+                colour, marker = SERIES[_TYPES[others % 7]], _MARKERS[1 + others % 7]
                 others += 1
             axes.scatter(
                 points[inside, 0], points[inside, 1], s=size, c=colour, marker=marker, linewidths=0, alpha=0.75,
@@ -243,7 +245,9 @@ def interval_mark(
     )  # fmt: skip
 
 
-def colour_bar(name: str, palette: npt.NDArray[Any], limits: tuple[float, float], threshold: float | None) -> Markup:
+def colour_bar(
+    name: str, words: str, palette: npt.NDArray[Any], limits: tuple[float, float], threshold: float | None
+) -> Markup:
     """What the colours of the maps mean, with the pixel threshold as a notch."""
     width = 320.0
     stops = [
@@ -255,16 +259,17 @@ def colour_bar(name: str, palette: npt.NDArray[Any], limits: tuple[float, float]
         tag("defs", tag("linearGradient", stops, id=f"bar-{name}")),
         tag("rect", x=10, y=22, width=width, height=14, fill=f"url(#bar-{name})"),
         _label(10, 52, number(low, 3), "start"),
-        _label(10 + width, 52, number(high, 3) + " or more", "end"),
+        _label(10 + width / 2, 52, words, "middle"),
+        _label(10 + width, 52, "≥ " + number(high, 3), "end"),
     ]
     if threshold is not None and math.isfinite(threshold) and high > low:
         beyond = threshold > high or threshold < low
         at = 10 + width * min(max((threshold - low) / (high - low), 0), 1)
         side = "start" if at < 90 else "end" if at > 250 else "middle"
-        words = f"pixel threshold {number(threshold, 3)}" + (" (beyond)" if beyond else "")
+        notch = f"pixel threshold {number(threshold, 3)}" + (" (beyond)" if beyond else "")
         shown += [
             tag("path", d=f"M{at:.1f} 18V40", stroke="var(--ink)", stroke_width=2),
-            _label(at, 13, words, side),
+            _label(at, 13, notch, side),
         ]
     label = f"colours of the {name}: {number(low, 3)} to {number(high, 3)}"
     return tag("svg", shown, viewBox="0 0 340 56", width=340, height=56, role="img", aria_label=label, class_="bar")
@@ -294,7 +299,13 @@ def _square(x: str, y: str) -> tuple[Figure, Axes]:
 
 def _curves(axes: Axes, curves: Sequence[Curve]) -> None:
     for k, curve in enumerate(curves):
-        axes.plot(curve.x, curve.y, color=SERIES[k % 8], linestyle=_DASHES[k % 8], label=_plain(curve.name))
+        axes.plot(
+            curve.x,
+            curve.y,
+            color=SERIES[k % 8],
+            linestyle=_DASHES[k % 8],
+            label=_plain(curve.name) if len(curves) > 1 else None,
+        )
 
 
 def _plain(text: str) -> str:
@@ -323,7 +334,7 @@ def _svg(figure: Figure, label: str, name: str) -> Markup:
     width = float(box[1].split()[2]) if box else 0.0
     opening = join(
         Markup('<svg xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="'), box[1] if box else "", Markup('" role="img" '),
-        Markup('aria-label="'), label, Markup(f'" style="width:{1.3 * width:.0f}px">'),
+        Markup('aria-label="'), label, Markup(f'" style="width:{1.2 * width:.0f}px">'),
     )  # fmt: skip
     return Markup(opening + text[text.index(">", text.index("<svg")) + 1 :].strip())
 

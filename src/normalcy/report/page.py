@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,6 +15,7 @@ from normalcy.data.images import write_bytes
 from normalcy.errors import DataError
 from normalcy.report import figures
 from normalcy.report.figures import Curve
+from normalcy.report.gallery import images_section
 from normalcy.report.markup import (
     MISSING,
     Content,
@@ -31,13 +31,10 @@ from normalcy.report.markup import (
     table,
     tag,
 )
-from normalcy.report.pictures import Picture, Range, coloured, contour, data_uri, load_picture, palette
 from normalcy.report.results import Json, Results, finite, look, read_results, wilson
 
 Ints = npt.NDArray[np.intp]
 
-GALLERY = 12
-MOST_NORMAL = 6
 LATENT_POINTS = 2000
 LISTED = 100  # failed files
 
@@ -132,7 +129,7 @@ def _page(results: Results, dataset: DataSet | None, why_no_inputs: str) -> str:
         ("summary", "Summary", _summary(results)),
         ("curves", "Scores and curves", _curves(results)),
         ("types", "Types of anomaly", _types(results)),
-        ("images", "Images", _images(results, dataset, why_no_inputs)),
+        ("images", "Images", images_section(results, dataset, why_no_inputs)),
         ("latent", "Latent space", _latent(results)),
         ("training", "Training", _training(results)),
         ("details", "Settings, data and notes", _details(results)),
@@ -194,12 +191,8 @@ def _warnings(results: Results) -> Content:
 
 
 def _summary(results: Results) -> Content:
-    tables = [_image_table(results), _decision_table(results), _pixel_table(results)]
-    return (
-        tag("div", tables, class_="tables")
-        if any(tables)
-        else tag("p", "No labels, so there is nothing to compare with.")
-    )
+    left, right = [part for part in (_image_table(results), _decision_table(results)) if part], _pixel_table(results)
+    return tag("div", [tag("div", left), right], class_="tables") if left or right else None
 
 
 def _image_table(results: Results) -> Content:
@@ -220,7 +213,7 @@ def _image_table(results: Results) -> Content:
             f"area under precision-recall; {metric(chance)} is guessing",
         ),
         _row(
-            "False alarms at 95 % found",
+            "FPR at 95 % TPR",
             image.get("fpr_at_95_tpr"),
             "share of normal images flagged when 95 % are found",
         ),
@@ -241,8 +234,7 @@ def _decision_table(results: Results) -> Content:
         here = decided & (results.labels == label)
         n, k = int(here.sum()), int((here & flagged).sum())
         if n:
-            low, high = wilson(k, n)
-            rows.append([name, f"{k:,}", f"{n - k:,}", percent(k / n), f"{percent(low)} to {percent(high)}"])
+            rows.append([name, f"{k:,}", f"{n - k:,}", percent(k / n), _share_interval(k, n)])
     at = look(results.metrics, "image", "at_threshold")
     extra = []
     if at and counts.normal and counts.anomalous:
@@ -262,6 +254,11 @@ def _decision_table(results: Results) -> Content:
     )  # fmt: skip
 
 
+def _share_interval(k: int, n: int) -> str:
+    low, high = wilson(k, n)
+    return f"{percent(low)} to {percent(high)}" if n else MISSING
+
+
 def _pixel_table(results: Results) -> Content:
     pixel = look(results.metrics, "pixel")
     if not pixel:
@@ -278,14 +275,14 @@ def _pixel_table(results: Results) -> Content:
     ]  # fmt: skip
     at, regions = pixel.get("at_threshold"), pixel.get("regions")
     if at:
-        where = f"at the pixel threshold {number(at.get('threshold'))}"
+        where = f"at the pixel threshold {number(at.get('threshold'))}: "
         rows += [
-            _row("Dice", at.get("dice"), where),
-            _row("Overlap by region (PRO)", at.get("pro"), where),
-            _row("Normal pixels flagged", at.get("false_positive_rate"), where),
+            _row("Dice", at.get("dice"), where + "overlap with the true masks"),
+            _row("PRO", at.get("pro"), where + "mean overlap by region"),
+            _row("Normal pixels flagged", at.get("false_positive_rate"), where + "in normal images"),
         ]
     if look(pixel, "mood_ap") is not None:
-        rows.append(_row("MOOD average precision", pixel["mood_ap"], "pixels of all images pooled"))
+        rows.append(_row("MOOD AP", pixel["mood_ap"], "pixels of all images pooled"))
     if regions and look(regions, "total"):
         hit, total = int(regions["hit"]), int(regions["total"])
         low, high = wilson(hit, total)
@@ -303,8 +300,8 @@ def _pixel_table(results: Results) -> Content:
 
 def _row(name: str, entry: Any, meaning: Content) -> list[Content]:
     values = entry if isinstance(entry, dict) else {"value": entry}
-    if finite(values.get("error")):
-        meaning = join(meaning, f" (binned: exact to {number(values['error'], 2)})")
+    if (finite(values.get("error")) or 0.0) >= 0.0005:  # what three decimals show
+        meaning = join(meaning, f"; exact to {number(values['error'], 1)}")
     return [name, metric(values.get("value")), interval(values.get("low"), values.get("high")), meaning]
 
 
@@ -358,7 +355,7 @@ def _p_values(results: Results) -> Markup:
     figure = figures.p_value_figure(
         results.p_values, results.labels, held_out if isinstance(held_out, int) else 0, _false_alarms(results)
     )
-    words = "p-values of normal images should be uniform, that is follow the diagonal; those of anomalous images rise at once."
+    words = "Uniform, that is along the diagonal, for normal images; anomalous ones rise at once."
     if not (results.labels == 0).any():
         words = "p-values of normal images follow the diagonal; what rises above it is strange."
     return _plot("p-values", figure, words)
@@ -397,12 +394,11 @@ def _types(results: Results) -> Content:
         here = (labels == 1) & (kinds == name)
         n, k = int((here & decided).sum()), int((here & flagged).sum())
         auroc = entry.get("auroc") or {}
-        low, high = wilson(k, n)
         ends = finite(auroc.get("low")), finite(auroc.get("high"))
         rows.append([
             name, f"{int(here.sum()) or entry.get('count', 0):,}", metric(auroc.get("value")), interval(*ends),
             figures.interval_mark(finite(auroc.get("value")), *ends, start),
-            f"{k:,} of {n:,}" if n else MISSING, interval(low, high),
+            f"{k:,} of {n:,}" if n else MISSING, _share_interval(k, n),
             metric(entry.get("pixel_auroc")), metric(entry.get("aupro")),
         ])  # fmt: skip
     head: list[Content] = [
@@ -413,267 +409,6 @@ def _types(results: Results) -> Content:
         tag("p", "Each type against all normal images; the hardest first.", class_="note") if evaluated else None,
         table([head[k] for k in kept], [[row[k] for k in kept] for row in rows]),
     ]
-
-
-# --- images
-
-
-@dataclass(frozen=True)
-class _Gallery:
-    title: str
-    explanation: str
-    images: Ints
-    whole: int  # how many there are
-
-
-def _galleries(results: Results) -> list[_Gallery]:
-    """Which images to show, under which heading: first those where the decision was wrong."""
-    scores, labels, flagged = results.scores, results.labels, results.flagged
-    known = np.isfinite(scores)
-    rising = np.argsort(scores, kind="stable")
-    rising = rising[known[rising]]
-    falling = rising[::-1]
-    galleries = []
-
-    def add(title: str, explanation: str, order: Ints, among: npt.NDArray[np.bool_], limit: int = GALLERY) -> None:
-        chosen = order[among[order]]
-        galleries.append(_Gallery(title, explanation, chosen[:limit], len(chosen)))
-
-    if (labels == 1).any():
-        if (flagged >= 0).any():
-            add(
-                "Missed anomalies",
-                "Anomalous, not flagged; lowest score first.",
-                rising,
-                (labels == 1) & (flagged == 0),
-            )
-        else:
-            add("Anomalous images that look normal", "The lowest scores first.", rising, labels == 1)
-    if (labels == 0).any():
-        if (flagged >= 0).any():
-            add("False alarms", "Normal, but flagged; highest score first.", falling, (labels == 0) & (flagged == 1))
-        else:
-            add("Normal images that look anomalous", "The highest scores first.", falling, labels == 0)
-    add("Most anomalous", "The highest scores of all images.", falling, known)
-    add("Most normal", "The lowest scores of all images.", rising, known, MOST_NORMAL)
-    return galleries
-
-
-class _Drawing:
-    """Cards of the images shown. An image's pixels stand once in the page, however often they are shown."""
-
-    def __init__(self, results: Results, pictures: dict[int, Picture]) -> None:
-        self.results, self.pictures = results, pictures
-        calibration = look(results.run, "calibration")
-        self.level = finite(look(calibration, "pixel_threshold"))
-        given = look(calibration, "map_range")
-        ends = [finite(end) for end in given] if isinstance(given, list) and len(given) == 2 else []
-        self.fixed = len(ends) == 2 and None not in ends
-        maps = [p.map for p in pictures.values() if p.map is not None]
-        self.map_range: Range = (ends[0] or 0.0, ends[1] or 0.0) if self.fixed else _extent(maps)
-        self.has_maps = bool(maps)
-        spreads = [p.spread for p in pictures.values() if p.spread is not None]
-        self.spread_range = (0.0, _extent(spreads)[1]) if spreads else None
-        self.has_masks = any(p.mask is not None for p in pictures.values())
-        self.store: list[Markup] = []
-        self.made: dict[int, list[tuple[str, Markup]]] = {}
-
-    def card(self, i: int) -> Markup:
-        if i not in self.made:
-            self.made[i] = self._panels(i)
-        panels = [
-            tag(
-                "button", tag("span", svg, class_="pixels"), tag("span", name, class_="name"),
-                type="button", class_="panel", title="Enlarge",
-            )
-            for name, svg in self.made[i]
-        ]  # fmt: skip
-        return tag("figure", tag("div", panels, class_="panels"), self._caption(i), class_="card")
-
-    def _panels(self, i: int) -> list[tuple[str, Markup]]:
-        picture, path = self.pictures[i], self.results.paths[i]
-        names: list[tuple[str, str, str, Any]] = []  # what it is, its identifier, its alternative text, its pixels
-        if picture.input is not None:
-            names.append(("input", f"input-{i}", f"input image {path}", picture.input))
-        if picture.restored is not None:
-            names.append(("restored", f"restored-{i}", f"{path} as it would look if normal", picture.restored))
-        if picture.map is not None:
-            pixels = coloured(picture.map, self.map_range, "inferno")
-            names.append(("map", f"map-{i}", f"anomaly map of {path}, largest value {number(_peak(picture))}", pixels))
-        height, width = picture.size
-        crisp = "pixelated" if max(picture.size) <= 96 else None
-        panels = []
-        for name, identifier, words, pixels in names:
-            self._keep(identifier, pixels, picture.size, crisp)
-            panels.append((name, _picture(width, height, words, _use(identifier))))
-        if picture.input is not None and (picture.map is not None or picture.mask is not None):
-            layers = [_use(f"input-{i}"), *self._layers(i, picture)]
-            panels.append(("overlay", _picture(width, height, f"{path} under its anomaly map, with outlines", layers)))
-        elif picture.map is not None:
-            outlines = [_use(f"map-{i}"), *self._outlines(picture)]
-            panels[-1] = ("map", _picture(width, height, f"anomaly map of {path}, with outlines", outlines))
-        if picture.spread is not None and self.spread_range is not None:
-            self._keep(f"spread-{i}", coloured(picture.spread, self.spread_range, "viridis"), picture.size, crisp)
-            words = f"spread of the restorations of {path}"
-            panels.append(("spread", _picture(width, height, words, _use(f"spread-{i}"))))
-        return panels
-
-    def _layers(self, i: int, picture: Picture) -> list[Content]:
-        heat = _use(f"map-{i}", class_="heat", filter="url(#heat)") if picture.map is not None else None
-        return [heat, *self._outlines(picture)]
-
-    def _outlines(self, picture: Picture) -> list[Content]:
-        """Each line twice: a dark one below, so that it is seen on any ground."""
-        outlines: list[Content] = []
-        for kind, plane, level in (("mask", picture.mask, 0.5), ("contour", picture.map, self.level)):
-            path = contour(plane, level, picture.size) if plane is not None and level is not None else ""
-            if path:
-                outlines += [tag("path", d=path, class_="casing " + kind), tag("path", d=path, class_=kind)]
-        return outlines
-
-    def _keep(self, identifier: str, pixels: Any, size: tuple[int, int], crisp: str | None) -> None:
-        height, width = size
-        self.store.append(
-            tag(
-                "image", id=identifier, width=width, height=height, href=Markup(data_uri(pixels)),
-                preserveAspectRatio="none", image_rendering=crisp,
-            )
-        )  # fmt: skip
-
-    def _caption(self, i: int) -> Markup:
-        results, picture = self.results, self.pictures[i]
-        path, label, flagged = results.paths[i], int(results.labels[i]), int(results.flagged[i])
-        kind = results.types[i]
-        name = {0: "normal", 1: "anomalous", -1: "unlabelled"}[label]
-        if kind and label == 1:
-            name = f"anomalous: {kind}"
-        elif kind and kind not in ("good", "normal"):
-            name = f"{name}: {kind}"
-        badges = [
-            tag("span", name, class_=f"badge {('normal', 'anomalous', 'unknown')[label]}"),
-            tag("span", "⚑ flagged" if flagged else "not flagged", class_="badge" + (" flagged" if flagged else ""))
-            if flagged >= 0
-            else None,
-        ]
-        facts = [f"score {number(results.scores[i].item())}"]
-        if math.isfinite(results.p_values[i]):
-            facts.append(f"p = {number(results.p_values[i].item(), 3)}")
-        if results.cases[i] != path:
-            facts.append(f"case {results.cases[i]}")
-        if picture.map is not None:
-            facts.append(f"map up to {number(_peak(picture), 3)}")
-        if picture.spread is not None:
-            facts.append(f"spread up to {number(float(picture.spread.max()), 3)}")
-        if picture.slice is not None:
-            facts.append(f"slice {picture.slice[0]} of 0–{picture.slice[1] - 1}, where the map is largest")
-        if max(picture.size) > 1:
-            facts.append(f"{picture.size[1]} × {picture.size[0]} px")
-        notes = [picture.shown_as, f"input not shown: {picture.missing}" if picture.missing else ""]
-        return tag(
-            "figcaption",
-            tag("p", path, class_="path"),
-            tag("p", badges, " ", " · ".join(facts)),
-            [tag("p", note, class_="fine") for note in notes if note],
-        )
-
-
-def _images(results: Results, dataset: DataSet | None, why_no_inputs: str) -> Content:
-    galleries = _galleries(results)
-    shown = sorted({int(i) for gallery in galleries for i in gallery.images})
-    if not shown:
-        return None
-    wanted = {results.paths[i] for i in shown}
-    places = (
-        {item.path: k for k, item in enumerate(dataset.items) if item.path in wanted} if dataset is not None else {}
-    )
-    pictures = {i: load_picture(results, i, dataset, places.get(results.paths[i])) for i in shown}
-    if dataset is None:
-        for picture in pictures.values():
-            picture.missing = ""  # said once, above
-    drawing = _Drawing(results, pictures)
-    parts: list[Content] = []
-    for gallery in galleries:
-        shown_of = (
-            "" if len(gallery.images) == gallery.whole else f" {len(gallery.images)} of {gallery.whole:,} are shown."
-        )
-        none = tag("p", "None.", class_="none") if not gallery.whole else None
-        parts += [
-            tag(
-                "h3",
-                gallery.title,
-                tag("span", f" {gallery.whole:,}", class_="light") if "Most" not in gallery.title else None,
-            ),
-            tag("p", gallery.explanation, shown_of, class_="note") if gallery.whole else none,
-            tag("div", [drawing.card(int(i)) for i in gallery.images], class_="cards"),
-        ]
-    notes = [tag("p", "Inputs are not shown: ", why_no_inputs, class_="warning")] if dataset is None else []
-    store = tag(
-        "svg",
-        tag("defs", _HEAT, drawing.store),
-        width=0,
-        height=0,
-        aria_hidden="true",
-        class_="store",
-        focusable="false",
-    )
-    return [*notes, _legend(drawing), *parts, store]
-
-
-def _legend(drawing: _Drawing) -> Content:
-    """The key to the pictures, with the controls of the overlay; it stays in sight while scrolling."""
-    if not drawing.has_maps:
-        return None
-    low, high = drawing.map_range
-    origin = "fixed from normal calibration images" if drawing.fixed else "range of the maps shown"
-    line = '<svg viewBox="0 0 34 12" width="34" height="12" aria-hidden="true"><path d="M1 6H33" class="casing {0}"/><path d="M1 6H33" class="{0}"/></svg>'  # noqa: E501
-    items: list[Content] = [
-        tag(
-            "div",
-            figures.colour_bar("map", palette("inferno"), (low, high), drawing.level),
-            tag("span", f"map, {origin}"),
-        ),
-    ]
-    if drawing.spread_range is not None:
-        bar = figures.colour_bar("spread", palette("viridis"), drawing.spread_range, None)
-        items.append(tag("div", bar, tag("span", "spread, range of those shown")))
-    controls: list[Content] = [
-        tag(
-            "label", "map over image ",
-            tag("input", type="range", id="opacity", min=0, max=100, value=70, aria_label="opacity of the map over the image"),
-        ),
-    ]  # fmt: skip
-    if drawing.level is not None:
-        box = tag("input", type="checkbox", data_hides="contour", checked="checked")
-        controls.append(tag("label", box, Markup(line.format("contour")), " above the pixel threshold"))
-    if drawing.has_masks:
-        box = tag("input", type="checkbox", data_hides="mask", checked="checked")
-        controls.append(tag("label", box, Markup(line.format("mask")), " true mask"))
-    return tag("div", tag("div", items, class_="bars"), tag("div", controls, class_="controls"), class_="legend")
-
-
-# red of inferno rises early: as opacity it leaves unremarkable places clear
-_HEAT = tag(
-    "filter",
-    tag("feColorMatrix", type="matrix", values="1 0 0 0 0  0 1 0 0 0  0 0 1 0 0  1.25 0 0 0 -0.1"),
-    id="heat", color_interpolation_filters="sRGB", x=0, y=0, width="100%", height="100%",
-)  # fmt: skip
-
-
-def _picture(width: int, height: int, words: str, *content: Content) -> Markup:
-    return tag("svg", content, viewBox=f"0 0 {width} {height}", role="img", aria_label=words)
-
-
-def _use(identifier: str, **attributes: Content) -> Markup:
-    return tag("use", href=f"#{identifier}", **attributes)
-
-
-def _peak(picture: Picture) -> float:
-    return float(picture.map.max()) if picture.map is not None else math.nan
-
-
-def _extent(planes: Sequence[Any]) -> Range:
-    """From the smallest value to the largest."""
-    return (float(min(p.min() for p in planes)), float(max(p.max() for p in planes))) if planes else (0.0, 1.0)
 
 
 # --- latent space, training
@@ -813,6 +548,10 @@ def _notes(results: Results) -> list[Content]:
             f"The promise: the threshold was set on {count(held_out, 'normal image')} that the model was not trained on, so that "
             f"of new normal images from the same source at most {percent(promise)} are flagged on average (split conformal "
             "prediction). It says nothing about images from elsewhere, nor about how many anomalies are found."
+        )
+    if promise and finite(look(run, "calibration", "pixel_threshold")) is not None:
+        notes.append(
+            f"The pixel threshold likewise: on average at most {percent(promise)} of a new normal image is outlined."
         )
     if np.isfinite(results.p_values).any():
         notes.append(

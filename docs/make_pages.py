@@ -1,0 +1,227 @@
+"""Write the parts of the documentation that come from the code; run it after changing a method, a setting or an option.
+
+    python docs/make_pages.py
+
+A page for each method (``docs/methods``), the table of methods, the tables of settings and the command-line reference.
+Whole pages are written anew; in the others only what stands between a pair of markers ``<!-- NAME -->`` and
+``<!-- /NAME -->``. ``tests/test_docs.py`` fails when a part is not up to date.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+import types
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from typer.models import ArgumentInfo, OptionInfo
+
+from normalcy import config
+from normalcy.cli import app
+from normalcy.detector import DecisionSettings, InputSettings
+from normalcy.methods import METHODS, get
+from normalcy.train import TrainSettings
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+SHARED = {"input": InputSettings, "training": TrainSettings, "decision": DecisionSettings}
+"""Settings that every method has, by the name of their table."""
+
+
+def pages() -> dict[Path, str]:
+    """Every file with made parts -> its whole content as it should be."""
+    made = {DOCS / "methods" / f"{name}.md": method_page(name) for name in METHODS}
+    parts = {
+        ROOT / "README.md": {"methods": methods_table("docs/methods")},
+        DOCS / "reference" / "methods.md": {"methods": methods_table("../methods")},
+        DOCS / "reference" / "settings.md": {name: settings_table(cls) for name, cls in SHARED.items()},
+        DOCS / "reference" / "command-line.md": {"commands": command_line()},
+    }
+    for path, texts in parts.items():
+        content = path.read_text(encoding="utf-8")
+        for name, text in texts.items():
+            content = put_between(content, name, text, path)
+        made[path] = content
+    return made
+
+
+def put_between(content: str, name: str, text: str, path: Path) -> str:
+    """``content`` with ``text`` between the markers of this name."""
+    before, opening, rest = content.partition(f"<!-- {name} -->\n")
+    _, closing, after = rest.partition(f"<!-- /{name} -->")
+    if not opening or not closing:
+        raise ValueError(f"{path} needs the markers <!-- {name} --> and <!-- /{name} -->, each at the start of a line.")
+    return f"{before}{opening}\n{text}\n\n{closing}{after}"
+
+
+# -- methods and settings --------------------------------------------------------------------------------------------
+
+
+def method_page(name: str) -> str:
+    """The page of a method: its module's docstring, its scores, its settings."""
+    cls = get(name)
+    source = cls.__module__.replace(".", "/")
+    lines = [
+        f"# {name}",
+        "",
+        f"<!-- Made by docs/make_pages.py from src/{source}.py. -->",
+        "",
+        markdown(docstring(name)),
+    ]
+    lines += ["", f"It works on {dimensions(name)} images. Its class is `{cls.__module__}.{cls.__name__}`."]
+    lines += [
+        "",
+        "```sh",
+        f"normalcy fit DATA --method {name} --out MODEL",
+        "normalcy score MODEL DATA --out RESULTS",
+        "```",
+    ]
+    if cls.scores:
+        words = ", ".join(f"`{score}`" for score in cls.scores)
+        lines += ["", "## Scores", "", f"One fitted model can be scored with any of these: {words}."]
+        lines += ["Choose with `--score` of `normalcy score`, or `detector.with_score(...)` in Python."]
+    lines += ["", "## Settings", "", settings_table(cls.Settings)]
+    lines += ["", "Beside these it knows the [settings of every method](../reference/settings.md).", ""]
+    return "\n".join(lines)
+
+
+def methods_table(folder: str) -> str:
+    """Name, idea, dimensions; the names link to the pages in ``folder``."""
+    rows = [(f"[`{name}`]({folder}/{name}.md)", idea(name), dimensions(name)) for name in METHODS]
+    return table(("method", "idea", "images"), rows)
+
+
+def settings_table(cls: type) -> str:
+    """Word, values, default and meaning of each setting, those of base classes included."""
+    notes: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if is_dataclass(base):
+            notes |= config.meanings(base)
+    hints = get_type_hints(cls)
+    rows = [
+        (f"`{word}`", values(hints[word]), shown(config.default_of(f)), markdown(notes.get(word, "")))
+        for word, f in config.known_words(cls).items()
+    ]
+    return table(("setting", "values", "default", "meaning"), rows)
+
+
+def docstring(name: str) -> str:
+    return inspect.getdoc(sys.modules[get(name).__module__]) or ""
+
+
+def idea(name: str) -> str:
+    """The first sentence of a method's docstring."""
+    paragraph = " ".join(docstring(name).split("\n\n")[0].split())
+    return markdown(re.split(r"(?<=[.])\s+(?=[A-Z])", paragraph)[0])
+
+
+def dimensions(name: str) -> str:
+    return " and ".join(f"{d}D" for d in get(name).spatial_dims)
+
+
+def values(hint: Any) -> str:
+    """What a setting may be, in words."""
+    names: dict[Any, str] = {int: "whole number", float: "number", bool: "true, false", str: "text", type(None): "none"}
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in args)
+    if origin in (Union, types.UnionType):
+        return " or ".join(values(a) for a in args)
+    if origin is tuple:
+        return f"list: {values(args[0])}"
+    return names[hint]
+
+
+def shown(value: Any) -> str:
+    """A default as it is written on the command line."""
+    texts = [f"{v:.5g}" if isinstance(v, float) else str(v) for v in (value if isinstance(value, tuple) else (value,))]
+    text = ",".join(texts)
+    return f"`{text.lower() if value is None or isinstance(value, bool) else text}`" if text else "empty"
+
+
+# -- command line ----------------------------------------------------------------------------------------------------
+
+
+def command_line() -> str:
+    """A section for each command, from the functions behind them."""
+    return "\n\n".join(command_section(info.callback) for info in app.registered_commands if info.callback)
+
+
+def command_section(command: Callable[..., Any]) -> str:
+    usage, rows = ["normalcy", command.__name__], []
+    hints = get_type_hints(command, include_extras=True)
+    for name, parameter in inspect.signature(command).parameters.items():
+        hint, info = get_args(hints[name])[:2]
+        required, word = parameter.default is inspect.Parameter.empty, name.upper()
+        if isinstance(info, ArgumentInfo):
+            several = "..." if get_origin(hint) is list else ""
+            usage.append(f"{word}{several}" if required else f"[{word}]")
+            rows.append((f"`{word}`", info.help or "", ""))
+            continue
+        names, value = option_names(name, info, hint), option_value(hint)
+        default = "required" if required else option_default(parameter.default, names)
+        usage += [f"{names[0]} {value}"] * required
+        rows.append((f"`{', '.join(names)}{' ' * bool(value)}{value}`", info.help or "", default))
+    head = [
+        f"## normalcy {command.__name__}",
+        "",
+        inspect.getdoc(command) or "",
+        "",
+        f"    {' '.join(usage)} [OPTIONS]",
+        "",
+    ]
+    return "\n".join([*head, table(("argument or option", "meaning", "default"), rows)])
+
+
+def option_names(name: str, info: OptionInfo, hint: Any) -> list[str]:
+    """As Typer makes them: those given, else from the parameter, with a negative one where it is true or false."""
+    given = [declared for declared in (info.default, *(info.param_decls or ())) if isinstance(declared, str)]
+    word = name.replace("_", "-")
+    return given or ([f"--{word}", f"--no-{word}"] if hint is bool else [f"--{word}"])
+
+
+def option_value(hint: Any) -> str:
+    """A placeholder for the value; none for an option without."""
+    kinds = {bool: "", int: "N", float: "NUMBER", Path: "PATH", str: "TEXT"}
+    return next(kinds[kind] for kind in (hint, *get_args(hint)) if kind in kinds)
+
+
+def option_default(default: Any, names: Sequence[str]) -> str:
+    if isinstance(default, bool):
+        return f"`{names[0 if default else 1]}`" if len(names) > 1 else ""
+    return f"`{default}`" if isinstance(default, str | int | float | Path) else ""
+
+
+# -- Markdown --------------------------------------------------------------------------------------------------------
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def markdown(text: str) -> str:
+    """A docstring as Markdown: literals, roles, and tables between rows of ``===``."""
+    lines = text.splitlines()
+    borders = [i for i, line in enumerate(lines) if re.fullmatch(r"=+ +=+", line)]
+    for first, last in reversed(list(zip(borders[::2], borders[1::2]))):
+        second = lines[first].index(" =") + 1  # where the second column starts
+        rows = [(line[:second].strip(), line[second:].strip()) for line in lines[first + 1 : last]]
+        lines[first : last + 1] = table(("", ""), rows).splitlines()
+    text = "\n".join(lines)
+    text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text)
+    return re.sub(r"``(.+?)``", r"`\1`", text)
+
+
+def main() -> None:
+    for path, content in pages().items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

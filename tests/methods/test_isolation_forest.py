@@ -1,0 +1,74 @@
+"""Isolation forest against scikit-learn's score_samples."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.ensemble import IsolationForest as Forest
+from sklearn.ensemble._iforest import _average_path_length
+from torch import Tensor
+
+from normalcy.errors import SettingsError
+from normalcy.methods import isolation_forest
+from normalcy.methods.isolation_forest import (
+    IsolationForest,
+    IsolationForestSettings,
+    _rounded_down,
+    mean_search_length,
+)
+from normalcy.train import fit
+
+
+def images(count: int, seed: int, shift: float = 0.0) -> Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    return 0.5 + shift + 0.2 * torch.randn(count, 1, 6, 6, generator=rng)
+
+
+def fitted(x: Tensor, **settings: object) -> IsolationForest:
+    method = IsolationForest(IsolationForestSettings(**settings), x.shape[1:])
+    fit(method, x)
+    return method
+
+
+@pytest.mark.parametrize(("count", "per_tree"), [(100, 256), (400, 64)])
+def test_score_equals_scikit_learn(count: int, per_tree: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolation_forest, "random_state", lambda: 5)
+    train, test = images(count, 0), torch.cat([images(30, 1), images(30, 2, shift=0.4)])
+    method = fitted(train, trees=20, images_per_tree=per_tree)
+    reference = Forest(n_estimators=20, max_samples=min(per_tree, count), random_state=5)
+    reference.fit(method.features(train).numpy())
+    expected = -reference.score_samples(method.features(test).numpy())
+    np.testing.assert_allclose(method.score(test).image.numpy(), expected, rtol=1e-4)
+
+
+def test_mean_search_length_equals_scikit_learn() -> None:
+    n = np.array([1, 2, 3, 10, 256, 10_000])
+    np.testing.assert_allclose(mean_search_length(torch.from_numpy(n)), _average_path_length(n), rtol=1e-6)
+
+
+def test_a_cut_rounded_to_float32_cuts_the_same() -> None:
+    cuts = np.random.default_rng(0).normal(size=1000)
+    rounded = _rounded_down(cuts)
+    for x in (rounded, np.nextafter(rounded, np.float32(np.inf)), np.nextafter(rounded, np.float32(-np.inf))):
+        assert ((x <= rounded) == (x.astype(np.float64) <= cuts)).all()
+
+
+def test_strange_images_score_higher() -> None:
+    method = fitted(images(200, 0))
+    assert method.score(images(20, 1, shift=0.5)).image.min() > method.score(images(20, 2)).image.max()
+
+
+def test_one_image_is_scored_as_in_a_batch_and_changes_nothing() -> None:
+    method, test = fitted(images(50, 0), trees=10), images(5, 1)
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    together = method.score(test).image
+    alone = torch.cat([method.score(x[None]).image for x in test])
+    torch.testing.assert_close(together, alone)
+    assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
+
+
+@pytest.mark.parametrize("wrong", [{"trees": 0}, {"images_per_tree": 1}])
+def test_refusals(wrong: dict[str, object]) -> None:
+    with pytest.raises(SettingsError, match="isolation_forest"):
+        IsolationForestSettings(**wrong)

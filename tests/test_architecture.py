@@ -1,0 +1,134 @@
+"""The arrows of the architecture: who may import whom, and what ``import normalcy`` must not load."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import normalcy
+
+ROOT = Path(normalcy.__file__).parent
+FOUNDATION = {"errors", "config"}
+ALLOWED = {
+    "errors": set(),
+    "config": {"errors"},
+    "method": {"errors"},
+    "train": FOUNDATION | {"method"},
+    "nets": FOUNDATION | {"method", "nets"},
+    "methods": FOUNDATION | {"method", "methods", "nets"},
+    "metrics": FOUNDATION | {"metrics"},
+    "data": FOUNDATION | {"data"},
+    "report": FOUNDATION | {"data", "metrics", "report"},
+}
+"""Part -> parts of normalcy that it may import; parts that are not named may import all but the command line."""
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name inside normalcy -> file."""
+    found = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of normalcy that a file imports, anywhere in its text, relative to normalcy."""
+    known, found = modules(), set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute here"
+            targets = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for target in targets:
+            head, _, inside = target.partition(".")
+            if head == "normalcy":
+                found.add(inside if inside in known else inside.rpartition(".")[0])
+    return found - {""}
+
+
+def part(module: str) -> str:
+    return module.split(".")[0]
+
+
+@pytest.mark.parametrize("name", [name for name in modules() if part(name) in ALLOWED])
+def test_arrows(name: str):
+    wrong = {target for target in imports(modules()[name]) if part(target) not in ALLOWED[part(name)]}
+    assert not wrong, f"{name} must not import {', '.join(sorted(wrong))}"
+
+
+def test_every_named_part_exists():
+    assert set(ALLOWED) <= {part(name) for name in modules()}
+
+
+def test_methods_do_not_import_each_other():
+    """A method reaches another one by name through the registry, as ``patchwise`` does."""
+    for name, path in modules().items():
+        if name.startswith("methods."):
+            others = {target for target in imports(path) if target.startswith("methods.")}
+            assert not others, (
+                f"{name} must not import {', '.join(sorted(others))}; what two methods share belongs in nets"
+            )
+
+
+def test_nothing_imports_the_command_line():
+    for name, path in modules().items():
+        assert "cli" not in {part(target) for target in imports(path)}, f"{name} must not import cli"
+
+
+def test_only_the_command_line_imports_its_libraries():
+    for name, path in modules().items():
+        if name != "cli":
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                names = (
+                    [a.name for a in node.names]
+                    if isinstance(node, ast.Import)
+                    else [getattr(node, "module", None) or ""]
+                )
+                assert not {n.split(".")[0] for n in names} & {"typer", "click"}, f"{name} must not import Typer"
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Top-level packages in memory after a statement in a fresh interpreter."""
+    code = f"{statement}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+HEAVY = {
+    "torch",
+    "torchvision",
+    "timm",
+    "sklearn",
+    "skimage",
+    "scipy",
+    "matplotlib",
+    "lightning_fabric",
+    "huggingface_hub",
+}
+
+
+def test_import_normalcy_is_light():
+    assert not loaded_by("import normalcy") & (HEAVY | {"numpy", "PIL", "typer", "rich"})
+
+
+def test_help_is_light():
+    statement = """
+import contextlib, io
+from normalcy.cli import app
+with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+    app(["--help"])
+"""
+    assert not loaded_by(statement) & HEAVY
+
+
+def test_public_names_exist():
+    for name in normalcy.__all__:
+        assert getattr(normalcy, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        normalcy.nothing  # noqa: B018

@@ -1,0 +1,138 @@
+"""The base of all methods: refusals, modes, learned buffers, other scores. The battery checks the methods themselves."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from normalcy.errors import DataError, SettingsError
+from normalcy.method import Batches, Method, Scores, Stage
+from normalcy.train import TrainSettings, fit
+
+
+@dataclass(frozen=True)
+class NearestSettings:
+    score: str = "nearest"
+
+
+class Part(nn.Module):
+    """A part with a memory of its own, and weights that come from outside."""
+
+    memory: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("memory", torch.empty(0))
+        self.fetched = 0
+
+    def load_pretrained(self) -> None:
+        self.fetched += 1
+
+
+class Nearest(Method):
+    """Distance to the nearest training image."""
+
+    name = "nearest"
+    Settings = NearestSettings
+    scores = ("nearest", "mean")
+    settings: NearestSettings
+    count: Tensor
+
+    def __init__(self, settings: NearestSettings, shape: Sequence[int]) -> None:
+        super().__init__(settings, shape)
+        self.part = Part()
+        self.dropout = nn.Dropout(0.5)
+        self.learned("count")
+
+    def stages(self) -> Sequence[Stage]:
+        return [Stage("remember", prepare=self.remember)]
+
+    def remember(self, batches: Batches) -> None:
+        self.part.memory = torch.cat(list(batches)).flatten(1)
+        self.count = torch.tensor(batches.count)
+
+    def _score(self, x: Tensor) -> Scores:
+        assert not torch.is_grad_enabled()
+        distances = torch.cdist(self.dropout(x.flatten(1)), self.part.memory)
+        return Scores(distances.amin(1) if self.settings.score == "nearest" else distances.mean(1))
+
+
+def images(count: int, channels: int = 1) -> Tensor:
+    return torch.rand(count, channels, 4, 4, generator=torch.Generator().manual_seed(count))
+
+
+def fitted() -> Nearest:
+    method = Nearest(NearestSettings(), (1, 4, 4))
+    fit(method, images(6), TrainSettings(device="cpu"))
+    return method
+
+
+def test_refusals_are_one_sentence():
+    with pytest.raises(SettingsError, match="nearest is not fitted yet"):
+        Nearest(NearestSettings(), (1, 4, 4)).score(images(2))
+    with pytest.raises(DataError, match=r"nearest works on 2D images, got images of shape \(1, 4, 4, 4\)"):
+        Nearest(NearestSettings(), (1, 4, 4, 4))
+    with pytest.raises(DataError, match=r"nearest expects images \(B, 1, 4, 4\), got \(2, 3, 4, 4\)"):
+        fitted().score(images(2, channels=3))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_scoring_is_evaluation_whatever_the_mode(training: bool):
+    method = fitted().train(training)
+    assert torch.equal(method.score(images(3)).image, method.score(images(3)).image)
+    assert [module.training for module in method.modules()] == [training] * len(list(method.modules()))
+
+
+def test_scores_integers_and_doubles_as_float32():
+    method = fitted()
+    for x in (images(2).double(), (images(2) * 9).to(torch.uint8)):
+        assert method.score(x).image.dtype == torch.float32
+
+
+def test_learned_buffers_take_the_shape_of_the_saved_ones():
+    method, fresh = fitted(), Nearest(NearestSettings(), (1, 4, 4))
+    assert fresh.count.numel() == 0
+    fresh.load_state_dict(method.state_dict())
+    assert fresh.part.memory.shape == (6, 16)
+    assert fresh.count.dtype == torch.int64
+    assert torch.equal(fresh.score(images(3)).image, method.score(images(3)).image)
+
+
+def test_a_state_dict_of_something_else_is_refused():
+    state = fitted().state_dict()
+    with pytest.raises(RuntimeError, match="Missing key"):
+        Nearest(NearestSettings(), (1, 4, 4)).load_state_dict({k: v for k, v in state.items() if k != "count"})
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        Nearest(NearestSettings(), (1, 4, 4)).load_state_dict({**state, "part.other": torch.zeros(2)})
+
+
+def test_fitting_again_replaces_what_was_learned():
+    method = fitted()
+    fit(method, images(3), TrainSettings(device="cpu"))
+    assert method.part.memory.shape == (3, 16)
+
+
+def test_with_score_shares_weights_and_leaves_the_original():
+    method = fitted()
+    twin = method.with_score("mean")
+    assert twin.part is method.part
+    assert method.settings.score == "nearest"
+    assert bool((twin.score(images(3)).image > method.score(images(3)).image).all())
+    with pytest.raises(SettingsError, match="nearest has no score 'median': it offers nearest, mean"):
+        method.with_score("median")
+
+
+def test_weights_from_outside_are_fetched_before_training_only():
+    method = fitted()
+    assert method.part.fetched == 1
+    method.score(images(2))
+    Nearest(NearestSettings(), (1, 4, 4)).load_state_dict(method.state_dict())
+    assert method.part.fetched == 1
+
+
+def test_device_and_shape():
+    method = fitted()
+    assert method.device == torch.device("cpu")
+    assert method.shape == (1, 4, 4)
