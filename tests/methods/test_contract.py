@@ -14,8 +14,9 @@ from normalcy.methods import METHODS, available, get
 from normalcy.testing import CHECKS, ContractError, Trial, check_method, default_shapes
 
 TINY: dict[str, dict[str, Any]] = {
-    "autoencoder": {"steps": 40, "batch_size": 16},
-    "vae": {"steps": 40, "batch_size": 16},
+    "autoencoder": {"steps": 30, "batch_size": 8, "width": 4, "latent": 8, "lr": 0.01},
+    "patchwise": {"patch": 8, "stride": 4},
+    "vae": {"steps": 20, "batch_size": 8, "width": 4, "latent": 4, "samples": 2, "lr": 0.01},
 }
 """Settings that make a method quick; the defaults where there are none."""
 
@@ -82,6 +83,7 @@ def test_honest_method_passes():
         (wrong.NotFinite, testing.check_shapes),
         (wrong.CarriesGradient, testing.check_shapes),
         (wrong.UnseededFit, testing.check_same_seed),
+        (wrong.SquareOnly, testing.check_oblong_images),
         (wrong.BreaksOnFlatImages, testing.check_poor_data),
         (wrong.CrashesOnFewImages, testing.check_poor_data),
         (wrong.CannotTravel, testing.check_processes),

@@ -221,6 +221,14 @@ class BreaksOnFlatImages(Honest):
         self.mean = x.mean(0) + 0 / x.std(0)
 
 
+class SquareOnly(Honest):
+    """Takes height and width for equal."""
+
+    def _score(self, x: Tensor) -> Scores:
+        scores = super()._score(x)
+        return Scores(scores.image, self.distance(x).transpose(1, 2))
+
+
 class CrashesOnFewImages(Honest):
     """Takes many images for granted."""
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from normalcy.errors import SettingsError
 from normalcy.method import Method, Objective, Scores, Stage
-from normalcy.nets.convnets import Network, Norm, choose
+from normalcy.nets.convnets import Network, Norm, Standardise, choose
 from normalcy.nets.filters import gaussian_smooth, map_quantile
 from normalcy.nets.ssim import ssim_map
 
@@ -31,7 +31,7 @@ class AutoencoderSettings:
     """"auto": "lenet" up to 32 pixels, else "dcgan"."""
     width: int | None = None
     """Channels of the first level; none: 8 for a LeNet on one channel, else 32."""
-    norm: Norm = "batch"
+    norm: Norm = "none"
     lr: float = 1e-3
     """Of Adam; a tenth of it in the last third of the training."""
     weight_decay: float = 1e-6
@@ -58,13 +58,13 @@ class Autoencoder(Method):
     def __init__(self, settings: AutoencoderSettings, shape: Sequence[int]) -> None:
         super().__init__(settings, shape)
         net = choose(settings.network, self.shape, settings.width, settings.norm)
+        self.standardise = Standardise(self.shape)
         self.encoder = net.encoder(self.shape, settings.latent)
         self.decoder = net.decoder(self.shape, settings.latent)
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """(B, C, *spatial) -> the same, float32."""
-        restored: Tensor = self.decoder(self.encoder(x))
-        return restored.float()
+        return self.standardise.inverse(self.decoder(self.encoder(self.standardise(x))).float())
 
     def error(self, x: Tensor, restored: Tensor) -> Tensor:
         """The error of each pixel, (B, *spatial)."""
@@ -84,7 +84,7 @@ class Autoencoder(Method):
         objective = Objective(
             self.reconstruction, self.parameters(), lr=s.lr, weight_decay=s.weight_decay, schedule=late_drop
         )
-        return [Stage("reconstruction", [objective], epochs=50, batch_size=128)]
+        return [Stage("reconstruction", [objective], epochs=50, batch_size=128, prepare=self.standardise.measure)]
 
     def _score(self, x: Tensor) -> Scores:
         restored = self.reconstruct(x)

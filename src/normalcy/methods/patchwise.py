@@ -20,7 +20,8 @@ from torch import Tensor
 
 from normalcy.config import build, parse_words
 from normalcy.errors import SettingsError
-from normalcy.method import Batches, Loss, Method, MethodT, Scores, Stage
+from normalcy.method import Batches, Loss, Method, Scores, Stage
+from normalcy.methods import get
 from normalcy.nets.features import random_state
 from normalcy.nets.filters import map_quantile
 
@@ -36,8 +37,8 @@ class PatchwiseSettings:
     """Its settings, as "components=8"."""
     patch: int = 32
     """Side of the patches in pixels; at most half of the image's."""
-    stride: int = 8
-    """Pixels from one patch to the next when scoring; the last patch always ends at the border."""
+    stride: int | None = None
+    """Pixels from one patch to the next when scoring, none: a quarter of the patch. The last patch ends at the border."""
     patches_per_image: int = 16
     """Patches at random places that training takes from an image each time it sees it."""
     reduce: Literal["max", "mean", "quantile"] = "max"
@@ -50,7 +51,8 @@ class PatchwiseSettings:
     """Blend the maps of the inner method where it gives them; else its image scores, one for each patch."""
 
     def __post_init__(self) -> None:
-        if min(self.patch, self.stride, self.patches_per_image) < 1 or self.stride > self.patch:
+        stride = self.patch if self.stride is None else self.stride
+        if min(self.patch, stride, self.patches_per_image) < 1 or stride > self.patch:
             raise SettingsError(
                 "patchwise: patch, stride and patches_per_image must be positive, stride at most patch."
             )
@@ -58,6 +60,15 @@ class PatchwiseSettings:
             raise SettingsError(f"patchwise: quantile must lie in [0, 1], got {self.quantile}.")
         if self.inner == "patchwise":
             raise SettingsError("patchwise: inner must be another method.")
+
+    @property
+    def score(self) -> str:
+        """Which of its scores the inner method gives; empty where it has one only."""
+        return str(getattr(self.of_inner(), "score", ""))
+
+    def of_inner(self) -> Any:
+        """The settings of the inner method."""
+        return build(get(self.inner).Settings, parse_words(self.inner_settings), f"patchwise, {self.inner}")
 
 
 class Patchwise(Method):
@@ -68,20 +79,17 @@ class Patchwise(Method):
 
     def __init__(self, settings: PatchwiseSettings, shape: Sequence[int]) -> None:
         super().__init__(settings, shape)
-        from normalcy.methods import get
-
-        cls = get(settings.inner)
-        words = parse_words(settings.inner_settings)
         self.patch = tuple(min(settings.patch, math.ceil(side / 2)) for side in self.shape[1:])
+        self.strides = tuple(min(side, settings.stride or max(1, side // 4)) for side in self.patch)
         self.places = tuple(side - patch + 1 for side, patch in zip(self.shape[1:], self.patch))
         self.patch_count = min(settings.patches_per_image, math.prod(self.places))  # that training takes of an image
-        self.inner = cls(build(cls.Settings, words, settings.inner), (self.shape[0], *self.patch))
+        self.inner = get(settings.inner)(settings.of_inner(), (self.shape[0], *self.patch))
         vars(self)["scores"] = self.inner.scores  # of the class there are none: they depend on the inner method
 
     def load_pretrained(self) -> None:
         self.inner.load_pretrained()
 
-    def with_score(self: MethodT, score: str) -> MethodT:
+    def with_score(self, score: str) -> Patchwise:
         inner = self.inner.with_score(score)
         words = {**parse_words(self.settings.inner_settings), "score": score}
         settings = replace(self.settings, inner_settings=tuple(f"{word}={value}" for word, value in words.items()))
@@ -143,7 +151,7 @@ class Patchwise(Method):
     # -- scoring
 
     def _score(self, x: Tensor) -> Scores:
-        steps = [starts(side, patch, self.settings.stride) for side, patch in zip(self.shape[1:], self.patch)]
+        steps = [starts(*axis) for axis in zip(self.shape[1:], self.patch, self.strides)]
         corners = list(product(*steps))
         window = self._window().to(x.device)
         weight = torch.zeros(self.shape[1:], device=x.device)

@@ -1,6 +1,7 @@
 """Principal components: what the main directions of variation of normal images cannot reproduce is strange.
 
-Source: Pearson 1901; Turk and Pentland 1991 (distance from "face space"). The map is the squared error of the projection, mean over channels; ``restored`` is the projection.
+Source: Turk and Pentland 1991 (distance from "face space"). The map is the squared error of the projection, mean over
+channels; ``restored`` is the projection.
 """
 
 from __future__ import annotations

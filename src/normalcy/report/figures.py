@@ -62,10 +62,12 @@ class Curve:
     y: Sequence[float]
 
 
-def roc_figure(curves: Sequence[Curve], point: tuple[float, float] | None = None) -> Markup:
-    """ROC curves; ``point`` is the share of false alarms and of finds at the threshold in use."""
+def roc_figure(
+    curves: Sequence[Curve], point: tuple[float, float] | None = None, size: tuple[float, float] | None = None
+) -> Markup:
+    """ROC curves; ``point`` is the share of false alarms and of finds at the threshold in use, ``size`` is in inches."""
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _square("share of normal images flagged", "share of anomalous images found")
+        figure, axes = _square("share of normal images flagged", "share of anomalous images found", size)
         axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1.5, linestyle="--")
         _curves(axes, curves)
         if point is not None:
@@ -246,9 +248,14 @@ def interval_mark(
 
 
 def colour_bar(
-    name: str, words: str, palette: npt.NDArray[Any], limits: tuple[float, float], threshold: float | None
+    name: str,
+    words: str,
+    palette: npt.NDArray[Any],
+    limits: tuple[float, float],
+    open_ended: bool = False,
+    threshold: float | None = None,
 ) -> Markup:
-    """What the colours of the maps mean, with the pixel threshold as a notch."""
+    """What the colours of maps mean; ``open_ended`` where larger values may be shown. A notch is the pixel threshold."""
     width = 320.0
     stops = [
         tag("stop", offset=f"{k / 16:.4f}", stop_color="#" + bytes(palette[round(255 * k / 16)]).hex())
@@ -260,7 +267,7 @@ def colour_bar(
         tag("rect", x=10, y=22, width=width, height=14, fill=f"url(#bar-{name})"),
         _label(10, 52, number(low, 3), "start"),
         _label(10 + width / 2, 52, words, "middle"),
-        _label(10 + width, 52, "≥ " + number(high, 3), "end"),
+        _label(10 + width, 52, ("≥ " if open_ended else "") + number(high, 3), "end"),
     ]
     if threshold is not None and math.isfinite(threshold) and high > low:
         beyond = threshold > high or threshold < low
@@ -290,8 +297,8 @@ def _axes(width: float, height: float, x: str, y: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _square(x: str, y: str) -> tuple[Figure, Axes]:
-    figure, axes = _axes(4.3, 4.1, x, y)
+def _square(x: str, y: str, size: tuple[float, float] | None = None) -> tuple[Figure, Axes]:
+    figure, axes = _axes(*(size or (4.3, 4.1)), x, y)
     axes.set_xlim(-0.015, 1.015)
     axes.set_ylim(-0.015, 1.015)
     return figure, axes

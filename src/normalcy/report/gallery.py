@@ -232,12 +232,10 @@ def _legend(drawing: _Drawing) -> Content:
     origin = "map: range of normal images" if drawing.fixed else "map: range of those shown"
     line = '<svg viewBox="0 0 34 12" width="34" height="12" aria-hidden="true"><path d="M1 6H33" class="casing {0}"/><path d="M1 6H33" class="{0}"/></svg>'  # noqa: E501
     items: list[Content] = [
-        colour_bar("map", origin, palette("inferno"), (low, high), drawing.level),
+        colour_bar("map", origin, palette("inferno"), (low, high), drawing.fixed, drawing.level),
     ]
     if drawing.spread_range is not None:
-        items.append(
-            colour_bar("spread", "spread: range of those shown", palette("viridis"), drawing.spread_range, None)
-        )
+        items.append(colour_bar("spread", "spread: range of those shown", palette("viridis"), drawing.spread_range))
     controls: list[Content] = [
         tag(
             "label", "map over image ",

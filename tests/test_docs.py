@@ -1,0 +1,215 @@
+"""The documentation says what the code does: made parts, links, commands, settings and examples."""
+
+import ast
+import importlib
+import importlib.util
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import pytest
+import typer
+
+from normalcy import Detector, Method
+from normalcy.cli import app
+from normalcy.compare import words_for
+from normalcy.config import parse_words
+from normalcy.data.augment import TRANSFORMS
+from normalcy.data.named import NAMED
+from normalcy.data.preprocess import STEPS
+from normalcy.testing import check_method
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+
+
+class Block(NamedTuple):
+    """A fenced block: the page, the line of its fence, its language, the comment on the line before, its text."""
+
+    page: Path
+    line: int
+    language: str
+    comment: str
+    text: str
+
+    @property
+    def place(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+def blocks_of(page: Path) -> Iterator[Block]:
+    lines = page.read_text(encoding="utf-8").splitlines()
+    start = None
+    for i, line in enumerate(lines):
+        if not line.startswith("```"):
+            continue
+        if start is None:
+            start = i
+            continue
+        before = re.fullmatch(r"<!-- (.*) -->", lines[start - 1]) if start else None
+        text = "\n".join(lines[start + 1 : i]) + "\n"
+        yield Block(page, start + 1, lines[start][3:].strip(), before[1] if before else "", text)
+        start = None
+    assert start is None, f"{page}: the block from line {start} on is not closed"
+
+
+def blocks(language: str) -> list[Any]:
+    return [pytest.param(b, id=b.place) for page in PAGES for b in blocks_of(page) if b.language == language]
+
+
+def commands_in(block: Block) -> list[list[str]]:
+    """Words of each normalcy command of a block of shell lines."""
+    lines = block.text.replace("\\\n", " ").splitlines()
+    found = [shlex.split(part, comments=True) for line in lines for part in line.split("&&")]
+    return [words for words in found if words[:1] == ["normalcy"]]
+
+
+def prose(page: Path) -> str:
+    """A page without its fenced blocks."""
+    return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def make_pages() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_pages", ROOT / "docs" / "make_pages.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# -- made parts ------------------------------------------------------------------------------------------------------
+
+
+def test_made_parts_are_up_to_date(make_pages: ModuleType):
+    made = make_pages.pages()
+    stale = [p.relative_to(ROOT) for p, text in made.items() if not p.exists() or p.read_text("utf-8") != text]
+    assert not stale, f"run: python docs/make_pages.py (stale: {', '.join(map(str, stale))})"
+    assert {p for p in made if p.parent.name == "methods"} == set((ROOT / "docs" / "methods").glob("*.md"))
+
+
+def test_option_names_are_those_of_the_app(make_pages: ModuleType):
+    group: Any = typer.main.get_command(app)
+    page = make_pages.command_line()
+    for name, command in group.commands.items():
+        section = page.split(f"## normalcy {name}\n")[1].split("## ")[0]
+        for option in (p for p in command.params if p.param_type_name == "option" and p.name != "help"):
+            assert all(re.search(rf"[`, ]{spelling}[`, ]", section) for spelling in option.opts), (name, option.opts)
+
+
+def test_markdown_of_a_docstring(make_pages: ModuleType):
+    text = "See :func:`~a.b`.\n\n=====  =====\n``x``  |one|\n=====  =====\nend"
+    assert make_pages.markdown(text) == "See `a.b`.\n\n|  |  |\n| --- | --- |\n| `x` | \\|one\\| |\nend"
+
+
+# -- links -----------------------------------------------------------------------------------------------------------
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [pytest.param(p, id=str(p.relative_to(ROOT))) for p in PAGES])
+def test_links_resolve(page: Path):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        path = (page.parent / file).resolve() if file else page
+        assert path.exists(), f"{page.relative_to(ROOT)} links to {target}, which does not exist"
+        assert not anchor or anchor in anchors(path), f"{page.relative_to(ROOT)} links to {target}: no such heading"
+
+
+def test_every_page_can_be_reached():
+    linked = {
+        (page.parent / target).resolve() for page in PAGES for target in re.findall(r"\]\(([^)#\s]+)", prose(page))
+    }
+    assert set((ROOT / "docs").rglob("*.md")) <= linked
+
+
+# -- commands and settings -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", blocks("sh"))
+def test_commands_parse(block: Block):
+    group: Any = typer.main.get_command(app)
+    for words in commands_in(block):
+        if words[1:] == ["--help"]:
+            continue
+        command = group.commands.get(words[1])
+        assert command is not None, f"{block.place}: there is no command {words[1]}"
+        options = command.make_context(words[1], words[2:]).params  # raises for an unknown option or a missing argument
+        settings = parse_words(options.get("set_") or [])
+        if words[1] == "fit" and options["config_file"] is None:
+            Detector(options["method"] or "patchcore", **settings)
+        if words[1] == "compare":
+            methods = options["methods"].split(",")
+            for method in methods:
+                Detector(method, **words_for(method, settings, methods))
+
+
+@pytest.mark.parametrize("page", [pytest.param(p, id=str(p.relative_to(ROOT))) for p in PAGES])
+def test_commands_and_options_in_the_text_exist(page: Path):
+    group: Any = typer.main.get_command(app)
+    if page.name == "recipes.md":
+        return  # its options are those of the recipes
+    options = {o for c in group.commands.values() for p in c.params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
+    for code in re.findall(r"`([^`\n]+)`", prose(page)):
+        words = code.split()
+        if words[0] == "normalcy" and len(words) > 1:
+            assert words[1] in group.commands or words[1] in options, f"{page.name}: {code}"
+        if words[0].startswith("--"):
+            assert words[0].rstrip(",").partition("=")[0] in options, f"{page.name}: {code}"
+
+
+@pytest.mark.parametrize("block", blocks("toml"))
+def test_settings_files_are_good(block: Block):
+    words = tomllib.loads(block.text)
+    if "project" not in words:
+        Detector(words.pop("method"), **words)
+
+
+def test_steps_and_names_are_described():
+    steps = (ROOT / "docs" / "how-to" / "preprocessing.md").read_text(encoding="utf-8")
+    assert [word for word in (*STEPS, *TRANSFORMS) if f"| `{word}" not in steps and f", `{word}" not in steps] == []
+    sources = (ROOT / "docs" / "reference" / "data-sources.md").read_text(encoding="utf-8")
+    assert [name for name in NAMED if f"`{name}" not in sources] == []
+
+
+# -- examples --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_python_examples(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Runnable ones run; of the others the grammar is checked, and that what they import exists."""
+    tree = ast.parse(block.text, block.place)
+    if block.comment != "runnable":
+        imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        outside = [node for node in imports if getattr(node, "module", None) != "linear_autoencoder"]
+        tree = ast.Module(outside, type_ignores=[])
+    monkeypatch.chdir(tmp_path)
+    exec(compile(tree, block.place, "exec"), {"__name__": "example"})
+
+
+def test_readme_has_a_runnable_example():
+    assert any(b.comment == "runnable" for b in blocks_of(ROOT / "README.md"))
+
+
+def test_the_example_of_a_method_keeps_the_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    [block] = [b for b in blocks_of(ROOT / "docs" / "how-to" / "add-a-method.md") if b.comment == "method"]
+    (tmp_path / "linear_autoencoder.py").write_text(block.text, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    cls: type[Method] = importlib.import_module("linear_autoencoder").LinearAutoencoder
+    check_method(cls, {"epochs": 40}, shapes=[(1, 32, 32)])
