@@ -14,7 +14,6 @@ import re
 import sys
 import types
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -96,11 +95,8 @@ def methods_table(folder: str) -> str:
 
 
 def settings_table(cls: type) -> str:
-    """Word, values, default and meaning of each setting, those of base classes included."""
-    notes: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        if is_dataclass(base):
-            notes |= config.meanings(base)
+    """Word, values, default and meaning of each setting."""
+    notes = config.meanings(cls)
     hints = get_type_hints(cls)
     rows = [
         (f"`{word}`", values(hints[word]), shown(config.default_of(f)), markdown(notes.get(word, "")))

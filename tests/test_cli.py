@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -170,7 +171,13 @@ def test_thresholds_by_other_rules(run: Run, tiles: Path, model: Path, tmp_path:
     assert run("score", model, tiles, "--out", tmp_path / "a", "--rule", "minimum_area:30", "--validation", normal) == 0
     facts = json.loads((tmp_path / "a/run.json").read_text())["calibration"]
     assert facts["minimum_area"] == 30
-    assert run("score", model, tiles, "--out", tmp_path / "b", "--rule", "max_f1", "--validation", tiles) == 0
+    assert run("score", model, tiles, "--out", tmp_path / "b", "--rule", "max_f1", "--validation", tiles) == 2
+    assert "proves nothing" in run.err
+    shutil.copytree(tiles / "test", tmp_path / "other/test")
+    shutil.copytree(tiles / "ground_truth", tmp_path / "other/ground_truth")
+    shutil.copytree(tiles / "train", tmp_path / "other/train")
+    other = tmp_path / "other"
+    assert run("score", model, tiles, "--out", tmp_path / "b", "--rule", "max_f1", "--validation", other) == 0
     assert run("evaluate", tmp_path / "b") == 0
     assert run("score", model, tiles, "--out", tmp_path / "c", "--false-alarms", "0.4") == 0
     c = json.loads((tmp_path / "c/run.json").read_text())["calibration"]
@@ -204,8 +211,6 @@ def test_compare_tabulates_and_tests(run: Run, tiles: Path, tmp_path: Path) -> N
 
 
 def test_check_lists_faults(run: Run, tiles: Path, tmp_path: Path) -> None:
-    import shutil
-
     assert run("check", tiles) == 0
     assert "0 errors" in run.out
     broken = tmp_path / "broken"
@@ -255,7 +260,7 @@ def test_settings_from_a_file_and_the_command_line(run: Run, tiles: Path, tmp_pa
         (["score", "MODEL", "DATA", "--out", "X", "--score", "kl"], 2, "no score"),
         (["score", "MODEL", "DATA", "--out", "X", "--false-alarms", "7"], 2, "between 0 and 1"),
         (["evaluate", "nowhere"], 1, "no results folder"),
-        (["report", "nowhere"], 1, "results folder"),
+        (["report", "nowhere"], 1, "cannot be read"),
         (["methods", "nothing"], 2, "There is no method"),
         (["frobnicate"], 2, "frobnicate"),
     ],

@@ -220,7 +220,7 @@ def score(
     if device not in (None, "auto"):
         detector.to(str(device))
     data, chosen = images_to_score(_open_all(inputs, data_root), split, detector.train.seed)
-    decision = _decide(detector, rule, validation, data_root, false_alarms)
+    decision = _decide(detector, rule, validation, inputs, data_root, false_alarms)
     with _progress("scoring") as step:
         run = predict(
             detector,
@@ -354,7 +354,12 @@ def _fit(detector: Detector, data: DataSet, run: Path, resume: bool) -> None:
 
 
 def _decide(
-    detector: Detector, rule: str, validation: str | None, data_root: Path | None, false_alarms: float | None
+    detector: Detector,
+    rule: str,
+    validation: str | None,
+    inputs: list[str],
+    data_root: Path | None,
+    false_alarms: float | None,
 ) -> Decision | None:
     from normalcy.calibrate import decide_on_validation
     from normalcy.detector import Result
@@ -363,7 +368,13 @@ def _decide(
         return detector.decide(false_alarms)
     if validation is None:
         raise SettingsError(f"--rule {rule} chooses its threshold on images of its own: give them with --validation.")
+    if validation in inputs:
+        raise SettingsError(
+            "--validation must be other images than those scored: a threshold chosen on them proves nothing."
+        )
     data = _open(validation, data_root)
+    if rule.startswith("minimum_area"):
+        data = data.subset([i for i, item in enumerate(data.items) if item.label != 1])
     results = [(i, r) for i, r in enumerate(detector.stream(data)) if isinstance(r, Result)]
     known = [r.item.label for _, r in results]
     labels = [int(label) for label in known if label is not None] if None not in known else None

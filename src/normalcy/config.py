@@ -126,9 +126,9 @@ def to_words(instance: Any) -> dict[str, Any]:
 
 
 def meanings(cls: type) -> dict[str, str]:
-    """What each setting means: the text below it in the source of its dataclass."""
+    """What each setting means: the text below it in the source of its dataclass, or of the one it extends."""
+    notes = meanings(cls.__base__) if cls.__base__ not in (None, object) else {}
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-    notes = {}
     statements = body.body if isinstance(body, ast.ClassDef) else []
     for setting, note in itertools.pairwise(statements):
         if isinstance(setting, ast.AnnAssign) and isinstance(setting.target, ast.Name) and isinstance(note, ast.Expr):

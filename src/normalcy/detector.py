@@ -42,8 +42,8 @@ class InputSettings:
     """How images become what a method sees."""
 
     size: int | None = None
-    """Side of the square (cube) that a method sees. None: the images' own size where all have the same of at most 256,
-    else 256."""
+    """Side of the square (cube) that a method sees. None: 256 where images differ in size or are larger, unless a resize,
+    tile or crop is asked for; else their own size."""
     preprocess: tuple[str, ...] = ()
     """Named steps, see normalcy.data.preprocess."""
     augment: tuple[str, ...] = ()
@@ -467,6 +467,11 @@ class Detector:
         lines += [f"- {word}: {value}" for word, value in self.words().items()]
         return "\n".join(lines) + "\n"
 
+    @property
+    def tiled(self) -> bool:
+        """Whether it was fitted to see images in tiles."""
+        return self._tile(scoring=True) is not None
+
     # -- private
 
     @property
@@ -482,7 +487,8 @@ class Detector:
 
     def _choose_size(self, data: DataSet) -> None:
         """The default size, from the sizes of up to 64 images spread over the set; written down in the model folder."""
-        if self.input.size is not None or self.input.tile is not None:
+        words = (*self.preprocess.plan, *self.augment.plan)
+        if self.input.size is not None or self.input.tile is not None or {"resize", "crop"} & {w.name for w in words}:
             return
         sizes = set()
         for i in np.unique(np.linspace(0, len(data) - 1, min(64, len(data))).astype(int)):

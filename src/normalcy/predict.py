@@ -67,7 +67,9 @@ def predict(
     ``run.json``; raises DataError when all are bad.
     """
     decision = decision or detector.decide()
-    calibration = None if tile and detector.input.tile is None else detector.calibration
+    calibration = detector.calibration
+    if tile and not detector.tiled:  # thresholds of whole images do not hold for tiles
+        calibration = decision = None
     span = calibration.map_range if calibration is not None else None
     facts: dict[str, Any] = {}
 

@@ -61,6 +61,7 @@ class TrainSettings:
     batch_size: int | None = None
     """Images per step over all processes."""
     seed: int = 0
+    """Of splits, first weights, batches and noise."""
     device: str = "auto"
     """"auto", "cpu", "cuda" or "mps"."""
     devices: int = 1
@@ -68,12 +69,15 @@ class TrainSettings:
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     """"auto" is bf16-mixed where the processor computes in bf16, else 32-true."""
     channels_last: bool = True
+    """Memory layout of 2D images: faster on most processors, the same numbers up to rounding."""
     compile: bool = False
     """Compile the losses with torch.compile (slow start, faster steps)."""
     checkpoint_seconds: float = 60.0
+    """Time between two checkpoints of a run folder."""
     checkpoint_steps: int | None = None
     """Checkpoint each so many steps instead of by the clock."""
     log_steps: int = 50
+    """Steps between two records of the log."""
 
     def __post_init__(self) -> None:
         if self.epochs is not None and self.steps is not None:

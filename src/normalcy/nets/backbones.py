@@ -43,7 +43,9 @@ class Backbone(nn.Module):
     def __init__(self, name: str, layers: Sequence[int], channels: int, bf16: bool = False) -> None:
         super().__init__()
         if channels not in (1, 3):
-            raise DataError(f"Backbone {name} expects images of 1 or 3 channels, got {channels}: choose or merge channels.")
+            raise DataError(
+                f"Backbone {name} expects images of 1 or 3 channels, got {channels}: choose or merge channels."
+            )
         self.name, self.layers, self.bf16 = name, tuple(layers), bf16
         self.architecture, _, self.file = name.partition(":")
         network = _create(self.architecture)

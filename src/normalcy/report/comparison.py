@@ -33,7 +33,7 @@ def write_comparison(folder: Path) -> Path:
     folder = Path(folder)
     comparison = read_json(folder / "compare.json", "compare again with 'normalcy compare'")
     methods = [entry for entry in comparison.get("methods") or [] if isinstance(entry, dict)]
-    methods.sort(key=lambda entry: -(_area(entry) if _area(entry) is not None else -1.0))  # type: ignore[operator]
+    methods.sort(key=lambda entry: -1.0 if (area := _area(entry)) is None else area, reverse=True)
     failed = comparison.get("failed") or []
     if not methods and not failed:
         raise DataError(

@@ -448,7 +448,7 @@ def _latent(results: Results) -> Content:
     words = f"t-SNE of {count(len(rows), 'latent code')} of {x.shape[1]} dimensions"
     words += f", drawn at random from {len(codes):,}. " if len(rows) < len(codes) else ". "
     return _plot(
-        "Latent codes.", figure, words + "Near points are alike; distances between groups and their sizes mean little."
+        "Latent codes", figure, words + "Near points are alike; distances between groups and their sizes mean little."
     )
 
 
