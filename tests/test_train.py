@@ -624,6 +624,7 @@ class Exact(train_killed.Staged):
         super().__init__(settings, shape)
         self.encoder[1] = nn.Identity()
         self.encoder[3] = self.prior[1] = nn.Identity()
+        self.prior.requires_grad_(False)  # an objective trains what it owns all the same
 
     def measure(self, batches: Any) -> None:
         self.centre = torch.cat(list(batches)).mean(0)

@@ -323,15 +323,17 @@ class _StageRun:
         if not self.steps:
             return
         source = self._source()
-        model = self.fabric.setup_module(self.method)
         objectives = [(o, list(o.parameters)) for o in self.stage.objectives]
         optimisers = [_optimiser(o, parameters) for o, parameters in objectives]
         for optimiser, saved in zip(optimisers, optimiser_states):
             optimiser.load_state_dict(dict(saved))
-        fabric_optimisers = [cast(Any, self.fabric.setup_optimizers(o)) for o in optimisers]
-        losses = [torch.compile(o.loss) if self.settings.compile else o.loss for o, _ in objectives]
         frozen_or_not = [(p, p.requires_grad) for p in self.method.parameters()]
         own = [{id(p) for p in parameters} for _, parameters in objectives]
+        for p, _ in frozen_or_not:  # before the set-up: gradients are brought together only of what is trainable now
+            p.requires_grad_(any(id(p) in ids for ids in own))
+        model = self.fabric.setup_module(self.method)
+        fabric_optimisers = [cast(Any, self.fabric.setup_optimizers(o)) for o in optimisers]
+        losses = [torch.compile(o.loss) if self.settings.compile else o.loss for o, _ in objectives]
         meter = _Meter(self, state)
         last_saved = time.monotonic()
         self.method.train()
@@ -348,7 +350,7 @@ class _StageRun:
                 for k, ((objective, parameters), optimiser, loss) in enumerate(
                     zip(objectives, fabric_optimisers, losses)
                 ):
-                    if step == first or len(objectives) > 1:
+                    if len(objectives) > 1:
                         for p, _ in frozen_or_not:
                             p.requires_grad_(id(p) in own[k])
                     for group in optimiser.param_groups:

@@ -72,3 +72,14 @@ def test_one_image_is_scored_as_in_a_batch_and_changes_nothing() -> None:
 def test_refusals(wrong: dict[str, object]) -> None:
     with pytest.raises(SettingsError, match="isolation_forest"):
         IsolationForestSettings(**wrong)
+
+
+def test_on_backbone_features_it_is_deep_if() -> None:
+    rng = torch.Generator().manual_seed(0)
+    smooth = torch.rand(24, 1, 1, 1, generator=rng) * torch.ones(24, 1, 32, 32)
+    method = fitted(smooth, features="backbone", layers=(1, 2), variance=None, trees=20)
+    rough = smooth[:6] * torch.rand(6, 1, 32, 32, generator=rng).round()
+    assert method.score(rough).image.min() > method.score(smooth).image.median()
+    other = IsolationForest(method.settings, method.shape)
+    other.load_state_dict(method.state_dict())  # brings the backbone's weights too
+    assert torch.equal(other.score(rough).image, method.score(rough).image)

@@ -125,3 +125,18 @@ def test_refusals() -> None:
         Features(FeatureSettings(), (1, 4, 4)).learn(Blocks(torch.ones(5, 1, 4, 4)))
     with pytest.raises(DataError, match="2D"):
         Features(FeatureSettings(features="backbone"), (1, 4, 4, 4))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_backbone_features_are_channel_means_on_one_scale(channels: int) -> None:
+    x = torch.rand(12, channels, 32, 32, generator=torch.Generator().manual_seed(0))
+    front = Features(FeatureSettings(features="backbone", layers=(1, 2), variance=None), (channels, 32, 32))
+    front.backbone.load_pretrained()
+    z = front.learn(Blocks(x))
+    maps = front.backbone(x)
+    expected = torch.cat([m.mean((2, 3)) for m in maps], 1)
+    expected = (expected - expected.mean(0)) / expected.std(0, correction=0)
+    torch.testing.assert_close(z, expected, atol=1e-3, rtol=1e-3)
+    reduced = Features(FeatureSettings(features="backbone", layers=(1, 2)), (channels, 32, 32))
+    reduced.backbone.load_pretrained()
+    assert reduced.learn(Blocks(x)).shape[1] < z.shape[1]

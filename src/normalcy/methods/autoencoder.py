@@ -62,9 +62,14 @@ class Autoencoder(Method):
         self.encoder = net.encoder(self.shape, settings.latent)
         self.decoder = net.decoder(self.shape, settings.latent)
 
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """(B, C, *spatial) -> the same, float32."""
-        return self.standardise.inverse(self.decoder(self.encoder(self.standardise(x))).float())
+    def encode(self, x: Tensor) -> Tensor:
+        """(B, C, *spatial) -> (B, latent)"""
+        code: Tensor = self.encoder(self.standardise(x))
+        return code.float()
+
+    def decode(self, code: Tensor) -> Tensor:
+        """(B, latent) -> (B, C, *spatial)"""
+        return self.standardise.inverse(self.decoder(code).float())
 
     def error(self, x: Tensor, restored: Tensor) -> Tensor:
         """The error of each pixel, (B, *spatial)."""
@@ -77,7 +82,7 @@ class Autoencoder(Method):
                 return 1 - ssim_map(x, restored)
 
     def reconstruction(self, x: Tensor) -> Mapping[str, Tensor]:
-        return {"loss": self.error(x, self.reconstruct(x)).mean()}
+        return {"loss": self.error(x, self.decode(self.encode(x))).mean()}
 
     def stages(self) -> Sequence[Stage]:
         s = self.settings
@@ -87,9 +92,10 @@ class Autoencoder(Method):
         return [Stage("reconstruction", [objective], epochs=50, batch_size=128, prepare=self.standardise.measure)]
 
     def _score(self, x: Tensor) -> Scores:
-        restored = self.reconstruct(x)
+        code = self.encode(x)
+        restored = self.decode(code)
         error = gaussian_smooth(self.error(x, restored), self.settings.smoothing)
-        return Scores(image=reduce_map(error, self.settings.reduce), map=error, restored=restored)
+        return Scores(image=reduce_map(error, self.settings.reduce), map=error, restored=restored, latent=code)
 
 
 def late_drop(fraction: float) -> float:

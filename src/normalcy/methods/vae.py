@@ -143,12 +143,12 @@ class VAE(Method):
         smoothing, name = self.settings.smoothing, self.settings.score
         match name:
             case "kl":
-                return Scores(image=self.kl(mean, logvar), restored=restored)
+                return Scores(image=self.kl(mean, logvar), restored=restored, latent=mean)
             case "elbo" | "reconstruction_probability":
                 nll = -torch.stack([self.log_likelihood(x, mean, logvar, e) for e in self._noise()]).mean(0)
                 nats = nll.flatten(1).sum(1)
                 image = nats + self.kl(mean, logvar) if name == "elbo" else nats
-                return Scores(image=image, map=gaussian_smooth(nll, smoothing), restored=restored)
+                return Scores(image=image, map=gaussian_smooth(nll, smoothing), restored=restored, latent=mean)
         factors = []
         if name in ("reconstruction", "combined"):
             factors.append((x - restored).square().mean(1))
@@ -157,7 +157,7 @@ class VAE(Method):
             factors.append(self.gradient(x, kl=name != "gradient_reconstruction", likelihood=likelihood))
         smoothed = [gaussian_smooth(f, smoothing) for f in factors]
         map = smoothed[0] * smoothed[1] if name == "combined" else smoothed[0]
-        return Scores(image=reduce_map(map, self.settings.reduce), map=map, restored=restored)
+        return Scores(image=reduce_map(map, self.settings.reduce), map=map, restored=restored, latent=mean)
 
     def gradient(self, x: Tensor, *, kl: bool, likelihood: bool) -> Tensor:
         """|d(-ELBO)/dx|, or of its KL or its likelihood alone, mean over channels, (B, *spatial), nats per unit of x."""

@@ -113,9 +113,10 @@ class ConvNet:
                 stride = tuple(1 if s == n else 2 for s, n in zip(small, large))
                 kernel = tuple(3 if s == 1 else 4 for s in stride)
                 odd = tuple(n - s * t for n, s, t in zip(large, small, stride))
-                level_net = nn.Sequential(
-                    _TRANSPOSED[dims](before, after, kernel, stride, padding=1, output_padding=odd, bias=self.bias)
+                convolve = _TRANSPOSED[dims](
+                    before, after, kernel, stride, padding=1, output_padding=odd, bias=self.bias
                 )
+                level_net = nn.Sequential(convolve)
             if level <= len(self.channels):
                 level_net.extend([*self._norm(dims, after), self._activation()])
             net.append(level_net)
@@ -183,17 +184,14 @@ class Standardise(nn.Module):
 
     def measure(self, batches: Iterable[Tensor]) -> None:
         """Take mean and scale from images, batches (B, C, *spatial), in one pass."""
-        count, total, squares = (
-            0,
-            torch.zeros_like(self.mean, dtype=torch.float64),
-            torch.zeros_like(self.mean).double(),
-        )
+        count, total, squares = 0, torch.zeros(self.mean.shape).double(), torch.zeros(()).double()
         for x in batches:
+            x64 = x.cpu().double()  # not every device has 64 bits
             count += len(x)
-            total += x.double().sum(0)
-            squares += x.double().square().sum(0)
+            total += x64.sum(0)
+            squares += x64.square().sum()
         mean = total / count
-        variance = (squares / count - mean.square()).mean().clamp(min=0)
+        variance = (squares / (count * mean.numel()) - mean.square().mean()).clamp(min=0)
         self.mean.copy_(mean)
         self.scale.copy_(variance.sqrt().clamp(min=1e-4))  # images that are all the same
 
