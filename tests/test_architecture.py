@@ -22,7 +22,8 @@ ALLOWED = {
     "methods": FOUNDATION | {"method", "methods", "nets"},
     "metrics": FOUNDATION | {"metrics"},
     "data": FOUNDATION | {"data"},
-    "report": FOUNDATION | {"data", "metrics", "report"},
+    "results": FOUNDATION,
+    "report": FOUNDATION | {"data", "metrics", "report", "results"},
 }
 """Part -> parts of normalcy that it may import; parts that are not named may import all but the command line."""
 

@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from normalcy import config
 from normalcy.artefact import refuse_existing
 from normalcy.calibrate import Decision
@@ -19,11 +17,10 @@ from normalcy.errors import NormalcyError, SettingsError
 from normalcy.evaluate import evaluate
 from normalcy.methods import get
 from normalcy.metrics import delong_test
-from normalcy.predict import images_to_score, predict, read_scores
+from normalcy.predict import images_to_score, predict
 from normalcy.report import write_comparison, write_report
+from normalcy.results import FORMAT, read_results
 from normalcy.train import Log, TrainSettings
-
-FORMAT = 1
 
 
 def words_for(method: str, words: Mapping[str, Any], methods: Sequence[str]) -> dict[str, Any]:
@@ -136,14 +133,15 @@ def _test_against_best(out: Path, rows: Sequence[dict[str, Any]]) -> None:
     if not ranked:
         return
     best = max(ranked, key=lambda row: row["auroc"]["value"])
-    ours = {r["path"]: r for r in read_scores(out / best["folder"]) if r["label"] is not None}
+    ours = read_results(out / best["folder"])
+    place = {path: i for i, path in enumerate(ours.paths) if ours.labels[i] >= 0}
     for row in ranked:
         if row is best:
             continue
-        theirs = {r["path"]: r["score"] for r in read_scores(out / row["folder"])}
-        both = [path for path in ours if path in theirs]
-        labels = np.array([ours[path]["label"] for path in both])
-        test = delong_test(labels, [theirs[p] for p in both], [ours[p]["score"] for p in both])
+        theirs = read_results(out / row["folder"])
+        both = [(place[path], j) for j, path in enumerate(theirs.paths) if path in place]
+        mine, other = map(list, zip(*both))
+        test = delong_test(ours.labels[mine], theirs.scores[other], ours.scores[mine])
         row["against_best"] = {
             "best": best["name"],
             "difference": test.difference,

@@ -19,13 +19,13 @@ from normalcy import metrics
 from normalcy.data.images import read_mask, write_bytes
 from normalcy.errors import DataError
 from normalcy.metrics import Interval
-from normalcy.predict import FORMAT, read_run, read_scores
+from normalcy.results import FORMAT, Results, read_results
 
 Array = npt.NDArray[Any]
 _EXACT_PIXELS = 150_000_000
 """Above this many pixels, map metrics come from bins, with a stated error."""
 _CURVE_POINTS = 400
-Row = dict[str, Any]
+Indices = npt.NDArray[np.intp]
 
 
 def evaluate(results: Path, *, limit: float = 0.3, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
@@ -33,22 +33,22 @@ def evaluate(results: Path, *, limit: float = 0.3, resamples: int = 1000, seed: 
 
     ``limit``: of the false-positive rate in AUPRO. Raises DataError when the images have no labels.
     """
-    run, rows = read_run(results), read_scores(results)
-    labelled = [row for row in rows if row["label"] is not None]
-    if not labelled:
+    read = read_results(results)
+    known = np.flatnonzero(read.labels >= 0)
+    if not len(known):
         raise DataError(f"{results} has no labels: score a data set with labels (MVTec layout, a table, a named set).")
-    decision = run["calibration"] or {}
+    decision = read.run["calibration"] or {}
     threshold, pixel_threshold = decision.get("threshold"), decision.get("pixel_threshold")
     notes = ["f1_max is the best that any threshold could reach on these labels: an upper bound, not a decision."]
-    if len(labelled) < len(rows):
-        notes.append(f"{len(rows) - len(labelled)} images without a label are left out.")
+    if len(known) < len(read):
+        notes.append(f"{len(read) - len(known)} images without a label are left out.")
     result: dict[str, Any] = {"format": FORMAT, "resamples": resamples, "seed": seed}
-    result["image"] = _image_metrics(labelled, threshold, resamples, seed)
-    located = _Located(results, labelled, bool(run["data"]["has_masks"]))
+    result["image"] = _image_metrics(read, known, threshold, resamples, seed)
+    located = _Located(read, known)
     notes += located.notes
     result["pixel"] = _pixel_metrics(located, pixel_threshold, limit, resamples, seed) if located.usable else None
-    result["types"] = _types(labelled, located, limit)
-    result["curves"] = _curves(labelled, located, limit)
+    result["types"] = _types(read, known, located, limit)
+    result["curves"] = _curves(read, known, located, limit)
     result["notes"] = notes
     write_bytes(results / "metrics.json", json.dumps(_plain(result), indent=1).encode())
     return result
@@ -89,26 +89,22 @@ class _Masks(Sequence["Array | None"]):
 class _Located:
     """The images whose every pixel is known to be normal or marked: normal ones, and anomalous ones with a mask."""
 
-    def __init__(self, results: Path, rows: Sequence[Row], has_masks: bool) -> None:
-        self.rows: list[Row] = []
+    def __init__(self, read: Results, known: Indices) -> None:
+        self.read = read
+        self.images: list[int] = []
         maps: list[Path] = []
         masks: list[Path | None] = []
         unknown = 0
-        for row in rows if has_masks else ():
-            path = results / "maps" / f"{row['path']}.npy"
-            if not path.exists():
+        for i in known if read.run["data"]["has_masks"] else ():
+            values, mask = read.file("maps", i, ".npy"), read.file("masks", i, ".png", ".npy")
+            if values is None:
                 continue
-            found = [
-                p
-                for p in (results / "masks" / f"{row['path']}.png", results / "masks" / f"{row['path']}.npy")
-                if p.exists()
-            ]
-            if row["label"] == 1 and not found:
+            if read.labels[i] == 1 and mask is None:
                 unknown += 1
                 continue
-            self.rows.append(row)
-            maps.append(path)
-            masks.append(found[0] if row["label"] == 1 else None)
+            self.images.append(int(i))
+            maps.append(values)
+            masks.append(mask if read.labels[i] == 1 else None)
         self.maps, self.masks = _Maps(maps), _Masks(masks)
         self.usable = any(m is not None for m in masks)
         self.notes = []
@@ -121,14 +117,14 @@ class _Located:
             self.notes.append("Pixel metrics come from bins of 0.05 % width; 'error' bounds the effect.")
 
     def of_type(self, kind: str) -> tuple[_Maps, _Masks]:
-        """Normal images and those of one type."""
-        chosen = [i for i, row in enumerate(self.rows) if row["label"] == 0 or row["type"] == kind]
-        return _Maps([self.maps.paths[i] for i in chosen]), _Masks([self.masks.paths[i] for i in chosen])
+        """Normal images and those of one type; no maps where nothing of the type is marked."""
+        found = [k for k, i in enumerate(self.images) if self.read.labels[i] == 1 and self.read.types[i] == kind]
+        chosen = [k for k, i in enumerate(self.images) if found and self.read.labels[i] == 0] + found
+        return _Maps([self.maps.paths[k] for k in chosen]), _Masks([self.masks.paths[k] for k in chosen])
 
 
-def _image_metrics(rows: Sequence[Row], threshold: float | None, resamples: int, seed: int) -> dict[str, Any]:
-    labels, scores = _columns(rows)
-    cases = [row["case"] for row in rows]
+def _image_metrics(read: Results, known: Indices, threshold: float | None, resamples: int, seed: int) -> dict[str, Any]:
+    labels, scores, cases = read.labels[known], read.scores[known], [read.cases[i] for i in known]
 
     def interval(statistic: Any) -> dict[str, Any]:
         return _interval(
@@ -144,9 +140,10 @@ def _image_metrics(rows: Sequence[Row], threshold: float | None, resamples: int,
         "average_precision": interval(metrics.average_precision),
         "fpr_at_95_tpr": interval(metrics.fpr_at_tpr),
         "f1_max": metrics.f1_max(labels, scores)._asdict(),
+        "at_threshold": None,
     }
-    flagged = np.array([bool(row["flagged"]) for row in rows])
-    if any(row["flagged"] is not None for row in rows):
+    if (read.flagged[known] >= 0).all():
+        flagged = read.flagged[known] == 1
         normal, anomalous = flagged[labels == 0], flagged[labels == 1]
         tp, fp, fn = anomalous.sum(), normal.sum(), (~anomalous).sum()
         rates = (_mean(~normal), _mean(anomalous))
@@ -161,8 +158,6 @@ def _image_metrics(rows: Sequence[Row], threshold: float | None, resamples: int,
             "mean_accuracy": sum(rates) / 2,
             "f1": float(2 * tp / (2 * tp + fp + fn)) if tp + fp + fn else math.nan,
         }
-    else:
-        found["at_threshold"] = None
     return found
 
 
@@ -170,7 +165,7 @@ def _pixel_metrics(
     located: _Located, threshold: float | None, limit: float, resamples: int, seed: int
 ) -> dict[str, Any]:
     maps, masks = located.maps, located.masks
-    cases = [row["case"] for row in located.rows]
+    cases = [located.read.cases[i] for i in located.images]
     again = {"cases": cases, "resamples": resamples, "seed": seed}
     auroc = metrics.pixel_auroc_interval(maps, masks, **again)  # type: ignore[arg-type]
     aupro = metrics.aupro_interval(maps, masks, limit, **again)  # type: ignore[arg-type]
@@ -209,33 +204,34 @@ def _pixel_metrics(
     return found
 
 
-def _types(rows: Sequence[Row], located: _Located, limit: float) -> dict[str, Any]:
+def _types(read: Results, known: Indices, located: _Located, limit: float) -> dict[str, Any]:
     types: dict[str, Any] = {}
-    normal = [row for row in rows if row["label"] == 0]
-    for kind in sorted({row["type"] for row in rows if row["label"] == 1 and row["type"]}):
-        members = [row for row in rows if row["label"] == 1 and row["type"] == kind]
-        labels, scores = _columns([*normal, *members])
-        interval = metrics.delong_interval(labels, scores) if normal and len(members) > 1 else None
-        flagged = [row["flagged"] for row in members if row["flagged"] is not None]
+    normal = known[read.labels[known] == 0]
+    anomalous = known[read.labels[known] == 1]
+    for kind in sorted({read.types[i] for i in anomalous} - {""}):
+        members = np.array([i for i in anomalous if read.types[i] == kind])
+        both = np.concatenate([normal, members])
+        labels, scores, flagged = read.labels[both], read.scores[both], read.flagged[members]
+        sure = len(normal) > 1 and len(members) > 1
         entry: dict[str, Any] = {
             "count": len(members),
-            "auroc": _interval(interval)
-            if interval
+            "auroc": _interval(metrics.delong_interval(labels, scores))
+            if sure
             else {"value": metrics.auroc(labels, scores), "low": None, "high": None},
-            "detection_rate": _mean(np.array(flagged)) if flagged else None,
+            "detection_rate": _mean(flagged == 1) if (flagged >= 0).all() else None,
             "pixel_auroc": None,
             "aupro": None,
         }
-        if any(row["type"] == kind and row["label"] == 1 for row in located.rows) and located.pixels <= _EXACT_PIXELS:
-            maps, masks = located.of_type(kind)
+        maps, masks = located.of_type(kind)
+        if len(maps) and located.pixels <= _EXACT_PIXELS:
             entry["pixel_auroc"] = metrics.pixel_auroc(maps, masks)
             entry["aupro"] = metrics.aupro(maps, masks, limit)
         types[kind] = entry
     return types
 
 
-def _curves(rows: Sequence[Row], located: _Located, limit: float) -> dict[str, Any]:
-    labels, scores = _columns(rows)
+def _curves(read: Results, known: Indices, located: _Located, limit: float) -> dict[str, Any]:
+    labels, scores = read.labels[known], read.scores[known]
     if len(set(labels.tolist())) < 2:
         return {"roc": None, "pr": None, "pro": None}
     roc, pr = metrics.roc_curve(labels, scores), metrics.precision_recall_curve(labels, scores)
@@ -248,10 +244,6 @@ def _curves(rows: Sequence[Row], located: _Located, limit: float) -> dict[str, A
         "pr": {"recall": _thin(pr.recall), "precision": _thin(pr.precision)},
         "pro": pro,
     }
-
-
-def _columns(rows: Sequence[Row]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    return np.array([row["label"] for row in rows]), np.array([row["score"] for row in rows], np.float64)
 
 
 def _interval(interval: Interval) -> dict[str, Any]:

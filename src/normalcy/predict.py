@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,9 @@ from normalcy.data.images import write_bytes, write_image, write_raw
 from normalcy.detector import TRAIN_LOG, Detector, Result, with_split
 from normalcy.errors import DataError, SettingsError
 from normalcy.provenance import commit, versions
+from normalcy.results import COLUMNS, FORMAT
 
 Array = npt.NDArray[Any]
-COLUMNS = ("path", "case", "score", "p_value", "flagged", "label", "type", "split")
-FORMAT = 1
 
 
 def images_to_score(data: DataSet, split: str | None, seed: int = 0) -> tuple[DataSet, str | None]:
@@ -224,38 +223,3 @@ def _palette(cache: dict[str, list[int]] = {}) -> list[int]:  # noqa: B006 (the 
 
         cache["inferno"] = (colormaps["inferno"](np.arange(256))[:, :3] * 255).round().astype(int).ravel().tolist()
     return cache["inferno"]
-
-
-def read_run(results: Path) -> Mapping[str, Any]:
-    """``run.json`` of a results folder. Raises DataError where there is none."""
-    try:
-        run = json.loads((results / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{results} is no results folder (its run.json cannot be read): give one that score wrote."
-        ) from error
-    if not isinstance(run, dict) or run.get("format") != FORMAT:
-        raise DataError(f"{results} was written by another version of normalcy: score again.")
-    return run
-
-
-def read_scores(results: Path) -> list[dict[str, Any]]:
-    """Rows of ``scores.csv`` with numbers as numbers and None for what is not known."""
-    try:
-        with open(results / "scores.csv", newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        return [
-            {
-                "path": row["path"],
-                "case": row["case"],
-                "score": float(row["score"]),
-                "p_value": float(row["p_value"]) if row["p_value"] else None,
-                "flagged": row["flagged"] == "1" if row["flagged"] else None,
-                "label": int(row["label"]) if row["label"] else None,
-                "type": row["type"] or None,
-                "split": row["split"] or None,
-            }
-            for row in rows
-        ]
-    except (OSError, KeyError, ValueError) as error:
-        raise DataError(f"{results / 'scores.csv'} cannot be read ({error}): score again.") from error

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from normalcy.config import build
 from normalcy.errors import SettingsError
 from normalcy.method import EarlyStop, Method, Objective, Scores, Stage
 from normalcy.methods import METHODS
@@ -241,3 +242,11 @@ def test_patch_and_stride_fit_small_images() -> None:
     method = Patchwise(PatchwiseSettings(patch=32, stride=20), (1, 18, 100))
     assert (method.patch, method.strides) == ((9, 32), (9, 20))
     assert Patchwise(PatchwiseSettings(patch=2), (1, 18, 18)).strides == (1, 1)
+
+
+def test_a_list_for_the_inner_method_survives_the_command_line() -> None:
+    settings = build(
+        PatchwiseSettings, {"inner": "kde", "inner_settings": "bandwidths=0.5,1,variance=0.9"}, "patchwise"
+    )
+    assert settings.of_inner().bandwidths == (0.5, 1.0)
+    assert settings.of_inner().variance == 0.9

@@ -32,7 +32,8 @@ def cut(image: Floats, tile: Sequence[int], overlap: float) -> tuple[Floats, lis
     if any(lacking):
         image = np.pad(image, [(0, 0), *((0, n) for n in lacking)], mode="symmetric")
     corners = places(image.shape[1:], tile, overlap)
-    return np.stack([image[(slice(None), *_box(corner, tile))] for corner in corners]), corners
+    boxes = [(slice(None), *_box(corner, tile)) for corner in corners]
+    return np.stack([image[box] for box in boxes]), corners
 
 
 def blend(tiles: Floats, corners: Sequence[Place], shape: Sequence[int]) -> Floats:

@@ -1,7 +1,8 @@
 """Isolation forest: strange images are separated from the others by few random cuts.
 
 Source: Liu, Ting, Zhou 2008; 100 trees on 256 images each, as there. Fitted with scikit-learn; the score is the negative of
-its ``score_samples``, in (0, 1). With ``features=backbone`` it is the Deep IF of Tuluptceva et al. 2020 (PIAD's baseline).
+its ``score_samples``, in (0, 1). With ``features=backbone`` and
+``variance=none`` it is the Deep IF of Tuluptceva et al. 2020.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from normalcy.nets.features import Features, FeatureSettings, random_state
 class IsolationForestSettings(FeatureSettings):
     trees: int = 100
     images_per_tree: int = 256
+    """Drawn at random for each tree."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -34,7 +34,7 @@ class PatchwiseSettings:
     inner: str = "gmm"
     """The method that sees the patches."""
     inner_settings: tuple[str, ...] = ()
-    """Its settings, as "components=8"."""
+    """Its settings, as "features=backbone"."""
     patch: int = 32
     """Side of the patches in pixels; at most half of the image's."""
     stride: int | None = None
@@ -68,7 +68,17 @@ class PatchwiseSettings:
 
     def of_inner(self) -> Any:
         """The settings of the inner method."""
-        return build(get(self.inner).Settings, parse_words(self.inner_settings), f"patchwise, {self.inner}")
+        return build(get(self.inner).Settings, self.inner_words(), f"patchwise, {self.inner}")
+
+    def inner_words(self) -> dict[str, str]:
+        """Setting -> value; "layers=1,2" may have been parted at its commas, as all lists are on the command line."""
+        pairs: list[str] = []
+        for part in self.inner_settings:
+            if "=" in part or not pairs:
+                pairs.append(part)
+            else:
+                pairs[-1] += f",{part}"
+        return parse_words(pairs)
 
 
 class Patchwise(Method):
@@ -91,7 +101,7 @@ class Patchwise(Method):
 
     def with_score(self, score: str) -> Patchwise:
         inner = self.inner.with_score(score)
-        words = {**parse_words(self.settings.inner_settings), "score": score}
+        words = {**self.settings.inner_words(), "score": score}
         settings = replace(self.settings, inner_settings=tuple(f"{word}={value}" for word, value in words.items()))
         twin = object.__new__(type(self))
         twin.__dict__ = {**self.__dict__, "settings": settings, "_modules": {**self._modules, "inner": inner}}
@@ -139,9 +149,8 @@ class Patchwise(Method):
         """(B, C, *spatial) -> (B, patch_count, C, *patch), at different places."""
         images = []
         for image in x:
-            corners = [
-                np.unravel_index(k, self.places) for k in rng.sample(range(math.prod(self.places)), self.patch_count)
-            ]
+            numbers = rng.sample(range(math.prod(self.places)), self.patch_count)
+            corners = [np.unravel_index(number, self.places) for number in numbers]
             images.append(torch.stack([image[self._at(corner)] for corner in corners]))
         return torch.stack(images)
 

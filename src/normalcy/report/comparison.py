@@ -21,7 +21,7 @@ from normalcy.report.markup import (
     table,
     tag,
 )
-from normalcy.report.results import Json, finite, look, read_json
+from normalcy.results import Json, finite, look, read_json
 
 CLEAR = 0.05  # p-value below which a difference from the best is called clear
 _DRAWN = 8  # ROC curves that can be told apart

@@ -12,7 +12,7 @@ from normalcy.data.dataset import DataSet
 from normalcy.report.figures import colour_bar
 from normalcy.report.markup import Content, Markup, number, tag
 from normalcy.report.pictures import Picture, Range, coloured, contour, data_uri, load_picture, palette
-from normalcy.report.results import Results, finite, look
+from normalcy.results import Results, finite, look
 
 Ints = npt.NDArray[np.intp]
 

@@ -31,7 +31,7 @@ from normalcy.report.markup import (
     table,
     tag,
 )
-from normalcy.report.results import Json, Results, finite, look, read_results, wilson
+from normalcy.results import Json, Results, finite, look, read_results, wilson
 
 Ints = npt.NDArray[np.intp]
 

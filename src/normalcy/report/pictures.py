@@ -16,7 +16,7 @@ from skimage import measure
 from normalcy.data.dataset import DataSet
 from normalcy.data.images import read_image, read_mask
 from normalcy.errors import DataError
-from normalcy.report.results import Results
+from normalcy.results import Results
 
 Array = npt.NDArray[Any]
 Range = tuple[float, float]
