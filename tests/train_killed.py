@@ -64,7 +64,7 @@ class Staged(Method):
                 steps=12,
                 batch_size=8,
                 inputs=self.encode,
-                early_stop=EarlyStop(lambda x: self.prior_loss(self.encode(x)), every=2, patience=3),
+                early_stop=EarlyStop(self.prior_loss, every=2, patience=3),
             ),
         ]
 

@@ -60,15 +60,20 @@ class Objective:
     """Updates in each step (critic steps); each repeat after the first draws a new batch."""
     clip_norm: float | None = None
     clip_value: float | None = None
+    name: str = ""
+    """Prefix of its terms in the log where a stage has several objectives; the name of the loss unless given."""
 
 
 @dataclass(frozen=True)
 class EarlyStop:
-    """End a stage when a loss on held-out normal images no longer falls; the best weights are kept."""
+    """End a stage when a loss on held-out normal images no longer falls; the best weights are kept.
+
+    Where the stage derives its inputs, so does the loss here get them derived.
+    """
 
     loss: Loss
     every: float = 1.0
-    """Epochs between two looks, or steps where the stage is counted in steps."""
+    """Epochs between two looks, or steps where the stage is counted in steps; a user's --epochs does not change it."""
     patience: int = 3
     min_delta: float = 0.0
 
@@ -88,6 +93,7 @@ class Stage:
 
     name: str
     objectives: Sequence[Objective] = ()
+    """Parts of the method that none of them trains stay in evaluation mode."""
     epochs: float | None = None
     """Length in passes over the images, or ...
 

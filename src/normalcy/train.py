@@ -324,6 +324,7 @@ class _StageRun:
             return
         source = self._source()
         objectives = [(o, list(o.parameters)) for o in self.stage.objectives]
+        self.parameters = [parameters for _, parameters in objectives]
         optimisers = [_optimiser(o, parameters) for o, parameters in objectives]
         for optimiser, saved in zip(optimisers, optimiser_states):
             optimiser.load_state_dict(dict(saved))
@@ -334,9 +335,13 @@ class _StageRun:
         model = self.fabric.setup_module(self.method)
         fabric_optimisers = [cast(Any, self.fabric.setup_optimizers(o)) for o in optimisers]
         losses = [torch.compile(o.loss) if self.settings.compile else o.loss for o, _ in objectives]
+        prefixes = [
+            f"{o.name or getattr(o.loss, '__name__', k + 1)}/" if len(objectives) > 1 else ""
+            for k, (o, _) in enumerate(objectives)
+        ]
         meter = _Meter(self, state)
         last_saved = time.monotonic()
-        self.method.train()
+        self._training_mode()
         try:
             first = state.step
             for step in range(first, self.steps):
@@ -369,9 +374,9 @@ class _StageRun:
                             self.fabric.strategy.precision.unscale_gradients(optimiser.optimizer)  # of 16-mixed
                             _clip(objective, parameters)
                         optimiser.step()
-                        terms.update(
-                            {k if k not in terms else f"{k}_{len(terms)}": v.detach() for k, v in named.items()}
-                        )
+                        for name, value in named.items():  # the mean over repeats
+                            part = value.detach().float() / objective.repeats
+                            terms[prefixes[k] + name] = terms[prefixes[k] + name] + part if repeat else part
                 meter.add(step, terms, len(x))
                 state.step = step + 1
                 state.total_steps += 1
@@ -393,6 +398,16 @@ class _StageRun:
                 p.requires_grad_(trainable)
         if state.best_weights:
             self.method.load_state_dict(state.best_weights)
+
+    def _training_mode(self) -> None:
+        """Training mode, but for parts with parameters of which none is trained in this stage: frozen means frozen, running
+        statistics of batch norms and dropout included."""
+        self.method.train()
+        trained = {id(p) for objective in self.parameters for p in objective}
+        for module in self.method.modules():
+            own = list(module.parameters())
+            if own and not any(id(p) in trained for p in own):
+                module.eval()
 
     def _prepare(self) -> None:
         if self.stage.prepare is None:
@@ -434,7 +449,7 @@ class _StageRun:
                 self.method.eval()
                 with torch.no_grad():
                     x = self.stage.inputs(x)
-                self.method.train()
+                self._training_mode()
         if self.channels_last and x.ndim == 4 and x.is_floating_point():
             x = x.contiguous(memory_format=torch.channels_last)
         return x
@@ -458,9 +473,10 @@ class _StageRun:
         total = count = 0.0
         with torch.no_grad(), self.fabric.autocast():
             for x in self._in_order(self.job.held_out):
-                total += float(rule.loss(x)["loss"]) * len(x)
+                derived = x if self.stage.inputs is None else self.stage.inputs(x)
+                total += float(rule.loss(derived)["loss"]) * len(x)
                 count += len(x)
-        self.method.train()
+        self._training_mode()
         value = self.fabric.broadcast(total / count)
         if self.log is not None:
             self.log({"method": self.method.name, "stage": self.stage.name, "step": step + 1, "held_out_loss": value})
@@ -487,7 +503,7 @@ class _Meter:
 
     def add(self, step: int, terms: Mapping[str, Tensor], images: int) -> None:
         self.step = step + 1
-        self.pending.append((step, torch.stack([v.float() for k, v in terms.items() if k.startswith("loss")]).sum()))
+        self.pending.append((step, torch.stack([v for k, v in terms.items() if k.rpartition("/")[2] == "loss"]).sum()))
         for name, value in terms.items():
             self.sums[name] = self.sums.get(name, torch.zeros((), device=value.device)) + value.float()
         self.count += 1

@@ -42,4 +42,7 @@ def get(name: str) -> type[Method]:
         hint = f" did you mean {near[0]!r}?" if near else ""
         raise SettingsError(f"There is no method {name!r}:{hint} Known are {', '.join(sorted(known))}.")
     module, _, attribute = known[name].partition(":")
-    return cast(type[Method], getattr(import_module(module), attribute))
+    try:
+        return cast(type[Method], getattr(import_module(module), attribute))
+    except (ImportError, AttributeError) as error:
+        raise SettingsError(f"The method {name!r} ({known[name]}) cannot be imported: {error}.") from error

@@ -15,10 +15,9 @@ from torch import Tensor
 from normalcy.errors import SettingsError
 from normalcy.method import Method, Objective, Scores, Stage
 from normalcy.nets.convnets import Network, Norm, Standardise, choose
-from normalcy.nets.filters import gaussian_smooth, map_quantile
+from normalcy.nets.filters import Reduce, check_reduce, gaussian_smooth, reduce_map
+from normalcy.nets.schedules import late_drop
 from normalcy.nets.ssim import ssim_map
-
-Reduce = float | Literal["mean", "max"]
 
 
 @dataclass(frozen=True)
@@ -96,20 +95,3 @@ class Autoencoder(Method):
         restored = self.decode(code)
         error = gaussian_smooth(self.error(x, restored), self.settings.smoothing)
         return Scores(image=reduce_map(error, self.settings.reduce), map=error, restored=restored, latent=code)
-
-
-def late_drop(fraction: float) -> float:
-    """Factor on the learning rate: a tenth in the last third."""
-    return 1.0 if fraction < 2 / 3 else 0.1
-
-
-def check_reduce(who: str, reduce: Reduce) -> None:
-    if not isinstance(reduce, str) and not 0 <= reduce <= 1:
-        raise SettingsError(f'{who}: reduce must be "mean", "max" or a quantile in [0, 1], got {reduce}.')
-
-
-def reduce_map(maps: Tensor, reduce: Reduce) -> Tensor:
-    """Image scores (B,) from maps (B, *spatial): their mean, maximum or quantile."""
-    if reduce == "mean":
-        return maps.flatten(1).mean(1)
-    return map_quantile(maps, 1.0 if reduce == "max" else reduce)

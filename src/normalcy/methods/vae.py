@@ -32,9 +32,9 @@ from torch import Tensor, nn
 
 from normalcy.errors import SettingsError
 from normalcy.method import Method, Objective, Scores, Stage
-from normalcy.methods.autoencoder import Reduce, check_reduce, late_drop, reduce_map
 from normalcy.nets.convnets import Network, Norm, Standardise, choose
-from normalcy.nets.filters import gaussian_smooth
+from normalcy.nets.filters import Reduce, check_reduce, gaussian_smooth, reduce_map
+from normalcy.nets.schedules import late_drop
 
 Score = Literal[
     "reconstruction",

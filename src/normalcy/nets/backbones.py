@@ -122,7 +122,9 @@ def _create(architecture: str, pretrained: bool = False) -> Any:
             f'There is no backbone {architecture!r}{hint}: give "{EMBEDDED}", a timm model name or "name:weights file".'
         )
     name = _EMBEDDED_TIMM if architecture == EMBEDDED else architecture
-    flexible: dict[str, Any] = {"dynamic_img_size": True} if timm.models.is_model(name) and name.startswith("vit_") else {}
+    flexible: dict[str, Any] = (
+        {"dynamic_img_size": True} if timm.models.is_model(name) and name.startswith("vit_") else {}
+    )
     network = timm.create_model(name, pretrained=pretrained, num_classes=0, **flexible)
     if not hasattr(network, "forward_intermediates"):
         raise SettingsError(f"The timm model {architecture} gives no feature maps: choose another backbone.")

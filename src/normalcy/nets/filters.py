@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from normalcy.errors import SettingsError
+
+Reduce = float | Literal["mean", "max"]
+"""How a map becomes a score: its mean, its maximum or a quantile in [0, 1]."""
 
 
 def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:
@@ -41,3 +47,15 @@ def map_quantile(maps: Tensor, quantile: float) -> Tensor:
     flat = maps.flatten(1)
     rank = min(flat.shape[1], int(quantile * flat.shape[1]) + 1)
     return flat.kthvalue(rank, dim=1).values
+
+
+def check_reduce(who: str, reduce: Reduce) -> None:
+    if not isinstance(reduce, str) and not 0 <= reduce <= 1:
+        raise SettingsError(f'{who}: reduce must be "mean", "max" or a quantile in [0, 1], got {reduce}.')
+
+
+def reduce_map(maps: Tensor, reduce: Reduce) -> Tensor:
+    """Image scores (B,) from maps (B, *spatial): their mean, maximum or quantile."""
+    if reduce == "mean":
+        return maps.flatten(1).mean(1)
+    return map_quantile(maps, 1.0 if reduce == "max" else reduce)

@@ -115,7 +115,9 @@ def nearest(queries: Tensor, memory: Tensor, k: int = 1) -> tuple[Tensor, Tensor
     squares = shifted.square().sum(1)
     k = min(k, len(memory))
     distances, indices = [], []
-    for part in queries.split(max(1, LARGEST_BLOCK // len(memory))):
+    step = max(1, LARGEST_BLOCK // len(memory))
+    for i in range(0, len(queries), step):
+        part = queries[i : i + step]
         ranks = torch.addmm(squares, part - centre, shifted.T, alpha=-2)
         found = ranks.argmin(1, keepdim=True) if k == 1 else ranks.topk(k, dim=1, largest=False).indices
         exact, order = (part.unsqueeze(1) - memory[found]).norm(dim=2).sort(dim=1)
@@ -134,4 +136,4 @@ def random_projection(width: int, dims: int) -> Tensor:
 
     Distances change by about 1 / sqrt(2 dims) of themselves. From the global generator of the CPU.
     """
-    return torch.randn(width, dims) / dims**0.5
+    return torch.randn(width, dims).mul_(dims**-0.5)
