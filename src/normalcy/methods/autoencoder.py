@@ -31,7 +31,7 @@ class AutoencoderSettings:
     width: int | None = None
     """Channels of the first level; none: 8 for a LeNet on one channel, else 32."""
     norm: Norm = "none"
-    lr: float = 1e-3
+    lr: float = 2e-3
     """Of Adam; a tenth of it in the last third of the training."""
     weight_decay: float = 1e-6
     smoothing: float = 0.0
@@ -88,7 +88,7 @@ class Autoencoder(Method):
         objective = Objective(
             self.reconstruction, self.parameters(), lr=s.lr, weight_decay=s.weight_decay, schedule=late_drop
         )
-        return [Stage("reconstruction", [objective], epochs=50, batch_size=128, prepare=self.standardise.measure)]
+        return [Stage("reconstruction", [objective], epochs=30, batch_size=64, prepare=self.standardise.measure)]
 
     def _score(self, x: Tensor) -> Scores:
         code = self.encode(x)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -36,8 +35,10 @@ class PatchCoreSettings:
     """Feature levels of the backbone; the map is as fine as the first (efficientnet_lite0: 3 is 1/16, 4 is 1/32)."""
     pool: int = 1
     """Side of the neighbourhood averaged around each patch, in cells of its layer; 1 is none and gives sharper maps."""
-    scale: Literal["none", "deviation", "covariance"] = "none"
-    """Divide features by their deviation over normal patches, or whiten them by their covariance (shrunk by 0.1)."""
+    scale: float = 1 / 3
+    """Features are divided by their deviation over normal patches to this power: 0 leaves them, 1 standardises."""
+    whiten: bool = False
+    """Instead, whiten features by their covariance (shrunk by 0.1): distances are Mahalanobis', as in PaDiM."""
     projection: int = 128
     """Dimensions of the random projection; 0 keeps all."""
     patches: int = 100_000
