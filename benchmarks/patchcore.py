@@ -75,10 +75,12 @@ def main() -> None:
     method = PatchCore(settings, tuple(images.shape[1:]))
     _, fit_seconds, fit_processor = timed(lambda: fit(method, images, TrainSettings(device="cpu", seed=SEED)))
     method.score(images[:BATCH])
-    _, score_seconds, score_processor = timed(lambda: [method.score(x) for x in images[:SCORED].split(BATCH)])
+    _, score_seconds, score_processor = timed(lambda: [method.score(x) for x in images[:SCORED].chunk(SCORED // BATCH)])
 
     with torch.no_grad():
-        patches = torch.cat([method._project(method._patches(x)).flatten(0, 2) for x in images[:390].split(BATCH)])
+        patches = torch.cat(
+            [method._project(method._patches(x)).flatten(0, 2) for x in images[:384].chunk(384 // BATCH)]
+        )
     torch.manual_seed(SEED)
     patches = patches[torch.randperm(len(patches))[: settings.patches]]
     plain, plain_seconds, _ = timed(lambda: k_centre(patches, CENTRES, pool=1))

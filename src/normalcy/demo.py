@@ -7,4 +7,4 @@ from __future__ import annotations
 
 SPEC = "elpv"
 METHODS = ("patchcore", "gmm", "autoencoder", "pca")
-SETTINGS: dict[str, object] = {"size": 128, "gmm.features": "backbone", "autoencoder.epochs": 15}
+SETTINGS: dict[str, object] = {"size": 128, "gmm.features": "backbone", "autoencoder.epochs": 5}
