@@ -259,7 +259,7 @@ def test_settings_from_a_file_and_the_command_line(run: Run, tiles: Path, tmp_pa
         (["score", "MODEL", "DATA", "--out", "X", "--split", "dev"], 1, "no images of split"),
         (["score", "MODEL", "DATA", "--out", "X", "--score", "kl"], 2, "no score"),
         (["score", "MODEL", "DATA", "--out", "X", "--false-alarms", "7"], 2, "between 0 and 1"),
-        (["evaluate", "nowhere"], 1, "no results folder"),
+        (["evaluate", "nowhere"], 1, "cannot be read"),
         (["report", "nowhere"], 1, "cannot be read"),
         (["methods", "nothing"], 2, "There is no method"),
         (["frobnicate"], 2, "frobnicate"),

@@ -473,7 +473,9 @@ def test_records_are_json():
         assert json.loads(json.dumps(record, allow_nan=False)) == record
         assert record["method"] == "staged"
         assert record["stage"] in ("game", "prior")
-    assert [r["step"] for r in records if r["stage"] == "game" and "loss" in r] == list(range(1, 13))
+    game = [r for r in records if r["stage"] == "game" and "step" in r]
+    assert [r["step"] for r in game] == list(range(1, 13))
+    assert {key for r in game for key in r if key.endswith("loss")} == {"critic_loss/loss", "reconstruction/loss"}
 
 
 def test_records_are_averages_between_them():
@@ -666,3 +668,24 @@ def test_fault_in_one_of_two_processes_is_one_sentence():
     method = Poisoned(train_killed.StagedSettings(), (1, 8, 8))
     with pytest.raises(TrainingError, match="staged: the loss is not finite in stage 'prior' at step 1 of 12"):
         train(method, train_killed.images(), devices=2)
+
+
+def test_parts_that_a_stage_does_not_train_stay_frozen():
+    """Running statistics of a frozen part's batch norm do not move; those of a trained part do."""
+
+    class Frozen(Probe):
+        def __init__(self):
+            super().__init__()
+            self.frozen = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.BatchNorm1d(1))
+            self.trained = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.BatchNorm1d(1))
+
+    method = Frozen()
+
+    def loss(x):
+        x = x.flatten(1)[:, :1]
+        return {"loss": (method.trained(method.frozen(x)) - x).square().mean()}
+
+    method.given = [Stage("second", [sgd(loss, list(method.trained.parameters()), lr=0.01)], steps=3)]
+    train(method, numbers(8))
+    assert float(method.frozen[1].num_batches_tracked) == 0
+    assert float(method.trained[1].num_batches_tracked) == 3

@@ -142,7 +142,7 @@ class Patchwise(Method):
             batch_size=max(1, stage.batch_size // self.patch_count),
             prepare=prepared if prepare else None,
             inputs=derived if derive else None,
-            early_stop=replace(stop, loss=on(patches, stop.loss)) if stop else None,
+            early_stop=replace(stop, loss=on(rows, stop.loss)) if stop else None,
         )
 
     def random_patches(self, x: Tensor, rng: Random) -> Tensor:
