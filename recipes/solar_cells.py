@@ -19,7 +19,7 @@ from pathlib import Path
 
 from normalcy import open_data
 from normalcy.compare import compare
-from normalcy.demo import METHODS, SETTINGS, SPEC
+from normalcy.demo import METHODS, SPEC, settings_for
 from normalcy.provenance import write_record
 
 WANTED = 0.89
@@ -31,9 +31,11 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--out", type=Path, default=None, help="keep the results folders here")
     options = parser.parse_args()
+    methods = options.methods.split(",")
+    words = settings_for(methods)
     with tempfile.TemporaryDirectory() as temporary:
         out = options.out or Path(temporary) / "results"
-        found = compare(open_data(SPEC), options.methods.split(","), out, SETTINGS, spec=SPEC, overwrite=True)
+        found = compare(open_data(SPEC), methods, out, words, spec=SPEC, overwrite=True)
     for row in found["methods"]:
         print(row["name"], f"AUROC {row['auroc']['value']:.3f}", f"fit {row['fit_seconds']:.0f} s")
     write_record(
@@ -43,7 +45,7 @@ def main() -> None:
             "wanted_of_the_best": WANTED,
             "others": PUBLISHED,
             "seed": 0,
-            "words": SETTINGS,
+            "words": words,
             **found,
         },
     )

@@ -72,12 +72,10 @@ def demo(
     overwrite: Annotated[bool, typer.Option(help="Replace an earlier demo.")] = True,
 ) -> None:
     """Find defective solar cells: train on functional ones, show what is wrong with the others (about 5 minutes)."""
-    from normalcy.demo import METHODS, SETTINGS, SPEC
+    from normalcy.demo import METHODS, SPEC
 
     chosen = method or list(METHODS)
-    _compare(
-        SPEC, chosen, out, {k: v for k, v in SETTINGS.items() if k.partition(".")[0] in (*chosen, k)}, None, overwrite
-    )
+    _compare(SPEC, chosen, out, settings_for(chosen), None, overwrite)
 
 
 @app.command()
@@ -495,9 +493,7 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _first_line(cls: type) -> str:
-    import sys as _sys
-
-    text = _sys.modules[cls.__module__].__doc__ or cls.__doc__ or ""
+    text = sys.modules[cls.__module__].__doc__ or cls.__doc__ or ""
     return text.strip().splitlines()[0] if text.strip() else ""
 
 

@@ -5,6 +5,17 @@ Data: electroluminescence images of solar cells from the package ``elpv-dataset`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 SPEC = "elpv"
 METHODS = ("patchcore", "gmm", "autoencoder", "pca")
 SETTINGS: dict[str, object] = {"size": 128, "gmm.features": "backbone", "autoencoder.epochs": 5}
+
+
+def settings_for(methods: Sequence[str]) -> dict[str, object]:
+    """The demo's settings that concern these methods.
+
+    >>> settings_for(["pca"])
+    {'size': 128}
+    """
+    return {word: value for word, value in SETTINGS.items() if "." not in word or word.partition(".")[0] in methods}

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -217,9 +218,9 @@ def _picture(values: npt.NDArray[np.float32], span: tuple[float, float] | None) 
     return buffer.getvalue()
 
 
-def _palette(cache: dict[str, list[int]] = {}) -> list[int]:  # noqa: B006 (the colours, computed once)
-    if not cache:
-        from matplotlib import colormaps
+@cache
+def _palette() -> list[int]:
+    from matplotlib import colormaps
 
-        cache["inferno"] = (colormaps["inferno"](np.arange(256))[:, :3] * 255).round().astype(int).ravel().tolist()
-    return cache["inferno"]
+    colours: list[int] = (colormaps["inferno"](np.arange(256))[:, :3] * 255).round().astype(int).ravel().tolist()
+    return colours

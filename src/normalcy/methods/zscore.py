@@ -13,6 +13,7 @@ from torch import Tensor
 
 from normalcy.errors import SettingsError
 from normalcy.method import Batches, Method, Scores, Stage
+from normalcy.nets.features import mean_and_deviation
 from normalcy.nets.filters import gaussian_smooth, map_quantile
 
 
@@ -49,17 +50,7 @@ class ZScore(Method):
         return [Stage("statistics", prepare=self._robust if self.settings.robust else self._moments)]
 
     def _moments(self, batches: Batches) -> None:
-        """Mean and deviation in one pass, in double precision (Chan, Golub, LeVeque 1979)."""
-        count = 0
-        mean = squares = torch.zeros(())
-        for x in batches:
-            x64 = x.double()
-            n, batch_mean = len(x), x64.mean(0)
-            delta = batch_mean - mean
-            squares = squares + ((x64 - batch_mean) ** 2).sum(0) + delta**2 * count * n / (count + n)
-            mean = mean + delta * n / (count + n)
-            count += n
-        self._set(mean, (squares / max(1, count - 1)).sqrt())
+        self._set(*mean_and_deviation(batches))
 
     def _robust(self, batches: Batches) -> None:
         x = torch.cat(list(batches))
