@@ -72,7 +72,7 @@ def demo(
     overwrite: Annotated[bool, typer.Option(help="Replace an earlier demo.")] = True,
 ) -> None:
     """Find defective solar cells: train on functional ones, show what is wrong with the others (about 5 minutes)."""
-    from normalcy.demo import METHODS, SPEC
+    from normalcy.demo import METHODS, SPEC, settings_for
 
     chosen = method or list(METHODS)
     _compare(SPEC, chosen, out, settings_for(chosen), None, overwrite)
