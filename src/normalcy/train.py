@@ -287,7 +287,6 @@ def _train(fabric: Fabric, job: _Job, log: Log | None) -> FitSummary:
         optimiser_states = []
         if fabric.global_rank == 0:
             checkpoint.save(state, [])
-    method.to(memory_format=torch.contiguous_format)  # as a loaded one, so that both round alike
     method.eval()
     precision = str(_precision(settings, job.accelerator)) if any(steps) else "32-true"  # prepare works in 32 bits
     return FitSummary(state.seconds, state.total_steps, precision, str(fabric.device))
