@@ -361,7 +361,7 @@ class Detector:
             map=values,
             restored=None if restored is None else preprocess.invert_image(restored, ready.original, geometry),
             spread=None if spread is None else geometry.invert_map(spread),
-            latent=None if part.latent is None else part.latent[int(part.image.argmax())],
+            latent=None if part.latent is None else part.latent[int(part.image.argmax())].copy(),
         )
 
     # -- files
@@ -484,7 +484,9 @@ class Detector:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.train.seed)
             method = get(self.name)(self.settings, shape)
-        if self.train.channels_last and len(shape) == 3:  # scoring is faster too, and a loaded method rounds like a fitted one
+        if (
+            self.train.channels_last and len(shape) == 3
+        ):  # scoring is faster too, and a loaded method rounds like a fitted one
             method.to(memory_format=torch.channels_last)
         return method
 

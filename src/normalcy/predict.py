@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.format import open_memmap
 from PIL import Image
 
 import normalcy
@@ -24,7 +25,7 @@ from normalcy.data.images import write_bytes, write_image, write_raw
 from normalcy.detector import TRAIN_LOG, Detector, Result, with_split
 from normalcy.errors import DataError, SettingsError
 from normalcy.provenance import commit, versions
-from normalcy.results import COLUMNS, FORMAT
+from normalcy.results import COLUMNS, FORMAT, LATENTS
 
 Array = npt.NDArray[Any]
 
@@ -86,7 +87,7 @@ def predict(
                     _write_mask(folder / "masks" / f"{item.path}.png", mask)
 
         failed: list[tuple[str, str]] = []
-        latents: list[Array] = []
+        latents: Array | None = None
         started, count = time.monotonic(), 0
         with open(folder / "scores.csv", "w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
@@ -100,7 +101,9 @@ def predict(
                 count += 1
                 table.writerow(_row(r))
                 if r.latent is not None:
-                    latents.append(r.latent)
+                    if latents is None:  # on disk: memory does not grow with the number of images
+                        latents = open_memmap(folder / LATENTS, "w+", np.float32, (len(data), len(r.latent)))
+                    latents[count - 1] = r.latent
         if count == 0:
             raise DataError(
                 f"None of the {len(data)} images of {data.name} can be scored: {failed[0][0]}: {failed[0][1]}"
@@ -108,8 +111,10 @@ def predict(
         seconds = time.monotonic() - started
         if maps:
             write_masks()
-        if latents:
-            np.save(folder / "latents.npy", np.stack(latents))
+        if latents is not None and failed:
+            found = np.array(latents[:count])
+            del latents
+            np.save(folder / LATENTS, found)
         if detector.records:
             lines = "".join(json.dumps(record) + "\n" for record in detector.records)
             (folder / TRAIN_LOG).write_text(lines, encoding="utf-8")

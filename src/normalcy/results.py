@@ -14,6 +14,7 @@ import numpy.typing as npt
 from normalcy.errors import DataError
 
 FORMAT = 1
+LATENTS = "latents.npy"
 COLUMNS = ("path", "case", "score", "p_value", "flagged", "label", "type", "split")
 Json = dict[str, Any]
 

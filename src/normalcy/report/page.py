@@ -31,7 +31,7 @@ from normalcy.report.markup import (
     table,
     tag,
 )
-from normalcy.results import Json, Results, finite, look, read_results, wilson
+from normalcy.results import LATENTS, Json, Results, finite, look, read_results, wilson
 
 Ints = npt.NDArray[np.intp]
 
@@ -424,16 +424,16 @@ def _types(results: Results) -> Content:
 
 
 def _latent(results: Results) -> Content:
-    path = results.folder / "latents.npy"
+    path = results.folder / LATENTS
     if not path.is_file():
         return None
     try:
         codes = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        return tag("p", f"latents.npy cannot be read ({error}).", class_="warning")
+        return tag("p", f"{LATENTS} cannot be read ({error}).", class_="warning")
     if codes.ndim < 2 or len(codes) != len(results):
         return tag(
-            "p", f"latents.npy has shape {codes.shape}, expected {len(results):,} rows; not shown.", class_="warning"
+            "p", f"{LATENTS} has shape {codes.shape}, expected {len(results):,} rows; not shown.", class_="warning"
         )
     codes = codes.reshape(len(codes), -1)
     rows = np.arange(len(codes))
