@@ -17,7 +17,7 @@ import train_killed
 from torch import Tensor, nn
 
 from normalcy.errors import SettingsError, TrainingError
-from normalcy.method import EarlyStop, Method, Objective, Scores, Stage
+from normalcy.method import Batches, EarlyStop, Method, Objective, Scores, Stage
 from normalcy.train import TrainSettings, best_precision, fit, plan_steps
 
 Record = dict[str, Any]
@@ -409,6 +409,26 @@ def test_no_early_stopping_without_held_out_images():
     method.given = [falling(method, every=1, patience=1)]
     train(method, numbers(3))
     assert method.a.item() == 20
+
+
+# -- conclusion ------------------------------------------------------------------------------------------------------
+
+
+def test_a_stage_concludes_on_held_out_images():
+    for held_out, seen in ((None, [0.0, 1.0, 2.0]), (torch.full((2, 1, 1, 1), 4.0), [4.0, 4.0])):
+        method = Probe()
+        found: list[float] = []
+
+        def look(batches: Batches, method: Probe = method, found: list[float] = found) -> None:
+            assert not method.training
+            assert not torch.is_grad_enabled()
+            assert method.a.item() == 5, "after the steps"
+            found.extend(float(image) for x in batches for image in x)
+
+        one = sgd(lambda x: {"loss": -method.a}, [method.a], lr=1.0)  # noqa: B023
+        method.given = [Stage("with steps", [one], steps=5, conclude=look), Stage("without", conclude=look)]
+        train(method, numbers(3), held_out=held_out)
+        assert found == 2 * seen
 
 
 # -- faults ----------------------------------------------------------------------------------------------------------

@@ -6,12 +6,12 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, cast, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -94,6 +94,8 @@ class Result:
     """(C, *spatial), in the input's own type and value range."""
     spread: npt.NDArray[np.float32] | None
     latent: npt.NDArray[np.float32] | None
+    pictures: Mapping[str, npt.NDArray[np.float32]]
+    """What else the method shows, by name: ([C,] *spatial), at the size and place of the input."""
 
     @property
     def path(self) -> str:
@@ -203,7 +205,7 @@ class Detector:
             x, origin, failed = decode(rest, self.preprocess, folder / "images.raw", tile=tile, on_progress=on_decode)
             shape = (x.shape[1], *self.augment.size_of(x.shape[2:]))
             self.method = self._build(shape)
-            training, stopping = self._for_early_stop(x, [rest.items[i].case for i in origin])
+            training, stopping = self._hold_out(x, [rest.items[i].case for i in origin])
             summary = fit(
                 self.method,
                 training,
@@ -353,6 +355,12 @@ class Detector:
         geometry = ready.geometry
         values, spread, restored = whole(part.map), whole(part.spread), whole(part.restored)
         values = None if values is None else geometry.invert_map(values)
+        pictures = {}
+        for name, tiles in part.pictures.items():
+            picture = tiles[0] if ready.corners is None else blend(tiles, ready.corners, ready.size)
+            planes = picture.reshape(-1, *ready.size)
+            inverted = np.stack([geometry.invert_map(plane) for plane in planes])
+            pictures[name] = inverted if picture.ndim > len(ready.size) else inverted[0]
         return Result(
             item=item,
             score=score,
@@ -362,6 +370,7 @@ class Detector:
             restored=None if restored is None else preprocess.invert_image(restored, ready.original, geometry),
             spread=None if spread is None else geometry.invert_map(spread),
             latent=None if part.latent is None else part.latent[int(part.image.argmax())].copy(),
+            pictures=pictures,
         )
 
     # -- files
@@ -512,11 +521,11 @@ class Detector:
             side = crops[0]
         return None if side is None else (side,) * self.preprocess.constants.spatial_dims
 
-    def _for_early_stop(
+    def _hold_out(
         self, x: npt.NDArray[np.float32] | DiskImages, cases: Sequence[str]
     ) -> tuple[Any, npt.NDArray[np.float32] | None]:
-        """Training images, and held-out ones where a stage stops early; whole cases."""
-        if not any(stage.early_stop for stage in self._fitted.stages()):
+        """Training images, and held-out ones where a stage stops early or concludes on them; whole cases."""
+        if not any(stage.early_stop or stage.conclude for stage in self._fitted.stages()):
             return torch.from_numpy(x) if isinstance(x, np.ndarray) else x, None
         kept, carved = carve_out(cases, 0.1, minimum=1, seed=self.train.seed + 1)
         if isinstance(x, DiskImages):
@@ -575,6 +584,9 @@ class _Ready:
     size: tuple[int, ...]
 
 
+_PARTS = ("image", "map", "restored", "spread", "latent")
+
+
 @dataclass(frozen=True)
 class _Part:
     """Scores of one image's tiles as arrays."""
@@ -584,6 +596,7 @@ class _Part:
     restored: Array | None
     spread: Array | None
     latent: Array | None
+    pictures: Mapping[str, Array]
 
 
 class _Rows:
@@ -610,16 +623,18 @@ def _forward(method: Method, group: Sequence[_Ready], batch_size: int) -> Iterat
         if x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         pieces.append(method.score(x))
-    columns: dict[str, Array | None] = {}
-    for name in ("image", "map", "restored", "spread", "latent"):
-        values = [getattr(p, name) for p in pieces]
-        columns[name] = None if values[0] is None else torch.cat(values).float().cpu().numpy()
+
+    def joined(values: Sequence[torch.Tensor | None]) -> Array | None:
+        return None if values[0] is None else torch.cat(cast(list[torch.Tensor], values)).float().cpu().numpy()
+
+    columns = {name: joined([getattr(p, name) for p in pieces]) for name in _PARTS}
+    pictures = {name: joined([p.pictures[name] for p in pieces]) for name in pieces[0].pictures}
     start = 0
     for ready in group:
         rows = slice(start, start + len(ready.tiles))
         start = rows.stop
-        columns_here = {name: None if c is None else c[rows] for name, c in columns.items()}
-        yield _Part(**columns_here)  # type: ignore[arg-type]  # image is never None
+        here = {name: None if c is None else c[rows] for name, c in columns.items()}
+        yield _Part(**here, pictures={name: c[rows] for name, c in pictures.items() if c is not None})  # type: ignore[arg-type]
 
 
 def _fit_preprocess(preprocess: Preprocess, data: DataSet) -> tuple[Preprocess, dict[int, Failure]]:

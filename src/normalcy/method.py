@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 import torch
@@ -41,6 +41,9 @@ class Scores:
     """(B, *spatial): how unsure the map is, for example the deviation over several restorations."""
     latent: Tensor | None = None
     """(B, d): where each image lies in the method's latent space, for looking at, not for scoring."""
+    pictures: Mapping[str, Tensor] = field(default_factory=dict)
+    """What else explains the score, by name (a word, as in file names): planes (B, *spatial) or images (B, C, *spatial) of any
+    values and number of channels. The report shows them."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class Stage:
-    """One part of the training, done in the order prepare -> inputs -> objectives until the length is reached."""
+    """One part of the training: prepare -> inputs -> objectives until the length is reached -> conclude."""
 
     name: str
     objectives: Sequence[Objective] = ()
@@ -112,6 +115,9 @@ class Stage:
     on_progress: Callable[[float], None] | None = None
     """Called before each step with the fraction of the stage done, in [0, 1): fade-ins, warm-ups, annealing."""
     early_stop: EarlyStop | None = None
+    conclude: Callable[[Batches], None] | None = None
+    """One gradient-free pass after the stage over normal images that were held out from training (over the training images
+    where none are): thresholds and choices that training images would make too easy."""
 
 
 class Method(nn.Module):
@@ -169,10 +175,7 @@ class Method(nn.Module):
     def load_pretrained(self) -> None:
         """Fetch weights that come from outside, once, before training; a saved method carries them with it."""
         for part in self.children():
-            for module in part.modules():
-                fetch = getattr(module, "load_pretrained", None)
-                if callable(fetch):
-                    fetch()
+            _load_pretrained(part)
 
     def with_score(self: MethodT, score: str) -> MethodT:
         """The same fitted method scored by another of its scores; weights are shared."""
@@ -208,3 +211,13 @@ class Method(nn.Module):
     @property
     def device(self) -> torch.device:
         return cast(Tensor, self._fitted).device
+
+
+def _load_pretrained(part: nn.Module) -> None:
+    """What can fetch its weights does so, parts within it included; else each of its parts."""
+    fetch = getattr(part, "load_pretrained", None)
+    if callable(fetch):
+        fetch()
+    else:
+        for inner in part.children():
+            _load_pretrained(inner)

@@ -185,6 +185,8 @@ def _write_arrays(folder: Path, r: Result, span: tuple[float, float] | None) -> 
             write_bytes(folder / "maps" / f"{r.path}.png", _picture(r.map, span))
     if r.spread is not None:
         write_raw(folder / "spread" / f"{r.path}.npy", r.spread)
+    for name, picture in r.pictures.items():
+        write_raw(folder / "pictures" / name / f"{r.path}.npy", picture)
     if r.restored is not None:
         _write_restored(folder / "restored", r.path, r.restored)
 

@@ -37,6 +37,11 @@ class Results:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def pictures(self) -> list[str]:
+        """Names of what else the method shows."""
+        folder = self.folder / "pictures"
+        return sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+
     def file(self, kind: str, i: int, *suffixes: str) -> Path | None:
         """``<kind>/<path of image i><suffix>``, of the first suffix that exists. None outside the folder: a path is text
         from a file, and "../../" in it must not bring foreign files into a page."""

@@ -222,6 +222,9 @@ def check_shapes(trial: Trial) -> None:
                 got = tuple(value.shape)
                 if name == "latent":
                     _expect(len(got) == 2 and got[0] == count, f"{who}: latent must be ({count}, d), got {got}.")
+                elif name.startswith("picture "):
+                    fits = got in ((count, *spatial), (count, *got[1:2], *spatial))
+                    _expect(fits, f"{who}: {name} must be ({count}, [C,] {', '.join(map(str, spatial))}), got {got}.")
                 else:
                     _expect(got == tuple(wanted[name]), f"{who}: {name} must be {tuple(wanted[name])}, got {got}.")
                 _expect(value.dtype == torch.float32, f"{who}: {name} must be float32, got {value.dtype}.")
@@ -392,7 +395,8 @@ def _refused(action: Callable[[], object], wanted: type[Exception], sentence: st
 
 
 def _parts(scores: Scores) -> dict[str, Tensor]:
-    return {name: value for name, value in vars(scores).items() if value is not None}
+    parts = {name: value for name, value in vars(scores).items() if isinstance(value, Tensor)}
+    return parts | {f"picture {name}": value for name, value in scores.pictures.items()}
 
 
 def _same(got: Mapping[str, Tensor], wanted: Mapping[str, Tensor], sentence: str) -> None:

@@ -117,8 +117,9 @@ def fit(
 ) -> FitSummary:
     """Train ``method`` in place on normal ``images`` (N, C, *spatial), float32.
 
-    ``held_out`` normal images serve early stopping only. With ``run_dir`` there is a checkpoint at an interval and after
-    each stage, and ``resume=True`` goes on from it. ``log`` gets one record (JSON values) at each ``log_steps``.
+    ``held_out`` normal images serve early stopping and the conclusion of stages only. With ``run_dir`` there is a
+    checkpoint at an interval and after each stage, and ``resume=True`` goes on from it. ``log`` gets one record (JSON values)
+    at each ``log_steps``.
 
     Raises SettingsError when the settings do not go together or the checkpoint belongs to another run, TrainingError when a
     loss is not finite.
@@ -282,6 +283,7 @@ def _train(fabric: Fabric, job: _Job, log: Log | None) -> FitSummary:
     for index in range(state.stage, len(stages)):
         runner = _StageRun(fabric, job, images, stages[index], index, steps[index], checkpoint, log, started)
         runner.run(state, optimiser_states)
+        runner.conclude()
         method._fitted.fill_(index == len(stages) - 1)  # type: ignore[operator]
         state = _State(stage=index + 1, total_steps=state.total_steps, seconds=time.monotonic() - started)
         optimiser_states = []
@@ -397,6 +399,16 @@ class _StageRun:
                 p.requires_grad_(trainable)
         if state.best_weights:
             self.method.load_state_dict(state.best_weights)
+
+    def conclude(self) -> None:
+        if self.stage.conclude is None:
+            return
+        torch.manual_seed(_seed(self.settings.seed, self.index, -3, 0))
+        self.method.eval()
+        held_out = self.images if self.job.held_out is None else self.job.held_out
+        with torch.no_grad():
+            self.stage.conclude(self._in_order(held_out))
+        self.method.to(self.fabric.device)
 
     def _training_mode(self) -> None:
         """Training mode, but for parts with parameters of which none is trained in this stage: frozen means frozen, running

@@ -15,6 +15,8 @@ from normalcy.testing import CHECKS, ContractError, Trial, check_method, default
 
 TINY: dict[str, dict[str, Any]] = {
     "autoencoder": {"steps": 30, "batch_size": 8, "width": 4, "latent": 8, "lr": 0.01},
+    "ddr_id": {"steps": 40, "batch_size": 8, "width": 4, "latent": 8, "lr": 0.003},
+    "deep_svdd": {"steps": 40, "batch_size": 8, "width": 8, "lr": 0.003},
     "patchwise": {"patch": 8, "stride": 4},
     "vae": {"steps": 20, "batch_size": 8, "width": 4, "latent": 4, "samples": 2, "lr": 0.01},
 }

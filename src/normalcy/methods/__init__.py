@@ -13,6 +13,8 @@ from normalcy.method import Method
 
 METHODS: Mapping[str, str] = {
     "autoencoder": "normalcy.methods.autoencoder:Autoencoder",
+    "ddr_id": "normalcy.methods.ddr_id:DDRID",
+    "deep_svdd": "normalcy.methods.deep_svdd:DeepSVDD",
     "gmm": "normalcy.methods.gmm:GMM",
     "isolation_forest": "normalcy.methods.isolation_forest:IsolationForest",
     "kde": "normalcy.methods.kde:KDE",

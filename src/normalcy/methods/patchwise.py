@@ -117,7 +117,7 @@ class Patchwise(Method):
 
         Where the stage derives inputs, those of one image's patches stay together, (B, patches, ...), up to the loss.
         """
-        derive, prepare = stage.inputs, stage.prepare
+        derive = stage.inputs
 
         def patches(x: Tensor) -> Tensor:
             return self.random_patches(x, Random(random_state())).flatten(0, 1)
@@ -130,9 +130,8 @@ class Patchwise(Method):
             rows = derive(patches(x))
             return rows.view(len(x), -1, *rows.shape[1:])
 
-        def prepared(batches: Batches) -> None:
-            assert prepare is not None
-            prepare(_PatchBatches(batches, self))
+        def over_patches(visit: Callable[[Batches], None]) -> Callable[[Batches], None]:
+            return lambda batches: visit(_PatchBatches(batches, self))
 
         rows = patches if derive is None else partial(torch.flatten, start_dim=0, end_dim=1)
         stop = stage.early_stop
@@ -140,7 +139,8 @@ class Patchwise(Method):
             stage,
             objectives=[replace(objective, loss=on(rows, objective.loss)) for objective in stage.objectives],
             batch_size=max(1, stage.batch_size // self.patch_count),
-            prepare=prepared if prepare else None,
+            prepare=over_patches(stage.prepare) if stage.prepare else None,
+            conclude=over_patches(stage.conclude) if stage.conclude else None,
             inputs=derived if derive else None,
             early_stop=replace(stop, loss=on(rows, stop.loss)) if stop else None,
         )

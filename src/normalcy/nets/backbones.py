@@ -59,8 +59,6 @@ class Backbone(nn.Module):
         self.widths = tuple(int(stages[i]["num_chs"]) for i in self.layers)
         self.reductions = tuple(int(stages[i]["reduction"]) for i in self.layers)
         network.prune_intermediate_layers(list(self.layers), prune_norm=True, prune_head=True)
-        if hasattr(network, "load_pretrained"):  # some timm networks have one of their own, which needs a file
-            network.load_pretrained = _nothing
         self.network = network.requires_grad_(False).to(memory_format=torch.channels_last)
         config = network.pretrained_cfg
         self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1))
@@ -106,10 +104,6 @@ class Backbone(nn.Module):
                 "give a file of the same timm model."
             )
         self.has_weights.fill_(True)
-
-
-def _nothing() -> None:
-    pass
 
 
 def _create(architecture: str, pretrained: bool = False) -> Any:

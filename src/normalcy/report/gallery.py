@@ -11,7 +11,7 @@ import numpy.typing as npt
 from normalcy.data.dataset import DataSet
 from normalcy.report.figures import colour_bar
 from normalcy.report.markup import Content, Markup, number, tag
-from normalcy.report.pictures import Picture, Range, coloured, contour, data_uri, load_picture, palette
+from normalcy.report.pictures import Picture, Range, coloured, contour, data_uri, display, load_picture, palette
 from normalcy.results import Results, finite, look
 
 Ints = npt.NDArray[np.intp]
@@ -119,6 +119,10 @@ class _Drawing:
         self.has_maps = bool(maps)
         spreads = [p.spread for p in pictures.values() if p.spread is not None]
         self.spread_range = (0.0, _extent(spreads)[1]) if spreads else None
+        others = {name for p in pictures.values() for name in p.others}
+        self.other_ranges = {
+            name: _extent([p.others[name] for p in pictures.values() if name in p.others]) for name in sorted(others)
+        }
         self.has_masks = any(p.mask is not None for p in pictures.values())
         self.store: list[Markup] = []
         self.made: dict[int, list[tuple[str, Markup]]] = {}
@@ -163,6 +167,12 @@ class _Drawing:
             self._keep(f"spread-{i}", coloured(picture.spread, self.spread_range, "viridis"), picture.size, crisp)
             words = f"spread of the restorations of {path}"
             panels.append(("spread", _picture(width, height, words, _use(f"spread-{i}"))))
+        for name, values in picture.others.items():
+            limits = self.other_ranges[name]
+            pixels = coloured(values, limits, "viridis") if values.ndim == 2 else display(values, limits)[0]
+            self._keep(f"{name}-{i}", pixels, picture.size, crisp)
+            title = name.replace("_", " ")
+            panels.append((title, _picture(width, height, f"{title} of {path}", _use(f"{name}-{i}"))))
         return panels
 
     def _layers(self, i: int, picture: Picture) -> list[Content]:
@@ -236,6 +246,10 @@ def _legend(drawing: _Drawing) -> Content:
     ]
     if drawing.spread_range is not None:
         items.append(colour_bar("spread", "spread: range of those shown", palette("viridis"), drawing.spread_range))
+    for name, limits in drawing.other_ranges.items():
+        planes = all(p.others[name].ndim == 2 for p in drawing.pictures.values() if name in p.others)
+        words, colours = name.replace("_", " "), "viridis" if planes else "gray"
+        items.append(colour_bar(words, f"{words}: range of those shown", palette(colours), limits))
     controls: list[Content] = [
         tag(
             "label", "map over image ",

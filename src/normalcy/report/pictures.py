@@ -3,7 +3,7 @@
 import base64
 import io
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class Picture:
     restored: Array | None = None
     map: Array | None = None  # float32 (h, w), the largest value of each block of pixels
     spread: Array | None = None
+    others: dict[str, Array] = field(default_factory=dict)  # float32 (h, w) or (C, h, w), by name
     mask: Array | None = None  # bool (h, w)
     slice: tuple[int, int] | None = None  # shown, of how many
     shown_as: str = ""  # what display did to the values
@@ -84,6 +85,10 @@ def load_picture(results: Results, i: int, dataset: DataSet | None, place: int |
         part = plane(volume)
         if part is not None:
             setattr(picture, name, reduce(np.nan_to_num(part.astype(np.float32)), np.max))
+    for name in results.pictures():
+        shown = plane(_array(results.file(f"pictures/{name}", i, ".npy"), (2, 3, 4)))
+        if shown is not None:
+            picture.others[name] = reduce(np.nan_to_num(np.asarray(shown, np.float32)), np.mean)
     mask = plane(volume_mask)
     picture.mask = None if mask is None or not mask.any() else reduce(mask, np.max)
     return picture
@@ -195,15 +200,15 @@ def _peak_slice(volume: Array | None, mask: Array | None, depth: int) -> int:
     return depth // 2
 
 
-def _array(path: Path | None) -> Array | None:
-    """An array in a file, of two or three axes; None where there is none that can be read."""
+def _array(path: Path | None, axes: tuple[int, ...] = (2, 3)) -> Array | None:
+    """An array in a file, of so many axes; None where there is none that can be read."""
     if path is None:
         return None
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    return array if isinstance(array, np.ndarray) and array.ndim in (2, 3) and array.dtype.kind in "biuf" else None
+    return array if isinstance(array, np.ndarray) and array.ndim in axes and array.dtype.kind in "biuf" else None
 
 
 def _mask(path: Path | None) -> Array | None:

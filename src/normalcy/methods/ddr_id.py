@@ -1,0 +1,255 @@
+"""DDR-ID: two autoencoders share an image out into what belongs to the normal class and the rest.
+
+Lin et al. 2020, "DDR-ID: dual deep reconstruction networks based image decomposition for anomaly detection"; the names
+here are the paper's. R_C is drawn to what normal images have in common: its codes to their centre Z_C (equation 3), and,
+against the discriminator D_L, to the Gaussian N(Z_C, sigma^2 I) (equation 4). R_N takes what R_C leaves, so that both
+add up to the image (equation 5). First both are trained as plain autoencoders (Algorithm 1). ``restored`` is R_C(x), the
+class-specific component; R_N(x), the residual one, is among the pictures.
+
+Scores: ``latent``, |E_C(x) - Z_C|^2 (equation 7); ``image``, |R_C(x) - D_C(Z_C)|^2 (equation 8); ``sum`` of the two;
+``validation``, the one of the first two with the smaller mean on normal images held out from training (Algorithm 2), sums
+over coordinates against sums over pixels as they stand.
+
+Where the paper is silent or slips, and what is done here:
+
+- There is no public code; networks are those of table 1. Its last deconvolution has 64 channels before the tanh, here the
+  image's. Four halvings need sides of 32: smaller or odd images are padded inside (28 becomes 32), larger ones get more
+  levels of 512 channels.
+- The template of equation 8 is "through the encoder" in the text, D_C(Z_C) in the formula: the formula.
+- sigma is "a small value": a setting, 0.1 unless given.
+- tanh outputs are summed and compared with inputs in [0, 1], as they stand.
+- The encoder minimises log(1 - D_L) as in equation 4; ``non_saturating`` has it minimise -log D_L instead.
+- Whether D_L, which has batch norms, sees Gaussian samples and codes in one batch or in two is not said: in one
+  (``joint_batches``), because batch norms of batches apart hide the difference of their means and deviations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from normalcy.errors import DataError, SettingsError
+from normalcy.method import Batches, Method, Objective, Scores, Stage
+from normalcy.nets.convnets import initialise
+from normalcy.nets.schedules import drop_after
+
+Score = Literal["validation", "latent", "image", "sum"]
+SLOPE = 0.2
+
+
+@dataclass(frozen=True)
+class DDRIDSettings:
+    latent: int | None = None
+    """Numbers in the code; none: 128 for images of one channel, else 512 (table 1)."""
+    score: Score = "validation"
+    map: Literal["restored", "residual"] = "restored"
+    """The map is |x - R_C(x)| or |R_N(x)|, mean over channels."""
+    sigma: float = 0.1
+    """Deviation of the Gaussian around Z_C, in units of the code; the paper: "a small value"."""
+    width: int = 64
+    """Channels of the encoder's first level (table 1); those of the others are in proportion."""
+    non_saturating: bool = False
+    joint_batches: bool = True
+    lr: float = 1e-4
+    """Of Adam; a tenth of it after 50 epochs of the 150 and of the 100."""
+    weight_decay: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if (self.latent is not None and self.latent < 1) or min(self.lr, self.sigma) <= 0 or self.weight_decay < 0:
+            raise SettingsError("ddr_id: latent, lr and sigma must be positive, weight_decay not negative.")
+        if self.width < 1:
+            raise SettingsError(f"ddr_id: width must be at least 1 channel, got {self.width}.")
+
+
+class ReconstructionNetwork(nn.Module):
+    """Table 1: encoder (B, C, H, W) -> (B, latent) and decoder back, both of the DCGAN type."""
+
+    def __init__(self, shape: Sequence[int], latent: int, width: int) -> None:
+        super().__init__()
+        channels, *self.sides = shape
+        levels = max(1, math.ceil(math.log2(max(self.sides) / 4)))  # of the decoder, above its first grid: 3 for 32x32
+        self.grid = tuple(max(2, math.ceil(side / 2**levels)) for side in self.sides)
+        self.padded = [n * 2**levels for n in self.grid]
+        widths = [width * min(8, 2**i) for i in range(levels + 1)]
+        encoder = nn.Sequential()
+        for level, (before, after) in enumerate(zip([channels, *widths], widths)):
+            # A norm makes the bias of the layer before it idle.
+            convolve = nn.Conv2d(before, after, 4, 2, 1, bias=level == 0)
+            norm = [nn.BatchNorm2d(after)] if level else []
+            encoder.append(nn.Sequential(convolve, *norm, nn.LeakyReLU(SLOPE, inplace=True)))
+        last = [n // 2 for n in self.grid]
+        encoder.extend([nn.Flatten(), nn.Linear(widths[-1] * math.prod(last), latent)])
+        decoder = nn.Sequential(
+            nn.Unflatten(1, (latent, 1, 1)),
+            self._level(nn.ConvTranspose2d(latent, widths[-1], cast(tuple[int, int], self.grid), bias=False)),
+        )
+        for before, after in zip(widths[:0:-1], widths[-2:0:-1]):
+            decoder.append(self._level(nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False)))
+        decoder.append(nn.Sequential(nn.ConvTranspose2d(widths[1], channels, 4, 2, 1), nn.Tanh()))
+        self.encoder, self.decoder = initialise(encoder, SLOPE), initialise(decoder, SLOPE)
+
+    @staticmethod
+    def _level(convolve: nn.ConvTranspose2d) -> nn.Sequential:
+        return nn.Sequential(convolve, nn.BatchNorm2d(convolve.out_channels), nn.LeakyReLU(SLOPE, inplace=True))
+
+    def encode(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, latent), float32; borders are replicated up to the sides that the network takes."""
+        (height, width), (full_height, full_width) = self.sides, self.padded
+        top, left = (full_height - height) // 2, (full_width - width) // 2
+        margins = (left, full_width - width - left, top, full_height - height - top)
+        code: Tensor = self.encoder(F.pad(x, margins, mode="replicate"))
+        return code.float()
+
+    def decode(self, code: Tensor) -> Tensor:
+        """(B, latent) -> (B, C, H, W) in [-1, 1], float32."""
+        image: Tensor = self.decoder(code).float()
+        (height, width), (full_height, full_width) = self.sides, self.padded
+        top, left = (full_height - height) // 2, (full_width - width) // 2
+        return image[..., top : top + height, left : left + width]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decode(self.encode(x))
+
+
+class DDRID(Method):
+    name = "ddr_id"
+    Settings = DDRIDSettings
+    scores = get_args(Score)
+    settings: DDRIDSettings
+    centre: Tensor
+    """Z_C, (latent,)"""
+    validation_means: Tensor
+    """Mean of AS_l and of AS_r over held-out normal images."""
+
+    def __init__(self, settings: DDRIDSettings, shape: Sequence[int]) -> None:
+        super().__init__(settings, shape)
+        if min(self.shape[1:]) < 8:
+            raise DataError(f"ddr_id expects images with sides of at least 8 pixels, got {self.shape}: use resize.")
+        latent = settings.latent or (128 if self.shape[0] == 1 else 512)
+        self.class_specific = ReconstructionNetwork(self.shape, latent, settings.width)  # R_C = D_C(E_C(.))
+        self.residual = ReconstructionNetwork(self.shape, latent, settings.width)  # R_N
+        first = 64 if self.shape[0] == 1 else 128  # table 1: MNIST, others
+        self.discriminator = nn.Sequential()  # D_L, up to the sigmoid
+        for before, after in zip((latent, first, 32), (first, 32, 16)):
+            self.discriminator.append(
+                nn.Sequential(nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU(inplace=True))
+            )
+        self.discriminator.append(nn.Linear(16, 1))
+        self.register_buffer("centre", torch.zeros(latent))
+        self.register_buffer("validation_means", torch.zeros(2))
+
+    # -- pretraining
+
+    def pretraining(self, x: Tensor) -> Mapping[str, Tensor]:
+        """Equations 1 and 2; the networks share nothing, so the sum trains each by its own."""
+        class_specific = _squares(x - self.class_specific(x)).mean()
+        residual = _squares(x - self.residual(x)).mean()
+        return {"loss": class_specific + residual, "class_specific": class_specific, "residual": residual}
+
+    def place_centre(self, batches: Batches) -> None:
+        """Z_C, the mean code of E_C."""
+        self.centre.copy_(torch.cat([self.class_specific.encode(x) for x in batches]).mean(0))
+
+    # -- finetuning
+
+    def logits(self, code: Tensor) -> tuple[Tensor, Tensor]:
+        """D_L before the sigmoid, (B,) each: of samples from N(Z_C, sigma^2 I) and of codes (B, latent)."""
+        z = self.centre + self.settings.sigma * torch.randn_like(code)
+        if self.settings.joint_batches:
+            both = self.discriminator(torch.cat([z, code])).float().squeeze(1)
+            return both[: len(z)], both[len(z) :]
+        return self.discriminator(z).float().squeeze(1), self.discriminator(code).float().squeeze(1)
+
+    def ascend(self, x: Tensor) -> Mapping[str, Tensor]:
+        """D_L ascends L_LSC, equation 4: the loss is log D_L(Z) + log(1 - D_L(E_C(X))) with the sign turned."""
+        with torch.no_grad():
+            code = self.class_specific.encode(x)
+        sample, coded = self.logits(code)
+        return {"loss": -(F.logsigmoid(sample) + F.logsigmoid(-coded)).mean()}
+
+    def descend(self, x: Tensor) -> Mapping[str, Tensor]:
+        """L_OC + L_LSC + L_R, equations 3 to 6; of L_LSC what concerns the encoder."""
+        code = self.class_specific.encode(x)
+        one_class = (code - self.centre).square().sum(1).mean()
+        _, coded = self.logits(code)
+        latent = -F.logsigmoid(coded).mean() if self.settings.non_saturating else F.logsigmoid(-coded).mean()
+        total = self.class_specific.decode(code) + self.residual(x)
+        reconstruction = _squares(total - x).mean()
+        return {
+            "loss": one_class + latent + reconstruction,
+            "one_class": one_class,
+            "latent_constraint": latent,
+            "reconstruction": reconstruction,
+        }
+
+    def validate(self, batches: Batches) -> None:
+        """The means that Algorithm 2 compares, over held-out normal images."""
+        scores = torch.cat([torch.stack(self.anomaly_scores(x), 1) for x in batches])
+        self.validation_means.copy_(scores.mean(0))
+
+    def stages(self) -> Sequence[Stage]:
+        s = self.settings
+        both = [*self.class_specific.parameters(), *self.residual.parameters()]
+        pretraining = Objective(
+            self.pretraining, both, lr=s.lr, weight_decay=s.weight_decay, schedule=drop_after(50 / 150)
+        )
+        late = drop_after(50 / 100)
+        game = [
+            Objective(
+                self.ascend, self.discriminator.parameters(), lr=s.lr, weight_decay=s.weight_decay, schedule=late
+            ),
+            Objective(self.descend, both, lr=s.lr, weight_decay=s.weight_decay, schedule=late),
+        ]
+        return [
+            Stage("pretraining", [pretraining], epochs=150, batch_size=256),
+            Stage("finetuning", game, epochs=100, batch_size=256, prepare=self.place_centre, conclude=self.validate),
+        ]
+
+    # -- testing
+
+    def anomaly_scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """AS_l and AS_r, equations 7 and 8, (B,) each."""
+        code = self.class_specific.encode(x)
+        return self._anomaly_scores(code, self.class_specific.decode(code))
+
+    def _anomaly_scores(self, code: Tensor, restored: Tensor) -> tuple[Tensor, Tensor]:
+        template = self.class_specific.decode(self.centre[None])
+        return (code - self.centre).square().sum(1), _squares(restored - template)
+
+    def decompose(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The class-specific component R_C(x) and the residual one R_N(x), each (B, C, H, W); their sum is near x."""
+        return self.class_specific(x), self.residual(x)
+
+    def _score(self, x: Tensor) -> Scores:
+        code = self.class_specific.encode(x)
+        restored = self.class_specific.decode(code)
+        residual = self.residual(x)
+        latent, image = self._anomaly_scores(code, restored)
+        match self.settings.score:
+            case "latent":
+                score = latent
+            case "image":
+                score = image
+            case "sum":
+                score = latent + image
+            case "validation":
+                score = torch.where(self.validation_means[0] < self.validation_means[1], latent, image)
+        difference = x - restored if self.settings.map == "restored" else residual
+        return Scores(
+            image=score,
+            map=difference.abs().mean(1),
+            restored=restored,
+            latent=code,
+            pictures={"residual": residual},
+        )
+
+
+def _squares(x: Tensor) -> Tensor:
+    """Sum of squares of each image, (B,)."""
+    return x.square().flatten(1).sum(1)

@@ -1,0 +1,172 @@
+"""Facts of DDR-ID, by the numbers of its paper's equations; what holds for every method is in test_contract.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from normalcy.errors import DataError, SettingsError
+from normalcy.methods.ddr_id import DDRID, DDRIDSettings, ReconstructionNetwork
+from normalcy.train import TrainSettings, fit
+
+SHAPE = (1, 16, 16)
+SMALL: dict[str, Any] = {"width": 4, "latent": 8}
+
+
+def _images(count: int = 48, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    phase = 6.28 * torch.rand(count, 1, 1, 1, generator=generator)
+    return (0.5 + 0.3 * torch.sin(phase + torch.linspace(0, 9, SHAPE[-1]))).expand(count, *SHAPE).clone()
+
+
+def _method(**words: Any) -> DDRID:
+    torch.manual_seed(0)
+    return DDRID(DDRIDSettings(**{**SMALL, **words}), SHAPE)
+
+
+def _fitted(steps: int = 60, held_out: Tensor | None = None, **words: Any) -> DDRID:
+    method = _method(lr=3e-3, **words)
+    settings = TrainSettings(steps=steps, batch_size=16, precision="32-true", device="cpu")
+    fit(method, _images(), settings, held_out=held_out)
+    return method
+
+
+def test_networks_of_table_1() -> None:
+    method = DDRID(DDRIDSettings(), (3, 32, 32))
+    net = method.class_specific
+    down = [m for m in net.encoder.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert [m.out_channels if isinstance(m, nn.Conv2d) else m.out_features for m in down] == [64, 128, 256, 512, 512]
+    up = [m for m in net.decoder.modules() if isinstance(m, nn.ConvTranspose2d)]
+    assert [(m.out_channels, m.kernel_size, m.stride) for m in up] == [
+        (512, (4, 4), (1, 1)),
+        (256, (4, 4), (2, 2)),
+        (128, (4, 4), (2, 2)),
+        (3, (4, 4), (2, 2)),  # the table says 64
+    ]
+    judges = [m.out_features for m in method.discriminator.modules() if isinstance(m, nn.Linear)]
+    assert judges == [128, 32, 16, 1]
+    mnist = DDRID(DDRIDSettings(), (1, 28, 28))
+    assert mnist.class_specific.padded == [32, 32]
+    assert mnist.centre.shape == (128,)
+    assert [m.out_features for m in mnist.discriminator.modules() if isinstance(m, nn.Linear)] == [64, 32, 16, 1]
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (2, 8, 40), (1, 9, 13), (3, 100, 64)])
+def test_any_size_comes_back(shape: tuple[int, ...]) -> None:
+    net = ReconstructionNetwork(shape, 6, 4)
+    image = torch.rand(2, *shape)
+    assert net.encode(image).shape == (2, 6)
+    assert net(image).shape == image.shape
+
+
+def test_loss_is_equations_3_to_5() -> None:
+    method = _method(joint_batches=False).eval()
+    method.centre.copy_(torch.linspace(-1, 1, 8))
+    x = _images(6)
+    with torch.no_grad():
+        terms = method.descend(x)
+        code = method.class_specific.encode(x)
+        one_class = sum(float((z - method.centre).pow(2).sum()) for z in code) / 6
+        class_specific, residual = method.decompose(x)
+        rest = sum(float(d.pow(2).sum()) for d in class_specific + residual - x) / 6
+        judged = torch.sigmoid(method.discriminator(code)).squeeze(1)
+        constraint = float(torch.log(1 - judged).mean())
+    assert float(terms["one_class"]) == pytest.approx(one_class, rel=1e-5)
+    assert float(terms["reconstruction"]) == pytest.approx(rest, rel=1e-5)
+    assert float(terms["latent_constraint"]) == pytest.approx(constraint, rel=1e-4)
+    assert float(terms["loss"]) == pytest.approx(one_class + rest + constraint, rel=1e-4)
+
+
+@pytest.mark.parametrize("non_saturating", [False, True])
+def test_signs_of_equation_4_by_finite_differences(non_saturating: bool) -> None:
+    """A step of the discriminator down its loss raises L_LSC; a step of the encoder down its term raises D_L of its codes."""
+    method = _method(joint_batches=False, non_saturating=non_saturating).eval()
+    x = _images(16)
+
+    def constraint() -> Tensor:
+        torch.manual_seed(1)
+        code = method.class_specific.encode(x)
+        z = method.centre + method.settings.sigma * torch.randn_like(code)
+        sample, coded = torch.sigmoid(method.discriminator(z)), torch.sigmoid(method.discriminator(code))
+        return (torch.log(sample) + torch.log(1 - coded)).mean()
+
+    def difference_along(parameters: list[nn.Parameter], loss: str, value: Any) -> float:
+        torch.manual_seed(1)
+        terms = method.ascend(x) if loss == "ascend" else {"loss": method.descend(x)["latent_constraint"]}
+        gradients = torch.autograd.grad(terms["loss"], parameters, allow_unused=True)
+        known = [(p, g) for p, g in zip(parameters, gradients) if g is not None]
+        length = torch.cat([g.flatten() for _, g in known]).norm()
+        with torch.no_grad():
+            before = value()
+            for p, g in known:
+                p.sub_(0.01 * g / length)
+            return float(value() - before)
+
+    judge = list(method.discriminator.parameters())
+    assert difference_along(judge, "ascend", constraint) > 0
+    coder = list(method.class_specific.encoder.parameters())
+    judged = lambda: torch.sigmoid(method.discriminator(method.class_specific.encode(x))).mean()
+    assert difference_along(coder, "descend", judged) > 0
+
+
+def test_scores_are_equations_7_and_8() -> None:
+    method = _fitted()
+    x = _images(7, seed=2)
+    with torch.no_grad():
+        code = method.class_specific.encode(x)
+        template = method.class_specific.decode(method.centre[None])
+        latent = (code - method.centre).pow(2).sum(1)
+        image = (method.class_specific(x) - template).pow(2).sum((1, 2, 3))
+    torch.testing.assert_close(method.with_score("latent").score(x).image, latent)
+    torch.testing.assert_close(method.with_score("image").score(x).image, image)
+    torch.testing.assert_close(method.with_score("sum").score(x).image, latent + image)
+
+
+def test_validation_takes_the_score_with_the_smaller_mean_on_held_out_images() -> None:
+    held_out = _images(9, seed=5)
+    method = _fitted(held_out=held_out)
+    means = [method.with_score(name).score(held_out).image.mean() for name in ("latent", "image")]
+    torch.testing.assert_close(method.validation_means, torch.stack(means))
+    x = _images(4, seed=6)
+    for order, name in (([1.0, 2.0], "latent"), ([2.0, 1.0], "image"), ([1.0, 1.0], "image")):
+        method.validation_means.copy_(torch.tensor(order))
+        assert torch.equal(method.score(x).image, method.with_score(name).score(x).image)
+
+
+def test_components_add_up_to_the_image() -> None:
+    method = _fitted(steps=400)
+    x = _images(16, seed=3)
+    scores = method.score(x)
+    assert scores.restored is not None
+    total = scores.restored + scores.pictures["residual"]
+    assert (total - x).square().mean() < 0.25 * x.var()
+    torch.testing.assert_close(scores.map, (x - scores.restored).abs().mean(1))
+    residual = DDRID(DDRIDSettings(**SMALL, map="residual"), SHAPE)
+    residual.load_state_dict(method.state_dict())
+    torch.testing.assert_close(residual.score(x).map, scores.pictures["residual"].abs().mean(1))
+
+
+def test_finetuning_draws_codes_to_the_centre() -> None:
+    method = _method(lr=3e-3)
+    x = _images()
+    stages = method.stages()
+    assert [stage.name for stage in stages] == ["pretraining", "finetuning"]
+    method.place_centre([x])  # type: ignore[arg-type]
+    fitted = _fitted(steps=200)
+    with torch.no_grad():
+        code = fitted.class_specific.encode(x)
+    assert (code - fitted.centre).square().sum(1).mean() < 0.5 * (fitted.centre.square().sum() + 1)
+
+
+@pytest.mark.parametrize("words", [{"latent": 0}, {"lr": 0.0}, {"sigma": 0.0}, {"width": 0}], ids=str)
+def test_impossible_settings(words: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match="ddr_id"):
+        DDRIDSettings(**words)
+
+
+def test_small_images_are_refused() -> None:
+    with pytest.raises(DataError, match="at least 8 pixels"):
+        DDRID(DDRIDSettings(), (1, 7, 20))

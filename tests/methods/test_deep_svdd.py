@@ -1,0 +1,99 @@
+"""Facts of Deep SVDD; what holds for every method is in test_contract.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from normalcy.errors import SettingsError
+from normalcy.methods.deep_svdd import RECENT, DeepSVDD, DeepSVDDSettings
+from normalcy.train import TrainSettings, fit
+
+SHAPE = (1, 16, 16)
+
+
+def _images(count: int = 64, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, *SHAPE, generator=generator)
+
+
+def _method(**words: Any) -> DeepSVDD:
+    torch.manual_seed(0)
+    return DeepSVDD(DeepSVDDSettings(**words), SHAPE)
+
+
+def _fitted(**words: Any) -> DeepSVDD:
+    method = _method(**words)
+    fit(method, _images(), TrainSettings(steps=60, batch_size=16, precision="32-true", device="cpu"))
+    return method
+
+
+def test_centre_is_the_mean_code_moved_out_of_zero() -> None:
+    method = _method(latent=6, nudge=0.1).eval()
+    codes = torch.tensor([[0.5, -0.5, 0.05, -0.05, 0.0, 0.1], [0.7, -0.7, 0.05, -0.01, 0.0, 0.1]])
+    method.encode = lambda x: codes  # type: ignore[method-assign]
+    method.place_centre([torch.zeros(2, *SHAPE)])  # type: ignore[arg-type]
+    torch.testing.assert_close(method.centre, torch.tensor([0.6, -0.6, 0.1, -0.1, 0.1, 0.1]))
+
+
+def test_nothing_in_the_encoder_could_be_constant() -> None:
+    """Proposition 2 of the paper: a bias would let the network map every image onto the centre."""
+    method = _method()
+    assert method.encode(torch.zeros(2, *SHAPE)).abs().max() == 0
+    norms = [m for m in method.encoder.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms
+    assert not any(m.affine for m in norms)
+
+
+def test_score_is_the_squared_distance() -> None:
+    method = _fitted()
+    x = _images(5, seed=1)
+    scores = method.score(x)
+    assert scores.latent is not None
+    torch.testing.assert_close(scores.image, (scores.latent - method.centre).square().sum(1))
+    soft = _fitted(objective="soft_boundary", nu=0.2)
+    with torch.no_grad():
+        torch.testing.assert_close(soft.score(x).image, soft.distance(x) - soft.squared_radius)
+
+
+def test_soft_boundary_leaves_the_share_nu_outside() -> None:
+    method = _fitted(objective="soft_boundary", nu=0.25)
+    outside = (method.score(_images()).image > 0).float().mean().item()
+    assert outside == pytest.approx(0.25, abs=1 / 64)
+
+
+def test_the_quantile_minimises_the_soft_boundary_loss() -> None:
+    """Which is what the paper's line search over R looks for."""
+    method = _method(objective="soft_boundary", nu=0.1).eval()
+    x = _images(50)
+    with torch.no_grad():
+        distances = method.distance(x)
+
+        tried = torch.linspace(float(distances.min()), float(distances.max()), 2001)
+        losses = tried + (distances - tried[:, None]).clamp(min=0).mean(1) / 0.1
+        method.squared_radius.copy_(torch.quantile(distances, 0.9))
+        assert float(method.soft_boundary(x)["loss"]) <= float(losses.min()) * (1 + 1e-4)
+
+
+def test_radius_follows_the_latest_distances() -> None:
+    method = _method(objective="soft_boundary", nu=0.5).eval()
+    with torch.no_grad():
+        for k in range(3):
+            method.soft_boundary(_images(8, seed=k))
+    method.follow_radius(0.05)
+    assert method.squared_radius == 0, "not in the first tenth"
+    method.follow_radius(0.11)
+    assert int(method.seen) == 24 <= RECENT
+    torch.testing.assert_close(method.squared_radius, method.recent[:24].median(), rtol=0.1, atol=0)
+    method.squared_radius.zero_()
+    method.follow_radius(0.14)
+    assert method.squared_radius == 0, "once in each twentieth of the stage"
+
+
+@pytest.mark.parametrize("words", [{"latent": 0}, {"lr": 0.0}, {"nu": 0.0}, {"nu": 1.0}, {"nudge": -1.0}], ids=str)
+def test_impossible_settings(words: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match="deep_svdd"):
+        DeepSVDDSettings(**words)
