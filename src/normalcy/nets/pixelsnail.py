@@ -53,7 +53,8 @@ class PixelSNAIL(nn.Module):
         state = self.enter(seen) + self.place
         if self.condition is not None:
             assert conditions is not None
-            state = state + self.condition(conditions)[(..., *[None] * len(self.grid))]
+            shift: Tensor = self.condition(conditions)
+            state = state + shift.view(*shift.shape, *[1] * len(self.grid))
         for block in self.blocks:
             if isinstance(block, nn.ModuleList):
                 for gated in block:
