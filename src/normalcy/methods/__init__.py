@@ -12,12 +12,19 @@ from normalcy.errors import SettingsError
 from normalcy.method import Method
 
 METHODS: Mapping[str, str] = {
+    "adgan": "normalcy.methods.adgan:ADGAN",
+    "alocc": "normalcy.methods.alocc:ALOCC",
+    "anogan": "normalcy.methods.anogan:AnoGAN",
     "autoencoder": "normalcy.methods.autoencoder:Autoencoder",
     "ddr_id": "normalcy.methods.ddr_id:DDRID",
     "deep_svdd": "normalcy.methods.deep_svdd:DeepSVDD",
+    "f_anogan": "normalcy.methods.f_anogan:FAnoGAN",
     "gmm": "normalcy.methods.gmm:GMM",
+    "gpnd": "normalcy.methods.gpnd:GPND",
     "isolation_forest": "normalcy.methods.isolation_forest:IsolationForest",
     "kde": "normalcy.methods.kde:KDE",
+    "oc_cnn": "normalcy.methods.oc_cnn:OCCNN",
+    "oc_nn": "normalcy.methods.oc_nn:OCNN",
     "ocsvm": "normalcy.methods.ocsvm:OCSVM",
     "patchcore": "normalcy.methods.patchcore:PatchCore",
     "patchwise": "normalcy.methods.patchwise:Patchwise",

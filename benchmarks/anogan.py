@@ -1,0 +1,89 @@
+"""Images/s of AnoGAN's latent search: 64 images at once beside one by one, on one thread of the CPU.
+
+    python benchmarks/anogan.py
+
+Wanted: at least 8 times, with the same score for each image to 1e-4. The GAN has the default settings and is trained for
+some steps on synthetic textures, half of the images searched for have a defect. Processor time, so that other work on the
+machine counts little; the two ways alternate, two rounds, the ratio is of means; one by one takes 8 of the 64 images. Writes
+results/anogan.json.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normalcy.methods.anogan import AnoGAN, AnoGANSettings
+from normalcy.provenance import write_record
+from normalcy.testing import smooth_textures, with_defect
+from normalcy.train import TrainSettings, fit
+
+ROUNDS, BATCH, ALONE, STEPS = 2, 64, 8, 150
+CASES: dict[str, tuple[int, ...]] = {"1x28x28": (1, 28, 28), "3x32x32": (3, 32, 32)}
+
+
+def fitted(shape: Sequence[int]) -> AnoGAN:
+    torch.manual_seed(0)
+    method = AnoGAN(AnoGANSettings(), shape)
+    fit(method, smooth_textures(512, shape, seed=0), TrainSettings(steps=STEPS, device="cpu", precision="32-true"))
+    return method
+
+
+def timed(method: AnoGAN, batches: Sequence[Tensor]) -> tuple[float, Tensor]:
+    """Images per second of processor time, and the scores."""
+    started = time.process_time()
+    scores = torch.cat([method.score(x).image for x in batches])
+    return len(scores) / (time.process_time() - started), scores
+
+
+def measure(shape: Sequence[int]) -> dict[str, Any]:
+    method = fitted(shape)
+    normal = smooth_textures(BATCH, shape, seed=1)
+    images = torch.where(torch.arange(BATCH).view(-1, 1, 1, 1) % 2 == 0, normal, with_defect(normal, seed=2)[0])
+    with torch.no_grad():
+        steps = method.find(images).steps.float()  # also warms up
+    rates, difference = [], 0.0
+    for _ in range(ROUNDS):
+        together, scores = timed(method, [images])
+        alone, single = timed(method, images[:ALONE].split(1))
+        difference = max(difference, float(((scores[:ALONE] - single).abs() / single).max()))
+        rates.append((together, alone))
+    together, alone = (statistics.mean(column) for column in zip(*rates))
+    return {
+        "batch_images_per_second": round(together, 3),
+        "alone_images_per_second": round(alone, 3),
+        "ratio": round(together / alone, 2),
+        "largest_relative_difference": difference,
+        "mean_search_steps": round(float(steps.mean()), 1),
+    }
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    found = {}
+    for name, shape in CASES.items():
+        found[name] = measure(shape)
+        print(name, found[name])
+    write_record(
+        Path(__file__).parent / "results" / "anogan.json",
+        {
+            "benchmark": "latent search of a batch of 64 against one by one",
+            "wanted_ratio": 8,
+            "wanted_difference": 1e-4,
+            "threads": 1,
+            "time": "processor time",
+            "seed": 0,
+            "rounds": ROUNDS,
+            "found": found,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""f-AnoGAN: AnoGAN with an encoder that finds the code of an image in one pass (Schlegl et al. 2019).
+
+A Wasserstein GAN with gradient penalty (Gulrajani et al. 2017) learns normal images; then, with both its networks frozen,
+an encoder learns izi_f: mean (x - G(E(x)))^2 + kappa mean (f(x) - f(G(E(x))))^2, features f of the critic, which is also the
+score.
+
+Differences: networks of the DCGAN type instead of residual ones, for any size, with group norm in the critic (the authors:
+layer norm; both keep images apart, as the penalty needs); images are mapped to [-1, 1] by the range of the training images;
+10,000 and 5,000 steps (the authors' code: 7 passes over its images, and 50,000 steps). As in the authors' code, the encoder
+has no bound on its codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from normalcy.errors import SettingsError
+from normalcy.method import Method, Objective, Scores, Stage
+from normalcy.nets.gan import Encoder, Generator, Range
+
+
+@dataclass(frozen=True)
+class FAnoGANSettings:
+    latent: int = 128
+    """Numbers in a code, standard normal in training."""
+    width: int = 64
+    """Channels of the level next to the image, in all three networks."""
+    penalty: float = 10.0
+    """lambda of the gradient penalty."""
+    critic_steps: int = 5
+    """Updates of the critic for one of the generator."""
+    kappa: float = 1.0
+    """Weight of the features in loss and score."""
+    lr: float = 1e-4
+    """Of generator and critic."""
+    encoder_lr: float = 5e-5
+
+    def __post_init__(self) -> None:
+        if min(self.latent, self.width, self.critic_steps) < 1 or min(self.lr, self.encoder_lr) <= 0:
+            raise SettingsError("f_anogan: latent, width, critic_steps, lr and encoder_lr must be positive.")
+        if min(self.penalty, self.kappa) < 0:
+            raise SettingsError("f_anogan: penalty and kappa must not be negative.")
+
+
+class FAnoGAN(Method):
+    name = "f_anogan"
+    Settings = FAnoGANSettings
+    settings: FAnoGANSettings
+
+    def __init__(self, settings: FAnoGANSettings, shape: Sequence[int]) -> None:
+        super().__init__(settings, shape)
+        self.range = Range()
+        self.generator = Generator(self.shape, settings.latent, settings.width)
+        self.critic = Encoder(self.shape, 1, settings.width, norm="group")
+        self.encoder = Encoder(self.shape, settings.latent, settings.width)
+
+    def stages(self) -> Sequence[Stage]:
+        s = self.settings
+        game = [
+            Objective(self.critic_loss, self.critic.parameters(), lr=s.lr, betas=(0.0, 0.9), repeats=s.critic_steps),
+            Objective(self.generator_loss, self.generator.parameters(), lr=s.lr, betas=(0.0, 0.9)),
+        ]
+        mapping = Objective(self.izi_f, self.encoder.parameters(), lr=s.encoder_lr, optimiser="rmsprop")
+        return [
+            Stage("gan", game, steps=10_000, batch_size=64, prepare=self.range.measure),
+            Stage("encoder", [mapping], steps=5_000, batch_size=64),
+        ]
+
+    def sample(self, count: int) -> Tensor:
+        """Generated images (count, C, H, W) in [-1, 1]."""
+        image: Tensor = self.generator(torch.randn(count, self.settings.latent, device=self.device))
+        return image
+
+    def gradient_penalty(self, real: Tensor, fake: Tensor) -> Tensor:
+        """(|grad D| - 1)^2 at a random point between each pair of images (B, C, H, W), mean over the batch."""
+        share = torch.rand(len(real), 1, 1, 1, device=real.device)
+        between = (real + share * (fake - real)).requires_grad_()
+        (gradient,) = torch.autograd.grad(self.critic(between).sum(), between, create_graph=True)
+        norm = (gradient.float().flatten(1).square().sum(1) + 1e-12).sqrt()  # a root at 0 has no second derivative
+        return (norm - 1).square().mean()
+
+    def critic_loss(self, x: Tensor) -> Mapping[str, Tensor]:
+        real = self.range(x)
+        with torch.no_grad():
+            fake = self.sample(len(x))
+        wasserstein = self.critic(real).mean() - self.critic(fake).mean()
+        penalty = self.gradient_penalty(real, fake)
+        return {"loss": self.settings.penalty * penalty - wasserstein, "wasserstein": wasserstein, "penalty": penalty}
+
+    def generator_loss(self, x: Tensor) -> Mapping[str, Tensor]:
+        return {"loss": -self.critic(self.sample(len(x))).mean()}
+
+    def distance(self, x: Tensor, restored: Tensor) -> Tensor:
+        """Residual and feature distance of images in [-1, 1]: (B, C, H, W) twice -> (B,)"""
+        residual = (x - restored).square().flatten(1).mean(1)
+        features = (self.critic.features(x) - self.critic.features(restored)).square().mean(1)
+        return residual + self.settings.kappa * features
+
+    def izi_f(self, x: Tensor) -> Mapping[str, Tensor]:
+        y = self.range(x)
+        return {"loss": self.distance(y, self.generator(self.encoder(y))).mean()}
+
+    def _score(self, x: Tensor) -> Scores:
+        y = self.range(x)
+        z = self.encoder(y)
+        generated = self.generator(z)
+        restored = self.range.inverse(generated)
+        return Scores(image=self.distance(y, generated), map=(x - restored).abs().mean(1), restored=restored, latent=z)

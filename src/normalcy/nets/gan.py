@@ -1,0 +1,143 @@
+"""Generators, discriminators and the DCGAN game (Radford et al. 2016), for 2D images of any channels and sides from 8 up.
+
+Networks are the ``dcgan`` type of :mod:`normalcy.nets.convnets`: 4x4 convolutions of stride 2, widths that double with
+each halving, down to a grid of 4 to 7 pixels; no norm next to the image. They see and give images in [-1, 1].
+
+Differences to Radford et al.: weights begin as He et al. 2015 instead of with deviation 0.02, which depends on the width;
+the code enters by a linear layer (the same as their transposed convolution from one pixel, for any grid).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from normalcy.method import Objective, Stage
+from normalcy.nets.convnets import ConvNet, Norm
+
+TILE = 16
+"""Rows of a matrix product in :meth:`Generator.alike`."""
+
+
+class Range(nn.Module):
+    """Images to [-1, 1] and back, by the smallest and the largest value of the training images.
+
+    A generator that ends in tanh reaches just the values that training images have; others lie outside [-1, 1].
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("low", torch.zeros(()))
+        self.register_buffer("high", torch.ones(()))
+
+    def measure(self, batches: Iterable[Tensor]) -> None:
+        ends = torch.stack([torch.stack([x.min(), x.max()]) for x in batches])
+        self.low.copy_(ends[:, 0].min())
+        self.high.copy_(torch.maximum(ends[:, 1].max(), self.low + 1e-3))  # images that are all the same
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * (x - self.low) / (self.high - self.low) - 1
+
+    def inverse(self, y: Tensor) -> Tensor:
+        return self.low + (self.high - self.low) * (y + 1) / 2
+
+
+class Generator(nn.Module):
+    """(B, latent) -> (B, C, H, W) in [-1, 1], float32."""
+
+    def __init__(self, shape: Sequence[int], latent: int, width: int, norm: Norm = "batch") -> None:
+        super().__init__()
+        self.latent = latent
+        layers = ConvNet("dcgan", _widths(shape, width), norm, slope=0.0).decoder(shape, latent)
+        self.entry, self.rest = layers[0], layers[1:]
+
+    def forward(self, z: Tensor) -> Tensor:
+        return torch.tanh(self.rest(self.entry(z)).float())
+
+    def alike(self, z: Tensor) -> Tensor:
+        """As ``forward`` (in evaluation mode), but an image has the same bits whatever the number of images beside it.
+
+        A long search makes differences in the last bit grow to percents. Of the layers here only matrix products sum
+        in an order that depends on the number of rows, so they get ``TILE`` rows at a time, the last ones filled up.
+        So it is on the CPU; libraries on GPUs may choose other convolutions for other batches.
+        """
+        tiles = F.pad(z, (0, 0, 0, -len(z) % TILE)).split(TILE)  # type: ignore[no-untyped-call]
+        return torch.tanh(self.rest(torch.cat([self.entry(tile) for tile in tiles])[: len(z)]).float())
+
+    def prior(self, count: int, seed: int | None = None) -> Tensor:
+        """``count`` codes (count, latent), uniform in [-1, 1]; with a seed always the same, without the global state."""
+        device = next(self.parameters()).device
+        if seed is None:
+            return 2 * torch.rand(count, self.latent, device=device) - 1
+        return (2 * torch.rand(count, self.latent, generator=torch.Generator().manual_seed(seed)) - 1).to(device)
+
+
+class Encoder(nn.Module):
+    """(B, C, H, W) in [-1, 1] -> (B, outputs), float32: a discriminator for one output, where ``features`` is its f(x)."""
+
+    def __init__(self, shape: Sequence[int], outputs: int, width: int, norm: Norm = "batch") -> None:
+        super().__init__()
+        layers = ConvNet("dcgan", _widths(shape, width), norm, slope=0.2).encoder(shape, outputs)
+        self.trunk, self.head = layers[:-1], layers[-1]
+
+    def features(self, x: Tensor) -> Tensor:
+        """The last layer of convolutions, flat: (B, n), float32."""
+        features: Tensor = self.trunk(x)
+        return features.float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.head(self.trunk(x))
+        return outputs.float()
+
+
+def told_apart(discriminator: Encoder, real: Tensor, fake: Tensor) -> Tensor:
+    """-log D(real) - log(1 - D(fake)), mean over the batch, in nats: what a discriminator minimises (Goodfellow et al. 2014)."""
+    return F.softplus(-discriminator(real)).mean() + F.softplus(discriminator(fake)).mean()
+
+
+def taken_for_real(discriminator: Encoder, fake: Tensor) -> Tensor:
+    """-log D(fake), mean over the batch, in nats: the non-saturating loss of a generator (Goodfellow et al. 2014)."""
+    return F.softplus(-discriminator(fake)).mean()
+
+
+class DCGAN(nn.Module):
+    """Generator against discriminator, for methods that look into the generator afterwards."""
+
+    def __init__(self, shape: Sequence[int], latent: int, width: int) -> None:
+        super().__init__()
+        self.range = Range()
+        self.generator = Generator(shape, latent, width)
+        self.discriminator = Encoder(shape, 1, width)
+
+    def discriminator_loss(self, x: Tensor) -> Mapping[str, Tensor]:
+        with torch.no_grad():
+            fake = self.generator(self.generator.prior(len(x)))
+        return {"loss": told_apart(self.discriminator, self.range(x), fake)}
+
+    def generator_loss(self, x: Tensor) -> Mapping[str, Tensor]:
+        return {"loss": taken_for_real(self.discriminator, self.generator(self.generator.prior(len(x))))}
+
+    def stage(self, lr: float) -> Stage:
+        """Adam(lr, 0.5, 0.999) for both (Radford et al. 2016), step by step in turn."""
+        game = [
+            Objective(self.discriminator_loss, self.discriminator.parameters(), lr=lr, betas=(0.5, 0.999)),
+            Objective(self.generator_loss, self.generator.parameters(), lr=lr, betas=(0.5, 0.999)),
+        ]
+        return Stage("gan", game, epochs=100, batch_size=64, prepare=self.range.measure)
+
+
+def _widths(shape: Sequence[int], width: int) -> tuple[int, ...]:
+    """Channels after each halving until the longest side is below 8 pixels: doubling, to 8 times ``width`` at most.
+
+    >>> _widths((1, 28, 28), 64), _widths((3, 128, 100), 64)
+    ((64, 128), (64, 128, 256, 512, 512))
+    """
+    levels = max(1, math.floor(math.log2(max(shape[1:]) / 4)))
+    return tuple(width * min(8, 2**i) for i in range(levels))
