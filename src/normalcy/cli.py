@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from normalcy.calibrate import Decision
     from normalcy.data.dataset import DataSet
     from normalcy.detector import Detector
+    from normalcy.reproduce import Cell
+    from normalcy.reproduce import Table as PublishedTable
 
 app = typer.Typer(
     name="normalcy",
@@ -283,6 +285,49 @@ def compare(
 
 
 @app.command()
+def reproduce(
+    name: Annotated[
+        str | None, typer.Argument(help="A table, as ddr_id/table-2, or a TOML file; none: list them.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="The table's reduced version; every output says so.")] = False,
+    rows: Annotated[str, typer.Option(help="Only these rows, by name or method, separated by commas.")] = "",
+    columns: Annotated[str, typer.Option(help="Only these data sets of the table.")] = "",
+    classes: Annotated[str, typer.Option(help="Only these normal classes, by name or number.")] = "",
+    seeds: Annotated[str, typer.Option(help="Only these seeds, as 0 or 0,3 or 0-4.")] = "",
+    set_: Set = [],  # noqa: B006
+    out: Annotated[Path, typer.Option(help="Folder for the results of all tables.")] = Path("recipes-results"),
+    data_root: DataRoot = None,
+    jobs: Annotated[int | None, typer.Option(help="Fits side by side [one for each GPU, or for two cores].")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Say what the table holds, run nothing.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Run again what is there.")] = False,
+) -> None:
+    """Run a published table: what is missing of it; print published numbers, ours and the difference."""
+    from normalcy import reproduce as tables
+    from normalcy.config import parse_words
+
+    if name is None:
+        _list_tables()
+        return
+    if jobs is not None and jobs < 1:
+        raise SettingsError(f"--jobs must be at least 1, got {jobs}.")
+    words = parse_words(set_)
+    table = tables.read_table(name)
+    table = (table.reduced() if quick else table).changed(words)
+    folder = out / "-".join(["quick"] * quick + ["changed"] * bool(words))  # so that they never mix
+    cells = tables.select(table, _listed(rows), _listed(columns), _listed(classes), _numbers(seeds))
+    if list_:
+        _print_plan(table)
+    else:
+        _run_cells(table, folder, cells, data_root, jobs, overwrite)
+    found = tables.tabulate(table, folder)
+    _print_reproduced(found)
+    if not list_:
+        _print(f"Table: {folder / table.name}.md")
+        if found["failed"]:
+            raise typer.Exit(1)
+
+
+@app.command()
 def info(model: Annotated[Path, typer.Argument(help="A model folder.")]) -> None:
     """What a model folder holds: method, training data, calibration, settings."""
     from normalcy.detector import load
@@ -453,6 +498,98 @@ def _interval(value: dict[str, Any] | None) -> str:
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def _listed(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _numbers(text: str) -> list[int]:
+    """ "0,3-5" -> [0, 3, 4, 5]"""
+    numbers: list[int] = []
+    for word in _listed(text):
+        first, dash, last = word.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise SettingsError(f"--seeds expects whole numbers, as 0 or 0,3 or 0-4, got {text!r}.")
+        numbers += range(int(first), int(last or first) + 1)
+    return numbers
+
+
+def _list_tables() -> None:
+    from rich.table import Table
+
+    from normalcy.reproduce import read_table, tables
+
+    grid = Table("table", "what it shows", "data", "paper", box=None, pad_edge=False)
+    for known in tables():
+        table = read_table(known)
+        grid.add_row(known, table.shows, ", ".join(table.columns), table.paper)
+    _print(grid)
+
+
+def _print_plan(table: PublishedTable) -> None:
+    from normalcy.reproduce import classes_of
+
+    _print(f"{table.shows}\n{table.protocol}\n")
+    for name, column in table.columns.items():
+        classes = ", ".join(filter(None, classes_of(column)))
+        _print(
+            f"data {name}: {column.data}{f' with {classes} normal in turn' if classes else ''}. {column.where}".rstrip()
+        )
+    _print("")
+    for row in table.rows:
+        places = [
+            ("", {**table.words, **row.words}),
+            *((f" on {column}", words) for column, words in row.words_on.items()),
+        ]
+        words = "; ".join(" ".join(f"{word}={value}" for word, value in given.items()) + on for on, given in places)
+        score = f", score {row.score}" if row.score else ""
+        _print(f"row {row.name}: {row.method or 'published only'}{score}; seeds: {row.seeds or table.seeds}; {words}")
+    _print("")
+    for note in table.notes:
+        _print(f"Note: {note}")
+
+
+def _run_cells(
+    table: PublishedTable, out: Path, cells: list[Cell], data_root: Path | None, jobs: int | None, overwrite: bool
+) -> None:
+    """Run what is missing, with a line on each cell that ends."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from normalcy.reproduce import reproduce as run
+
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task("cells", total=len(cells))
+
+        def tell(cell: Cell, record: dict[str, Any]) -> None:
+            if "auroc" in record:
+                outcome = f"{100 * record['auroc']:.1f} in {record['fit']['seconds'] + record['score_seconds']:.0f} s"
+            else:
+                outcome = f"failed: {record['failed']}"
+            console.print(f"{cell.row}, {cell.column} {cell.normal}, seed {cell.seed}: {outcome}")
+            progress.advance(task)
+
+        run(table, out, cells, data_root=data_root, jobs=jobs, overwrite=overwrite, on_cell=tell)
+
+
+def _print_reproduced(found: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from normalcy.reproduce import explained, spelled
+
+    grid = Table(title=f"{found['table']}: {found['paper']}", title_justify="left", box=None)
+    for title in ("method", "data", "published", "ours [95 %]", "difference", "cells"):
+        grid.add_column(title, justify="left" if title in ("method", "data") else "right")
+    for line in found["lines"]:
+        grid.add_row(line["row"], line["column"], *spelled(line))
+    _print(grid)
+    _print(explained(found))
+    if found["reduction"]:
+        _print(found["reduction"])
+    for failure in found["failed"]:
+        _complain(f"Failed: {failure['reason']} Cells: {failure['cells']}.")
 
 
 def _print_metrics(found: dict[str, Any]) -> None:

@@ -22,6 +22,22 @@ TINY: dict[str, dict[str, Any]] = {
     "deep_svdd": {"steps": 40, "batch_size": 8, "width": 8, "lr": 0.003},
     "f_anogan": {"steps": 20, "batch_size": 8, "latent": 8, "width": 4, "critic_steps": 2},
     "gpnd": {"steps": 6, "batch_size": 8, "width": 2, "latent": 4, "lr": 0.01},
+    "lsr": {
+        "steps": 120,
+        "batch_size": 8,
+        "codes": 16,
+        "dimension": 4,
+        "width": 8,
+        "residuals": 1,
+        "prior_width": 8,
+        "prior_blocks": 1,
+        "lr": 0.005,
+        "halvings": 2,
+        "local": False,
+        "eta": "quantile",
+        "quantile": 0.02,
+        "score": "input",  # so little training is not enough for the paper's map
+    },
     "oc_cnn": {"steps": 30, "batch_size": 16, "hidden": 16, "lr": 0.003},
     "oc_nn": {
         "steps": 80,

@@ -23,6 +23,7 @@ METHODS: Mapping[str, str] = {
     "gpnd": "normalcy.methods.gpnd:GPND",
     "isolation_forest": "normalcy.methods.isolation_forest:IsolationForest",
     "kde": "normalcy.methods.kde:KDE",
+    "lsr": "normalcy.methods.lsr:LSR",
     "oc_cnn": "normalcy.methods.oc_cnn:OCCNN",
     "oc_nn": "normalcy.methods.oc_nn:OCNN",
     "ocsvm": "normalcy.methods.ocsvm:OCSVM",

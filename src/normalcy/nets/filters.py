@@ -38,6 +38,24 @@ def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:
     return out.squeeze(1)
 
 
+def bilateral(maps: Tensor, radius: int, space: float, value: float) -> Tensor:
+    """Bilateral filter (Tomasi, Manduchi 1998) of maps (B, H, W): a mean over a disc of ``radius`` pixels, weighed by Gaussians
+    of the distance (deviation ``space`` pixels) and of the difference in value (deviation ``value``). Borders are replicated.
+    """
+    height, width = maps.shape[1:]
+    padded = F.pad(maps[:, None].float(), (radius,) * 4, mode="replicate")[:, 0]
+    total, weight = torch.zeros_like(maps, dtype=torch.float32), torch.zeros_like(maps, dtype=torch.float32)
+    for dy in range(-radius, radius + 1):
+        for dx in range(-radius, radius + 1):
+            if dy * dy + dx * dx <= radius * radius:
+                other = padded[:, radius + dy : radius + dy + height, radius + dx : radius + dx + width]
+                near = -0.5 * (dy * dy + dx * dx) / space**2
+                w = torch.exp(near - 0.5 * ((other - maps) / value).square())
+                total.addcmul_(w, other)
+                weight.add_(w)
+    return total / weight
+
+
 def map_quantile(maps: Tensor, quantile: float) -> Tensor:
     """The pixel at ``quantile`` of each map (B, *spatial) -> (B,); 1 is the maximum. A pixel's own value, not interpolated.
 

@@ -1,0 +1,248 @@
+"""LSR, latent space resampling: codes of an image that a prior of normal images finds unlikely are replaced by likely ones.
+
+Wang et al. 2020, "Image anomaly detection using normal data only by latent space resampling". A VQ-VAE turns an image into a
+grid of discrete codes; PixelSNAIL learns their distribution over normal images. In raster order, a code less likely than
+eta, if one of the neighbours that follow it is so too, becomes the likeliest one (equation 5). The map is the distance
+between the images decoded from the restored and from the original codes (equation 6), after a bilateral filter. The
+restoration is exact and takes one pass through the prior for each changed code (:mod:`normalcy.nets.restore`).
+
+Differences to the paper:
+
+- The paper names six strided layers and 32x32 codes for 256x256 images; the codes decide: three halvings.
+- Images are standardised by the mean training image, so that the terms of equation 3 have one scale; all are means.
+- Codes begin as encoded training images and start anew when out of use, instead of N(0, 1).
+- Widths are not in the paper. ``preset="small"`` is for processors without a GPU.
+- Without a validation set with defects eta is 0.0005, the paper's; ``"quantile"`` takes that share of the codes of held-out
+  normal images, ``"search"`` the best pixel AUROC on held-out images with black or grey rectangles (section 4.3.3).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from normalcy.errors import SettingsError
+from normalcy.method import Batches, Method, Objective, Scores, Stage
+from normalcy.nets import vqvae
+from normalcy.nets.convnets import Standardise
+from normalcy.nets.filters import Reduce, bilateral, check_reduce, reduce_map
+from normalcy.nets.pixelsnail import PixelSNAIL
+from normalcy.nets.quantise import Quantiser
+from normalcy.nets.restore import LikelyCodes, Restored, negative_log_likelihood, restore
+
+Score = Literal["restored", "input", "likelihood"]
+PRESETS: Mapping[str, Mapping[str, int]] = {
+    "paper": {"width": 128, "residuals": 8, "prior_width": 128, "prior_blocks": 3},
+    "small": {"width": 48, "residuals": 2, "prior_width": 48, "prior_blocks": 2},
+}
+ETAS = tuple(10.0**k for k in (-6, -5, -4.5, -4, -3.5, -3, -2.5, -2, -1.5))
+"""Tried by ``eta="search"``."""
+
+
+@dataclass(frozen=True)
+class LSRSettings:
+    score: Score = "restored"
+    """The map: distance between the images decoded from restored and original codes; between the restored image and the
+    input; or the negative log-likelihood of the codes, in nats."""
+    eta: float | Literal["quantile", "search"] = 0.0005
+    """Likelihood below which a code is replaced."""
+    quantile: float = 0.01
+    """Share of normal codes below eta="quantile"."""
+    local: bool = True
+    """A code is replaced only if a neighbour that follows it is unlikely too."""
+    codes: int = 512
+    """K"""
+    dimension: int = 32
+    """Of a code's vector, D."""
+    halvings: int = 3
+    beta: float = 0.25
+    """Weight of the commitment."""
+    ema: float | None = None
+    """Decay of a codebook of moving averages; none: the codebook learns by gradients, as in the paper."""
+    preset: Literal["paper", "small"] = "paper"
+    """Gives the numbers below that are none."""
+    width: int | None = None
+    """Channels of the VQ-VAE."""
+    residuals: int | None = None
+    """Residual blocks of encoder and decoder."""
+    prior_width: int | None = None
+    prior_blocks: int | None = None
+    """Pairs of a gated residual block and attention."""
+    lr: float = 3e-4
+    """Of Adam, in both stages."""
+    filter: bool = True
+    """Bilateral filter of the map: diameter 20, deviations 75 pixels and 75 of 255."""
+    reduce: Reduce = "max"
+    """The image score: "mean" or "max" of the map, or this quantile of it, in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        positive = (self.codes, self.dimension, self.halvings, self.lr, self.beta)
+        given = [self.width, self.residuals, self.prior_width, self.prior_blocks]
+        if min(positive) <= 0 or any(n is not None and n < 1 for n in given):
+            raise SettingsError("lsr: codes, dimension, halvings, lr, beta and all widths must be positive.")
+        if not isinstance(self.eta, str) and not 0 < self.eta < 1:
+            raise SettingsError(f'lsr: eta must be between 0 and 1, "quantile" or "search", got {self.eta}.')
+        if not 0 < self.quantile < 1 or (self.ema is not None and not 0 < self.ema < 1):
+            raise SettingsError("lsr: quantile and ema must be between 0 and 1.")
+        check_reduce("lsr", self.reduce)
+
+    def number(self, word: str) -> int:
+        """What is given, or the preset's."""
+        value: int | None = getattr(self, word)
+        return PRESETS[self.preset][word] if value is None else value
+
+
+class LSR(Method):
+    name = "lsr"
+    Settings = LSRSettings
+    scores = get_args(Score)
+    settings: LSRSettings
+    eta: Tensor
+
+    def __init__(self, settings: LSRSettings, shape: Sequence[int]) -> None:
+        super().__init__(settings, shape)
+        s, channels = settings, self.shape[0]
+        self.grid = vqvae.code_grid(self.name, self.shape[1:], s.halvings)
+        parts = (2, channels, s.number("width"), s.halvings, s.number("residuals"), s.dimension)
+        self.standardise = Standardise(self.shape)
+        self.encoder: nn.Module = vqvae.encoder(*parts)
+        self.quantiser = Quantiser(s.codes, s.dimension, s.ema)
+        self.decoder: nn.Module = vqvae.decoder(*parts)
+        self.prior = PixelSNAIL(self.grid, s.codes, s.number("prior_width"), s.number("prior_blocks"))
+        self.register_buffer("eta", torch.tensor(s.eta if not isinstance(s.eta, str) else 0.0005))
+
+    # -- stage 1
+
+    def encode(self, x: Tensor) -> Tensor:
+        """z_e: (B, C, H, W) -> (B, D, *grid)"""
+        z: Tensor = self.encoder(self.standardise(x))
+        return z.float()
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """(B, *grid) -> (B, C, H, W)"""
+        return self.standardise.inverse(self.decoder(self.quantiser.look_up(codes)).float())
+
+    def begin(self, batches: Batches) -> None:
+        self.standardise.measure(batches)
+        self.quantiser.seed(self.encode(x) for x, _ in zip(batches, range(16)))
+
+    def reconstruction(self, x: Tensor) -> Mapping[str, Tensor]:
+        """Equation 3, in units of the images' deviation."""
+        found = self.quantiser(self.encode(x))
+        restored = self.decoder(found.vectors).float()
+        error = (self.standardise(x) - restored).square().mean()
+        return {
+            "loss": error + found.codebook + self.settings.beta * found.commitment,
+            "error": error,
+            "commitment": found.commitment,
+            "perplexity": found.perplexity,
+        }
+
+    # -- stage 2
+
+    def to_codes(self, x: Tensor) -> Tensor:
+        return self.quantiser.nearest(self.encode(x))
+
+    def prior_likelihood(self, codes: Tensor) -> Mapping[str, Tensor]:
+        """Negative log-likelihood, nats for a code."""
+        nats = F.cross_entropy(self.prior(codes), codes)
+        return {"loss": nats, "bits_per_code": nats.detach() / math.log(2)}
+
+    def choose_eta(self, batches: Batches) -> None:
+        """From held-out normal images."""
+        if self.settings.eta == "quantile":
+            nll = torch.cat([self._nll(self.to_codes(x)).flatten() for x in batches])
+            self.eta.copy_((-torch.quantile(nll[:: max(1, len(nll) // 2**23)], 1 - self.settings.quantile)).exp())
+        elif self.settings.eta == "search":
+            self.eta.copy_(self._search_eta(torch.cat(list(batches))))
+
+    def _search_eta(self, x: Tensor) -> Tensor:
+        """Section 4.3.3: the eta with the best pixel AUROC on images with a rectangle of 1 % of the area, black or grey."""
+        from normalcy.metrics import auroc
+
+        x = x[:64]
+        height, width = self.shape[1:]
+        sides = max(1, round(0.1 * height)), max(1, round(0.1 * width))
+        mask = torch.zeros(len(x), height, width, dtype=torch.bool)
+        generator = torch.Generator().manual_seed(0)
+        for m in mask:
+            top, left = (int(torch.randint(n - s + 1, (), generator=generator)) for n, s in zip((height, width), sides))
+            m[top : top + sides[0], left : left + sides[1]] = True
+        low, high = float(x.min()), float(x.max())
+        shade = torch.where(torch.arange(len(x)) % 2 == 0, low, (low + high) / 2).to(x)
+        spoilt = torch.where(mask[:, None].to(x.device), shade[:, None, None, None], x)
+        codes = self.to_codes(spoilt)
+        found = []
+        for eta in ETAS:
+            map = self._distance(self.decode(self.restore(codes, eta).codes), self.decode(codes))
+            found.append(auroc(mask.numpy().ravel(), map.cpu().numpy().ravel()))
+        return torch.tensor(ETAS[max(range(len(ETAS)), key=found.__getitem__)])
+
+    def stages(self) -> Sequence[Stage]:
+        lr = self.settings.lr
+        autoencoder = [*self.encoder.parameters(), *self.quantiser.parameters(), *self.decoder.parameters()]
+        return [
+            Stage(
+                "vqvae",
+                [Objective(self.reconstruction, autoencoder, lr=lr)],
+                epochs=100,
+                batch_size=32,
+                prepare=self.begin,
+            ),
+            Stage(
+                "prior",
+                [Objective(self.prior_likelihood, self.prior.parameters(), lr=lr, clip_norm=1.0)],
+                epochs=150,
+                batch_size=32,
+                inputs=self.to_codes,
+                conclude=None if not isinstance(self.settings.eta, str) else self.choose_eta,
+            ),
+        ]
+
+    # -- testing
+
+    def restore(self, codes: Tensor, eta: float | None = None) -> Restored:
+        """Equation 5 over codes (B, *grid)."""
+        rule = LikelyCodes(float(self.eta) if eta is None else eta, self.grid, self.settings.local)
+        return restore(lambda table, rows: self.prior(table), codes, rule)
+
+    def _nll(self, codes: Tensor) -> Tensor:
+        """Of each code, in nats, (B, *grid)."""
+        logits = self.prior(codes).flatten(2)
+        return negative_log_likelihood(logits, codes.flatten(1)).view(codes.shape)
+
+    def _distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """Equation 6: (B, C, H, W) twice -> (B, H, W), filtered where wanted; 75 of 255 in the scale of the training images."""
+        map = (a - b).square().sum(1).sqrt()
+        return bilateral(map, 10, 75.0, 75 / 255) if self.settings.filter else map
+
+    def _score(self, x: Tensor) -> Scores:
+        codes = self.to_codes(x)
+        found = self.restore(codes)
+        restored, reconstruction = self.decode(found.codes), self.decode(codes)
+        nll = self._to_pixels(found.nll)
+        match self.settings.score:
+            case "restored":
+                map = self._distance(restored, reconstruction)
+            case "input":
+                map = self._distance(restored, x)
+            case "likelihood":
+                map = nll
+        likelihood = self.settings.score == "likelihood"
+        pictures: dict[str, Any] = {
+            "reconstruction": reconstruction,
+            "code_nll": nll,
+            "changed_codes": self._to_pixels(found.changed.float()),
+        }
+        image = found.nll.flatten(1).sum(1) if likelihood else reduce_map(map, self.settings.reduce)
+        return Scores(image=image, map=map, restored=restored, pictures=pictures)
+
+    def _to_pixels(self, values: Tensor) -> Tensor:
+        """(B, *grid) -> (B, H, W)"""
+        return F.interpolate(values[:, None], size=self.shape[1:], mode="nearest")[:, 0]

@@ -1,0 +1,66 @@
+"""The convolutional part of VQ-VAEs, in 2D and 3D: strided convolutions down to a grid of codes, residual blocks, and back.
+
+Levels of 4x4 convolutions of stride 2, a 3x3 convolution, residual blocks (ReLU, 3x3, ReLU, 1x1); the decoder mirrors it
+with transposed convolutions (van den Oord et al. 2017; Wang et al. 2020, section 4.3.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from normalcy.errors import DataError
+
+_CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
+_TRANSPOSED: dict[int, Any] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+
+
+class Residual(nn.Module):
+    """x + W(x): ReLU, 3x3 convolution, ReLU, 1x1 convolution."""
+
+    def __init__(self, dims: int, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.ReLU(), _CONV[dims](width, width, 3, padding=1), nn.ReLU(), _CONV[dims](width, width, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = x + self.layers(x)
+        return y
+
+
+def code_grid(who: str, spatial: Sequence[int], levels: int) -> tuple[int, ...]:
+    """Sides of the grid of codes. Raises DataError where they are not whole."""
+    step = 2**levels
+    if any(side % step or side < step for side in spatial):
+        raise DataError(
+            f"{who} halves images {levels} times: expected sides that {step} divides, got {tuple(spatial)}; resize them "
+            f"(--set size={max(step, round(max(spatial) / step) * step)}) or pad them (pad_to)."
+        )
+    return tuple(side // step for side in spatial)
+
+
+def encoder(dims: int, channels: int, width: int, levels: int, residuals: int, dimension: int) -> nn.Sequential:
+    """(B, channels, *spatial) -> z_e (B, dimension, *grid)"""
+    conv, net = _CONV[dims], nn.Sequential()
+    for level in range(levels):
+        before, after = (channels if level == 0 else width // 2 ** (level < 2), width // 2 ** (level < 1))
+        net.extend([conv(before, after, 4, 2, 1), nn.ReLU()])
+    net.append(conv(width if levels > 1 else width // 2, width, 3, padding=1))
+    net.extend([*(Residual(dims, width) for _ in range(residuals)), nn.ReLU(), conv(width, dimension, 1)])
+    return net
+
+
+def decoder(dims: int, channels: int, width: int, levels: int, residuals: int, dimension: int) -> nn.Sequential:
+    """(B, dimension, *grid) -> (B, channels, *spatial), without an activation at the end"""
+    net = nn.Sequential(_CONV[dims](dimension, width, 3, padding=1))
+    net.extend([*(Residual(dims, width) for _ in range(residuals)), nn.ReLU()])
+    for level in reversed(range(levels)):
+        before = width if level == levels - 1 else width // 2 ** (level < 1)
+        after = channels if level == 0 else width // 2 ** (level < 2)
+        net.append(_TRANSPOSED[dims](before, after, 4, 2, 1))
+        if level:
+            net.append(nn.ReLU())
+    return net

@@ -1,0 +1,116 @@
+"""Facts of latent space resampling; codes, prior and restoration have tests of their own in tests/nets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from normalcy.errors import DataError, SettingsError
+from normalcy.methods.lsr import ETAS, LSR, LSRSettings
+from normalcy.nets.filters import bilateral
+from normalcy.train import TrainSettings, fit
+
+SHAPE = (1, 16, 16)
+SMALL: dict[str, Any] = {
+    "codes": 8, "dimension": 4, "width": 8, "residuals": 1, "prior_width": 16, "prior_blocks": 1, "halvings": 1, "lr": 5e-3,
+}  # fmt: skip
+
+
+def _stripes(count: int, seed: int = 0) -> Tensor:
+    """Vertical stripes four pixels wide, at one of two places, a little noise."""
+    generator = torch.Generator().manual_seed(seed)
+    shift = torch.randint(0, 2, (count, 1, 1, 1), generator=generator) * 4
+    stripes = ((torch.arange(16) + shift) // 4 % 2).float().expand(count, *SHAPE)
+    return 0.2 + 0.5 * stripes + 0.02 * torch.rand(count, *SHAPE, generator=generator)
+
+
+@pytest.fixture(scope="module")
+def fitted() -> LSR:
+    torch.manual_seed(0)
+    method = LSR(LSRSettings(**SMALL, eta="quantile", quantile=0.002, filter=False), SHAPE)
+    settings = TrainSettings(steps=400, batch_size=16, precision="32-true", device="cpu")
+    fit(method, _stripes(64), settings, held_out=_stripes(16, seed=1))
+    return method
+
+
+def _with_break(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Stripes turned dark to bright in a square, with codes that are all known: in a place where they do not belong."""
+    x = x.clone()
+    mask = torch.zeros(16, 16, dtype=torch.bool)
+    mask[6:12, 4:12] = True
+    x[:, :, mask] = 0.92 - x[:, :, mask]
+    return x, mask
+
+
+def test_a_break_is_restored_and_shown(fitted: LSR) -> None:
+    normal = _stripes(8, seed=2)
+    broken, mask = _with_break(normal)
+    good, bad = fitted.score(normal), fitted.score(broken)
+    assert bad.map is not None
+    assert bad.restored is not None
+    assert (bad.image > good.image.max()).float().mean() > 0.8
+    assert (bad.map[:, mask].mean(1) > 3 * bad.map[:, ~mask].mean(1)).float().mean() > 0.8
+    assert (bad.restored - normal).square().mean() < 0.5 * (broken - normal).square().mean()
+    assert bad.pictures["changed_codes"].sum() > 5 * good.pictures["changed_codes"].sum()
+
+
+def test_map_is_equation_6(fitted: LSR) -> None:
+    x, _ = _with_break(_stripes(3, seed=3))
+    with torch.no_grad():
+        codes = fitted.to_codes(x)
+        distance = (fitted.decode(fitted.restore(codes).codes) - fitted.decode(codes)).norm(dim=1)
+    scores = fitted.score(x)
+    torch.testing.assert_close(scores.map, distance)
+    torch.testing.assert_close(scores.image, distance.flatten(1).amax(1))
+    torch.testing.assert_close(scores.pictures["reconstruction"], fitted.decode(codes))
+    filtered = LSR(LSRSettings(**SMALL), SHAPE)
+    filtered.load_state_dict(fitted.state_dict())
+    torch.testing.assert_close(filtered.score(x).map, bilateral(distance, 10, 75.0, 75 / 255))
+
+
+def test_quantile_is_of_held_out_codes(fitted: LSR) -> None:
+    with torch.no_grad():
+        nll = fitted._nll(fitted.to_codes(_stripes(16, seed=1)))
+    limit = float(-fitted.eta.log())
+    above, not_below = (float((nll > limit + e).float().mean()) for e in (1e-4, -1e-4))  # many codes are equally likely
+    assert above <= 0.002 <= not_below
+
+
+def test_search_takes_one_of_its_choices(fitted: LSR) -> None:
+    with torch.no_grad():
+        assert float(fitted._search_eta(_stripes(8, seed=4))) in [pytest.approx(eta) for eta in ETAS]
+
+
+def test_bilateral_by_brute_force() -> None:
+    maps = torch.rand(2, 6, 7, generator=torch.Generator().manual_seed(0))
+    found = bilateral(maps, 2, 1.5, 0.3)
+    for i, j in ((3, 3), (2, 4)):  # all of the disc is inside
+        total = weight = torch.zeros(2)
+        for dy in range(-2, 3):
+            for dx in range(-2, 3):
+                if dy * dy + dx * dx <= 4 and 0 <= i + dy < 6 and 0 <= j + dx < 7:
+                    other = maps[:, i + dy, j + dx]
+                    w = torch.exp(-(dy * dy + dx * dx) / (2 * 1.5**2) - (other - maps[:, i, j]) ** 2 / (2 * 0.3**2))
+                    total, weight = total + w * other, weight + w
+        torch.testing.assert_close(found[:, i, j], total / weight)
+    constant = torch.full((1, 5, 5), 3.0)
+    torch.testing.assert_close(bilateral(constant, 3, 1.0, 0.1), constant)
+
+
+def test_sizes_and_presets() -> None:
+    paper = LSR(LSRSettings(), (3, 256, 256))
+    assert paper.grid == (32, 32)
+    assert paper.quantiser.book.shape == (512, 32)
+    assert LSRSettings(preset="small", width=20).number("width") == 20
+    assert LSRSettings(preset="small").number("prior_width") == 48
+    with pytest.raises(DataError, match=r"lsr halves images 3 times.*size=96"):
+        LSR(LSRSettings(), (1, 100, 100))
+
+
+@pytest.mark.parametrize("words", [{"eta": 0.0}, {"quantile": 1.0}, {"codes": 0}, {"width": 0}, {"ema": 1.5}], ids=str)
+def test_impossible_settings(words: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match="lsr"):
+        LSRSettings(**words)
