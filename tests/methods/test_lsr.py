@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from normalcy.errors import DataError, SettingsError
-from normalcy.methods.lsr import ETAS, LSR, LSRSettings
+from normalcy.methods.lsr import ETAS, LSR, LSRSettings, _auroc
+from normalcy.metrics import auroc
 from normalcy.nets.filters import bilateral
 from normalcy.train import TrainSettings, fit
 
@@ -82,6 +83,12 @@ def test_quantile_is_of_held_out_codes(fitted: LSR) -> None:
 def test_search_takes_one_of_its_choices(fitted: LSR) -> None:
     with torch.no_grad():
         assert float(fitted._search_eta(_stripes(8, seed=4))) in [pytest.approx(eta) for eta in ETAS]
+
+
+def test_its_auroc_is_that_of_metrics() -> None:
+    scores = torch.randint(0, 20, (300,), generator=torch.Generator().manual_seed(0)).float()
+    anomalous = torch.arange(300) % 3 == 0
+    assert _auroc(scores, anomalous) == pytest.approx(auroc(anomalous.numpy(), scores.numpy()))
 
 
 def test_bilateral_by_brute_force() -> None:
