@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -35,6 +36,8 @@ from normalcy.train import FitSummary, Log, Record, TrainSettings, fit
 Array = npt.NDArray[Any]
 T = TypeVar("T")
 TRAIN_LOG = "train.jsonl"
+AT_ONCE = 2**19
+"""Pixels that a CPU scores at once, 8 images of 256x256: activations of larger batches are new memory in each layer."""
 
 
 @dataclass(frozen=True)
@@ -618,6 +621,8 @@ def _forward(method: Method, group: Sequence[_Ready], batch_size: int) -> Iterat
         return
     tiles = np.concatenate([r.tiles for r in group]) if len(group) > 1 else group[0].tiles
     pieces: list[Scores] = []
+    if method.device.type == "cpu":
+        batch_size = min(batch_size, max(1, AT_ONCE // math.prod(method.shape[1:])))
     for first in range(0, len(tiles), batch_size):
         x = torch.from_numpy(tiles[first : first + batch_size]).to(method.device)
         if x.ndim == 4:
