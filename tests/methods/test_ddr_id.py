@@ -40,8 +40,8 @@ def test_networks_of_table_1() -> None:
     down = [m for m in net.encoder.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     assert [m.out_channels if isinstance(m, nn.Conv2d) else m.out_features for m in down] == [64, 128, 256, 512, 512]
     up = [m for m in net.decoder.modules() if isinstance(m, nn.ConvTranspose2d)]
+    assert net.decoder[0].out_features == 512 * 4 * 4
     assert [(m.out_channels, m.kernel_size, m.stride) for m in up] == [
-        (512, (4, 4), (1, 1)),
         (256, (4, 4), (2, 2)),
         (128, (4, 4), (2, 2)),
         (3, (4, 4), (2, 2)),  # the table says 64

@@ -223,6 +223,8 @@ def test_full_report_says_what_the_folder_says_and_needs_no_other_file(written):
     folder, _, path = written
     assert path == folder / "report.html"
     page = read(path)
+    assert "t-SNE of 8 latent codes of 5 numbers" in page.text
+    assert "t-SNE of 8 restored images" in page.text
     assert_alone(page)
     assert (
         "AUROC 0.931 [0.912, 0.953] on 8 images: 4 normal, 4 anomalous. The threshold promises at most 5 % false alarms: "

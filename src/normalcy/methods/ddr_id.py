@@ -28,7 +28,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ from torch.nn import functional as F
 from normalcy.errors import DataError, SettingsError
 from normalcy.method import Batches, Method, Objective, Scores, Stage
 from normalcy.nets.convnets import initialise
+from normalcy.nets.halving import DoublingConv2d, HalvingConv2d
 from normalcy.nets.schedules import drop_after
 
 Score = Literal["validation", "latent", "image", "sum"]
@@ -80,23 +81,23 @@ class ReconstructionNetwork(nn.Module):
         encoder = nn.Sequential()
         for level, (before, after) in enumerate(zip([channels, *widths], widths)):
             # A norm makes the bias of the layer before it idle.
-            convolve = nn.Conv2d(before, after, 4, 2, 1, bias=level == 0)
-            norm = [nn.BatchNorm2d(after)] if level else []
-            encoder.append(nn.Sequential(convolve, *norm, nn.LeakyReLU(SLOPE, inplace=True)))
+            convolve = HalvingConv2d(before, after, bias=level == 0)
+            encoder.append(nn.Sequential(convolve, *self._norm(after)[0 if level else 1 :]))
         last = [n // 2 for n in self.grid]
         encoder.extend([nn.Flatten(), nn.Linear(widths[-1] * math.prod(last), latent)])
         decoder = nn.Sequential(
-            nn.Unflatten(1, (latent, 1, 1)),
-            self._level(nn.ConvTranspose2d(latent, widths[-1], cast(tuple[int, int], self.grid), bias=False)),
+            # What a transposed convolution from one pixel onto the grid computes.
+            nn.Linear(latent, widths[-1] * math.prod(self.grid), bias=False),
+            nn.Sequential(nn.Unflatten(1, (widths[-1], *self.grid)), *self._norm(widths[-1])),
         )
         for before, after in zip(widths[:0:-1], widths[-2:0:-1]):
-            decoder.append(self._level(nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False)))
-        decoder.append(nn.Sequential(nn.ConvTranspose2d(widths[1], channels, 4, 2, 1), nn.Tanh()))
+            decoder.append(nn.Sequential(DoublingConv2d(before, after, bias=False), *self._norm(after)))
+        decoder.append(nn.Sequential(DoublingConv2d(widths[1], channels), nn.Tanh()))
         self.encoder, self.decoder = initialise(encoder, SLOPE), initialise(decoder, SLOPE)
 
     @staticmethod
-    def _level(convolve: nn.ConvTranspose2d) -> nn.Sequential:
-        return nn.Sequential(convolve, nn.BatchNorm2d(convolve.out_channels), nn.LeakyReLU(SLOPE, inplace=True))
+    def _norm(channels: int) -> list[nn.Module]:
+        return [nn.BatchNorm2d(channels), nn.LeakyReLU(SLOPE, inplace=True)]
 
     def encode(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, latent), float32; borders are replicated up to the sides that the network takes."""

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from normalcy.errors import DataError, SettingsError
+from normalcy.nets.halving import DoublingConv2d, HalvingConv2d
 
 Network = Literal["auto", "lenet", "dcgan"]
 Norm = Literal["batch", "group", "none"]
@@ -85,7 +86,10 @@ class ConvNet:
             else:
                 stride = tuple(1 if s == n else 2 for s, n in zip(small, large))
                 kernel = tuple(3 if s == 1 else 4 for s in stride)
-                convolve = _CONV[dims](before, after, kernel, stride, padding=1, bias=self.bias)
+                if stride == (2, 2):
+                    convolve = HalvingConv2d(before, after, self.bias)
+                else:
+                    convolve = _CONV[dims](before, after, kernel, stride, padding=1, bias=self.bias)
                 # As in DCGAN, what touches the image has no norm: contrast is information.
                 norm = self._norm(dims, after) if level else []
                 level_net = nn.Sequential(convolve, *norm, self._activation())
@@ -113,9 +117,12 @@ class ConvNet:
                 stride = tuple(1 if s == n else 2 for s, n in zip(small, large))
                 kernel = tuple(3 if s == 1 else 4 for s in stride)
                 odd = tuple(n - s * t for n, s, t in zip(large, small, stride))
-                convolve = _TRANSPOSED[dims](
-                    before, after, kernel, stride, padding=1, output_padding=odd, bias=self.bias
-                )
+                if stride == (2, 2):
+                    convolve = DoublingConv2d(before, after, self.bias, odd)
+                else:
+                    convolve = _TRANSPOSED[dims](
+                        before, after, kernel, stride, padding=1, output_padding=odd, bias=self.bias
+                    )
                 level_net = nn.Sequential(convolve)
             if level <= len(self.channels):
                 level_net.extend([*self._norm(dims, after), self._activation()])

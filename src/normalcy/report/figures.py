@@ -173,8 +173,8 @@ def p_value_figure(
         return _svg(figure, "p-values of normal and anomalous images", "p-values")
 
 
-def latent_figure(points: Floats, groups: Mapping[str, npt.NDArray[np.bool_]]) -> Markup:
-    """Points ``(N, 2)`` by group, in the order given; the name of a group is its entry in the legend."""
+def latent_figure(points: Floats, groups: Mapping[str, npt.NDArray[np.bool_]], what: str) -> Markup:
+    """Points ``(N, 2)`` of what was embedded, by group, in the order given; a group's name is its entry in the legend."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _axes(6.6, 4.6, "", "")
         axes.grid(False)
@@ -196,7 +196,7 @@ def latent_figure(points: Floats, groups: Mapping[str, npt.NDArray[np.bool_]]) -
                 label=f"{name} ({int(inside.sum()):,})",
             )  # fmt: skip
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), markerscale=1.3)
-        return _svg(figure, "t-SNE of the latent codes", "latent")
+        return _svg(figure, f"t-SNE of the {what}s", what.replace(" ", "-"))
 
 
 def training_figure(stage: str, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Markup:

@@ -31,6 +31,7 @@ from normalcy.report.markup import (
     table,
     tag,
 )
+from normalcy.report.pictures import restored_thumbnails
 from normalcy.results import LATENTS, Json, Results, finite, look, read_results, wilson
 
 Ints = npt.NDArray[np.intp]
@@ -424,6 +425,7 @@ def _types(results: Results) -> Content:
 
 
 def _latent(results: Results) -> Content:
+    """Both spaces in which one may look at images: their codes, and their restored versions."""
     path = results.folder / LATENTS
     if not path.is_file():
         return None
@@ -435,20 +437,27 @@ def _latent(results: Results) -> Content:
         return tag(
             "p", f"{LATENTS} has shape {codes.shape}, expected {len(results):,} rows; not shown.", class_="warning"
         )
-    codes = codes.reshape(len(codes), -1)
     rows = np.arange(len(codes))
     if len(rows) > LATENT_POINTS:
         rows = np.sort(np.random.default_rng(0).choice(rows, LATENT_POINTS, replace=False))
-    x = np.asarray(codes[rows], np.float64)
-    good = np.isfinite(x).all(axis=1)
+    return [
+        _space(results, rows, np.asarray(codes.reshape(len(codes), -1)[rows], np.float64), "latent code"),
+        _space(results, rows, restored_thumbnails(results, rows), "restored image"),
+    ]
+
+
+def _space(results: Results, rows: Ints, x: npt.NDArray[np.float64], what: str) -> Content:
+    """Rows of ``x`` that have a number missing are left out."""
+    good = np.isfinite(x).all(axis=1) & (x.shape[1] > 0)
     rows, x = rows[good], x[good]
     if len(rows) < 5:
         return None
-    figure = figures.latent_figure(_tsne(x), _groups(results, rows))
-    words = f"t-SNE of {count(len(rows), 'latent code')} of {x.shape[1]} dimensions"
-    words += f", drawn at random from {len(codes):,}. " if len(rows) < len(codes) else ". "
+    words = f"t-SNE of {count(len(rows), what)} of {x.shape[1]} numbers"
+    words += f", drawn at random from {len(results):,}. " if len(rows) < len(results) else ". "
     return _plot(
-        "Latent codes", figure, words + "Near points are alike; distances between groups and their sizes mean little."
+        f"{what.capitalize()}s",
+        figures.latent_figure(_tsne(x), _groups(results, rows), what),
+        words + "Near points are alike; distances between groups and their sizes mean little.",
     )
 
 
@@ -460,7 +469,7 @@ def _tsne(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     scale = float(x.std())
     x = (x - x.mean(axis=0)) / (scale if scale > 0 else 1.0)
     components = min(50, *x.shape)
-    x = PCA(components, random_state=0).fit_transform(x) if x.shape[1] > 50 else x
+    x = PCA(components, random_state=0).fit_transform(x) if x.shape[1] > 50 and scale > 0 else x
     perplexity = min(30.0, (len(x) - 1) / 3)
     method = "exact" if len(x) <= 300 else "barnes_hut"  # for few points its threads wait longer than they work
     # random: the default starts from principal components, which identical codes do not have

@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ Range = tuple[float, float]
 
 LARGEST_SIDE = 400
 """Larger images are reduced by a whole factor, so between 200 and 400 pixels remain on the longer side."""
+THUMBNAIL = 32
+"""Longest side, in pixels, of restored images where they are compared."""
 STRETCH = (0.5, 99.5)
 """Percentiles shown as black and white for anything but 8 bits."""
 _CONTOUR_POINTS = 3000
@@ -94,13 +97,31 @@ def load_picture(results: Results, i: int, dataset: DataSet | None, place: int |
     return picture
 
 
-def reduce(plane: Array, block: Any) -> Array:
+def restored_thumbnails(results: Results, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
+    """Restored versions of some images, made small: (N, at most C THUMBNAIL^2), a row of NaN where there is none.
+
+    Of a volume, the slice in the middle. Of images of several sizes, those of the commonest.
+    """
+    found: list[Array | None] = []
+    for i in rows:
+        path = results.file("restored", int(i), *_RESTORED)
+        image = next((image for axes in (2, 3) if (image := _restored(path, axes)) is not None), None)
+        if image is not None and image.ndim == 4:
+            image = image[:, image.shape[1] // 2]
+        found.append(None if image is None else reduce(np.asarray(image, np.float64), np.mean, THUMBNAIL).ravel())
+    sizes = Counter(len(image) for image in found if image is not None)
+    size = max(sizes, key=lambda n: sizes[n], default=0)
+    empty = np.full(size, np.nan)
+    return np.stack([empty if image is None or len(image) != size else image for image in found])
+
+
+def reduce(plane: Array, block: Any, largest: int = LARGEST_SIDE) -> Array:
     """``(..., H, W)`` in blocks of a whole number of pixels; `numpy.max` keeps a hot spot of a single pixel visible.
 
     >>> reduce(np.arange(801 * 4).reshape(801, 4), np.max).shape
     (267, 2)
     """
-    k = math.ceil(max(plane.shape[-2:]) / LARGEST_SIDE)
+    k = math.ceil(max(plane.shape[-2:]) / largest)
     if k <= 1:
         return plane
     edges = [(0, 0)] * (plane.ndim - 2) + [(0, -side % k) for side in plane.shape[-2:]]

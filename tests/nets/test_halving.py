@@ -1,0 +1,54 @@
+"""Halving and doubling convolutions against torch's own."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from normalcy.nets.halving import DoublingConv2d, HalvingConv2d, double, halve
+
+
+@pytest.fixture
+def numbers() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def test_values_are_those_of_torch(numbers):
+    x = torch.randn(3, 5, 6, 4, generator=numbers).double()
+    weight = torch.randn(7, 5, 4, 4, generator=numbers).double()
+    torch.testing.assert_close(halve(x, weight), F.conv2d(x, weight, stride=2, padding=1))
+    torch.testing.assert_close(
+        double(x, weight.transpose(0, 1)), F.conv_transpose2d(x, weight.transpose(0, 1), None, 2, 1)
+    )
+
+
+@pytest.mark.parametrize("convolve", [halve, double])
+def test_gradients_and_gradients_of_gradients(convolve, numbers):
+    x = torch.randn(2, 3, 4, 2, generator=numbers).double().requires_grad_()
+    weight = (
+        torch.randn((2, 3, 4, 4) if convolve is halve else (3, 2, 4, 4), generator=numbers).double().requires_grad_()
+    )
+    assert torch.autograd.gradcheck(convolve, (x, weight))
+    assert torch.autograd.gradgradcheck(convolve, (x, weight))
+
+
+@pytest.mark.parametrize("layer", [HalvingConv2d, DoublingConv2d])
+@pytest.mark.parametrize("side", [8, 7])
+def test_layers_train_as_those_of_torch(layer, side, numbers):
+    """In bfloat16, to its precision, whatever the side; in 32 bits to the bit."""
+    ours = layer(64, 3)
+    kind = nn.Conv2d if layer is HalvingConv2d else nn.ConvTranspose2d
+    theirs = kind(64, 3, 4, 2, 1)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 64, side, side, generator=numbers).contiguous(memory_format=torch.channels_last)
+    assert torch.equal(ours(x), theirs(x))
+    found = []
+    for net in (ours, theirs):
+        inputs = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            y = net(inputs)
+        y.float().square().sum().backward()
+        found.append((y.float(), inputs.grad, net.weight.grad, net.bias.grad))
+    for here, there in zip(*found):
+        assert here.dtype == there.dtype
+        assert (here - there).norm() < 0.02 * there.norm()
