@@ -25,12 +25,12 @@ from itertools import chain
 import torch
 from scipy.stats import gennorm
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from normalcy.errors import DataError, SettingsError
 from normalcy.method import Batches, Method, Objective, Scores, Stage
 from normalcy.nets.convnets import Network, Norm, Standardise, choose
 from normalcy.nets.features import log_kernel_sum
+from normalcy.nets.gan import taken_for_real, told_apart
 from normalcy.nets.schedules import late_drop
 
 FLOOR = 1e-4
@@ -111,10 +111,8 @@ class GPND(Method):
         x = self.standardise(x)
         z = self.encode(x).detach()
         noise = torch.randn_like(z)
-        images = _cross_entropy(self.image_critic(x), True) + _cross_entropy(
-            self.image_critic(self.decode(noise).detach()), False
-        )
-        codes = _cross_entropy(self.code_critic(noise), True) + _cross_entropy(self.code_critic(z), False)
+        images = told_apart(self.image_critic, x, self.decode(noise).detach())
+        codes = told_apart(self.code_critic, noise, z)
         return {"loss": images + codes, "images": images, "codes": codes}
 
     def generate(self, x: Tensor) -> Mapping[str, Tensor]:
@@ -122,8 +120,8 @@ class GPND(Method):
         x = self.standardise(x)
         z = self.encode(x)
         error = (x - self.decode(z)).square().mean()
-        images = _cross_entropy(self.image_critic(self.decode(torch.randn_like(z))), True)
-        codes = _cross_entropy(self.code_critic(z), True)
+        images = taken_for_real(self.image_critic, self.decode(torch.randn_like(z)))
+        codes = taken_for_real(self.code_critic, z)
         return {"loss": images + codes + self.settings.weight * error, "images": images, "codes": codes, "error": error}
 
     def stages(self) -> Sequence[Stage]:
@@ -235,8 +233,3 @@ def kernel_density(norm: Tensor, norms: Tensor) -> Tensor:
 def direction(norm: Tensor, dims: int) -> Tensor:
     """log of 1 / area of the sphere of radius |w| (B,) in ``dims`` dimensions: turns a density of |w| into one of w."""
     return math.lgamma(dims / 2) - math.log(2) - dims / 2 * math.log(math.pi) - (dims - 1) * norm.log()
-
-
-def _cross_entropy(logit: Tensor, real: bool) -> Tensor:
-    logit = logit.float()
-    return F.softplus(-logit if real else logit).mean()

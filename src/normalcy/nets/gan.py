@@ -10,7 +10,7 @@ the code enters by a linear layer (the same as their transposed convolution from
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -97,14 +97,14 @@ class Encoder(nn.Module):
         return outputs.float()
 
 
-def told_apart(discriminator: Encoder, real: Tensor, fake: Tensor) -> Tensor:
+def told_apart(discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> Tensor:
     """-log D(real) - log(1 - D(fake)), mean over the batch, in nats: what a discriminator minimises (Goodfellow et al. 2014)."""
-    return F.softplus(-discriminator(real)).mean() + F.softplus(discriminator(fake)).mean()
+    return F.softplus(-discriminator(real).float()).mean() + F.softplus(discriminator(fake).float()).mean()
 
 
-def taken_for_real(discriminator: Encoder, fake: Tensor) -> Tensor:
+def taken_for_real(discriminator: Callable[[Tensor], Tensor], fake: Tensor) -> Tensor:
     """-log D(fake), mean over the batch, in nats: the non-saturating loss of a generator (Goodfellow et al. 2014)."""
-    return F.softplus(-discriminator(fake)).mean()
+    return F.softplus(-discriminator(fake).float()).mean()
 
 
 class DCGAN(nn.Module):
