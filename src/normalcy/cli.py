@@ -297,7 +297,10 @@ def reproduce(
     set_: Set = [],  # noqa: B006
     out: Annotated[Path, typer.Option(help="Folder for the results of all tables.")] = Path("recipes-results"),
     data_root: DataRoot = None,
-    jobs: Annotated[int | None, typer.Option(help="Fits side by side [one for each GPU, or for two cores].")] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(help="Fits side by side [one for each GPU, or for two cores; two where there are two]."),
+    ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Say what the table holds, run nothing.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Run again what is there.")] = False,
 ) -> None:

@@ -320,8 +320,9 @@ def reproduce(
     """Run the cells (all unless given) that ``out`` does not hold and write ``out/<table>.json`` and ``.md``.
 
     ``jobs`` processes work side by side, each with its share of the cores and a GPU of its own as long as they last; none:
-    one for each GPU, or for two cores. ``on_cell`` gets each cell that was run and its record. A cell that fails is written
-    down with its reason, the others go on; it is tried again by the next call. Returns what the JSON file says.
+    one for each GPU, or for two cores, two where there are two. ``on_cell`` gets each cell that was run and its record. A
+    cell that fails is written down with its reason, the others go on; it is tried again by the next call. Returns what
+    the JSON file says.
     """
     root = Path(data_root or DEFAULT_DATA_ROOT).expanduser()
     tell = on_cell or (lambda cell, record: None)
@@ -340,7 +341,7 @@ def reproduce(
         else:
             fits.setdefault(cell.fit_key, []).append(cell)
     work = [_Fit(table, out, tuple({cell.file: cell for cell in group}.values()), root) for group in fits.values()]
-    for fit, records in side_by_side(work, jobs or len(_gpus()) or max(1, _cores() // 2)):
+    for fit, records in side_by_side(work, jobs or len(_gpus()) or max(min(2, _cores()), _cores() // 2)):
         for cell, record in zip(fit.cells, records):
             tell(cell, record)
     with suppress(OSError):
