@@ -578,6 +578,7 @@ def tabulate(table: Table, out: Path) -> Json:
                     "ours": ours,
                     "difference": None if ours is None or published is None else round(ours["value"] - published, 3),
                     "cells": {"done": len(found), "of": len(here)},
+                    "seconds": round(sum(r["fit"]["seconds"] + r["score_seconds"] for _, r in found), 1),
                     "classes": {
                         normal: {"mean": _percent(_mean_auroc(seeds.values())), "seeds": len(seeds)}
                         for normal, seeds in by_class.items()
@@ -597,6 +598,8 @@ def tabulate(table: Table, out: Path) -> Json:
         "failed": [{"cells": count, "reason": reason} for reason, count in failed.items()],
         "notes": [*table.notes, *(f"{row.name}: {row.note}" for row in table.rows if row.note)],
         "hardware": _distinct(record["hardware"].get("gpu") or record["hardware"]["processor"] for record in made),
+        "seeds": sorted({record["seed"] for record in made}),
+        "commits": _distinct(record["commit"] for record in made),
         "versions": _distinct(f"normalcy {r['versions']['normalcy']}, torch {r['versions']['torch']}" for r in made),
     }
 
