@@ -89,6 +89,16 @@ def negative_log_likelihood(logits: Tensor, codes: Tensor) -> Tensor:
     return -logits.log_softmax(1).gather(1, codes[:, None]).squeeze(1)
 
 
+def limit_of(nll: Tensor, share: float) -> Tensor:
+    """A limit in nats that ``share`` of these likelihoods exceed, half-way between two of them: codes of which the prior says
+    the same in every image (the first) must not be judged by rounding."""
+    values = nll.flatten()
+    values = values[:: max(1, len(values) // 2**23)]  # torch.quantile takes 2**24
+    below = torch.quantile(values, 1 - share, interpolation="higher")
+    above = values[values > below + 1e-3]
+    return (below + above.min()) / 2 if len(above) else below + 1e-3
+
+
 class LikelyCodes:
     """A code less likely than ``eta`` becomes the likeliest one, if (``local``) one of the neighbours that come after it
     (right, lower left, lower, lower right; in 3D all of the 13) is less likely than ``eta`` too.
