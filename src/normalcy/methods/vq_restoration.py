@@ -37,7 +37,7 @@ from normalcy.method import Batches, Method, Objective, Scores, Stage
 from normalcy.nets import vqvae
 from normalcy.nets.convnets import Standardise
 from normalcy.nets.filters import mean_filter, min_filter
-from normalcy.nets.pixelsnail import PixelSNAIL
+from normalcy.nets.pixelsnail import Memory, PixelSNAIL
 from normalcy.nets.quantise import Quantiser
 from normalcy.nets.restore import SampledCodes, limit_of, negative_log_likelihood, restore
 
@@ -246,9 +246,7 @@ class VQRestoration(Method):
         copies = self.settings.copies
         condition = self.condition(numbers).repeat_interleave(copies, 0)
         rule = SampledCodes(float(self.pixel_limit), self._uniform()[numbers].flatten(0, 1))
-        found = restore(
-            lambda table, rows: self.prior(table, condition[rows]), tables.repeat_interleave(copies, 0), rule
-        )
+        found = restore(Memory(self.prior, condition), tables.repeat_interleave(copies, 0), rule)
         shape = (-1, copies, *self.grid)
         return found.codes.view(shape), found.changed.view(shape)
 
