@@ -27,6 +27,7 @@ from normalcy.data.decode import DiskImages, Failure, decode
 from normalcy.data.preprocess import Geometry, Preprocess
 from normalcy.data.splits import carve_out, train_test
 from normalcy.data.tiling import Place, blend, cut
+from normalcy.data.volumes import Space
 from normalcy.errors import DataError, ModelFileError, NormalcyError, SettingsError
 from normalcy.method import Method, Scores
 from normalcy.methods import get
@@ -45,8 +46,8 @@ class InputSettings:
     """How images become what a method sees."""
 
     size: int | None = None
-    """Side of the square (cube) that a method sees. None: 256 where images differ in size or are larger, unless a resize,
-    tile or crop is asked for; else their own size."""
+    """Side of the square (cube) that a method sees. None: 256 (64 of volumes) where images differ in size or are larger,
+    unless a resize, tile or crop is asked for; else their own size."""
     preprocess: tuple[str, ...] = ()
     """Named steps, see normalcy.data.preprocess."""
     augment: tuple[str, ...] = ()
@@ -99,6 +100,8 @@ class Result:
     latent: npt.NDArray[np.float32] | None
     pictures: Mapping[str, npt.NDArray[np.float32]]
     """What else the method shows, by name: ([C,] *spatial), at the size and place of the input."""
+    space: Space | None = None
+    """Of a volume: where its voxels, and so those of the map, lie."""
 
     @property
     def path(self) -> str:
@@ -298,7 +301,8 @@ class Detector:
             # Native resolution: without the resize that the size setting puts in.
             preprocess, side, calibration, decision = replace(preprocess, size=None), method.shape[1:], None, None
         workers = os.cpu_count() or 1
-        chunk = batch_size if side is None else max(1, batch_size // 16)
+        large = side is not None or preprocess.constants.spatial_dims == 3
+        chunk = max(1, batch_size // 16) if large else batch_size
 
         def read(i: int) -> _Ready | Failure:
             try:
@@ -318,6 +322,7 @@ class Detector:
 
         def finish(ready: _Ready, part: _Part) -> Any:
             result = self._result(data.items[ready.index], ready, part, preprocess, calibration, decision)
+            result = replace(result, space=data.space(ready.index))
             return result if then is None else then(result)
 
         with ThreadPoolExecutor(workers) as readers, ThreadPoolExecutor(workers) as finishers:
@@ -513,8 +518,9 @@ class Detector:
                 sizes.add(self.preprocess.size_of(data.size(int(i))))
             except NormalcyError:
                 continue  # an unreadable image: listed when it is decoded
-        if sizes and len(next(iter(sizes))) == 2 and (len(sizes) > 1 or max(next(iter(sizes))) > 256):
-            self.preprocess = replace(self.preprocess, size=256)
+        side = {2: 256, 3: 64}[len(next(iter(sizes)))] if sizes else 0
+        if len(sizes) > 1 or any(max(size) > side for size in sizes):
+            self.preprocess = replace(self.preprocess, size=side)
 
     def _tile(self, scoring: bool) -> tuple[int, ...] | None:
         """Sides of a tile; random crops in training are tiles in scoring."""
