@@ -117,3 +117,26 @@ def test_one_slice(folder: Path, tmp_path: Path):
     assert file is not None
     written = nibabel.load(file)
     assert written.shape == (18, 1, 14), "the head is along the second axis of the file"
+
+
+@pytest.mark.parametrize(
+    "words", [["slices=z", "slice_body=0.05"], ["slices=xyz", "size=16"], ["tile=8", "tile_window=gaussian"]], ids=str
+)
+def test_slices_and_patches(folder: Path, tmp_path: Path, words: list[str]):
+    settings = [part for word in [*words, "piece_score=0.9", "width=4", "latent=4"] for part in ("--set", word)]
+    run("fit", folder, "--method", "autoencoder", *settings, "--steps", 30, "--out", tmp_path / "model")
+    run("score", tmp_path / "model", folder, "--out", tmp_path / "results")
+    results = read_results(tmp_path / "results")
+    assert results.scores[results.labels == 1].min() > results.scores[results.labels == 0].max()
+    written = nibabel.load(tmp_path / "results/maps/test/box/0.nii.gz")
+    assert written.shape == SHAPE
+    values = written.get_fdata()
+    assert values[4:9, 6:12, 4:8].mean() > 3 * values.mean()
+    assert nibabel.load(tmp_path / "results/restored/test/box/0.nii.gz").get_data_dtype() == np.int16
+    table = tmp_path / "results/slices.csv"
+    assert table.exists() == ("tile=8" not in words)
+    if table.exists():
+        rows = [line.split(",") for line in table.read_text().splitlines()[1:] if line.startswith("test/box/0")]
+        assert {row[1] for row in rows} == set(words[0].partition("=")[2])
+        strangest = max((row for row in rows if row[1] == "z"), key=lambda row: float(row[3]))
+        assert 6 <= int(strangest[2]) < 12, "the box lies there along the file's second axis, which runs to the head"

@@ -7,6 +7,7 @@ import io
 import json
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import cache
@@ -91,9 +92,10 @@ def predict(
         failed: list[tuple[str, str]] = []
         latents: Array | None = None
         started, count = time.monotonic(), 0
-        with open(folder / "scores.csv", "w", newline="", encoding="utf-8") as file:
-            table = csv.writer(file)
+        with ExitStack() as files:
+            table = csv.writer(files.enter_context(open(folder / "scores.csv", "w", newline="", encoding="utf-8")))
             table.writerow(COLUMNS)
+            slices = None
             for r in detector.stream(data, batch_size=batch_size, tile=tile, decision=decision, then=write):
                 if on_progress is not None:
                     on_progress(count + len(failed) + 1, len(data))
@@ -102,6 +104,12 @@ def predict(
                     continue
                 count += 1
                 table.writerow(_row(r))
+                if r.slices:
+                    if slices is None:
+                        file = files.enter_context(open(folder / "slices.csv", "w", newline="", encoding="utf-8"))
+                        slices = csv.writer(file)
+                        slices.writerow(("path", "axis", "slice", "score"))
+                    slices.writerows((r.path, axis, index, repr(score)) for axis, index, score in r.slices)
                 if r.latent is not None:
                     if latents is None:  # on disk: memory does not grow with the number of images
                         latents = open_memmap(folder / LATENTS, "w+", np.float32, (len(data), len(r.latent)))
