@@ -63,7 +63,7 @@ TINY: dict[str, dict[str, Any]] = {
         "prior_blocks": 1,
         "dropout": 0.0,
         "copies": 3,
-        "slices": 8,
+        "slices_per_step": 8,
         "lr": 0.005,
         "halvings": 2,
         "pixel_quantile": 0.95,

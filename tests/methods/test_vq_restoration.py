@@ -18,7 +18,7 @@ from normalcy.train import TrainSettings, fit
 
 SMALL: dict[str, Any] = {
     "codes": 8, "dimension": 4, "width": 8, "residuals": 1, "prior_width": 16, "prior_blocks": 1, "dropout": 0.0,
-    "halvings": 1, "lr": 5e-3, "copies": 4, "slices": 4,
+    "halvings": 1, "lr": 5e-3, "copies": 4, "slices_per_step": 4,
 }  # fmt: skip
 VOLUME = (1, 6, 16, 16)
 

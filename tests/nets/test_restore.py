@@ -72,6 +72,20 @@ def test_equals_the_scan(name: str, grid: tuple[int, ...], lines: int | None) ->
         assert work < 0.5 * (changes + 6 * 7), "a memory computes less than whole passes"
 
 
+def test_copies_of_a_table_are_looked_at_once() -> None:
+    grid, model = (5, 4), _model((5, 4), 1)
+    codes = torch.randint(0, K, (2, *grid), generator=torch.Generator().manual_seed(3)).repeat_interleave(3, 0)
+    rule = _rule("sampled", grid, 6, 0)
+    conditions = CONDITION[:2].repeat_interleave(3, 0)
+    seen: list[int] = []
+    model.register_forward_hook(lambda module, words, logits: seen.append(len(logits)))
+    found = restore(Memory(model, conditions, copies=3), codes, rule)
+    assert seen[0] == 2
+    slow = whole(lambda table, rows: model(table, conditions[rows]))
+    assert torch.equal(found.codes, scan(slow, codes, rule))
+    assert not torch.equal(found.codes[0], found.codes[1])
+
+
 def test_memory_too_short_for_the_rule_is_refused() -> None:
     grid = (5, 4)
     codes = torch.randint(0, K, (2, *grid), generator=torch.Generator().manual_seed(0))

@@ -54,7 +54,7 @@ class VQRestorationSettings:
     "reconstruction"."""
     volumes: Literal["slices", "whole"] = "slices"
     """Volumes go slice by slice through 2D networks, or as a whole through 3D ones."""
-    slices: int = 16
+    slices_per_step: int = 16
     """Slices of each volume in a training step, drawn at random."""
     copies: int = 15
     """Restorations of each image."""
@@ -93,7 +93,7 @@ class VQRestorationSettings:
     """Minimum over 3x3x3 and mean over 3x7x7 voxels of the map (3x3 and 7x7 pixels of an image)."""
 
     def __post_init__(self) -> None:
-        counts = (self.slices, self.copies, self.codes, self.dimension, self.halvings)
+        counts = (self.slices_per_step, self.copies, self.codes, self.dimension, self.halvings)
         if min(*counts, self.width, self.residuals, self.prior_width, self.prior_blocks) < 1:
             raise SettingsError("vq_restoration: counts, widths and halvings must be 1 or more.")
         if min(self.lr, self.beta, self.sharpness) <= 0:
@@ -152,7 +152,7 @@ class VQRestoration(Method):
         """Some slices of each volume, at random, in training."""
         order = torch.rand(len(planes) // self.depth, self.depth, device=planes.device).argsort(1)
         first = self.depth * torch.arange(len(order), device=planes.device)[:, None]
-        chosen = (first + order[:, : self.settings.slices]).flatten()
+        chosen = (first + order[:, : self.settings.slices_per_step]).flatten()
         return planes[chosen], numbers[chosen]
 
     # -- stage 1
@@ -246,7 +246,8 @@ class VQRestoration(Method):
         copies = self.settings.copies
         condition = self.condition(numbers).repeat_interleave(copies, 0)
         rule = SampledCodes(float(self.pixel_limit), self._uniform()[numbers].flatten(0, 1))
-        found = restore(Memory(self.prior, condition), tables.repeat_interleave(copies, 0), rule)
+        prior = Memory(self.prior, condition, copies=copies)
+        found = restore(prior, tables.repeat_interleave(copies, 0), rule)
         shape = (-1, copies, *self.grid)
         return found.codes.view(shape), found.changed.view(shape)
 

@@ -183,12 +183,14 @@ class Memory:
     A line is a row of the grid along its last axis. The first call is a whole pass. Each later one computes ``lines`` lines
     of each table from the first position on that has changed, from what the layers saw in the lines above.
     ``conditions`` (B, conditions), where the model has some, are those of all tables. ``ahead``: so many more positions are
-    computed, in whole lines.
+    computed, in whole lines. ``copies``: so many tables each are the same at first, and looked at once.
     """
 
-    def __init__(self, model: PixelSNAIL, conditions: Tensor | None = None, lines: int = 2, ahead: int = 0) -> None:
+    def __init__(
+        self, model: PixelSNAIL, conditions: Tensor | None = None, lines: int = 1, ahead: int = 0, copies: int = 1
+    ) -> None:
         *above, self.length = model.grid
-        self.model, self.conditions = model, conditions
+        self.model, self.conditions, self.copies = model, conditions, copies
         self.above, self.count = above, math.prod(above)
         self.size = min(lines + math.ceil(ahead / self.length), self.count)
         self.rows: Tensor | None = None  # the tables that it holds
@@ -203,7 +205,9 @@ class Memory:
         on -> logits (b, K, m) of the m positions from the second (b,) on."""
         conditions = None if self.conditions is None else self.conditions[rows]
         if self.rows is None:
-            logits = self.model(codes, conditions, self).flatten(2)
+            some = None if conditions is None else conditions[:: self.copies]
+            logits = self.model(codes[:: self.copies], some, self).flatten(2).repeat_interleave(self.copies, 0)
+            self.kept = [part.repeat_interleave(self.copies, 0) for part in self.kept]
             self.rows, self.filled = rows, True
             return logits, torch.zeros_like(rows)
         if len(rows) < len(self.rows):
