@@ -115,6 +115,10 @@ HEAVY = {
     "matplotlib",
     "lightning_fabric",
     "huggingface_hub",
+    "nibabel",
+    "pydicom",
+    "highdicom",
+    "tiffslide",
 }
 
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from normalcy.calibrate import Decision
     from normalcy.data.dataset import DataSet
     from normalcy.detector import Detector
-    from normalcy.reproduce import Cell
-    from normalcy.reproduce import Table as PublishedTable
+    from normalcy.tables import Cell
+    from normalcy.tables import Table as PublishedTable
 
 app = typer.Typer(
     name="normalcy",
@@ -305,8 +305,9 @@ def reproduce(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Run again what is there.")] = False,
 ) -> None:
     """Run a published table: what is missing of it; print published numbers, ours and the difference."""
-    from normalcy import reproduce as tables
+    from normalcy import tables
     from normalcy.config import parse_words
+    from normalcy.reproduce import tabulate
 
     if name is None:
         _list_tables()
@@ -322,7 +323,7 @@ def reproduce(
         _print_plan(table)
     else:
         _run_cells(table, folder, cells, data_root, jobs, overwrite)
-    found = tables.tabulate(table, folder)
+    found = tabulate(table, folder)
     _print_reproduced(found)
     if not list_:
         _print(f"Table: {folder / table.name}.md")
@@ -521,7 +522,7 @@ def _numbers(text: str) -> list[int]:
 def _list_tables() -> None:
     from rich.table import Table
 
-    from normalcy.reproduce import read_table, tables
+    from normalcy.tables import read_table, tables
 
     grid = Table("table", "what it shows", "data", "paper", box=None, pad_edge=False)
     for known in tables():
@@ -531,7 +532,7 @@ def _list_tables() -> None:
 
 
 def _print_plan(table: PublishedTable) -> None:
-    from normalcy.reproduce import classes_of
+    from normalcy.tables import classes_of
 
     _print(f"{table.shows}\n{table.protocol}\n")
     for name, column in table.columns.items():

@@ -24,12 +24,15 @@ from normalcy.calibrate import Calibration, Decision, calibrate, decide
 from normalcy.data.augment import Augment
 from normalcy.data.dataset import DataSet, Item, as_dataset
 from normalcy.data.decode import DiskImages, Failure, decode
-from normalcy.data.preprocess import Geometry, Preprocess
+from normalcy.data.pieces import Cutting, Slices, View
+from normalcy.data.preprocess import Preprocess
 from normalcy.data.splits import carve_out, train_test
-from normalcy.data.tiling import Place, blend, cut
+from normalcy.data.tiling import Window
+from normalcy.data.volumes import Space
 from normalcy.errors import DataError, ModelFileError, NormalcyError, SettingsError
 from normalcy.method import Method, Scores
 from normalcy.methods import get
+from normalcy.nets.filters import Reduce
 from normalcy.provenance import versions
 from normalcy.train import FitSummary, Log, Record, TrainSettings, fit
 
@@ -45,8 +48,8 @@ class InputSettings:
     """How images become what a method sees."""
 
     size: int | None = None
-    """Side of the square (cube) that a method sees. None: 256 where images differ in size or are larger, unless a resize,
-    tile or crop is asked for; else their own size."""
+    """Side of the square (cube) that a method sees. None: 256 (64 of volumes) where images differ in size or are larger,
+    unless a resize, tile or crop is asked for; else their own size."""
     preprocess: tuple[str, ...] = ()
     """Named steps, see normalcy.data.preprocess."""
     augment: tuple[str, ...] = ()
@@ -55,6 +58,17 @@ class InputSettings:
     """Cut images into overlapping tiles of this side instead of resizing them; the strangest tile is the image's score."""
     tile_overlap: float = 0.25
     """Fraction of a side that neighbouring tiles share in scoring."""
+    tile_window: Window = "hann"
+    """Weights with which the maps of overlapping tiles are blended: "hann" or "gaussian"."""
+    slices: Slices = "none"
+    """See volumes as slices along an axis of the patient: "z" (axial), "y" (coronal), "x" (sagittal) or "xyz", all three, whose
+    maps are averaged. size is then the side of a slice."""
+    slice_range: tuple[float, float] = (0.0, 1.0)
+    """Part of the axis that slices are taken from: 0.2,0.9 leaves out the lowest fifth and the highest tenth."""
+    slice_body: float = 0.0
+    """Leave out slices of which less than this share is body (above Otsu's threshold of the volume)."""
+    piece_score: Reduce = "max"
+    """The score of an image that is cut in tiles or slices, from theirs: "max", "mean" or a quantile in [0, 1]."""
 
     def __post_init__(self) -> None:
         if self.size is not None and self.size < 8:
@@ -63,6 +77,15 @@ class InputSettings:
             raise SettingsError(f"tile must be at least 8 pixels, got {self.tile}.")
         if not 0 <= self.tile_overlap < 1:
             raise SettingsError(f"tile_overlap must be in [0, 1), got {self.tile_overlap}.")
+        if self.slices != "none" and self.tile is not None:
+            raise SettingsError(f"slices={self.slices} and tile={self.tile} exclude each other: give one of them.")
+        if not 0 <= self.slice_range[0] < self.slice_range[1] <= 1 or not 0 <= self.slice_body < 1:
+            raise SettingsError(
+                "slice_range must be two rising numbers in [0, 1] and slice_body in [0, 1), "
+                f"got {self.slice_range} and {self.slice_body}."
+            )
+        if not isinstance(self.piece_score, str) and not 0 <= self.piece_score <= 1:
+            raise SettingsError(f'piece_score must be "max", "mean" or a quantile in [0, 1], got {self.piece_score}.')
 
 
 @dataclass(frozen=True)
@@ -99,6 +122,10 @@ class Result:
     latent: npt.NDArray[np.float32] | None
     pictures: Mapping[str, npt.NDArray[np.float32]]
     """What else the method shows, by name: ([C,] *spatial), at the size and place of the input."""
+    space: Space | None = None
+    """Of a volume: where its voxels, and so those of the map, lie."""
+    slices: Sequence[tuple[str, int, float]] = ()
+    """Of a volume seen as slices: axis (z, y or x), index from 0 and score of each."""
 
     @property
     def path(self) -> str:
@@ -167,7 +194,7 @@ class Detector:
         self.input: InputSettings = settings["input"]
         self.train: TrainSettings = settings["train"]
         self.decision: DecisionSettings = settings["decision"]
-        self.preprocess = Preprocess(self.input.preprocess, self.input.size)
+        self.preprocess = Preprocess(self.input.preprocess, self.input.size, plane=self.input.slices != "none")
         self.augment = Augment(self.input.augment)
         self.method: Method | None = None
         self.calibrations: dict[str, Calibration] = {}
@@ -204,8 +231,8 @@ class Detector:
             self._choose_size(rest)
             self.preprocess, bad = _fit_preprocess(self.preprocess, rest)
             rest = rest.subset([i for i in range(len(rest)) if i not in bad])
-            tile = self._tile(scoring=False)
-            x, origin, failed = decode(rest, self.preprocess, folder / "images.raw", tile=tile, on_progress=on_decode)
+            cutting, spill = self._cutting(scoring=False), folder / "images.raw"
+            x, origin, failed = decode(rest, self.preprocess, spill, cutting=cutting, on_progress=on_decode)
             shape = (x.shape[1], *self.augment.size_of(x.shape[2:]))
             self.method = self._build(shape)
             training, stopping = self._hold_out(x, [rest.items[i].case for i in origin])
@@ -292,32 +319,34 @@ class Detector:
         not grow with the number of images.
         """
         method = self._fitted
-        preprocess, side = self.preprocess, self._tile(scoring=True)
+        preprocess, cutting = self.preprocess, self._cutting(scoring=True)
         calibration = self.calibration
-        if tile and side is None:
+        if tile and cutting.slices != "none":
+            raise SettingsError(f"{self.name} sees volumes as slices: score them without tile.")
+        if tile and cutting.tile is None:
             # Native resolution: without the resize that the size setting puts in.
-            preprocess, side, calibration, decision = replace(preprocess, size=None), method.shape[1:], None, None
+            preprocess, cutting = replace(preprocess, size=None), replace(cutting, tile=method.shape[1:])
+            calibration, decision = None, None
         workers = os.cpu_count() or 1
-        chunk = batch_size if side is None else max(1, batch_size // 16)
+        large = cutting.tile is not None or preprocess.constants.spatial_dims == 3
+        chunk = max(1, batch_size // 16) if large else batch_size
 
         def read(i: int) -> _Ready | Failure:
             try:
                 original = data.read(i)
-                x, geometry = preprocess.apply(original)
-                tiles, corners = (
-                    (x.numpy()[None], None) if side is None else cut(x.numpy(), side, self.input.tile_overlap)
-                )
+                tiles, views = cutting.cut(preprocess, original)
                 if tiles.shape[1:] != method.shape:
                     raise DataError(
                         f"{self.name} expects images {method.shape} (C, *spatial) after preprocessing, got {tiles.shape[1:]} "
                         f"from {original.shape}: give images of the training images' size, or fit with size=N or tile=N."
                     )
-                return _Ready(i, original, tiles, corners, geometry, tuple(x.shape[1:]))
+                return _Ready(i, original, tiles, views)
             except DataError as error:
                 return data.items[i].path, str(error)
 
         def finish(ready: _Ready, part: _Part) -> Any:
-            result = self._result(data.items[ready.index], ready, part, preprocess, calibration, decision)
+            result = self._result(data.items[ready.index], ready, part, preprocess, cutting, calibration, decision)
+            result = replace(result, space=data.space(ready.index))
             return result if then is None else then(result)
 
         with ThreadPoolExecutor(workers) as readers, ThreadPoolExecutor(workers) as finishers:
@@ -342,39 +371,53 @@ class Detector:
         ready: _Ready,
         part: _Part,
         preprocess: Preprocess,
+        cutting: Cutting,
         calibration: Calibration | None,
         decision: Decision | None,
     ) -> Result:
-        def whole(tiles: Array | None) -> Array | None:
-            if tiles is None:
-                return None
-            return tiles[0] if ready.corners is None else blend(tiles, ready.corners, ready.size)
+        def plane(values: Array, view: View) -> Array:
+            flat = values.reshape(-1, *view.size)
+            back = np.stack([view.geometry.invert_map(one) for one in flat])
+            return back.reshape(*values.shape[: values.ndim - len(view.size)], *back.shape[1:])
 
-        score = float(part.image.max())
+        def image(values: Array, view: View) -> Array:
+            original = ready.original if view.axis is None else np.moveaxis(ready.original, 1 + view.axis, 1)
+            return preprocess.invert_image(values, original, view.geometry)
+
+        def whole(pieces: Array | None, invert: Callable[[Array, View], Array] = plane) -> Array | None:
+            return None if pieces is None else cutting.join(pieces, ready.views, invert)
+
+        score = self._piece_score(part.image)
         if not np.isfinite(score):
             raise NormalcyError(
                 f"{self.name} gave a score that is not finite for {item.path}: fit again with other settings."
             )
-        geometry = ready.geometry
-        values, spread, restored = whole(part.map), whole(part.spread), whole(part.restored)
-        values = None if values is None else geometry.invert_map(values)
-        pictures = {}
-        for name, tiles in part.pictures.items():
-            picture = tiles[0] if ready.corners is None else blend(tiles, ready.corners, ready.size)
-            planes = picture.reshape(-1, *ready.size)
-            inverted = np.stack([geometry.invert_map(plane) for plane in planes])
-            pictures[name] = inverted if picture.ndim > len(ready.size) else inverted[0]
+        values = whole(part.map)
+        restored = whole(part.restored, image)
+        if restored is not None and restored.dtype != ready.original.dtype:  # a mean of several views
+            seen = cutting.examined(ready.views)
+            whole_number = ready.original.dtype.kind in "iu"
+            restored = np.where(seen, np.rint(restored) if whole_number else restored, ready.original)
+            restored = restored.astype(ready.original.dtype)
         return Result(
             item=item,
             score=score,
             p_value=None if calibration is None else float(calibration.p_values([score])[0]),
             flagged=None if decision is None else decision.flags(score, values),
             map=values,
-            restored=None if restored is None else preprocess.invert_image(restored, ready.original, geometry),
-            spread=None if spread is None else geometry.invert_map(spread),
+            restored=restored,
+            spread=whole(part.spread),
             latent=None if part.latent is None else part.latent[int(part.image.argmax())].copy(),
-            pictures=pictures,
+            pictures={name: joined for name, p in part.pictures.items() if (joined := whole(p)) is not None},
+            slices=_slices(ready.views, part.image),
         )
+
+    def _piece_score(self, scores: Array) -> float:
+        """The score of an image from those of its pieces."""
+        how = self.input.piece_score
+        if isinstance(how, str):
+            return float(scores.max() if how == "max" else scores.mean(dtype=np.float64))
+        return float(np.quantile(scores, how, method="higher"))
 
     # -- files
 
@@ -513,8 +556,13 @@ class Detector:
                 sizes.add(self.preprocess.size_of(data.size(int(i))))
             except NormalcyError:
                 continue  # an unreadable image: listed when it is decoded
-        if sizes and len(next(iter(sizes))) == 2 and (len(sizes) > 1 or max(next(iter(sizes))) > 256):
-            self.preprocess = replace(self.preprocess, size=256)
+        if self.input.slices == "none":
+            side = {2: 256, 3: 64}[len(next(iter(sizes)))] if sizes else 0
+        else:
+            side, axes = 256, ["zyx".index(name) for name in self.input.slices]
+            sizes = {tuple(n for k, n in enumerate(size) if k != axis) for size in sizes for axis in axes}
+        if len(sizes) > 1 or any(max(size) > side for size in sizes):
+            self.preprocess = replace(self.preprocess, size=side)
 
     def _tile(self, scoring: bool) -> tuple[int, ...] | None:
         """Sides of a tile; random crops in training are tiles in scoring."""
@@ -523,6 +571,11 @@ class Detector:
         if side is None and crops and scoring:
             side = crops[0]
         return None if side is None else (side,) * self.preprocess.constants.spatial_dims
+
+    def _cutting(self, scoring: bool) -> Cutting:
+        i = self.input
+        tile, overlap = self._tile(scoring), i.tile_overlap if scoring else 0.0
+        return Cutting(tile, overlap, i.tile_window, i.slices, i.slice_range, i.slice_body)
 
     def _hold_out(
         self, x: npt.NDArray[np.float32] | DiskImages, cases: Sequence[str]
@@ -577,14 +630,12 @@ def normal_training_images(data: DataSet) -> DataSet:
 
 @dataclass(frozen=True)
 class _Ready:
-    """An image read and preprocessed: ``tiles`` (T, C, *shape), T = 1 without tiling."""
+    """An image read and preprocessed: ``tiles`` (T, C, *shape), its pieces, one where it is not cut."""
 
     index: int
     original: Array
     tiles: npt.NDArray[np.float32]
-    corners: list[Place] | None
-    geometry: Geometry
-    size: tuple[int, ...]
+    views: list[View]
 
 
 _PARTS = ("image", "map", "restored", "spread", "latent")
@@ -640,6 +691,17 @@ def _forward(method: Method, group: Sequence[_Ready], batch_size: int) -> Iterat
         start = rows.stop
         here = {name: None if c is None else c[rows] for name, c in columns.items()}
         yield _Part(**here, pictures={name: c[rows] for name, c in pictures.items() if c is not None})  # type: ignore[arg-type]
+
+
+def _slices(views: Sequence[View], scores: Array) -> list[tuple[str, int, float]]:
+    """Axis, index and score of each slice."""
+    found, start = [], 0
+    for view in views:
+        if view.axis is not None and view.chosen is not None:
+            places = zip(view.in_image, scores[start : start + view.count])
+            found += [("zyx"[view.axis], int(index), float(score)) for index, score in places]
+        start += view.count
+    return found
 
 
 def _fit_preprocess(preprocess: Preprocess, data: DataSet) -> tuple[Preprocess, dict[int, Failure]]:

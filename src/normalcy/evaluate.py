@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from normalcy import metrics
-from normalcy.data.images import read_mask, write_bytes
+from normalcy.data.images import raw_size, read_mask, read_raw, write_bytes
 from normalcy.errors import DataError
 from normalcy.metrics import Interval
-from normalcy.results import FORMAT, Results, read_results
+from normalcy.results import FORMAT, MAPS, MASKS, Results, read_results
 
 Array = npt.NDArray[Any]
 _EXACT_PIXELS = 150_000_000
@@ -67,7 +67,7 @@ class _Maps(Sequence[Array]):
         return len(self.paths)
 
     def __getitem__(self, i: Any) -> Any:
-        return np.load(self.paths[i], allow_pickle=False)
+        return np.asarray(read_raw(self.paths[i]))
 
 
 class _Masks(Sequence["Array | None"]):
@@ -83,7 +83,7 @@ class _Masks(Sequence["Array | None"]):
         path = self.paths[i]
         if path is None:
             return None
-        return read_mask(path) if path.suffix == ".png" else np.load(path, allow_pickle=False) > 0
+        return read_mask(path) if path.suffix == ".png" else read_raw(path) > 0
 
 
 class _Located:
@@ -96,7 +96,7 @@ class _Located:
         masks: list[Path | None] = []
         unknown = 0
         for i in known if read.run["data"]["has_masks"] else ():
-            values, mask = read.file("maps", i, ".npy"), read.file("masks", i, ".png", ".npy")
+            values, mask = read.file("maps", i, *MAPS), read.file("masks", i, *MASKS)
             if values is None:
                 continue
             if read.labels[i] == 1 and mask is None:
@@ -112,7 +112,7 @@ class _Located:
             self.notes.append(
                 f"{unknown} anomalous images in which nothing is marked are left out of the pixel metrics."
             )
-        self.pixels = sum(int(np.prod(np.load(p, mmap_mode="r").shape)) for p in maps) if self.usable else 0
+        self.pixels = sum(math.prod(raw_size(p)) for p in maps) if self.usable else 0
         if self.pixels > _EXACT_PIXELS:
             self.notes.append("Pixel metrics come from bins of 0.05 % width; 'error' bounds the effect.")
 

@@ -7,6 +7,8 @@ import io
 import json
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
@@ -22,10 +24,11 @@ from normalcy.artefact import write_folder
 from normalcy.calibrate import Decision
 from normalcy.data.dataset import DataSet
 from normalcy.data.images import write_bytes, write_image, write_raw
+from normalcy.data.volumes import Space, write_volume
 from normalcy.detector import TRAIN_LOG, Detector, Result, with_split
 from normalcy.errors import DataError, SettingsError
 from normalcy.provenance import commit, versions
-from normalcy.results import COLUMNS, FORMAT, LATENTS
+from normalcy.results import COLUMNS, FORMAT, LATENTS, NIFTI, named
 
 Array = npt.NDArray[Any]
 
@@ -84,14 +87,15 @@ def predict(
             for i, item in enumerate(data.items):
                 mask = data.mask(i) if data.has_masks and item.label != 0 else None
                 if mask is not None and mask.any():
-                    _write_mask(folder / "masks" / f"{item.path}.png", mask)
+                    _write_mask(folder / "masks", item.path, mask, data.space(i))
 
         failed: list[tuple[str, str]] = []
         latents: Array | None = None
         started, count = time.monotonic(), 0
-        with open(folder / "scores.csv", "w", newline="", encoding="utf-8") as file:
-            table = csv.writer(file)
+        with ExitStack() as files:
+            table = csv.writer(files.enter_context(open(folder / "scores.csv", "w", newline="", encoding="utf-8")))
             table.writerow(COLUMNS)
+            slices = None
             for r in detector.stream(data, batch_size=batch_size, tile=tile, decision=decision, then=write):
                 if on_progress is not None:
                     on_progress(count + len(failed) + 1, len(data))
@@ -100,6 +104,12 @@ def predict(
                     continue
                 count += 1
                 table.writerow(_row(r))
+                if r.slices:
+                    if slices is None:
+                        file = files.enter_context(open(folder / "slices.csv", "w", newline="", encoding="utf-8"))
+                        slices = csv.writer(file)
+                        slices.writerow(("path", "axis", "slice", "score"))
+                    slices.writerows((r.path, axis, index, repr(score)) for axis, index, score in r.slices)
                 if r.latent is not None:
                     if latents is None:  # on disk: memory does not grow with the number of images
                         latents = open_memmap(folder / LATENTS, "w+", np.float32, (len(data), len(r.latent)))
@@ -179,15 +189,20 @@ def _row(r: Result) -> list[Any]:
 
 
 def _write_arrays(folder: Path, r: Result, span: tuple[float, float] | None) -> None:
-    if r.map is not None:
-        write_raw(folder / "maps" / f"{r.path}.npy", r.map)
-        if r.map.ndim == 2:
-            write_bytes(folder / "maps" / f"{r.path}.png", _picture(r.map, span))
-    if r.spread is not None:
-        write_raw(folder / "spread" / f"{r.path}.npy", r.spread)
-    for name, picture in r.pictures.items():
-        write_raw(folder / "pictures" / name / f"{r.path}.npy", picture)
-    if r.restored is not None:
+    """Of a volume all as NIfTI with the axes, shape and affine of its file; of other images as .npy and pictures."""
+    planes = {"maps": r.map, "spread": r.spread, **{f"pictures/{name}": p for name, p in r.pictures.items()}}
+    for kind, values in planes.items():
+        if values is None:
+            continue
+        if r.space is not None:
+            write_volume(folder / kind / named(r.path, NIFTI), values, r.space)
+        else:
+            write_raw(folder / kind / named(r.path, ".npy"), values)
+    if r.map is not None and r.map.ndim == 2:
+        write_bytes(folder / "maps" / f"{r.path}.png", _picture(r.map, span))
+    if r.restored is not None and r.space is not None:
+        write_volume(folder / "restored" / named(r.path, NIFTI), r.restored, r.space, like_file=True)
+    elif r.restored is not None:
         _write_restored(folder / "restored", r.path, r.restored)
 
 
@@ -207,11 +222,15 @@ def _write_restored(folder: Path, path: str, image: Array) -> None:
         write_bytes(folder / f"{path}.npy", buffer.getvalue())
 
 
-def _write_mask(path: Path, mask: npt.NDArray[np.bool_]) -> None:
-    if mask.ndim == 2:
-        write_image(path, np.where(mask, 255, 0).astype(np.uint8))
+def _write_mask(folder: Path, path: str, mask: npt.NDArray[np.bool_], space: Space | None) -> None:
+    if space is not None and mask.shape == space.size:
+        write_volume(
+            folder / named(path, NIFTI), mask, replace(space, dtype=np.dtype(np.uint8), scale=None), like_file=True
+        )
+    elif mask.ndim == 2:
+        write_image(folder / named(path, ".png"), np.where(mask, 255, 0).astype(np.uint8))
     else:
-        write_raw(path.with_suffix(".npy"), mask.astype(np.float32))
+        write_raw(folder / named(path, ".npy"), mask.astype(np.float32))
 
 
 def _picture(values: npt.NDArray[np.float32], span: tuple[float, float] | None) -> bytes:

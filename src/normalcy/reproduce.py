@@ -1,307 +1,47 @@
-"""Published tables, run again: one TOML file a table, one JSON file a cell, and what is there is not run twice.
+"""Published tables, run again: one TOML file a table (:mod:`normalcy.tables`), one JSON file a cell, and what is there is not
+run twice.
 
-A table names its data, protocol, rows and published numbers. A *cell* is one row on one data set with one class as normal
-and one seed: a fit, the scores of the test images, the AUROC of the raw scores. The file of a cell carries a hash of all
-that determines its number, so that another setting is another cell; tables in one folder share the cells that they have in
-common, and cells that differ in the score or the test images alone share one fit.
-
-The tables that come with normalcy are in ``recipes/<paper>/table-<number>.toml`` beside this file.
+A cell is a fit, the scores of the test images and the AUROC of the raw scores; for tables of other metrics also what the maps
+give, at thresholds that held-out normal images give.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
-import re
 import shutil
 import statistics
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import MISSING, dataclass, field, replace
+from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy.stats import norm, t
 
-from normalcy import config
-from normalcy.compare import words_for
+from normalcy.calibrate import Decision, decide_on_validation
 from normalcy.data.dataset import DEFAULT_DATA_ROOT, DataSet, open_data
 from normalcy.data.images import write_bytes
-from normalcy.data.named import CLASSES, NAMED
-from normalcy.detector import Detector, Result, with_split
-from normalcy.errors import DataError, NormalcyError, SettingsError
-from normalcy.methods import available
-from normalcy.metrics import delong_interval
+from normalcy.data.named import NAMED
+from normalcy.data.splits import carve_out
+from normalcy.detector import Detector, Result, normal_training_images, with_split
+from normalcy.errors import DataError, NormalcyError
+from normalcy.metrics import average_precision, delong_interval, pixel_auroc, pixel_average_precision, pixel_f1_at, pro
 from normalcy.predict import images_to_score
 from normalcy.provenance import write_record
+from normalcy.tables import METRICS, Cell, Json, Row, Table, cells_of
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-T = TypeVar("T")
-Json = dict[str, Any]
-Words = Mapping[str, Any]
-
-PACKAGED = Path(__file__).parent / "recipes"
 FORMAT = 1
-IDLE = {"seed", "device", "devices", "compile", "checkpoint_seconds", "checkpoint_steps", "log_steps"}
-"""Settings that are no part of a cell's settings: the seed is named beside them, the others change no number."""
-
-
-# -- what a table says -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Column:
-    """A data set of a table."""
-
-    data: str
-    """A named set without its class (mnist), or a file or folder in the data root."""
-    classes: tuple[str, ...] = ()
-    """Each in turn is normal. None: all classes of a named set, or the set as it is."""
-    words: Words = field(default_factory=dict)
-    where: str = ""
-    """Where to get the data and how to lay them out, in a sentence or two."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A method of a table, with its published numbers in percent."""
-
-    name: str
-    method: str | None = None
-    """Name in the registry; none: only the published number is shown."""
-    words: Words = field(default_factory=dict)
-    words_on: Mapping[str, Words] = field(default_factory=dict)
-    """Column -> further settings on it."""
-    score: str | None = None
-    """One of the method's scores, where not its default."""
-    seeds: int | None = None
-    """Where not the table's: 1 for what does not depend on the seed."""
-    published: Mapping[str, float] = field(default_factory=dict)
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Quick:
-    """A reduction of a table: these rows, columns, classes and seeds alone, with further settings."""
-
-    rows: tuple[str, ...] = ()
-    columns: tuple[str, ...] = ()
-    classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    seeds: int = 1
-    words: Words = field(default_factory=dict)
-    words_of: Mapping[str, Words] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Table:
-    """A published table and how we run it."""
-
-    name: str
-    paper: str
-    number: int
-    shows: str
-    protocol: str
-    columns: Mapping[str, Column]
-    rows: tuple[Row, ...]
-    metric: str = "image_auroc"
-    seeds: int = 10
-    test_images: int | None = None
-    """So many test images at random, others for each seed; none: all."""
-    words: Words = field(default_factory=dict)
-    """Settings of all rows; those of a column, a row, and a row on a column win over them, in this order."""
-    notes: tuple[str, ...] = ()
-    """What differs from the paper."""
-    quick: Quick | None = None
-    reduction: str = ""
-    """What was reduced or changed, in a sentence that goes into every output. Empty for the table as published."""
-
-    def reduced(self) -> Table:
-        """The quick version, which says what it leaves out."""
-        quick = self.quick
-        if quick is None:
-            raise SettingsError(
-                f"{self.name} has no quick version: choose with --rows, --columns, --classes and --seeds."
-            )
-        columns = {
-            name: replace(column, classes=tuple(quick.classes.get(name, ())) or classes_of(column))
-            for name, column in self.columns.items()
-            if name in (quick.columns or self.columns)
-        }
-        rows = tuple(
-            replace(
-                _over(row, {**quick.words, **quick.words_of.get(row.name, {})}),
-                seeds=min(row.seeds or quick.seeds, quick.seeds),
-            )
-            for row in self.rows
-            if row.name in (quick.rows or [row.name])
-        )
-        told: dict[str, list[str]] = {}
-        for who, words in [("all", quick.words), *quick.words_of.items()]:
-            told.setdefault(_spelled(words), []).append(who)
-        reduced = [
-            (len(rows) < len(self.rows), f"{len(rows)} of {len(self.rows)} rows"),
-            (len(columns) < len(self.columns), f"{_and(columns)} of {_and(self.columns)}"),
-            *(
-                (column.classes != classes_of(self.columns[name]), f"{_and(column.classes)} of the classes of {name}")
-                for name, column in columns.items()
-            ),
-            (quick.seeds < self.seeds, f"{quick.seeds} of {self.seeds} seeds"),
-            *((bool(words), f"{words} for {_and(who)}") for words, who in told.items()),
-        ]
-        parts = [text for less, text in reduced if less]
-        sentence = f"Quick run, a reduction of the protocol; its numbers are not the paper's: {'; '.join(parts)}."
-        return replace(self, columns=columns, rows=rows, seeds=quick.seeds, reduction=sentence)
-
-    def changed(self, words: Words) -> Table:
-        """With other settings: a word goes to every method that knows it, ``vae.latent`` to one."""
-        if not words:
-            return self
-        if "seed" in words:
-            raise SettingsError(f"{self.name}: seeds are no setting here, choose them with --seeds.")
-        methods = [row.method for row in self.rows if row.method in available()]
-        rows = tuple(
-            _over(row, words_for(row.method, words, methods)) if row.method in methods else row for row in self.rows
-        )
-        sentence = f"{self.reduction} Settings changed by the user: {_spelled(words)}.".lstrip()
-        return replace(self, rows=rows, reduction=sentence)
-
-
-def tables() -> list[str]:
-    """Names of the tables that come with normalcy.
-
-    >>> "ddr_id/table-2" in tables()
-    True
-    """
-    return sorted(path.relative_to(PACKAGED).with_suffix("").as_posix() for path in PACKAGED.glob("*/*.toml"))
-
-
-def read_table(name: str) -> Table:
-    """A table by its name or the path of its TOML file. Raises SettingsError with the place of a fault."""
-    path = Path(name) if name.endswith(".toml") else PACKAGED / f"{name}.toml"
-    if path != Path(name) and name not in tables():
-        raise SettingsError(
-            f"There is no table {name!r}: known are {', '.join(tables())}, or give a TOML file of your own."
-        )
-    try:
-        words = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not valid TOML: {error}.") from error
-    columns = {
-        key: _build(Column, value, f"{name}: {key}") for key, value in _tables(words, "columns", dict, name).items()
-    }
-    rows = tuple(_build(Row, row, f"{name}: row {k}") for k, row in enumerate(_tables(words, "rows", list, name), 1))
-    parts: Json = {"name": path.stem if path == Path(name) else name, "columns": columns, "rows": rows}
-    if "quick" in words:
-        parts["quick"] = _build(Quick, words["quick"], f"{name}: quick")
-    return _checked(_build(Table, {**words, **parts}, name))
-
-
-def classes_of(column: Column) -> tuple[str, ...]:
-    """The classes of a column that are normal in turn; one empty word for a set without classes."""
-    return column.classes or CLASSES.get(column.data) or ("",)
-
-
-# -- cells -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One number: a row on a data set with one class as normal and one seed."""
-
-    row: str
-    column: str
-    normal: str
-    """The class; empty for a set without classes."""
-    seed: int
-    data: str
-    where: str
-    method: str
-    given: Words
-    """Settings as the table gives them, to fit with."""
-    settings: Words
-    """All settings that determine the fit, defaults included; what was given, where the method does not take it."""
-    score: str | None
-    test_images: int | None
-
-    @property
-    def spec(self) -> str:
-        return f"{self.data}:{self.normal}" if self.normal else self.data
-
-    @property
-    def fit_key(self) -> str:
-        return _hash(self.method, self.settings, self.spec, self.seed)
-
-    @property
-    def file(self) -> Path:
-        """Relative to the folder of results."""
-        key = _hash(self.fit_key, self.score, self.test_images)
-        return Path("cells", self.method, f"{_slug(self.spec)}-seed-{self.seed}-{key}.json")
-
-
-def cells_of(table: Table) -> list[Cell]:
-    """All cells of a table, in the order in which they are run: seed by seed, so that a part is a smaller whole."""
-    settings: dict[tuple[str, str], tuple[Json, Json, str | None]] = {}
-    for row in table.rows:
-        for name, column in table.columns.items():
-            if row.method is not None:
-                given = _merged(table.words, column.words, row.words, row.words_on.get(name, {}))
-                whole = _resolved(row.method, given)
-                score = whole.pop("score", None)
-                given.pop("score", None)
-                settings[row.name, name] = given, whole, row.score or score
-    return [
-        Cell(
-            row.name, name, normal, seed, column.data, column.where, row.method, given, whole, score, table.test_images
-        )
-        for seed in range(max(row.seeds or table.seeds for row in table.rows))
-        for name, column in table.columns.items()
-        for normal in classes_of(column)
-        for row in table.rows
-        if row.method is not None and seed < (row.seeds or table.seeds)
-        for given, whole, score in [settings[row.name, name]]
-    ]
-
-
-def select(
-    table: Table,
-    rows: Sequence[str] = (),
-    columns: Sequence[str] = (),
-    classes: Sequence[str] = (),
-    seeds: Sequence[int] = (),
-) -> list[Cell]:
-    """Some cells of a table; nothing named is all. A row is named as in the table or by its method, a class also by number."""
-
-    def number(cell: Cell) -> str:
-        known = CLASSES.get(cell.data, ())
-        return str(known.index(cell.normal)) if cell.normal in known else cell.normal
-
-    cells = cells_of(table)
-    choices: list[tuple[str, Sequence[object], Callable[[Cell], set[str]]]] = [
-        ("row", rows, lambda cell: {cell.row.lower(), cell.method}),
-        ("column", columns, lambda cell: {cell.column.lower()}),
-        ("class", classes, lambda cell: {cell.normal, number(cell)}),
-        ("seed", seeds, lambda cell: {str(cell.seed)}),
-    ]
-    for kind, wanted, spellings in choices:
-        if wanted:
-            words = {str(word).lower() for word in wanted}
-            _known(table.name, kind, words, set().union(*map(spellings, cells)))
-            cells = [cell for cell in cells if spellings(cell) & words]
-    return cells
 
 
 # -- running ---------------------------------------------------------------------------------------------------------
@@ -368,26 +108,36 @@ class _Fit:
         try:
             detector = Detector(first.method, **{**first.given, "seed": first.seed})
             data = with_split(_open(first, self.data_root), first.seed)
-            detector.fit(data, run_dir=run_dir, resume=True)
+            train, held_out = normal_training_images(data), None
+            if first.minimum_area is not None:
+                kept, carved = carve_out(train.cases, 0.1, minimum=1, seed=first.seed)
+                train, held_out = train.subset(kept), train.subset(carved)
+            detector.fit(train, run_dir=run_dir, resume=True)
         except Exception as error:
             return [_write_failure(self.table, self.out, cell, _reason(error)) for cell in self.cells]
         finally:
             if not isinstance(sys.exc_info()[1], KeyboardInterrupt):
                 shutil.rmtree(run_dir, ignore_errors=True)
-        return [self._measure(cell, detector, data) for cell in self.cells]
+        return [self._measure(cell, detector, data, held_out) for cell in self.cells]
 
-    def _measure(self, cell: Cell, detector: Detector, data: DataSet) -> Json:
+    def _measure(self, cell: Cell, detector: Detector, data: DataSet, held_out: DataSet | None) -> Json:
         started = time.perf_counter()
         try:
             scored = detector.with_score(cell.score) if cell.score is not None else detector
             test, _ = images_to_score(data, None, cell.seed)
             if cell.test_images is not None and cell.test_images < len(test):
                 test = test.subset(np.sort(np.random.default_rng(cell.seed).permutation(len(test))[: cell.test_images]))
-            pairs = [(r.item.label, r.score) for r in scored.stream(test, batch_size=256) if isinstance(r, Result)]
-            labels, scores = [label for label, _ in pairs if label is not None], [score for _, score in pairs]
+            found = _scored(scored, test, cell.maps)
+            labels, scores = [f.label for f in found if f.label is not None], [f.score for f in found]
             if not 0 < sum(labels) < len(labels) or len(labels) < len(scores):
                 raise DataError(f"{cell.spec}: expected labelled test images, normal and anomalous ones.")
             auroc = delong_interval(labels, scores)
+            decision = None
+            if cell.minimum_area is not None and held_out is not None:
+                maps = [f.map for f in _scored(scored, held_out, True) if f.map is not None]
+                area = max(1, round(cell.minimum_area * maps[0].size)) if maps else 1
+                decision = decide_on_validation(f"minimum_area:{area}", [], None, maps, None)
+            more = {"metrics": _of_maps(found, decision)} if cell.maps else {}
         except Exception as error:
             return _write_failure(self.table, self.out, cell, _reason(error))
         half = max(auroc.value - auroc.low, auroc.high - auroc.value)  # an end may be cut off at 0 or 1
@@ -400,16 +150,59 @@ class _Fit:
                 "low": auroc.low,
                 "high": auroc.high,
                 "error": half / float(norm.ppf(0.975)),
+                **more,
                 "test": {
                     "normal": len(labels) - sum(labels),
                     "anomalous": sum(labels),
-                    "unread": len(test) - len(pairs),
+                    "unread": len(test) - len(found),
                 },
                 "train": {key: detector.facts["data"][key] for key in ("name", "count", "fingerprint")},
                 "fit": detector.facts["fit"],
                 "score_seconds": round(time.perf_counter() - started, 2),
             },
         )
+
+
+@dataclass(frozen=True)
+class _Found:
+    label: int | None
+    score: float
+    map: npt.NDArray[np.float32] | None
+    mask: npt.NDArray[np.bool_] | None
+
+
+def _scored(detector: Detector, data: DataSet, maps: bool) -> list[_Found]:
+    """Of each image that can be read."""
+    found = []
+    for i, r in enumerate(detector.stream(data, batch_size=256)):
+        if isinstance(r, Result):
+            found.append(_Found(r.item.label, r.score, r.map if maps else None, data.mask(i) if maps else None))
+    return found
+
+
+def _of_maps(found: Sequence[_Found], decision: Decision | None) -> dict[str, float | None]:
+    """METRICS but the AUROC of images; none where they cannot be had. Anomalous images in which nothing is marked are left
+    out over pixels."""
+    labels = np.array([f.label for f in found])
+    metrics: dict[str, float | None] = {"image_ap": average_precision(labels, np.array([f.score for f in found]))}
+    seen = [
+        (f.map, None if f.label == 0 else f.mask)
+        for f in found
+        if f.map is not None and (f.label == 0 or (f.mask is not None and f.mask.any()))
+    ]
+    maps, masks = [map for map, _ in seen], [mask for _, mask in seen]
+    located = any(mask is not None for mask in masks)
+    if located:
+        metrics |= {"pixel_auroc": pixel_auroc(maps, masks), "pixel_ap": pixel_average_precision(maps, masks)}
+    if decision is not None and decision.pixel_threshold is not None:
+        flags = np.array([decision.flags(f.score, f.map) for f in found])
+        true, both = labels == 1, float(2 * (flags & (labels == 1)).sum())
+        metrics["mean_accuracy"] = float(flags[true].mean() + (~flags[~true]).mean()) / 2
+        metrics["image_f1"] = both / float(flags.sum() + true.sum())
+        if located:
+            threshold = decision.pixel_threshold
+            metrics |= {"pixel_f1": pixel_f1_at(maps, masks, threshold), "pro": pro(maps, masks, threshold)}
+    return metrics
 
 
 def side_by_side(work: Sequence[_Fit], jobs: int) -> Iterator[tuple[_Fit, list[Json]]]:
@@ -566,25 +359,23 @@ def tabulate(table: Table, out: Path) -> Json:
             failed.update(f"{row.name} on {column}: {record['failed']}" for _, record in here if "failed" in record)
             by_class: dict[str, dict[int, Json]] = {}
             for cell, record in found:
-                by_class.setdefault(cell.normal, {})[cell.seed] = record
+                number = _number(record, table.metric_of(row))
+                if number is not None:
+                    by_class.setdefault(cell.normal, {})[cell.seed] = number
+            classes = {
+                normal: {"mean": _percent(_mean_of(seeds.values())), "seeds": len(seeds)}
+                for normal, seeds in by_class.items()
+            }
             ours = interval(list(by_class.values()))
-            published = row.published.get(column)
-            lines.append(
-                {
-                    "row": row.name,
-                    "column": column,
-                    "method": row.method,
-                    "published": published,
-                    "ours": ours,
-                    "difference": None if ours is None or published is None else round(ours["value"] - published, 3),
-                    "cells": {"done": len(found), "of": len(here)},
-                    "seconds": round(sum(r["fit"]["seconds"] + r["score_seconds"] for _, r in found), 1),
-                    "classes": {
-                        normal: {"mean": _percent(_mean_auroc(seeds.values())), "seeds": len(seeds)}
-                        for normal, seeds in by_class.items()
-                    },
-                }
-            )
+            seconds = sum(record["fit"]["seconds"] + record["score_seconds"] for _, record in found)
+            cells = {"done": len(found), "of": len(here), "seconds": round(seconds, 1)}
+            lines.append(_line(table, row, column, ours, cells, classes))
+        if table.mean:
+            own = lines[-len(table.columns) :]
+            values = [line["ours"]["value"] for line in own if line["ours"] is not None]
+            whole = {"value": round(statistics.fmean(values), 3), "low": None, "high": None, "over": "columns"}
+            cells = {key: sum(line["cells"][key] for line in own) for key in ("done", "of", "seconds")}
+            lines.append(_line(table, row, "mean", whole if len(values) == len(own) else None, cells, {}))
     return {
         "format": FORMAT,
         "table": table.name,
@@ -594,6 +385,7 @@ def tabulate(table: Table, out: Path) -> Json:
         "protocol": table.protocol,
         "reduction": table.reduction,
         "unit": "percent",
+        "metrics": list(dict.fromkeys(METRICS[table.metric_of(row)] for row in table.rows)),
         "lines": lines,
         "failed": [{"cells": count, "reason": reason} for reason, count in failed.items()],
         "notes": [*table.notes, *(f"{row.name}: {row.note}" for row in table.rows if row.note)],
@@ -604,26 +396,54 @@ def tabulate(table: Table, out: Path) -> Json:
     }
 
 
+def _line(
+    table: Table, row: Row, column: str, ours: Json | None, cells: Mapping[str, int], classes: Mapping[str, Json]
+) -> Json:
+    published = row.published.get(column)
+    return {
+        "row": row.name,
+        "column": column,
+        "method": row.method,
+        "metric": table.metric_of(row),
+        "published": published,
+        "ours": ours,
+        "difference": None if ours is None or published is None else round(ours["value"] - published, 3),
+        "cells": cells,
+        "classes": classes,
+    }
+
+
+def _number(record: Json, metric: str) -> Json | None:
+    """A metric of a cell, "value" and its "error"; of metrics but the AUROC of images no error is known."""
+    if metric == "image_auroc":
+        return {"value": record["auroc"], "error": record["error"]}
+    value = record.get("metrics", {}).get(metric)
+    return None if value is None or not math.isfinite(value) else {"value": value, "error": None}
+
+
 def interval(classes: Sequence[Mapping[int, Json]]) -> Json | None:
-    """Mean over classes of the mean over seeds, in percent, with a 95 % interval. ``classes``: seed -> record, for each.
+    """Mean over classes of the mean over seeds, in percent, with a 95 % interval. ``classes``: seed -> value and error.
 
     With at least two seeds that every class has: Student's t over the seeds, each the mean over classes. Else DeLong's
-    errors, that of a class the mean over its seeds, which see the same test images, and classes taken as independent.
+    errors, that of a class the mean over its seeds, which see the same test images, and classes taken as independent; no
+    interval where there are none.
 
-    >>> one = {0: {"auroc": 0.9, "error": 0.03}}, {0: {"auroc": 0.8, "error": 0.04}}
+    >>> one = {0: {"value": 0.9, "error": 0.03}}, {0: {"value": 0.8, "error": 0.04}}
     >>> interval(one)
     {'value': 85.0, 'low': 80.1, 'high': 89.9, 'over': 'test images'}
-    >>> two = {0: {"auroc": 0.89, "error": 0.03}, 1: {"auroc": 0.91, "error": 0.03}}
+    >>> two = {0: {"value": 0.89, "error": 0.03}, 1: {"value": 0.91, "error": 0.03}}
     >>> interval([two])
     {'value': 90.0, 'low': 77.294, 'high': 100.0, 'over': 'seeds'}
     """
     if not classes:
         return None
-    value = statistics.fmean(_mean_auroc(seeds.values()) for seeds in classes)
+    value = statistics.fmean(_mean_of(seeds.values()) for seeds in classes)
     common = set.intersection(*(set(seeds) for seeds in classes))
     if len(common) > 1:
-        means = [statistics.fmean(seeds[k]["auroc"] for seeds in classes) for k in sorted(common)]
+        means = [statistics.fmean(seeds[k]["value"] for seeds in classes) for k in sorted(common)]
         half = float(t.ppf(0.975, len(means) - 1)) * statistics.stdev(means) / math.sqrt(len(means))
+    elif any(number["error"] is None for seeds in classes for number in seeds.values()):
+        return {"value": _percent(value), "low": None, "high": None, "over": "nothing"}
     else:
         errors = [statistics.fmean(record["error"] for record in seeds.values()) for seeds in classes]
         half = float(norm.ppf(0.975)) * math.hypot(*errors) / len(errors)
@@ -669,7 +489,9 @@ def spelled(line: Json) -> list[str]:
     ours, published, difference, cells = line["ours"], line["published"], line["difference"], line["cells"]
     return [
         "-" if published is None else f"{published:.1f}",
-        "-" if ours is None else f"{ours['value']:.1f} [{ours['low']:.1f}, {ours['high']:.1f}]",
+        "-"
+        if ours is None
+        else f"{ours['value']:.1f}" + ("" if ours["low"] is None else f" [{ours['low']:.1f}, {ours['high']:.1f}]"),
         "-" if difference is None else f"{difference:+.1f}",
         f"{cells['done']}/{cells['of']}" if cells["of"] else "-",
     ]
@@ -682,10 +504,10 @@ def explained(found: Json) -> str:
         "seeds": "over seeds",
         "test images": "over test images for a single seed (DeLong; classes taken as independent)",
     }
-    intervals = " or ".join(how[kind] for kind in sorted(kinds)) or "none yet"
+    intervals = " or ".join(how[kind] for kind in sorted(kinds) if kind in how) or ("none" if kinds else "none yet")
     part = any(0 < line["cells"]["done"] < line["cells"]["of"] for line in found["lines"])
     rest = " Where cells are missing, ours is the mean of those that are there." if part else ""
-    return f"Image AUROC in percent, mean over classes of the mean over seeds; intervals: {intervals}.{rest}"
+    return f"{'; '.join(found['metrics'])} in percent, mean over classes of the mean over seeds; intervals: {intervals}.{rest}"
 
 
 # -- private ---------------------------------------------------------------------------------------------------------
@@ -696,91 +518,8 @@ def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
 
 
-def _build(cls: type[T], words: Words, who: str) -> T:
-    """An instance from the words of a TOML table. Raises SettingsError for an unknown or a missing word."""
-    known = config.known_words(cls)
-    for word in words:
-        if word not in known:
-            raise config.unknown_word(word, known, who)
-    needed = [word for word, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
-    if missing := [word for word in needed if word not in words]:
-        raise SettingsError(f"{who} needs the words {_and(missing)}.")
-    return cls(**{word: tuple(value) if isinstance(value, list) else value for word, value in words.items()})
-
-
-def _checked(table: Table) -> Table:
-    """The table, if the names in it go together."""
-    who, rows, quick = table.name, {row.name for row in table.rows}, table.quick or Quick()
-    if table.metric != "image_auroc":
-        raise SettingsError(f"{who}: metric must be image_auroc, got {table.metric!r}.")
-    if len(rows) < len(table.rows):
-        raise SettingsError(f"{who}: every row needs a name of its own.")
-    named = [name for row in table.rows for name in (*row.published, *row.words_on)]
-    _known(who, "column", [*named, *quick.columns, *quick.classes], table.columns)
-    _known(who, "row", [*quick.rows, *quick.words_of], rows)
-    for name, column in table.columns.items():
-        if column.data in CLASSES:
-            _known(f"{who}: {name}", "class", column.classes, CLASSES[column.data])
-        _known(f"{who}: {name}", "class", tuple(quick.classes.get(name, ())), classes_of(column))
-    return table
-
-
-def _tables(words: Words, key: str, kind: type[T], who: str) -> T:
-    value = words.get(key)
-    if not value or not isinstance(value, kind):
-        raise SettingsError(f"{who} needs {'tables [columns.NAME]' if kind is dict else 'tables [[rows]]'}.")
-    return value
-
-
-def _known(who: str, kind: str, words: Iterable[str], known: Collection[str]) -> None:
-    for word in words:
-        if word not in known:
-            raise SettingsError(f"{who}: there is no {kind} {word!r}; known are {', '.join(sorted(known))}.")
-
-
-def _resolved(method: str, given: Words) -> Json:
-    """All settings that determine a fit; what was given where the method does not know it, which running will tell."""
-    try:
-        words = Detector(method, **given).words()
-    except SettingsError:
-        words = dict(given)
-    return {word: value for word, value in words.items() if word not in IDLE}
-
-
-def _merged(*parts: Words) -> Json:
-    """Later words win; epochs and steps replace one another."""
-    whole: Json = {}
-    for part in parts:
-        if {"epochs", "steps"} & set(part):
-            whole = {word: value for word, value in whole.items() if word not in ("epochs", "steps")}
-        whole.update(part)
-    return whole
-
-
-def _over(row: Row, words: Words) -> Row:
-    """The row with words that win over all of the table."""
-    on = {column: _merged(theirs, words) for column, theirs in row.words_on.items()}
-    return replace(row, words=_merged(row.words, words), words_on=on)
-
-
-def _hash(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^\w.]+", "-", text)
-
-
-def _and(words: Sequence[str] | Mapping[str, Any]) -> str:
-    return ", ".join(words)
-
-
-def _spelled(words: Words) -> str:
-    return ", ".join(f"{word}={value}" for word, value in words.items())
-
-
-def _mean_auroc(records: Any) -> float:
-    return statistics.fmean(record["auroc"] for record in records)
+def _mean_of(numbers: Iterable[Json]) -> float:
+    return statistics.fmean(number["value"] for number in numbers)
 
 
 def _percent(share: float) -> float:

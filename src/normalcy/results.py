@@ -15,6 +15,10 @@ from normalcy.errors import DataError
 
 FORMAT = 1
 LATENTS = "latents.npy"
+NIFTI = ".nii.gz"
+MAPS = (".npy", NIFTI)
+MASKS = (".png", ".npy", NIFTI)
+"""Suffixes of maps and of masks."""
 COLUMNS = ("path", "case", "score", "p_value", "flagged", "label", "type", "split")
 Json = dict[str, Any]
 
@@ -46,13 +50,22 @@ class Results:
         """``<kind>/<path of image i><suffix>``, of the first suffix that exists. None outside the folder: a path is text
         from a file, and "../../" in it must not bring foreign files into a page."""
         for suffix in suffixes:
-            path = self.folder / kind / (self.paths[i] + suffix)
+            path = self.folder / kind / named(self.paths[i], suffix)
             try:
                 if path.is_file() and path.resolve().is_relative_to((self.folder / kind).resolve()):
                     return path
             except (OSError, ValueError):  # a name too long, or with a null byte
                 return None
         return None
+
+
+def named(path: str, suffix: str) -> str:
+    """The file that belongs to an image, below the folder of its kind; "scan.nii.gz" keeps its name for NIfTI.
+
+    >>> named("a/01.png", ".npy"), named("a/scan.nii.gz", ".nii.gz"), named("a/scan.nii.gz[z=3]", ".nii.gz")
+    ('a/01.png.npy', 'a/scan.nii.gz', 'a/scan.nii.gz[z=3].nii.gz')
+    """
+    return path if suffix == NIFTI and path.lower().endswith(NIFTI) else path + suffix
 
 
 def read_results(folder: Path) -> Results:

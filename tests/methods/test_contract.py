@@ -52,6 +52,22 @@ TINY: dict[str, dict[str, Any]] = {
     },
     "patchwise": {"patch": 8, "stride": 4},
     "vae": {"steps": 20, "batch_size": 8, "width": 4, "latent": 4, "samples": 2, "lr": 0.01},
+    "vq_restoration": {
+        "steps": 200,
+        "batch_size": 8,
+        "codes": 32,
+        "dimension": 4,
+        "width": 8,
+        "residuals": 1,
+        "prior_width": 8,
+        "prior_blocks": 1,
+        "dropout": 0.0,
+        "copies": 3,
+        "slices_per_step": 8,
+        "lr": 0.005,
+        "halvings": 2,
+        "pixel_quantile": 0.95,
+    },
 }
 """Settings that make a method quick; the defaults where there are none."""
 

@@ -1,33 +1,40 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from normalcy.nets.pixelsnail import PixelSNAIL
+from normalcy.nets.pixelsnail import Memory, PixelSNAIL
 from normalcy.nets.restore import (
     LikelyCodes,
+    Prior,
     SampledCodes,
     later_neighbours_max,
     negative_log_likelihood,
     restore,
     scan,
+    whole,
 )
 
 K = 4
 
 
-def _prior(grid: tuple[int, ...], seed: int) -> Callable[[Tensor, Tensor], Tensor]:
+def _model(grid: tuple[int, ...], seed: int) -> PixelSNAIL:
     torch.manual_seed(seed)
     model = PixelSNAIL(grid, K, width=4, blocks=1, heads=1, conditions=1).double().eval()
     for p in model.parameters():  # a random network, sharp enough for codes to matter
         torch.nn.init.normal_(p, std=0.7)
-    condition = torch.linspace(-1, 1, 8).double()[:, None]
-    return lambda codes, rows: model(codes, condition[rows % 8]).double()
+    return model
+
+
+CONDITION = torch.linspace(-1, 1, 8).double()[:, None]
+
+
+def _prior(grid: tuple[int, ...], seed: int) -> Prior:
+    model = _model(grid, seed)
+    return whole(lambda codes, rows: model(codes, CONDITION[rows % 8]))
 
 
 def _rule(name: str, grid: tuple[int, ...], count: int, seed: int) -> Any:
@@ -37,23 +44,54 @@ def _rule(name: str, grid: tuple[int, ...], count: int, seed: int) -> Any:
     return LikelyCodes(0.2, grid, local=name == "likely, local")
 
 
+@pytest.mark.parametrize("lines", [None, 1, 2])
 @pytest.mark.parametrize("name", ["likely", "likely, local", "sampled"])
-@pytest.mark.parametrize("grid", [(3, 5), (2, 3, 3)])
-def test_equals_the_scan(name: str, grid: tuple[int, ...]) -> None:
-    """Batches of 7 tables by 6 priors for each rule and grid: 252 cases, identical in every code, with k + 1 passes."""
-    changes = 0
+@pytest.mark.parametrize("grid", [(5, 4), (2, 3, 3)])
+def test_equals_the_scan(name: str, grid: tuple[int, ...], lines: int | None) -> None:
+    """Batches of 7 tables by 6 priors for each rule and grid: 252 cases, identical in every code, with k + 1 passes; of
+    the whole grid, or of so many lines from a memory."""
+    changes, work = 0, 0.0
     for seed in range(6):
-        prior = _prior(grid, seed)
+        model, slow = _model(grid, seed), _prior(grid, seed)
         codes = torch.randint(0, K, (7, *grid), generator=torch.Generator().manual_seed(seed))
         rule = _rule(name, grid, 7, seed)
+        prior = slow if lines is None else Memory(model, CONDITION[:7], lines, rule.ahead)
         found = restore(prior, codes, rule)
-        assert torch.equal(found.codes, scan(prior, codes, rule))
+        assert torch.equal(found.codes, scan(slow, codes, rule))
         assert torch.equal(found.changed, found.codes != codes)
         k = found.changed.flatten(1).sum(1)
         last = found.changed.flatten(1)[:, -1]  # nothing is left to look at after a change of the last code
         assert torch.equal(found.passes, k + 1 - last.long())
-        changes += int(k.sum())
+        if lines is None:
+            torch.testing.assert_close(found.work, found.passes.float())
+        changes, work = changes + int(k.sum()), work + float(found.work.sum())
+        first = negative_log_likelihood(model(codes, CONDITION[:7]).flatten(2), codes.flatten(1))
+        torch.testing.assert_close(found.nll.flatten(1), first.float())
     assert changes > 40, "the cases must have something to restore"
+    if lines == 1 and not rule.ahead:
+        assert work < 0.5 * (changes + 6 * 7), "a memory computes less than whole passes"
+
+
+def test_copies_of_a_table_are_looked_at_once() -> None:
+    grid, model = (5, 4), _model((5, 4), 1)
+    codes = torch.randint(0, K, (2, *grid), generator=torch.Generator().manual_seed(3)).repeat_interleave(3, 0)
+    rule = _rule("sampled", grid, 6, 0)
+    conditions = CONDITION[:2].repeat_interleave(3, 0)
+    seen: list[int] = []
+    model.register_forward_hook(lambda module, words, logits: seen.append(len(logits)))
+    found = restore(Memory(model, conditions, copies=3), codes, rule)
+    assert seen[0] == 2
+    slow = whole(lambda table, rows: model(table, conditions[rows]))
+    assert torch.equal(found.codes, scan(slow, codes, rule))
+    assert not torch.equal(found.codes[0], found.codes[1])
+
+
+def test_memory_too_short_for_the_rule_is_refused() -> None:
+    grid = (5, 4)
+    codes = torch.randint(0, K, (2, *grid), generator=torch.Generator().manual_seed(0))
+    rule = LikelyCodes(0.2, grid)
+    with pytest.raises(AssertionError, match="ahead"):
+        restore(Memory(_model(grid, 0), CONDITION[:2], lines=1), codes, rule)
 
 
 def test_tables_do_not_depend_on_their_batch() -> None:
@@ -62,12 +100,12 @@ def test_tables_do_not_depend_on_their_batch() -> None:
     rule = LikelyCodes(0.3, grid, local=False)
     together = restore(prior, codes, rule)
     for i in range(5):
-        alone = restore(lambda c, rows, i=i: prior(c, rows + i), codes[i : i + 1], rule)
+        alone = restore(lambda c, rows, since, i=i: prior(c, rows + i, since), codes[i : i + 1], rule)
         assert torch.equal(alone.codes[0], together.codes[i])
         assert alone.passes[0] == together.passes[i]
     assert torch.allclose(
         together.nll.flatten(1),
-        negative_log_likelihood(prior(codes, torch.arange(5)).flatten(2), codes.flatten(1)).float(),
+        negative_log_likelihood(prior(codes, torch.arange(5), torch.zeros(5))[0], codes.flatten(1)),
     )
 
 
@@ -75,7 +113,7 @@ def test_restored_codes_are_all_likely() -> None:
     grid, prior = (4, 4), _prior((4, 4), 3)
     codes = torch.randint(0, K, (6, *grid), generator=torch.Generator().manual_seed(2))
     found = restore(prior, codes, LikelyCodes(0.1, grid, local=False))
-    nll = negative_log_likelihood(prior(found.codes, torch.arange(6)).flatten(2), found.codes.flatten(1))
+    nll = negative_log_likelihood(prior(found.codes, torch.arange(6), torch.zeros(6))[0], found.codes.flatten(1))
     assert float(nll.max()) <= -math.log(0.1) + 1e-9
 
 
@@ -84,7 +122,8 @@ def test_samples_follow_the_conditional() -> None:
     logits = probabilities.log().view(1, K, 1).expand(20000, K, 1)
     uniform = torch.rand(20000, 1, generator=torch.Generator().manual_seed(0))
     rule = SampledCodes(-1.0, uniform)
-    drawn = rule(logits, torch.zeros(20000, 1, dtype=torch.long), torch.arange(20000))
+    assert rule.unlikely(torch.zeros(20000, 1)).all()
+    drawn = rule.instead(logits[:, :, 0], torch.arange(20000), torch.zeros(20000, dtype=torch.long))
     shares = torch.bincount(drawn.flatten(), minlength=K) / 20000
     torch.testing.assert_close(shares, probabilities, atol=0.015, rtol=0)
 

@@ -640,3 +640,18 @@ def test_comparison_without_an_area_or_with_none_at_all(tmp_path):
         write_comparison(compare(tmp_path, []))
     with pytest.raises(DataError, match=r"compare\.json: cannot be read"):
         write_comparison(tmp_path / "nowhere")
+
+
+def test_pictures_stand_between_input_and_conclusion(tmp_path):
+    """Input, direct reconstruction, restored image, what is known of codes, map, overlay, spread."""
+    data = full(tmp_path)
+    for path in [item.path for item in data.items]:
+        for name, shape in (("code_nll", (20, 30)), ("changed_codes", (20, 30)), ("reconstruction", (1, 20, 30))):
+            file = tmp_path / "pictures" / name / f"{path}.npy"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            np.save(file, np.random.default_rng(0).random(shape).astype(np.float32))
+    page = write_report(tmp_path, data).read_text()
+    figure = page[page.index("<figure") : page.index("</figure>")]
+    names = re.findall(r'<span class="name">([^<]*)</span>', figure)
+    wanted = ["input", "reconstruction", "restored", "changed codes", "code nll", "map", "overlay", "spread"]
+    assert names == wanted

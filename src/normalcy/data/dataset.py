@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import os
+import re
 import sys
 import threading
 import zipfile
@@ -18,16 +19,20 @@ import numpy.typing as npt
 from ..errors import DataError
 from .images import (
     IMAGE_SUFFIXES,
+    VOLUME_SUFFIXES,
     Array,
     Mask,
     channel_first,
     decode_image,
     decode_mask,
     image_size,
+    is_image,
+    is_volume,
     own,
     read_bytes,
     read_mask,
 )
+from .volumes import Space, decode_volume, select, split_name, volume_space
 
 DEFAULT_DATA_ROOT = Path("~/.cache/normalcy/data")
 SPLITS = ("train", "test")
@@ -51,7 +56,8 @@ class DataSet:
     True where anomalous, or None where no mask is known. ``root`` is the folder that the items' paths start from, where
     they are files. Optional: ``size(i)``, the spatial size of an image without decoding it, for the masks of normal
     images; ``stamp(i)``, a cheap trace of the content (a file's size, a checksum) for :meth:`fingerprint`; ``ignored``,
-    files that were found in a folder but are not images. All can be called from several threads.
+    files that were found in a folder but are not images; ``space(i)``, where the voxels of a volume lie. All can
+    be called from several threads.
     """
 
     def __init__(
@@ -65,13 +71,14 @@ class DataSet:
         size: Callable[[int], tuple[int, ...]] | None = None,
         stamp: Callable[[int], int] | None = None,
         ignored: Sequence[str] = (),
+        space: Callable[[int], Space | None] | None = None,
         positions: Sequence[int] | npt.NDArray[np.intp] | None = None,
     ) -> None:
         self.name = name
         self.items = tuple(items)
         self.root = root
         self.ignored = tuple(ignored)
-        self._read, self._mask, self._size, self._stamp = read, mask, size, stamp
+        self._read, self._mask, self._size, self._stamp, self._space = read, mask, size, stamp, space
         # a view keeps the functions of the whole and the place of each of its items in it
         self._positions = np.arange(len(self.items)) if positions is None else np.asarray(positions, dtype=np.intp)
 
@@ -97,6 +104,10 @@ class DataSet:
 
     def stamp(self, i: int) -> int:
         return 0 if self._stamp is None else self._stamp(int(self._positions[i]))
+
+    def space(self, i: int) -> Space | None:
+        """Where the voxels of a volume lie; None for what is no volume."""
+        return None if self._space is None else self._space(int(self._positions[i]))
 
     @property
     def has_masks(self) -> bool:
@@ -147,6 +158,7 @@ class DataSet:
             size=self._size,
             stamp=self._stamp,
             ignored=self.ignored,
+            space=self._space,
             positions=positions,
         )
 
@@ -173,22 +185,43 @@ class Files:
         self.opener, self.images, self.masks = opener, images, masks
 
     def read(self, i: int) -> Array:
-        return decode_image(self.opener.bytes(self.images[i]), self.opener.full_name(self.images[i]))
+        return self._decode(self.images[i])[0]
+
+    def space(self, i: int) -> Space | None:
+        file, part = split_name(self.images[i])
+        if not file.lower().endswith(VOLUME_SUFFIXES):
+            return None
+        return volume_space(self.opener.bytes(file), self.opener.full_name(file)).part(part)
 
     def mask(self, i: int) -> Mask | None:
         file = None if self.masks is None else self.masks[i]
-        return None if file is None else decode_mask(self.opener.bytes(file), self.opener.full_name(file))
+        if file is None:
+            return None
+        if split_name(file)[1]:
+            return np.asarray((self._decode(file)[0] != 0).any(axis=0))
+        return decode_mask(self.opener.bytes(file), self.opener.full_name(file))
 
     def size(self, i: int) -> tuple[int, ...]:
-        return image_size(self.opener.bytes(self.images[i]), self.opener.full_name(self.images[i]))
+        file, part = split_name(self.images[i])
+        data, name = self.opener.bytes(file), self.opener.full_name(file)
+        return volume_space(data, name).part(part).size if part else image_size(data, name)
+
+    def _decode(self, file: str) -> tuple[Array, Space | None]:
+        file, part = split_name(file)
+        data, name = self.opener.bytes(file), self.opener.full_name(file)
+        if not is_volume(data):
+            return decode_image(data, name), None
+        return select(*decode_volume(data, name), part, name)
 
     def stamp(self, i: int) -> int:
-        return self.opener.stamp(self.images[i])
+        return self.opener.stamp(split_name(self.images[i])[0])
 
     def data_set(self, name: str, items: Sequence[Item], ignored: Sequence[str] = ()) -> DataSet:
         mask = None if self.masks is None else self.mask
         root = self.opener.path if isinstance(self.opener, Folder) else None
-        return DataSet(name, items, self.read, mask, root, size=self.size, stamp=self.stamp, ignored=ignored)
+        return DataSet(
+            name, items, self.read, mask, root, size=self.size, stamp=self.stamp, ignored=ignored, space=self.space
+        )
 
 
 class Folder:
@@ -312,6 +345,8 @@ def open_data(spec: str | Path, data_root: Path | str | None = None) -> DataSet:
 
     text, root = str(spec), Path(data_root or DEFAULT_DATA_ROOT).expanduser()
     path = Path(text).expanduser()
+    if text and not _exists(path) and _exists(Path(split_name(str(path))[0])):
+        return open_files([path])  # a part of a volume
     if text and _exists(path):
         if path.is_dir():
             return folder.open_folder(path)
@@ -320,10 +355,11 @@ def open_data(spec: str | Path, data_root: Path | str | None = None) -> DataSet:
             return table.open_table(path)
         if suffix == ".npz":
             return named.open_npz(path)
-        if suffix in IMAGE_SUFFIXES:
+        if is_image(path.name):
             return open_files([path])
         raise DataError(
-            f"{path}: expected a folder, an image ({' '.join(sorted(IMAGE_SUFFIXES))}), a table "
+            f"{path}: expected a folder, an image ({' '.join(sorted((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES)))}), a table "
+            f""
             f"({' '.join(sorted(table.TABLE_SUFFIXES))}) or .npz, got a file of another kind."
         )
     name, colon, choice = text.rpartition(":") if ":" in text else (text, "", "")
@@ -345,8 +381,8 @@ def open_files(paths: Sequence[str | Path]) -> DataSet:
     for given in paths:
         path = Path(os.path.abspath(Path(given).expanduser()))
         if path.is_dir():
-            files += [path / name for name in sorted(_walk(path)) if Path(name).suffix.lower() in IMAGE_SUFFIXES]
-        elif _exists(path):
+            files += [path / name for name in sorted(_walk(path)) if is_image(name)]
+        elif _exists(Path(split_name(str(path))[0])):
             files.append(path)
         else:
             raise DataError(f"{given}: no such file or folder; check the name.")
@@ -357,7 +393,7 @@ def open_files(paths: Sequence[str | Path]) -> DataSet:
     twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
     if twice is not None:
         raise DataError(f"{root / twice}: given more than once; name each image once.")
-    return Files(Folder(root), names).data_set(root.name, [Item(name, name) for name in names])
+    return Files(Folder(root), names).data_set(root.name, [Item(name, case_of(name)) for name in names])
 
 
 def as_dataset(images: Any, labels: Any = None, masks: Any = None) -> DataSet:
@@ -399,7 +435,9 @@ def as_dataset(images: Any, labels: Any = None, masks: Any = None) -> DataSet:
             raise DataError(f"masks: expected {len(data)}, one for each image, got {len(masks)}.")
         given = Arrays((), _numpy(masks) if _is_tensor(masks) else masks)
         # masks are in the order of this view, so what reads them must count in its positions
-        data = DataSet(data.name, data.items, data.read, given.mask, data.root, size=data.size, stamp=data.stamp)
+        data = DataSet(
+            data.name, data.items, data.read, given.mask, data.root, size=data.size, stamp=data.stamp, space=data.space
+        )
     return data
 
 
@@ -440,6 +478,17 @@ def _from_list(images: Sequence[Any]) -> DataSet:
         return arrays.data_set("images", unnamed("images", len(images)))
     kinds = ", ".join(sorted({type(image).__name__ for image in images}))
     raise DataError(f"expected a list of paths or a list of arrays, got a list of {kinds}.")
+
+
+def case_of(path: str) -> str:
+    """The group of an image by its path alone: the subject in BIDS names, the volume of a slice, else the image itself.
+
+    >>> case_of("a/sub-07/ses-2/sub-07_T1w.nii.gz"), case_of("scan.nii.gz[z=3]"), case_of("a/b.png")
+    ('sub-07', 'scan.nii.gz', 'a/b.png')
+    """
+    file = split_name(path)[0]
+    subject = re.search(r"(?:^|/)(sub-[A-Za-z0-9]+)(?=[_/])", file) if file.lower().endswith(VOLUME_SUFFIXES) else None
+    return subject[1] if subject else file
 
 
 def unnamed(name: str, count: int) -> list[Item]:

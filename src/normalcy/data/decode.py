@@ -12,13 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from normalcy.data.dataset import DataSet
+from normalcy.data.pieces import Cutting
 from normalcy.data.preprocess import Preprocess
-from normalcy.data.tiling import cut
 from normalcy.errors import DataError
 
 Floats = npt.NDArray[np.float32]
 Failure = tuple[str, str]
 """(path, reason) of an image that could not be used."""
+WHOLE = Cutting()
 
 
 class DiskImages:
@@ -43,16 +44,16 @@ def decode(
     preprocess: Preprocess,
     spill: Path,
     *,
-    tile: tuple[int, ...] | None = None,
+    cutting: Cutting = WHOLE,
     memory: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Floats | DiskImages, npt.NDArray[np.intp], list[Failure]]:
     """All images as one float32 array (N, C, *spatial), the item each row comes from, and the images that failed.
 
-    With ``tile``, every image gives all its tiles (without overlap, the last flush). Beyond ``memory`` bytes (default: a
+    Every image gives all the pieces that ``cutting`` makes of it. Beyond ``memory`` bytes (default: a
     quarter of what is free) rows go to the file ``spill``. Images that cannot be read are listed and left out.
 
-    Raises DataError when all are bad, or when sizes differ although neither ``size`` nor ``tile`` is set.
+    Raises DataError when all are bad, or when their pieces differ in size.
     """
     limit = memory if memory is not None else free_memory() // 4
     rows: list[Floats] = []
@@ -61,7 +62,7 @@ def decode(
     held, on_disk, shape = 0, 0, None
     file = None
     try:
-        for i, result in enumerate(_in_order(data, lambda i: _one(data, preprocess, tile, i))):
+        for i, result in enumerate(_in_order(data, lambda i: _one(data, preprocess, cutting, i))):
             if on_progress is not None:
                 on_progress(i + 1, len(data))
             if isinstance(result, DataError):
@@ -110,12 +111,11 @@ def free_memory() -> int:
     return 4 * 1024**3  # no such file (macOS, Windows): assume a small machine
 
 
-def _one(data: DataSet, preprocess: Preprocess, tile: tuple[int, ...] | None, i: int) -> Floats | DataError:
+def _one(data: DataSet, preprocess: Preprocess, cutting: Cutting, i: int) -> Floats | DataError:
     try:
-        x = preprocess.apply(data.read(i))[0].numpy()
+        return cutting.cut(preprocess, data.read(i))[0]
     except DataError as error:
         return error
-    return x[None] if tile is None else cut(x, tile, 0.0)[0]
 
 
 def _in_order(data: DataSet, work: Callable[[int], Floats | DataError]) -> Iterator[Floats | DataError]:

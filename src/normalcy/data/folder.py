@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from ..errors import DataError
-from .dataset import DataSet, Files, Folder, Item
-from .images import IMAGE_SUFFIXES
+from .dataset import DataSet, Files, Folder, Item, case_of
+from .images import IMAGE_SUFFIXES, VOLUME_SUFFIXES, is_image, stem
 
 
 def open_folder(path: Path) -> DataSet:
@@ -16,11 +16,13 @@ def open_folder(path: Path) -> DataSet:
     """
     folder = Folder(path)
     files = folder.names()
-    images = [file for file in files if Path(file).suffix.lower() in IMAGE_SUFFIXES]
-    ignored = [file for file in files if Path(file).suffix.lower() not in IMAGE_SUFFIXES]
+    images = [file for file in files if is_image(file)]
+    ignored = [file for file in files if not is_image(file)]
     if not images:
         found = f"{len(files)} other files, such as {files[0]}" if files else "an empty folder"
-        raise DataError(f"{path}: expected images ({' '.join(sorted(IMAGE_SUFFIXES))}), got {found}.")
+        raise DataError(
+            f"{path}: expected images ({' '.join(sorted((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES)))}), got {found}."
+        )
     name = path.resolve().name
     if any(file.startswith(("train/good/", "test/good/")) for file in images):
         return _mvtec(name, folder, images, ignored)
@@ -30,11 +32,11 @@ def open_folder(path: Path) -> DataSet:
             f"{path}: expected one data set, got {len(inside)} in its folders {', '.join(inside)}; "
             f"name one of them, for example {path / inside[0]}."
         )
-    return Files(folder, images).data_set(name, [Item(file, file) for file in images], ignored)
+    return Files(folder, images).data_set(name, [Item(file, case_of(file)) for file in images], ignored)
 
 
 def _mvtec(name: str, folder: Folder, files: list[str], ignored: list[str]) -> DataSet:
-    truth = {file.rsplit(".", 1)[0]: file for file in files if file.startswith("ground_truth/")}
+    truth = {stem(file): file for file in files if file.startswith("ground_truth/")}
     images, items, masks = [], [], []
     for file in files:
         part, kind, *rest = file.split("/")
@@ -42,9 +44,9 @@ def _mvtec(name: str, folder: Folder, files: list[str], ignored: list[str]) -> D
             if part != "ground_truth":
                 ignored.append(file)
             continue
-        stem = f"ground_truth/{kind}/{'/'.join(rest).rsplit('.', 1)[0]}"
+        marked = f"ground_truth/{kind}/{stem('/'.join(rest))}"
         split = "test" if part == "test" else "train"
         images.append(file)
-        items.append(Item(file, file, int(kind != "good"), kind, split))
-        masks.append(truth.get(f"{stem}_mask", truth.get(stem)) if part == "test" else None)
+        items.append(Item(file, case_of(file), int(kind != "good"), kind, split))
+        masks.append(truth.get(f"{marked}_mask", truth.get(marked)) if part == "test" else None)
     return Files(folder, images, masks if truth else None).data_set(name, items, ignored)

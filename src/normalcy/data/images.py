@@ -27,6 +27,7 @@ Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy", ".pgm", ".ppm"})
+VOLUME_SUFFIXES = (".nii", ".nii.gz")
 MAX_VALUES = 2**30
 """Largest number of values (pixels times channels) that a file may claim: a guard against decompression bombs. Files
 that Pillow decodes (PNG, JPEG, BMP, PNM) also meet Pillow's own limit of 179 million pixels."""
@@ -39,11 +40,38 @@ _TIFF_CHANNELS = str.maketrans("CQI", "SSS")  # tifffile's letters: channel, unk
 _ORIENTATION = 274
 
 
+def is_image(name: str) -> bool:
+    """Whether a file is one by its name: an image or a volume."""
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES or name.lower().endswith(VOLUME_SUFFIXES)
+
+
+def stem(name: str) -> str:
+    """A path without the suffix of its file.
+
+    >>> stem("a.b/scan.nii.gz"), stem("a.b/photo.x.png")
+    ('a.b/scan', 'a.b/photo.x')
+    """
+    suffix = next((s for s in sorted(VOLUME_SUFFIXES, key=len, reverse=True) if name.lower().endswith(s)), None)
+    return name[: -len(suffix)] if suffix else name.rpartition(".")[0] or name
+
+
+def is_nifti(data: bytes) -> int:
+    """1 or 2 for the beginning of a NIfTI file of that version, not compressed; 0 for anything else."""
+    first = data[:4]
+    return {348: 1, 540: 2}.get(int.from_bytes(first, "little"), {348: 1, 540: 2}.get(int.from_bytes(first, "big"), 0))
+
+
+def is_volume(data: bytes) -> bool:
+    """Whether bytes begin as those of a volume do."""
+    return bool(is_nifti(data)) or data.startswith(b"\x1f\x8b")
+
+
 def read_image(path: Path | str, finite: bool = False) -> Array:
     """The image in a file as ``(C, H, W)``, native dtype.
 
     ``.npy`` holds ``(H, W)`` or channel-last ``(H, W, C)``. In TIFF, samples and equally sized pages are channels;
-    pages that the file calls depth or time are refused. ``finite=True`` also refuses NaN and infinite values.
+    pages that the file calls depth or time are refused. Volumes are ``(C, D, H, W)``, see :mod:`normalcy.data.volumes`.
+    ``finite=True`` also refuses NaN and infinite values.
     """
     return decode_image(read_bytes(path), str(path), finite)
 
@@ -73,16 +101,23 @@ def decode_image(data: bytes, name: str, finite: bool = False) -> Array:
 def decode_mask(data: bytes, name: str) -> Mask:
     """As :func:`read_mask`, from the bytes of a file called ``name``."""
     array = decode_image(data, name, finite=True)
-    if len(array) in (2, 4):
+    if len(array) in (2, 4) and not is_volume(data):
         array = array[:-1]  # an opaque alpha channel would make every pixel anomalous
     return np.asarray((array != 0).any(axis=0))
 
 
-def image_size(data: bytes, name: str) -> tuple[int, int]:
-    """``(height, width)`` as :func:`decode_image` would return it; from the header alone where that is enough."""
+def image_size(data: bytes, name: str) -> tuple[int, ...]:
+    """``(height, width)``, or ``(depth, height, width)``, as :func:`decode_image` would return it.
+
+    From the header alone where that is enough.
+    """
     if data.startswith((b"\x93NUMPY", *_TIFF_MAGIC)):
         _, height, width = _decode(data, name).shape
         return height, width
+    if is_volume(data):
+        from .volumes import volume_space
+
+        return volume_space(data, name).size
     try:
         with Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as image:
             width, height = image.size
@@ -144,6 +179,20 @@ def write_image(path: Path | str, image: Array, low: float | None = None, high: 
     write_bytes(path, bytes(imagecodecs.png_encode(pixels, level=1, strategy=3, filter=16)))
 
 
+def read_raw(path: Path) -> Array:
+    """A map as it was written, ``(*spatial)``, or ``(C, *spatial)``. Of .npy only what is used is read."""
+    if path.suffix == ".npy":
+        array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+        return array
+    image = read_image(path)
+    return image[0] if len(image) == 1 else image
+
+
+def raw_size(path: Path) -> tuple[int, ...]:
+    """The shape that :func:`read_raw` gives, from the header alone."""
+    return read_raw(path).shape if path.suffix == ".npy" else image_size(read_bytes(path), str(path))
+
+
 def write_raw(path: Path | str, array: Array) -> None:
     """Writes float32 values as they are, atomically: ``.npy`` in the array's own axes, ``.tiff`` for ``(H, W)``."""
     suffix = Path(path).suffix.lower()
@@ -178,6 +227,10 @@ def _decode(data: bytes, name: str) -> Array:
     try:
         if data.startswith(b"\x93NUMPY"):
             return channel_first(_npy(data), name)
+        if is_volume(data):
+            from .volumes import decode_volume
+
+            return decode_volume(data, name)[0]
         if data.startswith(_TIFF_MAGIC):
             array, orientation = _tiff(data)
         else:
@@ -193,7 +246,7 @@ def _unreadable(data: bytes, name: str, error: Exception) -> DataError:
     if not data:
         reason = "the file has zero bytes"
     elif isinstance(error, UnidentifiedImageError):
-        known = ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
+        known = ", ".join(sorted(suffix[1:] for suffix in (*IMAGE_SUFFIXES, *VOLUME_SUFFIXES)))
         reason = f"not in a known format: {known}"
     else:
         reason = " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__

@@ -13,6 +13,7 @@ A pipeline is a list of words, the same on the command line, in TOML and in Pyth
 The steps (numbers after a colon):
 
 ``resize:SIDE``           to a square or cube, linear and antialiased. The inverse restores the aspect ratio.
+``resize_plane:SIDE``     the same of the last two axes alone: the slices of a volume become squares.
 ``centre_crop:FRACTION``  the middle FRACTION of each side (0.75 for chest X-rays in the paper of `dpa`).
 ``pad:N[,MODE]``          each side up to the next multiple of N, half before and half after.
 ``pad_to:N[,MODE]``       each side up to N; longer sides stay. MODE: reflect (default), edge, zero.
@@ -20,9 +21,13 @@ The steps (numbers after a colon):
 ``clahe[:LIMIT]``         contrast-limited adaptive histogram equalisation per channel (LIMIT 0.01); not invertible.
 ``gcn``                   global contrast normalisation with the L1 norm as in Deep SVDD, then to [0, 1] with the
                           least and the greatest value that it gives on the training images.
-``window:CENTRE,WIDTH``   in the units of the file (Hounsfield units, grey levels) to [0, 1], clipped.
+``window:CENTRE,WIDTH``   in the units of the file (Hounsfield units, grey levels) to [0, 1], clipped. By name, in HU:
+                          ``window:brain`` 40,80; ``blood`` 75,215; ``bone`` 400,1800; ``lung`` -600,1500;
+                          ``soft_tissue`` 50,400.
 ``zscore[:nonzero]``      mean 0 and standard deviation 1 over the image (over its pixels that are not 0 in the file).
 ``percentile[:LOW,HIGH]`` these percentiles of the image (1, 99) to [0, 1], clipped.
+                          ``zscore:body`` and ``percentile:1,99,body`` look at the body alone: what is above Otsu's
+                          threshold of the image. ``percentile:1,99,nonzero`` at what is not 0 in the file.
 ``grey``, ``rgb``         luminance of three channels (ITU-R 601); one channel repeated three times.
 
 Before all of them values are scaled: uint8 from 0..255 to 0..1; any other type from the least and greatest training
@@ -42,6 +47,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from skimage.exposure import equalize_adapthist
+from skimage.filters import threshold_otsu
 
 from normalcy.errors import DataError, ModelFileError, SettingsError
 
@@ -70,8 +76,18 @@ class Form(NamedTuple):
     numbers: tuple[tuple[float, float, bool], ...] = ()
     defaults: tuple[float, ...] | None = None
     modes: tuple[str, ...] = ()
+    named: Mapping[str, tuple[float, ...]] = {}
 
 
+WINDOWS = {
+    "brain": (40.0, 80.0),
+    "blood": (75.0, 215.0),
+    "bone": (400.0, 1800.0),
+    "lung": (-600.0, 1500.0),
+    "soft_tissue": (50.0, 400.0),
+}
+"""Centre and width in Hounsfield units that are usual in CT; blood is the subdural window."""
+_WHERE = ("", "nonzero", "body")
 _SIDE = (1, 65536, True)
 _PADDING = ("reflect", "edge", "zero")
 STEPS: Mapping[str, Form] = {
@@ -79,16 +95,17 @@ STEPS: Mapping[str, Form] = {
     "centre_crop": Form("centre_crop:FRACTION", ((1e-6, 1, False),)),
     "pad": Form("pad:MULTIPLE", (_SIDE,), modes=_PADDING),
     "pad_to": Form("pad_to:SIDE", (_SIDE,), modes=_PADDING),
+    "resize_plane": Form("resize_plane:SIDE", (_SIDE,)),
     "histogram_equalisation": Form("histogram_equalisation"),
     "clahe": Form("clahe:LIMIT", ((1e-6, 1, False),), defaults=(0.01,)),
     "gcn": Form("gcn"),
-    "window": Form("window:CENTRE,WIDTH", ((-math.inf, math.inf, False), (1e-12, math.inf, False))),
-    "zscore": Form("zscore", modes=("", "nonzero")),
-    "percentile": Form("percentile:LOW,HIGH", ((0, 100, False), (0, 100, False)), defaults=(1.0, 99.0)),
+    "window": Form("window:CENTRE,WIDTH", ((-math.inf, math.inf, False), (1e-12, math.inf, False)), named=WINDOWS),
+    "zscore": Form("zscore", modes=_WHERE),
+    "percentile": Form("percentile:LOW,HIGH", ((0, 100, False), (0, 100, False)), defaults=(1.0, 99.0), modes=_WHERE),
     "grey": Form("grey"),
     "rgb": Form("rgb"),
 }
-GEOMETRIC = ("resize", "centre_crop", "pad", "pad_to")
+GEOMETRIC = ("resize", "resize_plane", "centre_crop", "pad", "pad_to")
 _LOSES_UNITS = ("histogram_equalisation", "clahe", "gcn", "zscore", "percentile")
 
 
@@ -106,6 +123,8 @@ def read_step(word: str, forms: Mapping[str, Form], who: str) -> Step:
     mode = form.modes[0] if form.modes else ""
     if arguments and form.modes and arguments[-1] in form.modes:
         mode = arguments.pop()
+    if len(arguments) == 1 and arguments[0] in form.named:
+        arguments = [repr(number) for number in form.named[arguments[0]]]
     try:
         numbers = tuple(float(argument) for argument in arguments)
     except ValueError:
@@ -119,6 +138,7 @@ def read_step(word: str, forms: Mapping[str, Form], who: str) -> Step:
     if not fits or (name == "percentile" and numbers[0] >= numbers[1]):
         bounds = ", ".join(f"{'a whole' if w else 'a'} number from {lo:g} to {hi:g}" for lo, hi, w in form.numbers)
         modes = " or ".join(mode for mode in form.modes if mode)
+        modes += f" or one of {', '.join(form.named)}" if form.named else ""
         wanted = (f" with {bounds}" if bounds else " without numbers") + (f", optionally {modes}" if modes else "")
         raise SettingsError(f"{who} expects {form.usage}{wanted}, got {word!r}; correct the step.")
     return Step(name, numbers, mode)
@@ -301,13 +321,15 @@ class Preprocess:
     """Named steps, what they learned from the training images, and their inverse.
 
     ``steps``: words as in the module's list. ``size``: side of the square or cube that a method sees: a
-    ``resize:size`` is inserted after the last geometric step, or at the start where there is none.
+    ``resize:size`` is inserted after the last geometric step, or at the start where there is none; with ``plane`` it is
+    the side of a volume's slices.
     Raises SettingsError for a word that is unknown or has impossible numbers.
     """
 
     steps: tuple[str, ...] = ()
     size: int | None = None
     fitted: Fitted | None = None
+    plane: bool = False
     plan: tuple[Step, ...] = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -326,7 +348,7 @@ class Preprocess:
                 )
         if self.size is not None:
             place = max((i + 1 for i, name in enumerate(names) if name in GEOMETRIC), default=0)
-            plan.insert(place, read_step(f"resize:{self.size}", STEPS, "size"))
+            plan.insert(place, read_step(f"resize{'_plane' * self.plane}:{self.size}", STEPS, "size"))
         object.__setattr__(self, "steps", words)
         object.__setattr__(self, "plan", tuple(plan))
 
@@ -468,8 +490,9 @@ class Preprocess:
                 np.clip(x, 0, 1, out=x)  # the scale above has put the window at [0, 1]
             else:
                 foreground = None
-                if step.mode == "nonzero":
-                    foreground = Geometry(image.shape[1:], tuple(trace)).forward_mask((image != 0).any(axis=0))
+                if step.mode:
+                    inside = body_mask(image) if step.mode == "body" else (image != 0).any(axis=0)
+                    foreground = Geometry(image.shape[1:], tuple(trace)).forward_mask(inside)
                 affine = self._normalisation(step, x, foreground)
                 x -= np.float32(affine.offset)
                 x /= np.float32(affine.scale)
@@ -480,10 +503,10 @@ class Preprocess:
 
     def _normalisation(self, step: Step, x: Floats, foreground: npt.NDArray[np.bool_] | None) -> Affine:
         """The offset to subtract and the scale to divide by; a constant image is divided by 1, never by 0."""
-        if step.name == "percentile":
-            low, high = np.percentile(x, step.numbers)
-            return Affine(float(low), float(high - low) if high - low > FLAT else 1.0)
         inside = x if foreground is None or not foreground.any() else x[:, foreground]
+        if step.name == "percentile":
+            low, high = np.percentile(inside, step.numbers)
+            return Affine(float(low), float(high - low) if high - low > FLAT else 1.0)
         mean = float(inside.mean(dtype=np.float64))
         if step.name == "zscore":
             deviation = float(inside.std(dtype=np.float64))
@@ -525,7 +548,7 @@ class Preprocess:
         fitted = dataclasses.asdict(self.fitted) if self.fitted else None
         if fitted and fitted["gcn"]:
             fitted["gcn"] = list(fitted["gcn"])
-        return {"steps": list(self.steps), "size": self.size, "fitted": fitted}
+        return {"steps": list(self.steps), "size": self.size, "fitted": fitted, "plane": self.plane}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Preprocess":
@@ -536,7 +559,7 @@ class Preprocess:
                 gcn = fitted["gcn"] and (float(fitted["gcn"][0]), float(fitted["gcn"][1]))
                 whole = int(fitted["channels"]), int(fitted["spatial_dims"])
                 fitted = Fitted(str(fitted["values"]), *whole, float(fitted["low"]), float(fitted["high"]), gcn)
-            return cls(tuple(str(word) for word in data["steps"]), data["size"], fitted)
+            return cls(tuple(str(word) for word in data["steps"]), data["size"], fitted, bool(data.get("plane", False)))
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ModelFileError(
                 f"preprocess expects what to_json wrote, got {error!r}; the model file is damaged."
@@ -546,6 +569,8 @@ class Preprocess:
 def _move(step: Step, shape: Shape) -> Move:
     """What a geometric step does to an image of this spatial shape."""
     number = step.numbers[0]
+    if step.name == "resize_plane":
+        return Move("resize", shape, (*shape[:-2], int(number), int(number)))
     if step.name == "resize":
         return Move("resize", shape, (int(number),) * len(shape))
     if step.name == "centre_crop":
@@ -554,6 +579,16 @@ def _move(step: Step, shape: Shape) -> Move:
     n = int(number)
     after = tuple(-(-side // n) * n if step.name == "pad" else max(side, n) for side in shape)
     return Move("pad", shape, after, tuple((a - b) // 2 for b, a in zip(shape, after)), step.mode)
+
+
+def body_mask(image: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Where an image (C, *spatial) shows something rather than dark background: above Otsu's threshold of the mean over its
+    channels; (*spatial), all True where the image is constant. Air in CT, and what MRI does not see, is dark."""
+    x = image[0] if len(image) == 1 else image.mean(axis=0)
+    if x.min() == x.max():
+        return np.ones(x.shape, bool)
+    otsu: Callable[[npt.NDArray[Any]], float] = threshold_otsu  # it has no types
+    return np.asarray(x > otsu(x))
 
 
 def _equalise(x: Floats) -> Floats:

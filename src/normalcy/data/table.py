@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from .dataset import SPLITS, DataSet, Files, Folder, Item
+from .dataset import SPLITS, DataSet, Files, Folder, Item, case_of
 from .images import read_bytes
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".parquet"})
@@ -46,7 +46,7 @@ def open_table(path: Path) -> DataSet:
             )
         if split and split not in SPLITS:
             raise DataError(f"{here}: expected the split train, test or nothing, got {cell['split']!r}.")
-        items[file] = Item(file, cell["case"] or file, LABELS.get(label), cell["type"] or None, split or None)
+        items[file] = Item(file, cell["case"] or case_of(file), LABELS.get(label), cell["type"] or None, split or None)
         masks.append(cell["mask"] or None)
     if not items:
         raise DataError(f"{path}: expected a row for each image, got none.")

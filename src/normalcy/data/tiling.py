@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 Place = tuple[int, ...]
+Window = Literal["hann", "gaussian"]
 
 
 def places(shape: Sequence[int], tile: Sequence[int], overlap: float) -> list[Place]:
@@ -36,23 +38,27 @@ def cut(image: Floats, tile: Sequence[int], overlap: float) -> tuple[Floats, lis
     return np.stack([image[box] for box in boxes]), corners
 
 
-def blend(tiles: Floats, corners: Sequence[Place], shape: Sequence[int]) -> Floats:
+def blend(tiles: Floats, corners: Sequence[Place], shape: Sequence[int], window: Window = "hann") -> Floats:
     """Maps (T, *tile) or images (T, C, *tile) -> (*shape) or (C, *shape): the mean, weighted towards tile centres.
 
-    Weights are a Hann window that does not reach zero, so that every pixel is covered. A tile cut by :func:`cut` and put
+    Weights are a Hann window, or a Gaussian of deviation an eighth of the side, as in nnU-Net; both stay above zero, so that
+    every pixel is covered. A tile cut by :func:`cut` and put
     back unchanged gives the image back.
     """
     side = tiles.shape[tiles.ndim - len(shape) :]
     lead = tiles.shape[1 : tiles.ndim - len(shape)]
-    window: Floats = np.ones((), np.float32)
+    weights: Floats = np.ones((), np.float32)
     for n in side:
-        window = window[..., None] * (np.hanning(n + 2)[1:-1] + 1e-3).astype(np.float32)
+        bell = (
+            np.hanning(n + 2)[1:-1] if window == "hann" else np.exp(-0.5 * ((np.arange(n) - (n - 1) / 2) * 8 / n) ** 2)
+        )
+        weights = weights[..., None] * (bell + 1e-3).astype(np.float32)
     padded = tuple(max(length, n) for length, n in zip(shape, side))
     total, weight = np.zeros((*lead, *padded), np.float32), np.zeros(padded, np.float32)
     for values, corner in zip(tiles, corners):
         box = _box(corner, side)
-        total[(slice(None),) * len(lead) + box] += values * window
-        weight[box] += window
+        total[(slice(None),) * len(lead) + box] += values * weights
+        weight[box] += weights
     kept = (slice(None),) * len(lead) + tuple(slice(0, length) for length in shape)
     return np.asarray((total / weight)[kept], np.float32)
 

@@ -31,6 +31,7 @@ METHODS: Mapping[str, str] = {
     "patchwise": "normalcy.methods.patchwise:Patchwise",
     "pca": "normalcy.methods.pca:PCA",
     "vae": "normalcy.methods.vae:VAE",
+    "vq_restoration": "normalcy.methods.vq_restoration:VQRestoration",
     "zscore": "normalcy.methods.zscore:ZScore",
 }
 """Name -> "module:class" of the methods that come with normalcy."""

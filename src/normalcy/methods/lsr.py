@@ -32,9 +32,9 @@ from normalcy.method import Batches, Method, Objective, Scores, Stage
 from normalcy.nets import vqvae
 from normalcy.nets.convnets import Standardise
 from normalcy.nets.filters import Reduce, bilateral, check_reduce, reduce_map
-from normalcy.nets.pixelsnail import PixelSNAIL
+from normalcy.nets.pixelsnail import Memory, PixelSNAIL
 from normalcy.nets.quantise import Quantiser
-from normalcy.nets.restore import LikelyCodes, Restored, negative_log_likelihood, restore
+from normalcy.nets.restore import LikelyCodes, Restored, limit_of, negative_log_likelihood, restore
 
 Score = Literal["restored", "input", "likelihood"]
 PRESETS: Mapping[str, Mapping[str, int]] = {
@@ -158,7 +158,7 @@ class LSR(Method):
         """From held-out normal images."""
         if self.settings.eta == "quantile":
             nll = torch.cat([self._nll(self.to_codes(x)).flatten() for x in batches])
-            self.eta.copy_((-torch.quantile(nll[:: max(1, len(nll) // 2**23)], 1 - self.settings.quantile)).exp())
+            self.eta.copy_((-limit_of(nll, self.settings.quantile)).exp())
         elif self.settings.eta == "search":
             self.eta.copy_(self._search_eta(torch.cat(list(batches))))
 
@@ -208,7 +208,7 @@ class LSR(Method):
     def restore(self, codes: Tensor, eta: float | None = None) -> Restored:
         """Equation 5 over codes (B, *grid)."""
         rule = LikelyCodes(float(self.eta) if eta is None else eta, self.grid, self.settings.local)
-        return restore(lambda table, rows: self.prior(table), codes, rule)
+        return restore(Memory(self.prior, ahead=rule.ahead), codes, rule)
 
     def _nll(self, codes: Tensor) -> Tensor:
         """Of each code, in nats, (B, *grid)."""

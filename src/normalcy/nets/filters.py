@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -54,6 +55,21 @@ def bilateral(maps: Tensor, radius: int, space: float, value: float) -> Tensor:
                 total.addcmul_(w, other)
                 weight.add_(w)
     return total / weight
+
+
+def min_filter(maps: Tensor, sides: Sequence[int]) -> Tensor:
+    """The smallest value in a box around each pixel of maps (B, *spatial), 2D or 3D; ``sides`` of the box are odd. What is
+    outside the map does not count."""
+    pool = {2: F.max_pool2d, 3: F.max_pool3d}[maps.ndim - 1]
+    y: Tensor = -pool(-maps[:, None], tuple(sides), 1, tuple(s // 2 for s in sides))
+    return y[:, 0]
+
+
+def mean_filter(maps: Tensor, sides: Sequence[int]) -> Tensor:
+    """The mean of a box around each pixel, otherwise as :func:`min_filter`."""
+    pool: Any = {2: F.avg_pool2d, 3: F.avg_pool3d}[maps.ndim - 1]
+    y: Tensor = pool(maps[:, None], tuple(sides), 1, tuple(s // 2 for s in sides), count_include_pad=False)
+    return y[:, 0]
 
 
 def map_quantile(maps: Tensor, quantile: float) -> Tensor:

@@ -4,6 +4,9 @@ The logits of a position depend on the codes before it in raster order alone. Th
 position, so what later layers compute at a position depends on codes before it; they may see it. Convolutions with such a
 mask have a blind spot to the upper right (van den Oord et al. 2016), which the attention, over all positions before, closes.
 
+Codes that change one after the other need not be looked at as a whole again and again: :class:`Memory` holds what a pass
+computed and computes the lines from the change on, a few at a time, as far as they are asked for.
+
 Differences: one stream of masked convolutions instead of a vertical and a horizontal one; layer norm over channels before each
 block, for training in bf16.
 """
@@ -48,9 +51,13 @@ class PixelSNAIL(nn.Module):
             self.blocks.append(_Attention(width, heads, dropout))
         self.leave = nn.Sequential(_Norm(width), nn.ELU(), _CONV[dims](width, codes, 1))
 
-    def forward(self, codes: Tensor, conditions: Tensor | None = None) -> Tensor:
-        seen = self.embed(codes).movedim(-1, 1) + self.place  # (B, width, *grid)
-        state = self.enter(seen) + self.place
+    def forward(self, codes: Tensor, conditions: Tensor | None = None, memory: Memory | None = None) -> Tensor:
+        """With a memory that is filled, the logits of its lines (B, codes, [1,] lines, length) alone."""
+        place: Tensor = self.place
+        if memory is not None and memory.filled:
+            codes, place = memory.cut(codes[:, None])[:, 0], memory.cut(place.expand(len(codes), *place.shape[1:]))
+        seen = self.embed(codes).movedim(-1, 1) + place  # (B, width, *grid)
+        state = self.enter(seen, memory) + place
         if self.condition is not None:
             assert conditions is not None
             shift: Tensor = self.condition(conditions)
@@ -58,9 +65,9 @@ class PixelSNAIL(nn.Module):
         for block in self.blocks:
             if isinstance(block, nn.ModuleList):
                 for gated in block:
-                    state = gated(state)
+                    state = gated(state, memory)
             else:
-                state = block(state, seen)
+                state = block(state, seen, memory)
         logits: Tensor = self.leave(state).float()
         return logits
 
@@ -87,8 +94,11 @@ class _Gated(nn.Module):
             _masked(dims, width, 2 * width, 3),
         )  # fmt: skip
 
-    def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.layers(x).chunk(2, 1)
+    def forward(self, x: Tensor, memory: Memory | None = None) -> Tensor:
+        inside = x
+        for layer in self.layers:
+            inside = layer(inside, memory) if isinstance(layer, _Masked) else layer(inside)
+        value, gate = inside.chunk(2, 1)
         y: Tensor = x + value * gate.sigmoid()
         return y
 
@@ -110,21 +120,27 @@ class _Attention(nn.Module):
         nn.init.zeros_(self.out.weight)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, state: Tensor, seen: Tensor) -> Tensor:
+    def forward(self, state: Tensor, seen: Tensor, memory: Memory | None = None) -> Tensor:
         """(B, width, *grid) twice: the causal state, and the embedded codes themselves."""
         h = self.norm(state).flatten(2).transpose(1, 2)  # (B, n, width)
-        both = torch.cat([h, seen.flatten(2).transpose(1, 2).to(h.dtype)], 2)
-        known = self.key_value(both[:, :-1])  # the last position comes before none
-        known = torch.cat([self.none.expand(len(h), -1, -1).to(known.dtype), known], 1)
+        known = self.key_value(torch.cat([h, seen.flatten(2).transpose(1, 2).to(h.dtype)], 2))
+        # Key 0 is the one that is always there, key j the code j - 1: query i may see keys 0 ... i.
+        mask = None
+        if memory is not None and memory.filled:
+            known, mask = memory.keys(known)
+        else:
+            known = torch.cat([self.none.expand(len(h), -1, -1).to(known.dtype), known], 1)
+            if memory is not None:
+                memory.keep(known)
+            known = known[:, :-1]  # the last position comes before none
         q = self._split(self.query(h))
         k, v = (self._split(part) for part in known.chunk(2, 2))
-        # Key 0 is the one that is always there, key j the code j - 1: query i may see keys 0 ... i.
-        found = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        found = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         y: Tensor = self.dropout(self.out(found.transpose(1, 2).flatten(2)))
         return state + y.transpose(1, 2).reshape(state.shape)
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+        return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 def _masked(dims: int, before: int, after: int, kernel: int, centre: bool = True) -> nn.Module:
@@ -145,7 +161,111 @@ class _Masked(nn.Module):
         with torch.no_grad():  # keep the scale of what comes out
             convolve.weight.mul_(math.sqrt(taps / int(seen.sum())))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, memory: Memory | None = None) -> Tensor:
         c = self.convolve
+        if memory is not None and memory.filled:
+            return memory.convolved(x, self)
+        if memory is not None:
+            memory.keep(memory.lined(x))
         y: Tensor = c._conv_forward(x, c.weight * self.mask, c.bias)
         return y
+
+    def on_lines(self) -> Tensor:
+        """The weights of the lines of the kernel that are seen, as of a 1D convolution: (after, lines * before, length)."""
+        weight = (self.convolve.weight * self.mask).flatten(2, -2)
+        lines = weight[:, :, : weight.shape[2] // 2 + 1]
+        return lines.transpose(1, 2).flatten(1, 2).contiguous()
+
+
+class Memory:
+    """A prior for :func:`normalcy.nets.restore.restore` that remembers its last pass over the same tables.
+
+    A line is a row of the grid along its last axis. The first call is a whole pass. Each later one computes ``lines`` lines
+    of each table from the first position on that has changed, from what the layers saw in the lines above.
+    ``conditions`` (B, conditions), where the model has some, are those of all tables. ``ahead``: so many more positions are
+    computed, in whole lines. ``copies``: so many tables each are the same at first, and looked at once.
+    """
+
+    def __init__(
+        self, model: PixelSNAIL, conditions: Tensor | None = None, lines: int = 1, ahead: int = 0, copies: int = 1
+    ) -> None:
+        *above, self.length = model.grid
+        self.model, self.conditions, self.copies = model, conditions, copies
+        self.above, self.count = above, math.prod(above)
+        self.size = min(lines + math.ceil(ahead / self.length), self.count)
+        self.rows: Tensor | None = None  # the tables that it holds
+        self.filled = False
+        self.kept: list[Tensor] = []  # by layers in order
+        self.next = 0
+        self.near: dict[int, Tensor] = {}
+        self.weights: dict[_Masked, Tensor] = {}
+
+    def __call__(self, codes: Tensor, rows: Tensor, since: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes (b, *grid) of tables number ``rows`` (b,), which only ever become fewer, changed from position ``since`` (b,)
+        on -> logits (b, K, m) of the m positions from the second (b,) on."""
+        conditions = None if self.conditions is None else self.conditions[rows]
+        if self.rows is None:
+            some = None if conditions is None else conditions[:: self.copies]
+            logits = self.model(codes[:: self.copies], some, self).flatten(2).repeat_interleave(self.copies, 0)
+            self.kept = [part.repeat_interleave(self.copies, 0) for part in self.kept]
+            self.rows, self.filled = rows, True
+            return logits, torch.zeros_like(rows)
+        if len(rows) < len(self.rows):
+            stay = torch.isin(self.rows, rows)
+            self.kept, self.rows = [part[stay] for part in self.kept], rows
+        first = (since // self.length).clamp(max=self.count - self.size)
+        self.lines = first[:, None] + torch.arange(self.size, device=codes.device)  # (b, lines)
+        self.table = torch.arange(len(rows), device=codes.device)[:, None]
+        self.places = (self.lines[:, :, None] * self.length + torch.arange(self.length, device=codes.device)).flatten(1)
+        self.end, self.next = int(self.lines[:, -1].max() + 1) * self.length, 0
+        self.mask = (torch.arange(self.end, device=codes.device) <= self.places[:, :, None])[:, None]
+        return self.model(codes, conditions, self).flatten(2), first * self.length
+
+    def keep(self, part: Tensor) -> None:
+        self.kept.append(part)
+
+    def lined(self, x: Tensor) -> Tensor:
+        """(b, C, *grid) -> lines (b, count + 1, C, length); the last is what is outside of the grid."""
+        return F.pad(x.reshape(*x.shape[:2], self.count, self.length).transpose(1, 2), (0, 0, 0, 0, 0, 1))
+
+    def cut(self, x: Tensor) -> Tensor:
+        """The lines to compute: (b, C, *grid) -> (b, C, [1,] lines, length)"""
+        return self._shaped(x.reshape(*x.shape[:2], self.count, self.length).transpose(1, 2)[self.table, self.lines])
+
+    def convolved(self, x: Tensor, layer: _Masked) -> Tensor:
+        """The masked convolution at the lines (b, C, [1,] lines, length), kept for later."""
+        kept = self._now()
+        kept[self.table, self.lines] = x.flatten(2, -2).transpose(1, 2)
+        kernel, padding = int(layer.convolve.kernel_size[0]), int(layer.convolve.padding[-1])
+        if kernel not in self.near:
+            self.near[kernel] = self._lines_above(kernel).to(x.device)
+        if layer not in self.weights:
+            self.weights[layer] = layer.on_lines()
+        around = kept[self.table[..., None], self.near[kernel][self.lines]]  # (b, lines, seen, C, length)
+        y = F.conv1d(around.flatten(2, 3).flatten(0, 1), self.weights[layer], layer.convolve.bias, padding=padding)
+        return self._shaped(y.view(*self.lines.shape, *y.shape[1:]))
+
+    def keys(self, known: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values at the lines (b, m, 2 width) -> all up to the last of them, and which each query may see."""
+        kept = self._now()
+        kept[self.table, self.places + 1] = known
+        return kept[:, : self.end], self.mask
+
+    def _now(self) -> Tensor:
+        self.next += 1
+        return self.kept[self.next - 1]
+
+    def _shaped(self, lines: Tensor) -> Tensor:
+        """(b, lines, C, length) -> (b, C, [1,] lines, length)"""
+        x = lines.transpose(1, 2)
+        return x[:, :, None] if len(self.above) == 2 else x
+
+    def _lines_above(self, kernel: int) -> Tensor:
+        """For each line those that a masked convolution sees, in the order of its kernel; (count, seen)."""
+        reach, dims = kernel // 2, len(self.above)
+        steps = torch.cartesian_prod(*[torch.arange(-reach, reach + 1)] * dims).view(-1, dims)
+        steps = steps[: len(steps) // 2 + 1]
+        at = torch.cartesian_prod(*[torch.arange(n) for n in self.above]).view(-1, 1, dims) + steps
+        sides, strides = torch.tensor(self.above), torch.tensor([math.prod(self.above[k + 1 :]) for k in range(dims)])
+        inside = ((at >= 0) & (at < sides)).all(2)
+        return torch.where(inside, (at * strides).sum(2), self.count)

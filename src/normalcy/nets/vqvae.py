@@ -1,7 +1,7 @@
 """The convolutional part of VQ-VAEs, in 2D and 3D: strided convolutions down to a grid of codes, residual blocks, and back.
 
-Levels of 4x4 convolutions of stride 2, a 3x3 convolution, residual blocks (ReLU, 3x3, ReLU, 1x1); the decoder mirrors it
-with transposed convolutions (van den Oord et al. 2017; Wang et al. 2020, section 4.3.2).
+Levels of 4x4 convolutions of stride 2, a 3x3 convolution, residual blocks (ReLU, 3x3, ReLU, 1x1; perhaps gated); the decoder
+mirrors it with transposed convolutions (van den Oord et al. 2017; Wang et al. 2020, section 4.3.2).
 """
 
 from __future__ import annotations
@@ -31,6 +31,21 @@ class Residual(nn.Module):
         return y
 
 
+class GatedResidual(nn.Module):
+    """x + a sigmoid(b), with a and b from ReLU, 3x3 convolution, ReLU, 1x1 convolution."""
+
+    def __init__(self, dims: int, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.ReLU(), _CONV[dims](width, width, 3, padding=1), nn.ReLU(), _CONV[dims](width, 2 * width, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.layers(x).chunk(2, 1)
+        y: Tensor = x + value * gate.sigmoid()
+        return y
+
+
 def code_grid(who: str, spatial: Sequence[int], levels: int) -> tuple[int, ...]:
     """Sides of the grid of codes. Raises DataError where they are not whole."""
     step = 2**levels
@@ -42,21 +57,27 @@ def code_grid(who: str, spatial: Sequence[int], levels: int) -> tuple[int, ...]:
     return tuple(side // step for side in spatial)
 
 
-def encoder(dims: int, channels: int, width: int, levels: int, residuals: int, dimension: int) -> nn.Sequential:
+def encoder(
+    dims: int, channels: int, width: int, levels: int, residuals: int, dimension: int, gated: bool = False
+) -> nn.Sequential:
     """(B, channels, *spatial) -> z_e (B, dimension, *grid)"""
+    block = GatedResidual if gated else Residual
     conv, net = _CONV[dims], nn.Sequential()
     for level in range(levels):
         before, after = (channels if level == 0 else width // 2 ** (level < 2), width // 2 ** (level < 1))
         net.extend([conv(before, after, 4, 2, 1), nn.ReLU()])
     net.append(conv(width if levels > 1 else width // 2, width, 3, padding=1))
-    net.extend([*(Residual(dims, width) for _ in range(residuals)), nn.ReLU(), conv(width, dimension, 1)])
+    net.extend([*(block(dims, width) for _ in range(residuals)), nn.ReLU(), conv(width, dimension, 1)])
     return net
 
 
-def decoder(dims: int, channels: int, width: int, levels: int, residuals: int, dimension: int) -> nn.Sequential:
+def decoder(
+    dims: int, channels: int, width: int, levels: int, residuals: int, dimension: int, gated: bool = False
+) -> nn.Sequential:
     """(B, dimension, *grid) -> (B, channels, *spatial), without an activation at the end"""
+    block = GatedResidual if gated else Residual
     net = nn.Sequential(_CONV[dims](dimension, width, 3, padding=1))
-    net.extend([*(Residual(dims, width) for _ in range(residuals)), nn.ReLU()])
+    net.extend([*(block(dims, width) for _ in range(residuals)), nn.ReLU()])
     for level in reversed(range(levels)):
         before = width if level == levels - 1 else width // 2 ** (level < 1)
         after = channels if level == 0 else width // 2 ** (level < 2)

@@ -167,13 +167,17 @@ class _Drawing:
             self._keep(f"spread-{i}", coloured(picture.spread, self.spread_range, "viridis"), picture.size, crisp)
             words = f"spread of the restorations of {path}"
             panels.append(("spread", _picture(width, height, words, _use(f"spread-{i}"))))
+        # From what came in, over what explains it, to what is concluded.
+        order = {"input": 0, "restored": 2, "map": 4, "overlay": 5, "spread": 6}
+        ranked = [(order[name], (name, drawn)) for name, drawn in panels]
         for name, values in picture.others.items():
             limits = self.other_ranges[name]
             pixels = coloured(values, limits, "viridis") if values.ndim == 2 else display(values, limits)[0]
             self._keep(f"{name}-{i}", pixels, picture.size, crisp)
             title = name.replace("_", " ")
-            panels.append((title, _picture(width, height, f"{title} of {path}", _use(f"{name}-{i}"))))
-        return panels
+            panel = title, _picture(width, height, f"{title} of {path}", _use(f"{name}-{i}"))
+            ranked.append((3 if values.ndim == 2 else 1, panel))
+        return [panel for _, panel in sorted(ranked, key=lambda pair: pair[0])]
 
     def _layers(self, i: int, picture: Picture) -> list[Content]:
         heat = _use(f"map-{i}", class_="heat", filter="url(#heat)") if picture.map is not None else None

@@ -15,9 +15,9 @@ from PIL import Image
 from skimage import measure
 
 from normalcy.data.dataset import DataSet
-from normalcy.data.images import read_image, read_mask
+from normalcy.data.images import read_image, read_mask, read_raw
 from normalcy.errors import DataError
-from normalcy.results import Results
+from normalcy.results import MAPS, MASKS, NIFTI, Results
 
 Array = npt.NDArray[Any]
 Range = tuple[float, float]
@@ -29,7 +29,7 @@ THUMBNAIL = 32
 STRETCH = (0.5, 99.5)
 """Percentiles shown as black and white for anything but 8 bits."""
 _CONTOUR_POINTS = 3000
-_RESTORED = (".png", ".tiff", ".npy")
+_RESTORED = (".png", ".tiff", ".npy", NIFTI)
 
 
 @dataclass
@@ -57,13 +57,14 @@ def load_picture(results: Results, i: int, dataset: DataSet | None, place: int |
             whole = dataset.read(place)  # (C, *spatial)
         except (DataError, OSError) as error:
             missing = str(error)
-    volume_map = _array(results.file("maps", i, ".npy"))
-    volume_mask = _mask(results.file("masks", i, ".png", ".npy"))
+    volume_map = _array(results.file("maps", i, *MAPS))
+    volume_mask = _mask(results.file("masks", i, *MASKS))
     spatial = next(
         (a.shape for a in (volume_map, volume_mask) if a is not None), whole.shape[1:] if whole is not None else None
     )
     if spatial is None or not math.prod(spatial):
         return Picture((1, 1), missing=missing or "nothing to show")
+    upright = dataset is not None and place is not None and dataset.space(place) is not None
     cut: int | None = None
     if len(spatial) == 3:
         cut = _peak_slice(volume_map, volume_mask, spatial[0])
@@ -72,7 +73,8 @@ def load_picture(results: Results, i: int, dataset: DataSet | None, place: int |
         """The last two axes, at the slice shown."""
         if volume is None or cut is None:
             return volume
-        return volume[..., min(cut, volume.shape[-3] - 1), :, :] if volume.ndim > 2 else volume
+        shown = volume[..., min(cut, volume.shape[-3] - 1), :, :] if volume.ndim > 2 else volume
+        return shown[..., ::-1, :] if upright else shown  # the front of a patient is shown above
 
     picture = Picture(
         (int(spatial[-2]), int(spatial[-1])), slice=None if cut is None else (cut, spatial[0]), missing=missing
@@ -84,12 +86,12 @@ def load_picture(results: Results, i: int, dataset: DataSet | None, place: int |
     if restored is not None:
         picture.restored, limits, shown_as = display(np.asarray(plane(restored)), limits)
         picture.shown_as = picture.shown_as or shown_as
-    for name, volume in (("map", volume_map), ("spread", _array(results.file("spread", i, ".npy")))):
+    for name, volume in (("map", volume_map), ("spread", _array(results.file("spread", i, *MAPS)))):
         part = plane(volume)
         if part is not None:
             setattr(picture, name, reduce(np.nan_to_num(part.astype(np.float32)), np.max))
     for name in results.pictures():
-        shown = plane(_array(results.file(f"pictures/{name}", i, ".npy"), (2, 3, 4)))
+        shown = plane(_array(results.file(f"pictures/{name}", i, *MAPS)))
         if shown is not None:
             picture.others[name] = reduce(np.nan_to_num(np.asarray(shown, np.float32)), np.mean)
     mask = plane(volume_mask)
@@ -226,14 +228,14 @@ def _array(path: Path | None, axes: tuple[int, ...] = (2, 3)) -> Array | None:
     if path is None:
         return None
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        array = read_raw(path)
+    except (DataError, OSError, ValueError, EOFError):
         return None
     return array if isinstance(array, np.ndarray) and array.ndim in axes and array.dtype.kind in "biuf" else None
 
 
 def _mask(path: Path | None) -> Array | None:
-    if path is None or path.suffix == ".npy":
+    if path is None or path.suffix != ".png":
         array = _array(path)
         return None if array is None else np.asarray(array != 0)
     try:

@@ -1,0 +1,307 @@
+"""Volumes: voxel files to arrays and back, and where their voxels lie in the patient.
+
+A volume is read as ``(C, z, y, x)``: x runs to the patient's right, y to the front, z to the head ("RAS"), whatever the
+order and direction of the file's own axes; those are followed exactly, by flips and swaps alone, never by resampling. What
+is needed to go back, and the affine, is a :class:`Space`. Channels are the fourth axis of a file (time points, directions).
+A volume with one voxel along just one axis is an image ``(C, rows, columns)``.
+
+``scan.nii.gz[z=42]`` is one slice of a file, ``[z=20:60]`` a slab of it, ``[t=3]`` one of its channels, counted from 0 along
+the patient's axes; ``[z=42,t=3]`` is both.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+import re
+import zlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import DataError
+from .images import MAX_VALUES, Array, is_nifti, own, write_bytes
+
+Floats64 = npt.NDArray[np.float64]
+WORLD = "xyz"
+"""Names of the patient's axes: to the right, to the front, to the head."""
+_LARGEST_HEADER = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """Where the voxels of a file lie: the way from its axes to ``(z, y, x)`` and to millimetres, and back."""
+
+    shape: tuple[int, int, int]
+    """Voxels along the file's first three axes."""
+    affine: Floats64
+    """(4, 4): index along the file's axes -> mm to the right, the front and the head."""
+    rest: tuple[int, ...] = ()
+    """Further axes of the file; all together they are the channels."""
+    dtype: np.dtype[Any] = np.dtype(np.float32)  # noqa: RUF009 (never changed)
+    """In which the file keeps its values, before slope and intercept."""
+    scale: tuple[float, float] | None = None
+    """Slope and intercept of the file: value = slope * stored + intercept. None: stored values are meant."""
+
+    @property
+    def order(self) -> tuple[tuple[int, bool], ...]:
+        """For each of z, y and x: the file's axis that runs along it, and whether it runs against it."""
+        orientation = require_nibabel("Space").orientations.io_orientation(self.affine)
+        towards = {int(world): (axis, bool(sign < 0)) for axis, (world, sign) in enumerate(orientation)}
+        return tuple(towards[world] for world in (2, 1, 0))
+
+    @property
+    def flat(self) -> int | None:
+        """The position in (z, y, x) of the only axis with one voxel: such a file is read as an image without it."""
+        single = [place for place, (axis, _) in enumerate(self.order) if self.shape[axis] == 1]
+        return single[0] if len(single) == 1 else None
+
+    @property
+    def _directions(self) -> tuple[slice, ...]:
+        against = {axis for axis, is_against in self.order if is_against}
+        return tuple(slice(None, None, -1 if axis in against else 1) for axis in range(3))
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Distance of neighbouring voxels along z, y and x in mm."""
+        steps = np.sqrt((self.affine[:3, :3] ** 2).sum(0))
+        first, second, third = (float(steps[axis]) for axis, _ in self.order)
+        return first, second, third
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Spatial shape of the array that is read."""
+        return tuple(self.shape[axis] for place, (axis, _) in enumerate(self.order) if place != self.flat)
+
+    def from_file(self, stored: Array) -> Array:
+        """The file's array (X, Y, Z, *rest) -> (C, *size)."""
+        x: Array = stored.reshape(*self.shape, -1)
+        x = x[self._directions].transpose(3, *(axis for axis, _ in self.order))
+        return x if self.flat is None else x.squeeze(1 + self.flat)
+
+    def to_file(self, x: Array) -> Array:
+        """(C, *size) or (*size) -> (X, Y, Z, *rest) or (X, Y, Z): the inverse of :meth:`from_file`."""
+        has_channels = x.ndim > len(self.size)
+        x = x if has_channels else x[None]
+        if x.shape[1:] != self.size:
+            raise DataError(f"Space expects an array of {self.size}, got {x.shape[1:]}; give one of this very volume.")
+        if self.flat is not None:
+            x = np.expand_dims(x, 1 + self.flat)
+        places = {axis: 1 + place for place, (axis, _) in enumerate(self.order)}
+        x = x.transpose(places[0], places[1], places[2], 0)
+        x = x[self._directions]
+        kept = self.rest if x.shape[3] == math.prod(self.rest) else x.shape[3:]
+        stored: Array = x.reshape(*self.shape, *(kept if has_channels else ()))
+        return stored
+
+    def world(self, index: tuple[int, ...]) -> Floats64:
+        """Millimetres to the right, the front and the head of the voxel at ``index`` of an array (*size)."""
+        full = list(index)
+        if self.flat is not None:
+            full.insert(self.flat, 0)
+        in_file = np.zeros(3)
+        for place, (axis, against) in enumerate(self.order):
+            in_file[axis] = self.shape[axis] - 1 - full[place] if against else full[place]
+        return np.asarray(self.affine[:3, :3] @ in_file + self.affine[:3, 3])
+
+    def part(self, selection: Selection) -> Space:
+        """The space of what :func:`select` leaves."""
+        shape, origin = list(self.shape), np.zeros(3)
+        for name, (first, stop) in selection.items():
+            if name == "t":
+                continue
+            axis, against = self.order[2 - WORLD.index(name)]
+            origin[axis] = shape[axis] - stop if against else first
+            shape[axis] = stop - first
+        affine = self.affine.copy()
+        affine[:3, 3] += affine[:3, :3] @ origin
+        channels = selection.get("t")
+        rest = self.rest if channels is None else (channels[1] - channels[0],)
+        return replace(self, shape=(shape[0], shape[1], shape[2]), affine=affine, rest=rest)
+
+
+# -- parts of a volume -------------------------------------------------------------------------------------------------
+
+Selection = dict[str, tuple[int, int]]
+"""Axis (x, y, z or t) -> first index and the one after the last."""
+_PART = re.compile(r"\[(\s*[xyzt]\s*=\s*\d+\s*(:\s*\d+\s*)?(,\s*[xyzt]\s*=\s*\d+\s*(:\s*\d+\s*)?)*)\]$")
+
+
+def split_name(name: str) -> tuple[str, Selection]:
+    """A file's name and the part of it that is meant.
+
+    >>> split_name("a/scan.nii.gz[z=42]")
+    ('a/scan.nii.gz', {'z': (42, 43)})
+    """
+    found = _PART.search(name)
+    if found is None:
+        return name, {}
+    selection: Selection = {}
+    for term in found[1].split(","):
+        axis, numbers = (part.strip() for part in term.split("="))
+        first, colon, stop = numbers.partition(":")
+        selection[axis] = (int(first), int(stop) if colon else int(first) + 1)
+    return name[: found.start()], selection
+
+
+def select(x: Array, space: Space, selection: Selection, name: str) -> tuple[Array, Space]:
+    """The part of ``x`` (C, *size), and where it lies. Raises DataError for indices that the volume does not have."""
+    if not selection:
+        return x, space
+    if space.flat is not None:
+        x = np.expand_dims(x, 1 + space.flat)
+    lengths = {"t": x.shape[0], "z": x.shape[1], "y": x.shape[2], "x": x.shape[3]}
+    for axis, (first, stop) in selection.items():
+        if not 0 <= first < stop <= lengths[axis]:
+            raise DataError(
+                f"{name}: expected {axis} from 0 to {lengths[axis] - 1}, got {first} to {stop - 1}; correct the part."
+            )
+    box = tuple(slice(*selection.get(axis, (0, lengths[axis]))) for axis in "tzyx")
+    part = space.part(selection)
+    x = x[box]
+    return np.ascontiguousarray(x if part.flat is None else x.squeeze(1 + part.flat)), part
+
+
+# -- files ---------------------------------------------------------------------------------------------------------------
+
+
+def decode_volume(data: bytes, name: str) -> tuple[Array, Space]:
+    """The volume in the bytes of a file, (C, *size) in the file's own type (float32 where it has a slope), and its space."""
+    try:
+        return _nifti(data)
+    except DataError:
+        raise
+    except Exception as error:  # damaged bytes meet errors of every type
+        raise _unreadable(data, name, error) from None
+
+
+def volume_space(data: bytes, name: str) -> Space:
+    """The space of :func:`decode_volume` from the header alone."""
+    try:
+        return _nifti_space(_nifti_header(_uncompressed(data, _LARGEST_HEADER)))
+    except DataError:
+        raise
+    except Exception as error:
+        raise _unreadable(data, name, error) from None
+
+
+def write_volume(path: Path | str, x: Array, space: Space, like_file: bool = False) -> None:
+    """Writes (*size) or (C, *size) as NIfTI (.nii.gz) with the axes, shape and affine of the file that ``space`` is of.
+
+    Values are float32; with ``like_file`` of the file's own type, slope and intercept. Atomically.
+    """
+    nibabel = require_nibabel(str(path))
+    stored = space.to_file(x)
+    slope, intercept = space.scale or (1.0, 0.0)
+    if not like_file:
+        stored = stored.astype(np.float32)
+    elif space.dtype.kind in "iu":
+        limits = np.iinfo(space.dtype)
+        stored = np.rint((stored.astype(np.float64) - intercept) / slope) if space.scale else stored
+        stored = np.clip(stored, limits.min, limits.max).astype(space.dtype)
+    else:
+        stored = ((stored - intercept) / slope if space.scale else stored).astype(space.dtype)
+    kind = nibabel.Nifti1Image if max(stored.shape) < 2**15 else nibabel.Nifti2Image
+    image = kind(np.ascontiguousarray(stored), space.affine, dtype=stored.dtype)
+    image.header.set_xyzt_units("mm")
+    if like_file and space.scale:
+        image.header.set_slope_inter(slope, intercept)
+        data = _with_scale(image, stored, slope, intercept)
+    else:
+        data = image.to_bytes()
+    write_bytes(path, gzip.compress(data, 1, mtime=0))
+
+
+def require_nibabel(who: str) -> Any:
+    try:
+        import nibabel
+    except ImportError:
+        raise DataError(f'{who}: volumes need nibabel; pip install "normalcy[medical]".') from None
+    return nibabel
+
+
+def _with_scale(image: Any, stored: Array, slope: float, intercept: float) -> bytes:
+    """nibabel resets slope and intercept when it writes: header, four bytes without extensions, values as they are."""
+    image.header["vox_offset"] = 352 if image.header.sizeof_hdr == 348 else 544
+    image.header["scl_slope"], image.header["scl_inter"] = slope, intercept
+    header: bytes = image.header.binaryblock
+    return header + b"\0" * 4 + stored.astype(stored.dtype.newbyteorder("<")).tobytes("F")
+
+
+def _nifti(data: bytes) -> tuple[Array, Space]:
+    header = _nifti_header(_uncompressed(data, _LARGEST_HEADER))
+    space = _nifti_space(header)
+    stored_type, start = header.get_data_dtype(), int(header["vox_offset"])
+    if stored_type.kind not in "uif":
+        raise ValueError(f"voxels are {stored_type}, expected integers or real numbers")
+    count = math.prod(header.get_data_shape())
+    raw = _uncompressed(data, start + count * stored_type.itemsize, whole=True)
+    if start < header.sizeof_hdr or start + count * stored_type.itemsize > len(raw):
+        raise ValueError(f"truncated: {count:,} voxels of {stored_type} need more bytes than the file has")
+    flat = np.frombuffer(raw, stored_type, count, start)
+    x = space.from_file(flat.reshape(header.get_data_shape(), order="F"))
+    if stored_type.itemsize > 8:
+        x = x.astype(np.float64)
+    if space.scale is not None:
+        slope, intercept = space.scale
+        wide = np.float64 if stored_type.itemsize > 2 else np.float32
+        x = (x.astype(wide) * wide(slope) + wide(intercept)).astype(np.float32)
+    return own(x, "volume"), space
+
+
+def _nifti_header(raw: bytes) -> Any:
+    nibabel = require_nibabel("NIfTI")
+    kind = nibabel.Nifti1Header if is_nifti(raw) == 1 else nibabel.Nifti2Header
+    if bytes(raw[344:348] if kind is nibabel.Nifti1Header else raw[4:8])[:3] not in (b"n+1", b"n+2"):
+        raise ValueError("a NIfTI header whose voxels are in another file; convert the pair to one .nii file")
+    logger = nibabel.imageglobals.logger
+    logger.disabled = True  # its remarks on damaged headers end as our errors
+    return kind.from_fileobj(io.BytesIO(raw))
+
+
+def _nifti_space(header: Any) -> Space:
+    shape = tuple(int(n) for n in header.get_data_shape())
+    if len(shape) < 2 or min(shape) < 1 or math.prod(shape) > MAX_VALUES:
+        raise ValueError(f"claims the shape {shape}, expected 2 to 4 axes and at most {MAX_VALUES:,} voxels")
+    spatial, rest = (*shape[:3], 1)[:3], shape[3:]
+    if sum(n > 1 for n in rest) > 1:
+        raise ValueError(f"has the shape {shape}, expected at most one axis of more than 1 beyond the three of space")
+    affine = np.asarray(header.get_best_affine(), np.float64)
+    _check_affine(affine)
+    slope, intercept = header.get_slope_inter()
+    scale = None if slope is None or (slope, intercept) == (1.0, 0.0) else (float(slope), float(intercept or 0.0))
+    stored = np.dtype(header.get_data_dtype()).newbyteorder("=")
+    return Space((spatial[0], spatial[1], spatial[2]), affine, rest, stored, scale)
+
+
+def _check_affine(affine: Floats64) -> None:
+    """Three axes that span space: else there is no way to millimetres and back."""
+    steps = np.linalg.norm(affine[:3, :3], axis=0)
+    usable = np.isfinite(affine).all() and 1e-6 < steps.min() <= steps.max() < 1e6
+    if not usable or abs(np.linalg.det(affine[:3, :3] / steps)) < 1e-3:
+        raise ValueError("the affine does not say where the voxels lie (axes of length 0, not finite, or in one plane)")
+
+
+def _uncompressed(data: bytes, most: int, whole: bool = False) -> bytes:
+    """The first ``most`` bytes of what was compressed; ``whole`` reads on, so that the checksum at the end is checked."""
+    if not data.startswith(b"\x1f\x8b"):
+        return data if whole else data[:most]
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+        raw = file.read(most)
+        if whole:
+            file.read(1)
+    return raw
+
+
+def _unreadable(data: bytes, name: str, error: Exception) -> DataError:
+    if not data:
+        reason = "the file has zero bytes"
+    elif isinstance(error, EOFError | zlib.error | gzip.BadGzipFile):
+        reason = "the compressed data are damaged or cut off"
+    else:
+        reason = " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
+    return DataError(f"{name}: cannot be read as a volume ({reason}); replace or remove the file.")
