@@ -211,6 +211,7 @@ def score(
     """Score images: scores.csv, maps at each image's own size, restored images."""
     from normalcy.detector import load
     from normalcy.predict import images_to_score, predict
+    from normalcy.results import NOTICE
 
     if batch_size < 1:
         raise SettingsError(f"--batch-size must be at least 1, got {batch_size}.")
@@ -238,6 +239,8 @@ def score(
         )
     for path, reason in run["data"]["failed"]:
         _complain(f"Skipped {path}: {reason}")
+    if run["data"]["medical"]:
+        _complain(NOTICE)
     _print(f"Scored {run['data']['count']} images at {run['images_per_second']:g} images/s -> {out}")
 
 
