@@ -266,6 +266,22 @@ def report(results: Annotated[Path, typer.Argument(help="A results folder, or on
 
 
 @app.command()
+def dicom(
+    results: Annotated[Path, typer.Argument(help="A results folder of DICOM images.")],
+    out: Annotated[Path, typer.Option(help="Folder for the DICOM files; a folder for each image.")],
+    data: Annotated[str | None, typer.Option(help="The images, where run.json does not name them.")] = None,
+) -> None:
+    """Maps as DICOM: parametric map, segmentation and overlays that refer to their source images (they name the patient)."""
+    from normalcy.dicom_results import write_dicom
+
+    with _progress("writing") as step:
+        count, failed = write_dicom(results, out, None if data is None else _open(data, None), step)
+    for _, reason in failed:
+        _complain(f"Skipped {reason}")
+    _print(f"Wrote DICOM results of {count} images -> {out}")
+
+
+@app.command()
 def compare(
     data: Annotated[str, DATA],
     methods: Annotated[str, typer.Option(help="Names, separated by commas.")],

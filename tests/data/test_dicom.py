@@ -316,6 +316,7 @@ def test_fit_and_score_series(tmp_path: Path):
         values = nibabel.load(tmp_path / f"results/maps/test/bright/{i}.nii.gz").get_fdata()
         assert values.shape == (12, 10, 8)
         assert values[4:9, 3:7, 2:5].min() > values.mean(), "columns, rows, slices from the lowest on"
+    check_dicom_results(tmp_path, run("dicom", tmp_path / "results", "--out", tmp_path / "dicom"))
     fitted = json.loads((tmp_path / "model/detector.json").read_text())["data"]
     assert [path for path, _ in fitted["failed"]] == ["train/good/99/x.dcm"]
     written = [path for folder in ("model", "results") for path in (tmp_path / folder).rglob("*") if path.is_file()]
@@ -325,3 +326,30 @@ def test_fit_and_score_series(tmp_path: Path):
         assert not any(secret in text for text in texts), secret
     assert "no diagnosis" in (tmp_path / "results/report.html").read_text()
     assert "no diagnosis" in (tmp_path / "model/CARD.md").read_text()
+
+
+def check_dicom_results(folder: Path, said: str) -> None:
+    """Values and places are those of the map; source instances are named."""
+    import nibabel
+
+    assert "Wrote DICOM results of 4 images" in said
+    values = nibabel.load(folder / "results/maps/test/bright/1.nii.gz").get_fdata(dtype=np.float32)
+    found = pydicom.dcmread(folder / "dicom/test/bright/1/map.dcm")
+    x, space = decode_series([(folder / "dicom/test/bright/1/map.dcm").read_bytes()], ["map.dcm"], "map")
+    np.testing.assert_array_equal(space.to_file(x[0]), values)
+    np.testing.assert_allclose(
+        space.affine, nibabel.load(folder / "results/maps/test/bright/1.nii.gz").affine, atol=1e-4
+    )
+    sources = {ds.SOPInstanceUID: ds for ds in map(pydicom.dcmread, (folder / "data/test/bright/1").iterdir())}
+    referenced = {ref.ReferencedSOPInstanceUID for ref in found.ReferencedSeriesSequence[0].ReferencedInstanceSequence}
+    assert referenced == set(sources)
+    threshold = json.loads((folder / "results/run.json").read_text())["calibration"]["pixel_threshold"]
+    regions = pydicom.dcmread(folder / "dicom/test/bright/1/regions.dcm")
+    assert regions.Modality == "SEG"
+    assert int(regions.pixel_array.sum()) == int((values > threshold).sum())
+    overlays = sorted((folder / "dicom/test/bright/1").glob("overlay-*.dcm"))
+    assert len(overlays) == int((values > threshold).any((0, 1)).sum())
+    shown = pydicom.dcmread(overlays[0])
+    assert shown.pixel_array.shape == (10, 12, 3)
+    assert shown.SourceImageSequence[0].ReferencedSOPInstanceUID in sources
+    assert (shown.StudyInstanceUID, shown.PatientID) == ("1.2.1", "MRN-4711-201")

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
-from .images import MAX_VALUES, Array, own
+from .images import MAX_VALUES, Array, own, read_bytes
 from .volumes import Space, check_affine
 
 _MAGIC = b"DICM"
@@ -120,10 +120,14 @@ def windows(data: bytes) -> list[tuple[float, float]]:
         return [(float(centre), float(width)) for centre, width in zip(centres, widths)]
 
 
-def sorted_datasets(files: Sequence[bytes], names: Sequence[str]) -> list[Any]:
-    """The data sets of a series in the order of its volume's slices, for writers."""
-    with _sentence("DICOM"):
-        return [one.dataset for one in _sorted([_read(data, file) for data, file in zip(files, names)])]
+def sources(space: Space, name: str) -> tuple[list[Any], npt.NDArray[np.intp]]:
+    """The data sets that a volume was read from, in the order of its slices (one where it is multi-frame), and the place of
+    each of its slices in them: writers refer to both."""
+    files = [read_bytes(file) for file in space.files]
+    with _sentence(name):
+        slices = _sorted([_read(data, file) for data, file in zip(files, space.files)])
+        order = slices[0].order
+        return [one.dataset for one in slices], np.arange(space.shape[2]) if order is None else order
 
 
 # -- private -----------------------------------------------------------------------------------------------------------
