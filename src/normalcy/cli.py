@@ -211,6 +211,7 @@ def score(
     """Score images: scores.csv, maps at each image's own size, restored images."""
     from normalcy.detector import load
     from normalcy.predict import images_to_score, predict
+    from normalcy.results import NOTICE
 
     if batch_size < 1:
         raise SettingsError(f"--batch-size must be at least 1, got {batch_size}.")
@@ -238,6 +239,8 @@ def score(
         )
     for path, reason in run["data"]["failed"]:
         _complain(f"Skipped {path}: {reason}")
+    if run["data"]["medical"]:
+        _complain(NOTICE)
     _print(f"Scored {run['data']['count']} images at {run['images_per_second']:g} images/s -> {out}")
 
 
@@ -260,6 +263,22 @@ def report(results: Annotated[Path, typer.Argument(help="A results folder, or on
 
     page = write_comparison(results) if (results / "compare.json").exists() else write_report(results)
     _print(f"{page}")
+
+
+@app.command()
+def dicom(
+    results: Annotated[Path, typer.Argument(help="A results folder of DICOM images.")],
+    out: Annotated[Path, typer.Option(help="Folder for the DICOM files; a folder for each image.")],
+    data: Annotated[str | None, typer.Option(help="The images, where run.json does not name them.")] = None,
+) -> None:
+    """Maps as DICOM: parametric map, segmentation and overlays that refer to their source images (they name the patient)."""
+    from normalcy.dicom_results import write_dicom
+
+    with _progress("writing") as step:
+        count, failed = write_dicom(results, out, None if data is None else _open(data, None), step)
+    for _, reason in failed:
+        _complain(f"Skipped {reason}")
+    _print(f"Wrote DICOM results of {count} images -> {out}")
 
 
 @app.command()

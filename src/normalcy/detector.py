@@ -34,6 +34,7 @@ from normalcy.method import Method, Scores
 from normalcy.methods import get
 from normalcy.nets.filters import Reduce
 from normalcy.provenance import versions
+from normalcy.results import NOTICE
 from normalcy.train import FitSummary, Log, Record, TrainSettings, fit
 
 Array = npt.NDArray[Any]
@@ -518,6 +519,8 @@ class Detector:
                 f"Calibrated on {self.calibration.count} held-out normal images: a score above {decision.threshold:.6g} flags an "
                 f"image, with a promised false-alarm rate of at most {self.decision.false_alarms:g} for images like these.",
             ]
+        if data.get("medical"):
+            lines += ["", NOTICE]
         lines += ["", "## Use", "", "```", "normalcy score MODEL IMAGES --out RESULTS", "```", "", "## Settings", ""]
         lines += [f"- {word}: {value}" for word, value in self.words().items()]
         return "\n".join(lines) + "\n"
@@ -597,6 +600,7 @@ class Detector:
                 "count": len(rest) - len(failed),
                 "held_out": 0 if held_out is None else len(held_out),
                 "fingerprint": data.fingerprint(),
+                "medical": data.is_medical,
                 "failed": [list(f) for f in failed],
             },
             "fit": vars(summary).copy(),

@@ -168,7 +168,12 @@ def _run_facts(
             "training_data": {k: v for k, v in detector.facts["data"].items() if k != "failed"},
             "fit": detector.facts["fit"],
         },
-        "data": {"name": data.name, "fingerprint": data.fingerprint(), "has_masks": data.has_masks},
+        "data": {
+            "name": data.name,
+            "medical": data.is_medical,
+            "fingerprint": data.fingerprint(),
+            "has_masks": data.has_masks,
+        },
         "calibration": None
         if calibration is None and decision is None
         else {

@@ -16,6 +16,8 @@ from normalcy.errors import DataError
 FORMAT = 1
 LATENTS = "latents.npy"
 NIFTI = ".nii.gz"
+NOTICE = "This is research output: it is no diagnosis, and must not be used to make one."
+"""Said wherever results of medical images are shown."""
 MAPS = (".npy", NIFTI)
 MASKS = (".png", ".npy", NIFTI)
 """Suffixes of maps and of masks."""

@@ -75,6 +75,6 @@ def test_plain_folder(tmp_path):
 
 
 def test_a_folder_without_images(tmp_path):
-    (tmp_path / "scan.dcm").write_text("x")
-    with pytest.raises(DataError, match=r"got 1 other files, such as scan\.dcm"):
+    (tmp_path / "scan.doc").write_text("x")
+    with pytest.raises(DataError, match=r"got 1 other files, such as scan\.doc"):
         open_data(tmp_path)

@@ -1,6 +1,7 @@
 """Volumes: every orientation, affine and type comes back as it was; damaged files are a sentence."""
 
 import gzip
+import zlib
 from itertools import permutations, product
 from pathlib import Path
 
@@ -221,3 +222,76 @@ def test_damaged_files_are_a_sentence(name: str):
     with pytest.raises(DataError, match=reason) as caught:
         decode_volume(data, "scan.nii.gz")
     assert "scan.nii.gz: " in str(caught.value)
+
+
+def meta_image(array: np.ndarray, matrix: np.ndarray, spacing: tuple[float, ...], zipped: bool) -> bytes:
+    """MetaImage of (x, y, z) as its documentation describes it: LPS, a line of the matrix for each axis."""
+    values = array.tobytes("F")
+    lines = {
+        "ObjectType": "Image",
+        "NDims": array.ndim,
+        "BinaryData": True,
+        "BinaryDataByteOrderMSB": False,
+        "CompressedData": zipped,
+        **({"CompressedDataSize": len(zlib.compress(values))} if zipped else {}),
+        "TransformMatrix": " ".join(map(repr, matrix.T.ravel().tolist())),
+        "Offset": "1.5 -2.5 3.5",
+        "ElementSpacing": " ".join(map(str, spacing)),
+        "DimSize": " ".join(map(str, array.shape)),
+        "ElementType": {"int16": "MET_SHORT", "float32": "MET_FLOAT"}[array.dtype.name],
+        "ElementDataFile": "LOCAL",
+    }
+    header = "".join(f"{key} = {value}\n" for key, value in lines.items()).encode()
+    return header + (zlib.compress(values) if zipped else values)
+
+
+@pytest.mark.parametrize("kind", ["mha", "mha zipped", "nrrd"])
+@pytest.mark.parametrize("dtype", ["int16", "float32"])
+def test_nrrd_and_meta_image(tmp_path: Path, kind: str, dtype: str):
+    """The same voxel at the same place as in the equal NIfTI file; the formats count to the left and the back."""
+    array = np.random.default_rng(0).normal(0, 99, SHAPE).astype(dtype)
+    spacing, matrix = (0.7, 1.9, 3.1), oblique(100.0)
+    file = tmp_path / f"a.{kind.split()[0]}"
+    if kind == "nrrd":
+        import nrrd
+
+        words = {"space": "left-posterior-superior", "space origin": [1.5, -2.5, 3.5]}
+        nrrd.write(str(file), array, {**words, "space directions": (matrix * spacing).T})
+    else:
+        file.write_bytes(meta_image(array, matrix, spacing, zipped="zipped" in kind))
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = matrix * spacing, (1.5, -2.5, 3.5)
+    affine = np.diag([-1, -1, 1, 1]) @ affine
+    expected, space = decode_volume(write(tmp_path / "b.nii", array, affine).read_bytes(), "b")
+    data = open_data(file)
+    np.testing.assert_array_equal(data.read(0), expected)
+    found = data.space(0)
+    assert found is not None
+    np.testing.assert_allclose(found.affine, space.affine, atol=1e-5)
+    assert data.size(0) == expected.shape[1:]
+    itk = pytest.importorskip("SimpleITK")
+    image = itk.ReadImage(str(file))
+    np.testing.assert_array_equal(itk.GetArrayFromImage(image).transpose(2, 1, 0), array)
+    place = np.array(image.TransformIndexToPhysicalPoint((3, 2, 1))) * [-1, -1, 1]
+    np.testing.assert_allclose(nibabel.affines.apply_affine(found.affine, (3, 2, 1)), place, atol=1e-4)
+
+
+def test_nrrd_with_channels_first(tmp_path: Path):
+    import nrrd
+
+    array = np.random.default_rng(0).integers(0, 99, (3, *SHAPE)).astype(np.int16)
+    header = {
+        "space": "RAS",
+        "space directions": np.vstack([np.full(3, np.nan), np.eye(3)]),
+        "kinds": ["vector", *["space"] * 3],
+    }
+    nrrd.write(str(tmp_path / "a.nrrd"), array, header)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.nrrd"), array.transpose(0, 3, 2, 1))
+
+
+@pytest.mark.parametrize("length", [20, 200, 330])
+def test_cut_off_nrrd_and_meta_image(length: int):
+    data = meta_image(np.zeros(SHAPE, np.int16), np.eye(3), (1, 1, 1), zipped=False)
+    for begin in (data, b"NRRD0004\ntype: short\ndimension: 3\nsizes: 6 5 4\nencoding: raw\n\n" + bytes(300)):
+        with pytest.raises(DataError, match="cannot be read as a volume"):
+            decode_volume(begin[:length], "scan")

@@ -32,6 +32,7 @@ class _Facts:
     channels: int = 0
     dimensions: int = 0
     dtype: str = ""
+    modality: str | None = None
     digest: bytes = b""  # empty: unreadable
 
 
@@ -111,7 +112,9 @@ def _facts(data: DataSet, i: int, masks: bool) -> _Facts:
         return _Facts(tuple(faults))
     digest = hashlib.blake2b(repr((image.shape, image.dtype.str)).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(image).data)
-    return _Facts(tuple(faults), len(image), image.ndim - 1, image.dtype.name, digest.digest())
+    space = data.space(i)
+    modality = None if space is None else space.modality
+    return _Facts(tuple(faults), len(image), image.ndim - 1, image.dtype.name, modality, digest.digest())
 
 
 def _unlike_most(data: DataSet, facts: list[_Facts]) -> Iterator[Fault]:
@@ -119,6 +122,7 @@ def _unlike_most(data: DataSet, facts: list[_Facts]) -> Iterator[Fault]:
         ("{} channels", lambda one: one.channels),
         ("type {}", lambda one: one.dtype),
         ("{} spatial axes", lambda one: one.dimensions),
+        ("modality {}", lambda one: one.modality),
     ]
     for words, kind in kinds:
         counts = Counter(kind(one) for one in facts if one.digest)

@@ -1,5 +1,6 @@
 """What every source of images becomes: a list of named items, and functions that read one image or mask at a time."""
 
+import builtins
 import difflib
 import hashlib
 import os
@@ -17,7 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
+from .dicom import decode_series, is_dicom, series_in, series_space
 from .images import (
+    DICOM_SUFFIXES,
     IMAGE_SUFFIXES,
     VOLUME_SUFFIXES,
     Array,
@@ -110,6 +113,16 @@ class DataSet:
         return None if self._space is None else self._space(int(self._positions[i]))
 
     @property
+    def is_medical(self) -> bool:
+        """Whether the first image that can be read is a volume, a DICOM image or a slide."""
+        for i in range(min(len(self), 8)):
+            try:
+                return self.space(i) is not None
+            except DataError:
+                continue
+        return False
+
+    @property
     def has_masks(self) -> bool:
         """Whether the set comes with masks at all; single ones may still be missing."""
         return self._mask is not None
@@ -177,10 +190,16 @@ class DataSet:
 
 
 class Files:
-    """Images and masks in files that ``opener`` gives as bytes; ``masks[i]`` names a file or is None."""
+    """Images and masks in files that ``opener`` gives as bytes; ``masks[i]`` names a file or is None.
+
+    An image may be several files: those of a DICOM series.
+    """
 
     def __init__(
-        self, opener: "Folder | Zip", images: Sequence[str], masks: Sequence[str | None] | None = None
+        self,
+        opener: "Folder | Zip",
+        images: Sequence[str | tuple[str, ...]],
+        masks: Sequence[str | None] | None = None,
     ) -> None:
         self.opener, self.images, self.masks = opener, images, masks
 
@@ -188,7 +207,10 @@ class Files:
         return self._decode(self.images[i])[0]
 
     def space(self, i: int) -> Space | None:
-        file, part = split_name(self.images[i])
+        image = self.images[i]
+        if isinstance(image, tuple):
+            return series_space(*self._series(image))
+        file, part = split_name(image)
         if not file.lower().endswith(VOLUME_SUFFIXES):
             return None
         return volume_space(self.opener.bytes(file), self.opener.full_name(file)).part(part)
@@ -202,19 +224,32 @@ class Files:
         return decode_mask(self.opener.bytes(file), self.opener.full_name(file))
 
     def size(self, i: int) -> tuple[int, ...]:
-        file, part = split_name(self.images[i])
+        image = self.images[i]
+        if isinstance(image, tuple):
+            return series_space(*self._series(image)).size
+        file, part = split_name(image)
         data, name = self.opener.bytes(file), self.opener.full_name(file)
         return volume_space(data, name).part(part).size if part else image_size(data, name)
 
-    def _decode(self, file: str) -> tuple[Array, Space | None]:
-        file, part = split_name(file)
+    def _series(self, files: tuple[str, ...]) -> tuple[list[bytes], list[str], str]:
+        """Bytes and names of the files of a series, and what to call it in errors."""
+        names = [self.opener.full_name(file) for file in files]
+        whole = names[0] if len(names) == 1 else f"{names[0].rpartition('/')[0]} ({len(names)} files)"
+        return [self.opener.bytes(file) for file in files], names, whole
+
+    def _decode(self, image: str | tuple[str, ...]) -> tuple[Array, Space | None]:
+        if isinstance(image, tuple):
+            return decode_series(*self._series(image))
+        file, part = split_name(image)
         data, name = self.opener.bytes(file), self.opener.full_name(file)
         if not is_volume(data):
             return decode_image(data, name), None
         return select(*decode_volume(data, name), part, name)
 
     def stamp(self, i: int) -> int:
-        return self.opener.stamp(split_name(self.images[i])[0])
+        image = self.images[i]
+        files = image if isinstance(image, tuple) else (split_name(image)[0],)
+        return sum(self.opener.stamp(file) for file in files)
 
     def data_set(self, name: str, items: Sequence[Item], ignored: Sequence[str] = ()) -> DataSet:
         mask = None if self.masks is None else self.mask
@@ -235,6 +270,14 @@ class Folder:
 
     def bytes(self, file: str) -> bytes:
         return read_bytes(self.path / file)
+
+    def head(self, file: str) -> "builtins.bytes":
+        """The first bytes of a file, by which its format is known; empty where it cannot be read."""
+        try:
+            with open(self.path / file, "rb") as opened:
+                return opened.read(132)
+        except (OSError, ValueError):
+            return b""
 
     def stamp(self, file: str) -> int:
         try:
@@ -355,7 +398,7 @@ def open_data(spec: str | Path, data_root: Path | str | None = None) -> DataSet:
             return table.open_table(path)
         if suffix == ".npz":
             return named.open_npz(path)
-        if is_image(path.name):
+        if is_image(path.name) or is_dicom(Folder(path.parent).head(path.name)):
             return open_files([path])
         raise DataError(
             f"{path}: expected a folder, an image ({' '.join(sorted((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES)))}), a table "
@@ -381,7 +424,12 @@ def open_files(paths: Sequence[str | Path]) -> DataSet:
     for given in paths:
         path = Path(os.path.abspath(Path(given).expanduser()))
         if path.is_dir():
-            files += [path / name for name in sorted(_walk(path)) if is_image(name)]
+            below = Folder(path)
+            files += [
+                path / file
+                for _, _, image in find_images(below)[0]
+                for file in ([image] if isinstance(image, str) else image)
+            ]
         elif _exists(Path(split_name(str(path))[0])):
             files.append(path)
         else:
@@ -393,7 +441,38 @@ def open_files(paths: Sequence[str | Path]) -> DataSet:
     twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
     if twice is not None:
         raise DataError(f"{root / twice}: given more than once; name each image once.")
-    return Files(Folder(root), names).data_set(root.name, [Item(name, case_of(name)) for name in names])
+    folder = Folder(root)
+    series = [name for name in names if not is_image(split_name(name)[0])]
+    found: list[Found] = [(name, case_of(name), name) for name in names if is_image(split_name(name)[0])]
+    found += series_in(series, folder.bytes, root.name) if series else []
+    found.sort(key=lambda one: names.index(one[2] if isinstance(one[2], str) else one[2][0]))
+    return Files(folder, [image for _, _, image in found]).data_set(root.name, [Item(*one[:2]) for one in found])
+
+
+Found = tuple[str, str, str | tuple[str, ...]]
+"""Path, case, and the file or the files of a series."""
+
+
+def find_images(folder: Folder) -> tuple[list[Found], list[str]]:
+    """Images below a folder, sorted, with the files of a DICOM series as one; and the files that are none."""
+    names = folder.names()
+    others = [name for name in names if not is_image(name)]
+    dicom = [name for name in others if name.lower().endswith(DICOM_SUFFIXES) or is_dicom(folder.head(name))]
+    dicom = [name for name in dicom if not name.endswith("DICOMDIR")]
+    found: list[Found] = [(name, case_of(name), name) for name in names if is_image(name)]
+    if dicom:
+        found += series_in(dicom, folder.bytes, folder.path.resolve().name)
+    return sorted(found, key=lambda one: one[0]), sorted(set(others) - set(dicom))
+
+
+def files_of(folder: Folder, name: str) -> str | tuple[str, ...]:
+    """What a row of a table names: a file, or a folder with (or one file of) a DICOM series."""
+    if is_image(split_name(name)[0]):
+        return name
+    if (folder.path / name).is_dir():
+        inside = [f"{name}/{file}" for file in Folder(folder.path / name).names()]
+        return tuple(file for file in inside if is_dicom(folder.head(file))) or name
+    return (name,) if is_dicom(folder.head(name)) else name
 
 
 def as_dataset(images: Any, labels: Any = None, masks: Any = None) -> DataSet:

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from ..errors import DataError
-from .dataset import DataSet, Files, Folder, Item, case_of
-from .images import IMAGE_SUFFIXES, VOLUME_SUFFIXES, is_image, stem
+from .dataset import DataSet, Files, Folder, Found, Item, find_images
+from .images import DICOM_SUFFIXES, IMAGE_SUFFIXES, VOLUME_SUFFIXES, stem
 
 
 def open_folder(path: Path) -> DataSet:
@@ -15,38 +15,38 @@ def open_folder(path: Path) -> DataSet:
     or ``<name>.png``, of any image type. Elsewhere labels and splits are unknown. Hidden files are passed over.
     """
     folder = Folder(path)
-    files = folder.names()
-    images = [file for file in files if is_image(file)]
-    ignored = [file for file in files if not is_image(file)]
+    images, ignored = find_images(folder)
     if not images:
-        found = f"{len(files)} other files, such as {files[0]}" if files else "an empty folder"
+        found = f"{len(ignored)} other files, such as {ignored[0]}" if ignored else "an empty folder"
         raise DataError(
-            f"{path}: expected images ({' '.join(sorted((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES)))}), got {found}."
+            f"{path}: expected images ({' '.join(sorted((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES, *DICOM_SUFFIXES)))}), got {found}."
         )
     name = path.resolve().name
-    if any(file.startswith(("train/good/", "test/good/")) for file in images):
+    if any(file.startswith(("train/good/", "test/good/")) for file, _, _ in images):
         return _mvtec(name, folder, images, ignored)
-    inside = sorted({file.split("/")[0] for file in images if file.split("/")[1:3] == ["train", "good"]})
+    inside = sorted({file.split("/")[0] for file, _, _ in images if file.split("/")[1:3] == ["train", "good"]})
     if inside:
         raise DataError(
             f"{path}: expected one data set, got {len(inside)} in its folders {', '.join(inside)}; "
             f"name one of them, for example {path / inside[0]}."
         )
-    return Files(folder, images).data_set(name, [Item(file, case_of(file)) for file in images], ignored)
+    files = [image for _, _, image in images]
+    return Files(folder, files).data_set(name, [Item(file, case) for file, case, _ in images], ignored)
 
 
-def _mvtec(name: str, folder: Folder, files: list[str], ignored: list[str]) -> DataSet:
-    truth = {stem(file): file for file in files if file.startswith("ground_truth/")}
+def _mvtec(name: str, folder: Folder, found: list[Found], ignored: list[str]) -> DataSet:
+    truth = {stem(file): file for file, _, image in found if file.startswith("ground_truth/") and image == file}
     images, items, masks = [], [], []
-    for file in files:
+    for file, case, image in found:
         part, kind, *rest = file.split("/")
         if part not in ("train", "validation", "test") or not rest:
             if part != "ground_truth":
                 ignored.append(file)
             continue
-        marked = f"ground_truth/{kind}/{stem('/'.join(rest))}"
+        name_of = "/".join(rest)
+        marked = f"ground_truth/{kind}/{stem(name_of) if image in (file, (file,)) else name_of}"
         split = "test" if part == "test" else "train"
-        images.append(file)
-        items.append(Item(file, case_of(file), int(kind != "good"), kind, split))
+        images.append(image)
+        items.append(Item(file, case, int(kind != "good"), kind, split))
         masks.append(truth.get(f"{marked}_mask", truth.get(marked)) if part == "test" else None)
     return Files(folder, images, masks if truth else None).data_set(name, items, ignored)

@@ -27,7 +27,8 @@ Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy", ".pgm", ".ppm"})
-VOLUME_SUFFIXES = (".nii", ".nii.gz")
+VOLUME_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha")
+DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 MAX_VALUES = 2**30
 """Largest number of values (pixels times channels) that a file may claim: a guard against decompression bombs. Files
 that Pillow decodes (PNG, JPEG, BMP, PNM) also meet Pillow's own limit of 179 million pixels."""
@@ -63,7 +64,7 @@ def is_nifti(data: bytes) -> int:
 
 def is_volume(data: bytes) -> bool:
     """Whether bytes begin as those of a volume do."""
-    return bool(is_nifti(data)) or data.startswith(b"\x1f\x8b")
+    return bool(is_nifti(data)) or data.startswith((b"\x1f\x8b", b"NRRD", b"ObjectType"))
 
 
 def read_image(path: Path | str, finite: bool = False) -> Array:

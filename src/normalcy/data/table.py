@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from .dataset import SPLITS, DataSet, Files, Folder, Item, case_of
+from .dataset import SPLITS, DataSet, Files, Folder, Item, case_of, files_of
 from .images import read_bytes
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".parquet"})
@@ -50,7 +50,8 @@ def open_table(path: Path) -> DataSet:
         masks.append(cell["mask"] or None)
     if not items:
         raise DataError(f"{path}: expected a row for each image, got none.")
-    files = Files(Folder(path.parent), list(items), masks if "mask" in header else None)
+    folder = Folder(path.parent)
+    files = Files(folder, [files_of(folder, file) for file in items], masks if "mask" in header else None)
     return files.data_set(path.stem, list(items.values()))
 
 

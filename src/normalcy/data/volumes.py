@@ -42,10 +42,16 @@ class Space:
     """(4, 4): index along the file's axes -> mm to the right, the front and the head."""
     rest: tuple[int, ...] = ()
     """Further axes of the file; all together they are the channels."""
-    dtype: np.dtype[Any] = np.dtype(np.float32)  # noqa: RUF009 (never changed)
-    """In which the file keeps its values, before slope and intercept."""
+    dtype: np.dtype[Any] | None = None
+    """In which the file keeps its values, before slope and intercept; None: that of the array."""
     scale: tuple[float, float] | None = None
     """Slope and intercept of the file: value = slope * stored + intercept. None: stored values are meant."""
+    oriented: bool = True
+    """Whether the file says how it lies in the patient; a photograph or a plain X-ray does not."""
+    modality: str | None = None
+    """Of DICOM: CT, MR and so on."""
+    files: tuple[str, ...] = ()
+    """Of DICOM: the files that the slices come from, in their order."""
 
     @property
     def order(self) -> tuple[tuple[int, bool], ...]:
@@ -172,7 +178,10 @@ def select(x: Array, space: Space, selection: Selection, name: str) -> tuple[Arr
 def decode_volume(data: bytes, name: str) -> tuple[Array, Space]:
     """The volume in the bytes of a file, (C, *size) in the file's own type (float32 where it has a slope), and its space."""
     try:
-        return _nifti(data)
+        if is_nifti(data) or data.startswith(b"\x1f\x8b"):
+            return _nifti(data)
+        x, space = _nrrd(data) if data.startswith(b"NRRD") else _meta_image(data)
+        return own(space.from_file(x), name), space
     except DataError:
         raise
     except Exception as error:  # damaged bytes meet errors of every type
@@ -182,7 +191,9 @@ def decode_volume(data: bytes, name: str) -> tuple[Array, Space]:
 def volume_space(data: bytes, name: str) -> Space:
     """The space of :func:`decode_volume` from the header alone."""
     try:
-        return _nifti_space(_nifti_header(_uncompressed(data, _LARGEST_HEADER)))
+        if is_nifti(data) or data.startswith(b"\x1f\x8b"):
+            return _nifti_space(_nifti_header(_uncompressed(data, _LARGEST_HEADER)))
+        return (_nrrd(data) if data.startswith(b"NRRD") else _meta_image(data))[1]
     except DataError:
         raise
     except Exception as error:
@@ -199,12 +210,12 @@ def write_volume(path: Path | str, x: Array, space: Space, like_file: bool = Fal
     slope, intercept = space.scale or (1.0, 0.0)
     if not like_file:
         stored = stored.astype(np.float32)
-    elif space.dtype.kind in "iu":
-        limits = np.iinfo(space.dtype)
+    elif (kept := space.dtype or x.dtype).kind in "iu":
+        limits = np.iinfo(kept)
         stored = np.rint((stored.astype(np.float64) - intercept) / slope) if space.scale else stored
-        stored = np.clip(stored, limits.min, limits.max).astype(space.dtype)
+        stored = np.clip(stored, limits.min, limits.max).astype(kept)
     else:
-        stored = ((stored - intercept) / slope if space.scale else stored).astype(space.dtype)
+        stored = ((stored - intercept) / slope if space.scale else stored).astype(kept)
     kind = nibabel.Nifti1Image if max(stored.shape) < 2**15 else nibabel.Nifti2Image
     image = kind(np.ascontiguousarray(stored), space.affine, dtype=stored.dtype)
     image.header.set_xyzt_units("mm")
@@ -264,21 +275,117 @@ def _nifti_header(raw: bytes) -> Any:
 
 
 def _nifti_space(header: Any) -> Space:
-    shape = tuple(int(n) for n in header.get_data_shape())
+    stored = np.dtype(header.get_data_dtype()).newbyteorder("=")
+    slope, intercept = header.get_slope_inter()
+    scale = None if slope is None or (slope, intercept) == (1.0, 0.0) else (float(slope), float(intercept or 0.0))
+    affine = np.asarray(header.get_best_affine(), np.float64)
+    return _make_space(tuple(int(n) for n in header.get_data_shape()), affine, stored, scale)
+
+
+def _nrrd(data: bytes) -> tuple[Array, Space]:
+    """The file's array (X, Y, Z, *rest) and its space; header and values in one file."""
+    try:
+        import nrrd
+    except ImportError:
+        raise DataError('NRRD files need pynrrd; pip install "normalcy[medical]".') from None
+    file = io.BytesIO(data)
+    header = nrrd.read_header(file)
+    if "data file" in header or "datafile" in header:
+        raise ValueError("a NRRD header whose values are in another file; save it as one .nrrd file")
+    sizes = [int(n) for n in header["sizes"]]
+    if math.prod(sizes) > MAX_VALUES or min(sizes) < 1:
+        raise ValueError(f"claims the shape {tuple(sizes)}, at most {MAX_VALUES:,} values are read")
+    x = nrrd.read_data(header, file, index_order="F")
+    directions = np.asarray(header.get("space directions", np.eye(3)[: min(3, len(sizes))]), np.float64)
+    in_space = (
+        np.flatnonzero(np.isfinite(directions).all(1)) if "space directions" in header else np.arange(len(directions))
+    )
+    if not 2 <= len(in_space) <= 3 or directions.shape[1] != 3:
+        raise ValueError(f"has {len(in_space)} axes in space, expected 2 or 3 axes of 3 numbers")
+    signs = _signs(str(header.get("space", "left-posterior-superior")))
+    affine = np.eye(4)
+    affine[:3, : len(in_space)] = directions[in_space].T
+    if len(in_space) == 2:
+        affine[:3, 2] = np.cross(affine[:3, 0], affine[:3, 1])
+    affine[:3, 3] = header.get("space origin", np.zeros(3))
+    x = np.moveaxis(x, in_space, range(len(in_space)))
+    x = x[:, :, None] if len(in_space) == 2 else x
+    return x, _make_space(x.shape, np.diag([*signs, 1.0]) @ affine, x.dtype, None)
+
+
+def _signs(space: str) -> tuple[float, float, float]:
+    """Of NRRD's spaces, towards right, front and head."""
+    words = space.lower().replace("-time", "").split("-")
+    if len(words) == 1:
+        names = {"r": "right", "l": "left", "a": "anterior", "p": "posterior", "s": "superior", "i": "inferior"}
+        words = [names.get(letter, letter) for letter in words[0]]
+    known = [{"right": 1.0, "left": -1.0}, {"anterior": 1.0, "posterior": -1.0}, {"superior": 1.0, "inferior": -1.0}]
+    if len(words) < 3 or any(word not in meaning for word, meaning in zip(words, known)):
+        raise ValueError(f"is in the space {space[:40]!r}, expected one such as left-posterior-superior")
+    first, second, third = (meaning[word] for word, meaning in zip(words, known))
+    return first, second, third
+
+
+_ELEMENTS = {
+    "MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4",
+    "MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8", "MET_FLOAT": "f4", "MET_DOUBLE": "f8",
+}  # fmt: skip
+
+
+def _meta_image(data: bytes) -> tuple[Array, Space]:
+    """MetaImage (.mha): lines of ``key = value``, the last of which is ElementDataFile, then the values, perhaps zipped."""
+    fields: dict[str, str] = {}
+    position = 0
+    while "ElementDataFile" not in fields:
+        end = data.find(b"\n", position, position + 4096)
+        if end < 0:
+            raise ValueError("the header of a MetaImage file does not end")
+        key, _, value = data[position:end].decode("ascii").partition("=")
+        fields[key.strip()] = value.strip()
+        position = end + 1
+    if fields["ElementDataFile"] != "LOCAL" or fields.get("BinaryData", "True").lower() != "true":
+        raise ValueError(
+            "a MetaImage header whose values are in another file, or as text; save it as one binary .mha file"
+        )
+    count = int(fields["NDims"])
+    sizes = [int(n) for n in fields["DimSize"].split()]
+    channels = int(fields.get("ElementNumberOfChannels", 1))
+    if not 2 <= count <= 4 or len(sizes) != count or min(sizes) < 1 or math.prod(sizes) * channels > MAX_VALUES:
+        raise ValueError(f"claims the shape {tuple(sizes)}, expected 2 to 4 axes and at most {MAX_VALUES:,} values")
+    msb = fields.get("BinaryDataByteOrderMSB", fields.get("ElementByteOrderMSB", "False")).lower() == "true"
+    kind = np.dtype(_ELEMENTS[fields["ElementType"]]).newbyteorder(">" if msb else "<")
+    wanted = math.prod(sizes) * channels * kind.itemsize
+    raw = data[position:]
+    if fields.get("CompressedData", "False").lower() == "true":
+        raw = zlib.decompressobj().decompress(raw, wanted)
+    if len(raw) < wanted:
+        raise ValueError("truncated: the values need more bytes than the file has")
+    x = np.frombuffer(raw, kind, wanted // kind.itemsize).reshape(channels, *sizes, order="F")
+    x = np.moveaxis(x, 0, -1) if channels > 1 else x[0]
+    matrix = np.array(fields.get("TransformMatrix", " ".join(map(str, np.eye(count).ravel()))).split(), float)
+    spacing = np.array(fields.get("ElementSpacing", "1 " * count).split(), float)
+    origin = next((fields[key] for key in ("Offset", "Position", "Origin") if key in fields), "0 " * count)
+    used = min(count, 3)
+    affine = np.eye(4)
+    affine[:used, :used] = (matrix.reshape(count, count) * spacing[:, None])[:used, :used].T
+    affine[:used, 3] = np.array(origin.split(), float)[:used]
+    x = x[:, :, None] if count == 2 else x
+    return x, _make_space(x.shape, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine, kind.newbyteorder("="), None)
+
+
+def _make_space(
+    shape: tuple[int, ...], affine: Floats64, stored: np.dtype[Any], scale: tuple[float, float] | None
+) -> Space:
     if len(shape) < 2 or min(shape) < 1 or math.prod(shape) > MAX_VALUES:
         raise ValueError(f"claims the shape {shape}, expected 2 to 4 axes and at most {MAX_VALUES:,} voxels")
     spatial, rest = (*shape[:3], 1)[:3], shape[3:]
     if sum(n > 1 for n in rest) > 1:
         raise ValueError(f"has the shape {shape}, expected at most one axis of more than 1 beyond the three of space")
-    affine = np.asarray(header.get_best_affine(), np.float64)
-    _check_affine(affine)
-    slope, intercept = header.get_slope_inter()
-    scale = None if slope is None or (slope, intercept) == (1.0, 0.0) else (float(slope), float(intercept or 0.0))
-    stored = np.dtype(header.get_data_dtype()).newbyteorder("=")
+    check_affine(affine)
     return Space((spatial[0], spatial[1], spatial[2]), affine, rest, stored, scale)
 
 
-def _check_affine(affine: Floats64) -> None:
+def check_affine(affine: Floats64) -> None:
     """Three axes that span space: else there is no way to millimetres and back."""
     steps = np.linalg.norm(affine[:3, :3], axis=0)
     usable = np.isfinite(affine).all() and 1e-6 < steps.min() <= steps.max() < 1e6

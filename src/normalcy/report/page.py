@@ -32,7 +32,7 @@ from normalcy.report.markup import (
     tag,
 )
 from normalcy.report.pictures import restored_thumbnails
-from normalcy.results import LATENTS, Json, Results, finite, look, read_results, wilson
+from normalcy.results import LATENTS, NOTICE, Json, Results, finite, look, read_results, wilson
 
 Ints = npt.NDArray[np.intp]
 
@@ -159,7 +159,7 @@ def _page(results: Results, dataset: DataSet | None, why_no_inputs: str) -> str:
 def _warnings(results: Results) -> Content:
     """What a reader must know before believing the numbers."""
     counts, promise = _Counts(results), _false_alarms(results)
-    words = []
+    words = [NOTICE] if look(results.run, "data", "medical") else []
     if promise and counts.normal and (results.flagged >= 0).any():
         low, _ = wilson(counts.false_alarms, counts.normal)
         if low > promise:

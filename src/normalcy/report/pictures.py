@@ -64,7 +64,8 @@ def load_picture(results: Results, i: int, dataset: DataSet | None, place: int |
     )
     if spatial is None or not math.prod(spatial):
         return Picture((1, 1), missing=missing or "nothing to show")
-    upright = dataset is not None and place is not None and dataset.space(place) is not None
+    space = dataset.space(place) if dataset is not None and place is not None and not missing else None
+    upright = space is not None and space.oriented
     cut: int | None = None
     if len(spatial) == 3:
         cut = _peak_slice(volume_map, volume_mask, spatial[0])

@@ -1,0 +1,355 @@
+"""DICOM: values, places and order are those of the file; what is no single volume is refused; no name of a patient leaves."""
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless, generate_uid
+from scipy.spatial.transform import Rotation
+from typer.testing import CliRunner
+
+from normalcy.cli import app
+from normalcy.data.check import check
+from normalcy.data.dataset import open_data
+from normalcy.data.dicom import decode_series, windows
+from normalcy.errors import DataError
+
+CT = pydicom.uid.CTImageStorage
+
+
+def dataset(pixels: np.ndarray, series: str = "1.2.3", **words: Any) -> Dataset:
+    """One slice (rows, columns) or (rows, columns, 3); ``words`` replace or remove (None) elements."""
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = CT
+    ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.FrameOfReferenceUID = "1.2.1", series, "1.2.9"
+    ds.PatientName, ds.PatientID, ds.PatientBirthDate, ds.PatientSex = "Doe^Jane", "MRN-4711", "19700101", "F"
+    ds.StudyID, ds.StudyDate, ds.StudyTime, ds.AccessionNumber = "1", "20200101", "120000", "A77"
+    ds.ReferringPhysicianName, ds.SeriesNumber, ds.InstanceNumber = "Roe^Richard", 1, 1
+    ds.Modality = "CT"
+    ds.Rows, ds.Columns = pixels.shape[:2]
+    ds.SamplesPerPixel = 3 if pixels.ndim == 3 else 1
+    ds.PhotometricInterpretation = "RGB" if pixels.ndim == 3 else "MONOCHROME2"
+    if pixels.ndim == 3:
+        ds.PlanarConfiguration = 0
+    ds.BitsAllocated = ds.BitsStored = 8 * pixels.dtype.itemsize
+    ds.HighBit, ds.PixelRepresentation = ds.BitsStored - 1, int(pixels.dtype.kind == "i")
+    ds.ImageOrientationPatient, ds.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, 0, 0]
+    ds.PixelSpacing, ds.SliceThickness = [1, 1], 1
+    ds.PixelData = pixels.tobytes()
+    for word, value in words.items():
+        if value is None:
+            delattr(ds, word)
+        else:
+            setattr(ds, word, value)
+    return ds
+
+
+def encoded(ds: Dataset) -> bytes:
+    buffer = io.BytesIO()
+    pydicom.dcmwrite(buffer, ds, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def series(
+    volume: np.ndarray, turn: np.ndarray, spacing: Sequence[float] = (0.8, 0.5, 2.5), **words: Any
+) -> list[Dataset]:
+    """Slices of (slices, rows, columns): rows and columns run along the first two columns of ``turn`` (in LPS)."""
+    made = []
+    for k, plane in enumerate(volume):
+        position = np.array([-20.0, 11.0, 5.0]) + k * spacing[2] * turn[:, 2]
+        made.append(
+            dataset(
+                plane,
+                ImageOrientationPatient=[*turn[:, 0].round(9), *turn[:, 1].round(9)],
+                ImagePositionPatient=list(position.round(9)),
+                PixelSpacing=[spacing[0], spacing[1]],  # between rows, between columns
+                SliceThickness=spacing[2],
+                InstanceNumber=k + 1,
+                **words,
+            )
+        )
+    return made
+
+
+def read(datasets: Sequence[Dataset]) -> tuple[np.ndarray, Any]:
+    return decode_series([encoded(ds) for ds in datasets], [f"{i}.dcm" for i in range(len(datasets))], "series")
+
+
+def turns() -> list[np.ndarray]:
+    """All 24 rotations of a cube, and an oblique one."""
+    return [*Rotation.create_group("O").as_matrix(), Rotation.from_rotvec([0.2, -0.3, 0.5]).as_matrix()]
+
+
+@pytest.mark.parametrize("backwards", [False, True], ids=["rising", "falling"])
+@pytest.mark.parametrize("number", range(25))
+def test_marked_voxel_comes_back(number: int, backwards: bool):
+    """Equation C.7.6.2.1-1 of the standard gives the place, whatever the order of the files."""
+    turn = turns()[number]
+    volume = np.zeros((4, 5, 6), np.int16)
+    k, row, column = 2, 1, 4
+    volume[k, row, column] = 99
+    slices = series(volume, turn)
+    x, space = read(slices[::-1] if backwards else slices)
+    ds = slices[k]
+    orientation, (between_rows, between_columns) = np.array(ds.ImageOrientationPatient, float), ds.PixelSpacing
+    lps = np.array(ds.ImagePositionPatient, float)
+    lps += orientation[:3] * float(between_columns) * column + orientation[3:] * float(between_rows) * row
+    (place,) = np.argwhere(x[0] == 99)
+    np.testing.assert_allclose(space.world(tuple(place)), lps * [-1, -1, 1], atol=1e-4)
+    steps = np.array([space.world(tuple(place + s)) - space.world(tuple(place)) for s in np.eye(3, dtype=int)])
+    assert (steps[(0, 1, 2), (2, 1, 0)] > 0).all(), "towards head, front and right"
+    np.testing.assert_array_equal(space.to_file(x[0]).transpose(2, 1, 0), volume)
+
+
+@pytest.mark.parametrize(
+    ("stored", "words", "expected", "dtype"),
+    [
+        ([0, 100], {"RescaleSlope": 1, "RescaleIntercept": -1024, "BitsStored": 12, "HighBit": 11}, [-1024, -924], "int16"),
+        ([0, 100], {"RescaleSlope": 0.5, "RescaleIntercept": 1}, [1, 51], "float32"),
+        ([0, 60000], {"RescaleSlope": 1, "RescaleIntercept": -1024}, [-1024, 58976], "int32"),
+        ([0, 100], {}, [0, 100], "uint16"),
+        ([1, 4095], {"PhotometricInterpretation": "MONOCHROME1", "BitsStored": 12, "HighBit": 11}, [4094, 0], "uint16"),
+    ],
+)  # fmt: skip
+def test_values(stored: list[int], words: dict[str, Any], expected: list[float], dtype: str):
+    plane = np.array([stored] * 2, np.uint16)
+    x, _ = read([dataset(plane, **words)])
+    assert x.dtype == dtype
+    # a slice on its own is an image, its rows from back to front
+    np.testing.assert_array_equal(x[0], np.array([expected] * 2)[:, ::-1])
+
+
+def test_signed_and_colour():
+    x, space = read(
+        [dataset(np.array([[-5, 7], [1, 2]], np.int16), ImageOrientationPatient=None, ImagePositionPatient=None)]
+    )
+    np.testing.assert_array_equal(x, [[[-5, 7], [1, 2]]])
+    assert not space.oriented
+    colours = np.random.default_rng(0).integers(0, 255, (4, 5, 3), dtype=np.uint8)
+    x, _ = read([dataset(colours, ImageOrientationPatient=None, ImagePositionPatient=None)])
+    np.testing.assert_array_equal(x, np.moveaxis(colours, -1, 0))
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless, JPEGLSLossless], ids=lambda uid: uid.keyword)
+def test_compressed(syntax: str):
+    volume = np.random.default_rng(0).integers(0, 4000, (3, 40, 41), dtype=np.uint16)
+    slices = series(volume, np.eye(3))
+    plain, _ = read(slices)
+    for ds in slices:
+        ds.compress(syntax)
+    np.testing.assert_array_equal(read(slices)[0], plain)
+
+
+def multi_frame(volume: np.ndarray, order: Sequence[int]) -> Dataset:
+    """An enhanced CT of (slices, rows, columns), its frames stored in this order."""
+    ds = dataset(volume[0], ImageOrientationPatient=None, ImagePositionPatient=None, PixelSpacing=None)
+    ds.NumberOfFrames, ds.PixelData = len(order), volume[list(order)].tobytes()
+    shared, per_frame = Dataset(), []
+    orientation, measures = Dataset(), Dataset()
+    orientation.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    measures.PixelSpacing, measures.SliceThickness = [0.8, 0.5], 2.5
+    shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = [orientation], [measures]
+    rescale = Dataset()
+    rescale.RescaleSlope, rescale.RescaleIntercept = 2, -10
+    shared.PixelValueTransformationSequence = [rescale]
+    for k in order:
+        position, group = Dataset(), Dataset()
+        position.ImagePositionPatient = [-20, 11, 5 + 2.5 * k]
+        group.PlanePositionSequence = [position]
+        per_frame.append(group)
+    ds.SharedFunctionalGroupsSequence, ds.PerFrameFunctionalGroupsSequence = [shared], per_frame
+    return ds
+
+
+def test_multi_frame_is_the_same_volume():
+    volume = np.random.default_rng(0).integers(0, 99, (4, 5, 6), dtype=np.int16)
+    expected, space = read(series(volume, np.eye(3), RescaleSlope=2, RescaleIntercept=-10))
+    for order in ([0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]):
+        x, found = read([multi_frame(volume, order)])
+        np.testing.assert_array_equal(x, expected)
+        np.testing.assert_allclose(found.affine, space.affine)
+    cine = multi_frame(volume, range(4))
+    del cine.PerFrameFunctionalGroupsSequence, cine.SharedFunctionalGroupsSequence
+    assert read([cine])[0].shape == (1, 4, 5, 6), "frames without a place are in their order"
+
+
+def faults() -> dict[str, tuple[list[bytes], str]]:
+    volume = np.random.default_rng(0).integers(0, 99, (5, 8, 8), dtype=np.int16)
+
+    def changed(i: int, **words: Any) -> list[bytes]:
+        slices = series(volume, np.eye(3))
+        for word, value in words.items():
+            setattr(slices[i], word, value)
+        return [encoded(ds) for ds in slices]
+
+    whole = changed(0)
+    compressed = series(volume[:1], np.eye(3))[0]
+    compressed.compress(RLELossless)
+    compressed.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.102"  # MPEG-4: no codec for it
+    other_size = encoded(dataset(np.zeros((4, 8), np.int16), ImagePositionPatient=[-20, 11, 5]))
+    report = dataset(volume[0], Modality="SR", Rows=None, Columns=None, PixelData=None)
+    return {
+        "missing slice": (whole[:2] + whole[3:], "a slice is missing: 5 mm after slice 1, elsewhere 2.5 mm"),
+        "uneven": (changed(4, ImagePositionPatient=[-20, 11, 16]), "unevenly spaced"),
+        "mixed series": (changed(1, SeriesInstanceUID="9.9"), "mixed series"),
+        "twice": (whole + whole[1:2], "two slices at the same place"),
+        "localiser": (changed(2, ImageOrientationPatient=[0, 1, 0, 0, 0, 1]), "differ in orientation"),
+        "other size": ([*whole, other_size], "4 x 8 and 8 x 8 pixels"),
+        "no place": (changed(0, ImagePositionPatient=None), "do not say where they lie"),
+        "cut off": ([whole[0][:-30]], "do not fit its header|damaged"),
+        "cut early": ([whole[0][:400]], "holds no|damaged"),
+        "no codec": ([encoded(compressed)], "cannot be decoded: damaged, or a codec is missing"),
+        "no image": ([encoded(report)], "holds no image"),
+        "not DICOM": ([b"x" * 200], "the mark DICM is missing"),
+        "empty": ([b""], "zero bytes"),
+        "flat": (changed(0, PixelSpacing=[0, 1])[:1], "does not say where the voxels lie"),
+    }
+
+
+@pytest.mark.parametrize("name", faults())
+def test_faults_are_a_sentence(name: str):
+    files, reason = faults()[name]
+    with pytest.raises(DataError, match=reason) as caught:
+        decode_series(files, [f"{i}.dcm" for i in range(len(files))], "scan")
+    assert str(caught.value).startswith("scan: cannot be read as DICOM (")
+    assert not any(secret in str(caught.value) for secret in ("Doe", "4711"))
+
+
+def test_windows_are_offered():
+    ds = dataset(np.zeros((4, 4), np.int16), WindowCenter=[40, 400], WindowWidth=[80, 1800])
+    assert windows(encoded(ds)) == [(40, 80), (400, 1800)]
+    assert windows(encoded(dataset(np.zeros((4, 4), np.int16)))) == []
+
+
+def write(folder: Path, slices: Sequence[Dataset], reverse: bool = False) -> None:
+    """Files without a suffix, as scanners write them; names in the order of the slices or against it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, ds in enumerate(slices[::-1] if reverse else slices):
+        (folder / f"IM{i:04d}").write_bytes(encoded(ds))
+
+
+def test_folders_of_series(tmp_path: Path):
+    volume = np.random.default_rng(0).integers(0, 99, (3, 8, 8), dtype=np.int16)
+    write(tmp_path / "a", series(volume, np.eye(3)))
+    for k, uid in enumerate(("1.7", "1.8")):
+        for i, ds in enumerate(series(volume, np.eye(3), SeriesInstanceUID=uid, PatientID="other")):
+            (tmp_path / "b").mkdir(exist_ok=True)
+            (tmp_path / "b" / f"{k}{i}.dcm").write_bytes(encoded(ds))
+    (tmp_path / "single.dcm").write_bytes(encoded(series(volume, np.eye(3))[0]))
+    (tmp_path / "bad.dcm").write_bytes(b"nothing")
+    (tmp_path / "notes.txt").write_text("x" * 200)
+    data = open_data(tmp_path)
+    paths = [item.path for item in data.items]
+    assert paths[:1] + paths[3:] == ["a", "bad.dcm", "single.dcm"]
+    assert all(path.startswith("b/series-") for path in paths[1:3])
+    cases = [item.case for item in data.items]
+    assert cases[0] == cases[4] != cases[1] == cases[2], "one patient's series and single image, another's two"
+    assert cases[0].startswith("patient-")
+    assert data.ignored == ("notes.txt",)
+    assert data.read(0).shape == (1, 3, 8, 8)
+    assert data.size(0) == (3, 8, 8)
+    (tmp_path / "table.csv").write_text("path,case\na,first\nsingle.dcm,second\n")
+    assert [open_data(tmp_path / "table.csv").read(i).shape for i in (0, 1)] == [(1, 3, 8, 8), (1, 8, 8)]
+    assert open_data(tmp_path / "single.dcm").read(0).shape == (1, 8, 8)
+
+
+def test_check_lists_modality_and_damage(tmp_path: Path):
+    volume = np.random.default_rng(0).integers(0, 99, (3, 8, 8), dtype=np.int16)
+    for i in range(3):
+        uid = f"1.{i}"
+        write(
+            tmp_path / f"s{i}", series(volume + i, np.eye(3), SeriesInstanceUID=uid, Modality="MR" if i == 1 else "CT")
+        )
+    slices = series(volume, np.eye(3), SeriesInstanceUID="1.9")
+    write(tmp_path / "s9", [slices[0], slices[2], *series(volume[:1] + 7, np.eye(3), SeriesInstanceUID="1.9")][:2])
+    problems = {fault.path: fault.problem for fault in check(open_data(tmp_path)) if fault.severity == "error"}
+    assert "modality MR, while 3 of 4 images have modality CT" in problems["s1"]
+
+
+SECRETS = (b"Doe", b"Jane", b"MRN-", b"4711", b"19700101", b"Roe")
+
+
+def test_fit_and_score_series(tmp_path: Path):
+    """Both orders of file names give the same result; nothing that names a patient is in any file or message."""
+    rng = np.random.default_rng(0)
+
+    def scan(folder: str, patient: int, bright: bool = False, reverse: bool = False) -> None:
+        volume = rng.normal(300, 20, (8, 10, 12)).astype(np.int16)
+        if bright:
+            volume[2:5, 3:7, 4:9] += 700
+        uid = f"1.{sum(folder.encode())}.{patient}"
+        words = {"SeriesInstanceUID": uid, "PatientID": f"MRN-4711-{patient}"}
+        write(tmp_path / "data" / folder, series(volume, np.eye(3), **words), reverse)
+
+    for i in range(40):
+        scan(f"train/good/{i}", i // 2, reverse=i % 2 == 1)
+    for i in range(2):
+        scan(f"test/good/{i}", 100 + i)
+        scan(f"test/bright/{i}", 200 + i, bright=True, reverse=i == 1)
+    (tmp_path / "data/train/good/99").mkdir()
+    (tmp_path / "data/train/good/99/x.dcm").write_bytes(
+        encoded(series(np.zeros((1, 4, 4), np.int16), np.eye(3))[0])[:600]
+    )
+
+    def run(*words: object) -> str:
+        done = CliRunner().invoke(app, [str(word) for word in words])
+        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+        return done.output
+
+    said = run("check", tmp_path / "data")
+    assert "train/good/99/x.dcm" in said
+    said += run("fit", tmp_path / "data", "--method", "zscore", "--out", tmp_path / "model")
+    said += run("score", tmp_path / "model", tmp_path / "data", "--out", tmp_path / "results")
+    said += run("report", tmp_path / "results")
+    import nibabel
+
+    for i in range(2):
+        values = nibabel.load(tmp_path / f"results/maps/test/bright/{i}.nii.gz").get_fdata()
+        assert values.shape == (12, 10, 8)
+        assert values[4:9, 3:7, 2:5].min() > values.mean(), "columns, rows, slices from the lowest on"
+    check_dicom_results(tmp_path, run("dicom", tmp_path / "results", "--out", tmp_path / "dicom"))
+    fitted = json.loads((tmp_path / "model/detector.json").read_text())["data"]
+    assert [path for path, _ in fitted["failed"]] == ["train/good/99/x.dcm"]
+    written = [path for folder in ("model", "results") for path in (tmp_path / folder).rglob("*") if path.is_file()]
+    texts = [said.encode(), *(path.read_bytes() for path in written)]
+    assert len(texts) > 10
+    for secret in SECRETS:
+        assert not any(secret in text for text in texts), secret
+    assert "no diagnosis" in (tmp_path / "results/report.html").read_text()
+    assert "no diagnosis" in (tmp_path / "model/CARD.md").read_text()
+
+
+def check_dicom_results(folder: Path, said: str) -> None:
+    """Values and places are those of the map; source instances are named."""
+    import nibabel
+
+    assert "Wrote DICOM results of 4 images" in said
+    values = nibabel.load(folder / "results/maps/test/bright/1.nii.gz").get_fdata(dtype=np.float32)
+    found = pydicom.dcmread(folder / "dicom/test/bright/1/map.dcm")
+    x, space = decode_series([(folder / "dicom/test/bright/1/map.dcm").read_bytes()], ["map.dcm"], "map")
+    np.testing.assert_array_equal(space.to_file(x[0]), values)
+    np.testing.assert_allclose(
+        space.affine, nibabel.load(folder / "results/maps/test/bright/1.nii.gz").affine, atol=1e-4
+    )
+    sources = {ds.SOPInstanceUID: ds for ds in map(pydicom.dcmread, (folder / "data/test/bright/1").iterdir())}
+    referenced = {ref.ReferencedSOPInstanceUID for ref in found.ReferencedSeriesSequence[0].ReferencedInstanceSequence}
+    assert referenced == set(sources)
+    threshold = json.loads((folder / "results/run.json").read_text())["calibration"]["pixel_threshold"]
+    regions = pydicom.dcmread(folder / "dicom/test/bright/1/regions.dcm")
+    assert regions.Modality == "SEG"
+    assert int(regions.pixel_array.sum()) == int((values > threshold).sum())
+    overlays = sorted((folder / "dicom/test/bright/1").glob("overlay-*.dcm"))
+    assert len(overlays) == int((values > threshold).any((0, 1)).sum())
+    shown = pydicom.dcmread(overlays[0])
+    assert shown.pixel_array.shape == (10, 12, 3)
+    assert shown.SourceImageSequence[0].ReferencedSOPInstanceUID in sources
+    assert (shown.StudyInstanceUID, shown.PatientID) == ("1.2.1", "MRN-4711-201")
