@@ -115,6 +115,8 @@ HEAVY = {
     "matplotlib",
     "lightning_fabric",
     "huggingface_hub",
+    "optuna",
+    "sqlalchemy",
 }
 
 

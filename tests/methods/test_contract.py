@@ -18,9 +18,16 @@ TINY: dict[str, dict[str, Any]] = {
     "alocc": {"steps": 20, "batch_size": 8, "latent": 8, "width": 4, "lr": 1e-3},
     "anogan": {"steps": 20, "batch_size": 8, "latent": 8, "width": 4, "search_steps": 20, "search_lr": 0.05},
     "autoencoder": {"steps": 30, "batch_size": 8, "width": 4, "latent": 8, "lr": 0.01},
+    "cnn_dictionary": {"words": 20, "patches": 1000, "layer": 1},
+    "dagmm": {"steps": 60, "batch_size": 16, "width": 4, "latent": 2, "components": 2, "lr": 0.005},
     "ddr_id": {"steps": 40, "batch_size": 8, "width": 4, "latent": 8, "lr": 0.003},
+    "deep_geo": {"steps": 60, "batch_size": 16, "widen": 1, "lr": 0.005},
+    "deep_if": {"trees": 30, "magnify": 2},
     "deep_svdd": {"steps": 40, "batch_size": 8, "width": 8, "lr": 0.003},
+    "dpa": {"steps": 120, "batch_size": 8, "width": 4, "latent": 4, "lr": 0.01, "layers": (0,)},
+    "dsebm": {"steps": 40, "batch_size": 8, "width": 4, "features": 16, "lr": 5e-3},
     "f_anogan": {"steps": 20, "batch_size": 8, "latent": 8, "width": 4, "critic_steps": 2},
+    "ganomaly": {"steps": 40, "batch_size": 8, "latent": 8, "width": 4, "lr": 2e-3},
     "gpnd": {"steps": 6, "batch_size": 8, "width": 2, "latent": 4, "lr": 0.01},
     "lsr": {
         "steps": 120,
@@ -50,8 +57,15 @@ TINY: dict[str, dict[str, Any]] = {
         "activation": "linear",
         "score": "two_sided",  # the paper's score does not find the defect: see its docstring
     },
+    "ocgan": {"steps": 40, "batch_size": 8, "latent": 6, "width": 4, "mining_steps": 2},
     "patchwise": {"patch": 8, "stride": 4},
+    "piad": {"steps": 30, "batch_size": 8, "latent": 4, "width": 4, "layer": 0, "lr": 2e-3},
+    "qspace_vae": {"steps": 40, "batch_size": 8, "hidden": (16,), "latent": 2, "memory": 500, "lr": 0.01},
+    "rda": {"steps": 60, "batch_size": 8, "width": 4, "latent": 4, "rounds": 2, "lr": 0.01},
+    "spatial_uae": {"steps": 40, "batch_size": 8, "width": 4, "latent": 2, "halvings": 3, "lr": 0.01},
+    "texture_gmm": {"components": 3, "patches": 1000, "projections": 8, "levels": 2},
     "vae": {"steps": 20, "batch_size": 8, "width": 4, "latent": 4, "samples": 2, "lr": 0.01},
+    "vae_attention": {"steps": 40, "batch_size": 8, "width": 4, "latent": 4, "lr": 0.005},
 }
 """Settings that make a method quick; the defaults where there are none."""
 

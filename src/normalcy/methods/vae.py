@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import ClassVar, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +84,7 @@ class VAE(Method):
     Settings = VAESettings
     scores = get_args(Score)
     spatial_dims = (2, 3)
+    search: ClassVar = {"latent": (8, 16, 32, 64, 128), "score": get_args(Score), "beta": (0.1, 1.0, 4.0)}
     settings: VAESettings
 
     def __init__(self, settings: VAESettings, shape: Sequence[int]) -> None:
