@@ -18,6 +18,7 @@ TINY: dict[str, dict[str, Any]] = {
     "alocc": {"steps": 20, "batch_size": 8, "latent": 8, "width": 4, "lr": 1e-3},
     "anogan": {"steps": 20, "batch_size": 8, "latent": 8, "width": 4, "search_steps": 20, "search_lr": 0.05},
     "autoencoder": {"steps": 30, "batch_size": 8, "width": 4, "latent": 8, "lr": 0.01},
+    "cavga": {"steps": 40, "batch_size": 8, "latent": 3, "width": 4, "lr": 0.003},
     "cnn_dictionary": {"words": 20, "patches": 1000, "layer": 1},
     "dagmm": {"steps": 60, "batch_size": 16, "width": 4, "latent": 2, "components": 2, "lr": 0.005},
     "ddr_id": {"steps": 40, "batch_size": 8, "width": 4, "latent": 8, "lr": 0.003},

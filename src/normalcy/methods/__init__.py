@@ -16,6 +16,7 @@ METHODS: Mapping[str, str] = {
     "alocc": "normalcy.methods.alocc:ALOCC",
     "anogan": "normalcy.methods.anogan:AnoGAN",
     "autoencoder": "normalcy.methods.autoencoder:Autoencoder",
+    "cavga": "normalcy.methods.cavga:CAVGA",
     "cnn_dictionary": "normalcy.methods.cnn_dictionary:CNNDictionary",
     "dagmm": "normalcy.methods.dagmm:DAGMM",
     "ddr_id": "normalcy.methods.ddr_id:DDRID",

@@ -141,7 +141,7 @@ def source_of_pixels(side: int) -> Tensor:
     return torch.stack(found)
 
 
-def fit_dirichlet(mean_log: Tensor, steps: int = 1000, tolerance: float = 1e-6) -> Tensor:
+def fit_dirichlet(mean_log: Tensor, steps: int = 500, tolerance: float = 1e-5) -> Tensor:
     """Maximum likelihood alpha (n, k) of n Dirichlet distributions from the means of log p over samples, (n, k), float64.
 
     Minka 2000, "Estimating a Dirichlet distribution": the fixed point psi(alpha) = psi(sum alpha) + mean log p.

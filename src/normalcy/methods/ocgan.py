@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from normalcy.errors import SettingsError
 from normalcy.method import Method, Objective, Scores, Stage
 from normalcy.nets.filters import gaussian_smooth
-from normalcy.nets.gan import Encoder, Generator, Range
+from normalcy.nets.gan import Encoder, Generator, Range, taken_for_real, told_apart
 
 Score = Literal["reconstruction", "discriminator"]
 
@@ -125,7 +125,7 @@ class OCGAN(Method):
         with torch.no_grad():
             good = self.restore(y)[1]
             bad = self.decoder(self.decoder.prior(len(x)))
-        return {"loss": _told(self.classifier(good), self.classifier(bad))}
+        return {"loss": told_apart(self.classifier, good, bad)}
 
     def judgement(self, x: Tensor) -> Mapping[str, Tensor]:
         """Both discriminators: uniform codes from codes of images, images from images of mined uniform codes."""
@@ -134,16 +134,16 @@ class OCGAN(Method):
         mined = self.mine(uniform)
         with torch.no_grad():
             code, fake = self.restore(y)[0], self.decoder(mined)
-        latent = _told(self.latent_judge(uniform), self.latent_judge(code))
-        visual = _told(self.visual(y), self.visual(fake))
+        latent = told_apart(self.latent_judge, uniform, code)
+        visual = told_apart(self.visual, y, fake)
         return {"loss": latent + visual, "latent": latent, "visual": visual}
 
     def autoencoding(self, x: Tensor) -> Mapping[str, Tensor]:
         y = self.range(x)
         code, restored = self.restore(y)
         error = F.mse_loss(restored, y)
-        latent = F.softplus(-self.latent_judge(code).float()).mean()
-        visual = F.softplus(-self.visual(self.decoder(self.mine(self.decoder.prior(len(x)))))).mean()
+        latent = taken_for_real(self.latent_judge, code)
+        visual = taken_for_real(self.visual, self.decoder(self.mine(self.decoder.prior(len(x)))))
         loss = self.settings.weight * error + latent + visual
         return {"loss": loss, "error": error, "latent": latent, "visual": visual}
 
@@ -155,8 +155,3 @@ class OCGAN(Method):
         image = error.mean((1, 2)) if self.settings.score == "reconstruction" else -self.visual(restored)[:, 0]
         map = gaussian_smooth(error, self.settings.smoothing)
         return Scores(image=image, map=map, restored=self.range.inverse(restored), latent=code)
-
-
-def _told(real: Tensor, fake: Tensor) -> Tensor:
-    """-log D(real) - log(1 - D(fake)) of logits, mean over the batch, in nats."""
-    return F.softplus(-real.float()).mean() + F.softplus(fake.float()).mean()

@@ -3,7 +3,7 @@
 A generator G turns codes z ~ N(0, I) into images, an encoder E images into codes. One Wasserstein critic with gradient penalty
 compares images x with G(z), another codes z with E(x); G(E(x)) is to agree with x by the relative perceptual L1, which is also
 the score (Tuluptceva et al. 2019, "Perceptual Image Anomaly Detection"). The weight of the perceptual term is set by itself:
-every ``balance_steps`` steps the deviations of the gradients of both terms are compared, parameter by parameter; the median
+every ``balance_steps`` steps the deviations of the gradients of both terms are compared, layer by layer; the median
 ratio, smoothed, makes them equal, for G and for E apart.
 
 Paper / ours: VGG19, layer and statistics as in ``dpa`` / see there; residual networks / networks of the DCGAN type for any size,
@@ -159,13 +159,14 @@ class PIAD(Method):
 
 
 def gradient_ratio(first: Tensor, second: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Median over parameters of deviation of the gradient of ``first`` / that of ``second``."""
+    """Median over layers of the deviation of the gradient of ``first`` by that of ``second``, both by the weights."""
+    layers = [p for p in parameters if p.ndim > 1]
     pairs = zip(
-        torch.autograd.grad(first, parameters, retain_graph=True, allow_unused=True),
-        torch.autograd.grad(second, parameters, retain_graph=True, allow_unused=True),
+        torch.autograd.grad(first, layers, retain_graph=True, allow_unused=True),
+        torch.autograd.grad(second, layers, retain_graph=True, allow_unused=True),
         strict=True,
     )
-    deviations = [
-        (a.float().std(), b.float().std()) for a, b in pairs if a is not None and b is not None and a.numel() > 1
+    ratios = [
+        (a.float().std() + 1e-12) / (b.float().std() + 1e-12) for a, b in pairs if a is not None and b is not None
     ]
-    return torch.stack([(a + 1e-12) / (b + 1e-12) for a, b in deviations]).median().clamp(1e-3, 1e3)
+    return torch.stack(ratios).median().clamp(1e-3, 1e3)

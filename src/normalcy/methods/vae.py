@@ -34,6 +34,7 @@ from normalcy.errors import SettingsError
 from normalcy.method import Method, Objective, Scores, Stage
 from normalcy.nets.convnets import Network, Norm, Standardise, choose
 from normalcy.nets.filters import Reduce, check_reduce, gaussian_smooth, reduce_map
+from normalcy.nets.gaussian_code import kl_to_standard
 from normalcy.nets.schedules import late_drop
 
 Score = Literal[
@@ -118,7 +119,7 @@ class VAE(Method):
 
     def kl(self, mean: Tensor, logvar: Tensor) -> Tensor:
         """KL(q(z|x) || p(z)) in nats, (B,)."""
-        return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(1)
+        return kl_to_standard(mean, logvar)
 
     def log_likelihood(self, x: Tensor, mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
         """log p(x|z) of each pixel in nats, (B, *spatial), at z = mean + std * noise; noise (B or 1, latent)."""

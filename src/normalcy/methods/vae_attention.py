@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from normalcy.errors import SettingsError
 from normalcy.method import Batches, Method, Objective, Scores, Stage
+from normalcy.nets.attention import grad_cam
 from normalcy.nets.convnets import ConvNet, Standardise, choose
 from normalcy.nets.features import Mapped, mean_and_deviation
 from normalcy.nets.filters import Reduce, check_reduce, gaussian_smooth, reduce_map
@@ -128,10 +129,7 @@ class VAEAttention(Method):
         with torch.enable_grad():
             maps = self.encoder[:after](y).detach().requires_grad_()
             deviation = (self.posterior(maps, after)[0] - self.code_mean) / self.code_std
-            (gradient,) = torch.autograd.grad(deviation.abs().sum(), maps)
-        weights = gradient.flatten(2).mean(2).view(*maps.shape[:2], *[1] * (maps.ndim - 2))
-        attended: Tensor = (weights * maps.detach()).sum(1).clamp(min=0)
-        return attended.float()
+            return grad_cam(deviation.abs(), maps).detach().clamp(min=0)
 
     def _score(self, x: Tensor) -> Scores:
         s, y = self.settings, self.standardise(x)

@@ -97,14 +97,14 @@ class Encoder(nn.Module):
         return outputs.float()
 
 
-def told_apart(discriminator: Encoder, real: Tensor, fake: Tensor) -> Tensor:
+def told_apart(discriminator: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
     """-log D(real) - log(1 - D(fake)), mean over the batch, in nats: what a discriminator minimises (Goodfellow et al. 2014)."""
-    return F.softplus(-discriminator(real)).mean() + F.softplus(discriminator(fake)).mean()
+    return F.softplus(-discriminator(real).float()).mean() + F.softplus(discriminator(fake).float()).mean()
 
 
-def taken_for_real(discriminator: Encoder, fake: Tensor) -> Tensor:
+def taken_for_real(discriminator: nn.Module, fake: Tensor) -> Tensor:
     """-log D(fake), mean over the batch, in nats: the non-saturating loss of a generator (Goodfellow et al. 2014)."""
-    return F.softplus(-discriminator(fake)).mean()
+    return F.softplus(-discriminator(fake).float()).mean()
 
 
 def gradient_penalty(critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
