@@ -119,6 +119,8 @@ HEAVY = {
     "pydicom",
     "highdicom",
     "tiffslide",
+    "optuna",
+    "sqlalchemy",
 }
 
 

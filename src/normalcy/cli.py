@@ -304,6 +304,51 @@ def compare(
 
 
 @app.command()
+def select(
+    data: Annotated[str, DATA],
+    out: Annotated[Path, typer.Option(help="Folder for the study, the best settings and the report.")],
+    anomalies: Annotated[
+        str, typer.Option(help='A folder (or table, or name) with a few anomalous images, or "synthetic".')
+    ] = "synthetic",
+    method: Annotated[str, typer.Option(help="Name of the method.")] = "dpa",
+    trials: Annotated[
+        int, typer.Option(help="Settings to try, those of an earlier run into the same folder included.")
+    ] = 20,
+    try_: Annotated[
+        list[str],
+        typer.Option("--try", help="Values of a setting to choose from, key=a|b|c, instead of the method's own."),
+    ] = [],  # noqa: B006
+    storage: Annotated[str | None, typer.Option(help="Database URL that many workers share [SQLite in OUT].")] = None,
+    epochs: Epochs = None,
+    steps: Steps = None,
+    set_: Set = [],  # noqa: B006
+    config_file: Config = None,
+    data_root: DataRoot = None,
+    seed: Seed = None,
+    device: Device = None,
+    precision: Precision = None,
+) -> None:
+    """Choose settings by how well they find a few anomalies that a fit never sees, and write them as TOML."""
+    from normalcy.config import parse_words
+    from normalcy.select import select as choose
+
+    options = {"epochs": epochs, "steps": steps, "seed": seed, "device": device, "precision": precision}
+    space = {word: values.split("|") for word, values in parse_words(try_).items()}
+    found = choose(
+        _open(data, data_root),
+        method,
+        "synthetic" if anomalies == "synthetic" else _open(anomalies, data_root),
+        out,
+        trials=trials,
+        space=space or None,
+        words=_words(config_file, set_, options),
+        storage=storage,
+        on_trial=lambda trial: _print(f"trial {trial.number}: {trial.summary()}"),
+    )
+    _print(f"{found.sentence()}\nBest settings: {out / 'best.toml'}; report: {out / 'report.html'}")
+
+
+@app.command()
 def reproduce(
     name: Annotated[
         str | None, typer.Argument(help="A table, as ddr_id/table-2, or a TOML file; none: list them.")

@@ -6,6 +6,7 @@ import ast
 import difflib
 import inspect
 import itertools
+import json
 import sys
 import textwrap
 import types
@@ -114,6 +115,17 @@ def read_toml(path: Path) -> dict[str, Any]:
         if isinstance(value, dict):
             raise SettingsError(f"{path}: settings are flat, write its words without the table [{word}].")
     return words
+
+
+def write_toml(words: Mapping[str, Any]) -> str:
+    """Flat TOML that :func:`read_toml` reads back; None is the text "none".
+
+    >>> print(write_toml({"latent": 64, "layers": (0, 1), "width": None}), end="")
+    latent = 64
+    layers = [0, 1]
+    width = "none"
+    """
+    return "".join(f"{word} = {json.dumps('none' if value is None else value)}\n" for word, value in words.items())
 
 
 def to_words(instance: Any) -> dict[str, Any]:

@@ -132,6 +132,8 @@ class Method(nn.Module):
     scores: ClassVar[tuple[str, ...]] = ()
     """Names that ``settings.score`` may take; one fitted model can be scored with any of them."""
     spatial_dims: ClassVar[tuple[int, ...]] = (2,)
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {}
+    """Settings worth choosing by a few anomalies, and the values that ``normalcy select`` tries beside the default."""
 
     def __init__(self, settings: Any, shape: Sequence[int]) -> None:
         super().__init__()

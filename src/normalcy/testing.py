@@ -157,6 +157,15 @@ def check_settings(trial: Trial) -> None:
     for settings in (cls.Settings(), trial.settings):
         again: Any = config.build(cls.Settings, json.loads(json.dumps(config.to_words(settings))), who)
         _expect(again == settings, f"{who}: settings change on the way through JSON: {settings} became {again}.")
+    for word, values in cls.search.items():
+        _expect(bool(values), f"{who}: search has no values for {word!r}.")
+        for value in values:
+            try:
+                config.share_out(
+                    {word: value}, {"method": cls.Settings, "train": TrainSettings, "input": InputSettings}, who
+                )
+            except SettingsError as error:
+                raise ContractError(f"{who}: search has an impossible value for {word!r}: {error}") from error
     if cls.scores or "score" in words:
         _expect("score" in words, f"{who} offers scores {cls.scores} but has no setting 'score'.")
         _expect(cls.Settings().score in cls.scores, f"{who}: the default score is not one of {cls.scores}.")

@@ -10,13 +10,12 @@ from sklearn.ensemble._iforest import _average_path_length
 from torch import Tensor
 
 from normalcy.errors import SettingsError
-from normalcy.methods import isolation_forest
 from normalcy.methods.isolation_forest import (
     IsolationForest,
     IsolationForestSettings,
-    _rounded_down,
-    mean_search_length,
 )
+from normalcy.nets import forest as forest_trees
+from normalcy.nets.forest import _rounded_down, mean_search_length
 from normalcy.train import fit
 
 
@@ -33,7 +32,7 @@ def fitted(x: Tensor, **settings: object) -> IsolationForest:
 
 @pytest.mark.parametrize(("count", "per_tree"), [(100, 256), (400, 64)])
 def test_score_equals_scikit_learn(count: int, per_tree: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(isolation_forest, "random_state", lambda: 5)
+    monkeypatch.setattr(forest_trees, "random_state", lambda: 5)
     train, test = images(count, 0), torch.cat([images(30, 1), images(30, 2, shift=0.4)])
     method = fitted(train, trees=20, images_per_tree=per_tree)
     reference = Forest(n_estimators=20, max_samples=min(per_tree, count), random_state=5)

@@ -71,6 +71,25 @@ def train_test(data: DataSet, test_fraction: float = 0.2, seed: int = 0) -> Data
     )
 
 
+def folds(cases: Sequence[str], count: int, seed: int = 0) -> list[Indices]:
+    """Whole cases shared out in random order to ``count`` parts of about equal numbers of images, each sorted.
+
+    >>> [part.tolist() for part in folds(["a", "a", "b", "c", "c", "d"], 3)]
+    [[2, 5], [3, 4], [0, 1]]
+    """
+    sizes = Counter(cases)
+    if len(sizes) < count:
+        raise DataError(f"expected at least {count} images (or cases, where they have several), got {len(sizes)}.")
+    names = sorted(sizes)
+    random.Random(seed).shuffle(names)
+    part_of: dict[str, int] = {}
+    filled = [0] * count
+    for name in names:
+        part_of[name] = filled.index(min(filled))
+        filled[part_of[name]] += sizes[name]
+    return [np.array([i for i, case in enumerate(cases) if part_of[case] == k], dtype=np.intp) for k in range(count)]
+
+
 def _draw(cases: Sequence[str], wanted: int, most: int, seed: int) -> Indices:
     """Sorted indices of whole cases in random order until there are ``wanted``, passing over any that would make them
     more than ``most``."""

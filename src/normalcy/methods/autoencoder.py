@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -55,6 +55,11 @@ class Autoencoder(Method):
     name = "autoencoder"
     Settings = AutoencoderSettings
     spatial_dims = (2, 3)
+    search: ClassVar = {
+        "latent": (8, 16, 32, 64, 128, 256),
+        "loss": ("l1", "l2", "ssim"),
+        "reduce": ("mean", 0.9, 0.99, "max"),
+    }
     settings: AutoencoderSettings
 
     def __init__(self, settings: AutoencoderSettings, shape: Sequence[int]) -> None:

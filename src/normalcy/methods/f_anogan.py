@@ -20,7 +20,7 @@ from torch import Tensor
 
 from normalcy.errors import SettingsError
 from normalcy.method import Method, Objective, Scores, Stage
-from normalcy.nets.gan import Encoder, Generator, Range
+from normalcy.nets.gan import Encoder, Generator, Range, wasserstein_loss
 
 
 @dataclass(frozen=True)
@@ -75,21 +75,11 @@ class FAnoGAN(Method):
         image: Tensor = self.generator(torch.randn(count, self.settings.latent, device=self.device))
         return image
 
-    def gradient_penalty(self, real: Tensor, fake: Tensor) -> Tensor:
-        """(|grad D| - 1)^2 at a random point between each pair of images (B, C, H, W), mean over the batch."""
-        share = torch.rand(len(real), 1, 1, 1, device=real.device)
-        between = (real + share * (fake - real)).requires_grad_()
-        (gradient,) = torch.autograd.grad(self.critic(between).sum(), between, create_graph=True)
-        norm = (gradient.float().flatten(1).square().sum(1) + 1e-12).sqrt()  # a root at 0 has no second derivative
-        return (norm - 1).square().mean()
-
     def critic_loss(self, x: Tensor) -> Mapping[str, Tensor]:
         real = self.range(x)
         with torch.no_grad():
             fake = self.sample(len(x))
-        wasserstein = self.critic(real).mean() - self.critic(fake).mean()
-        penalty = self.gradient_penalty(real, fake)
-        return {"loss": self.settings.penalty * penalty - wasserstein, "wasserstein": wasserstein, "penalty": penalty}
+        return wasserstein_loss(self.critic, real, fake, self.settings.penalty)
 
     def generator_loss(self, x: Tensor) -> Mapping[str, Tensor]:
         return {"loss": -self.critic(self.sample(len(x))).mean()}

@@ -6,7 +6,6 @@ plus a constant.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ from torch import Tensor
 from normalcy.errors import SettingsError
 from normalcy.method import Batches, Method, Scores, Stage
 from normalcy.nets.features import Features, FeatureSettings, random_state
+from normalcy.nets.mixture import log_likelihood
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,5 @@ class GMM(Method):
         return GaussianMixture(components, tol=self.settings.tolerance, reg_covar=floor, random_state=random_state())
 
     def _score(self, x: Tensor) -> Scores:
-        return Scores(image=-self._log_likelihood(self.features(x)))
-
-    def _log_likelihood(self, x: Tensor) -> Tensor:
-        """Of features (B, k), in nats -> (B,)."""
-        terms = []
-        for log_weight, mean, factor in zip(self.log_weights, self.means, self.precision_factors):
-            distance = ((x - mean) @ factor).square().sum(1)
-            log_density = factor.diagonal().log().sum() - 0.5 * (distance + x.shape[1] * math.log(2 * math.pi))
-            terms.append(log_weight + log_density)
-        return torch.logsumexp(torch.stack(terms), 0)
+        x = self.features(x)
+        return Scores(image=-log_likelihood(x, self.log_weights, self.means, self.precision_factors))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -73,6 +74,11 @@ class PatchCoreSettings:
 class PatchCore(Method):
     name = "patchcore"
     Settings = PatchCoreSettings
+    search: ClassVar = {
+        "layers": ((1, 2), (2,), (2, 3), (3,), (3, 4)),
+        "top": (0.0, 0.01, 0.1, 0.5),
+        "scale": (0.0, 0.5, 1.0),
+    }
     settings: PatchCoreSettings
     centre: Tensor
     transform: Tensor

@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import ClassVar, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ from normalcy.errors import SettingsError
 from normalcy.method import Method, Objective, Scores, Stage
 from normalcy.nets.convnets import Network, Norm, Standardise, choose
 from normalcy.nets.filters import Reduce, check_reduce, gaussian_smooth, reduce_map
+from normalcy.nets.gaussian_code import kl_to_standard
 from normalcy.nets.schedules import late_drop
 
 Score = Literal[
@@ -84,6 +85,7 @@ class VAE(Method):
     Settings = VAESettings
     scores = get_args(Score)
     spatial_dims = (2, 3)
+    search: ClassVar = {"latent": (8, 16, 32, 64, 128), "score": get_args(Score), "beta": (0.1, 1.0, 4.0)}
     settings: VAESettings
 
     def __init__(self, settings: VAESettings, shape: Sequence[int]) -> None:
@@ -117,7 +119,7 @@ class VAE(Method):
 
     def kl(self, mean: Tensor, logvar: Tensor) -> Tensor:
         """KL(q(z|x) || p(z)) in nats, (B,)."""
-        return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(1)
+        return kl_to_standard(mean, logvar)
 
     def log_likelihood(self, x: Tensor, mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
         """log p(x|z) of each pixel in nats, (B, *spatial), at z = mean + std * noise; noise (B or 1, latent)."""

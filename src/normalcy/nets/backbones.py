@@ -29,7 +29,8 @@ class Backbone(nn.Module):
     ``name`` is "efficientnet_lite0" (embedded), a timm model ("resnet18", "vit_small_patch14_dinov2.lvd142m"; weights from
     the hub) or "timm name:file" with the weights in a local .safetensors or .pth file. ``layers`` are timm's feature
     indices, ascending: stages of a convolutional network from the finest on, blocks of a transformer. For
-    efficientnet_lite0 these are 0 to 4 with 16, 24, 40, 112, 320 channels at 1/2, 1/4, 1/8, 1/16, 1/32 of the image's side.
+    efficientnet_lite0 these are 0 to 4 with 16, 24, 40, 112, 320 channels at 1/2, 1/4, 1/8, 1/16, 1/32 of the image's side;
+    for VGG networks every ReLU counts, so that in vgg19 r12, r22, r32, r42 are 1, 3, 5, 9. ``names`` has the layers' names.
     ``channels`` of the images: 3, or 1, which is repeated. ``bf16`` computes in bfloat16 (about twice as fast where the
     processor has it, three digits).
 
@@ -58,6 +59,8 @@ class Backbone(nn.Module):
             )
         self.widths = tuple(int(stages[i]["num_chs"]) for i in self.layers)
         self.reductions = tuple(int(stages[i]["reduction"]) for i in self.layers)
+        self.names = tuple(str(stages[i].get("name", i)) for i in self.layers)
+        self.finest = int(stages[0]["reduction"])
         network.prune_intermediate_layers(list(self.layers), prune_norm=True, prune_head=True)
         self.network = network.requires_grad_(False).to(memory_format=torch.channels_last)
         config = network.pretrained_cfg
@@ -122,7 +125,26 @@ def _create(architecture: str, pretrained: bool = False) -> Any:
     network = timm.create_model(name, pretrained=pretrained, num_classes=0, **flexible)
     if not hasattr(network, "forward_intermediates"):
         raise SettingsError(f"The timm model {architecture} gives no feature maps: choose another backbone.")
+    if isinstance(network, timm.models.VGG):
+        _name_each_relu(network)
     return network
+
+
+def _name_each_relu(network: Any) -> None:
+    """Let all ReLUs of a VGG be feature layers, named as in the literature (r32: the second of the third level); timm knows
+    the last of each level."""
+    network.feature_info, network.feature_ends = [], []
+    level, number, width = 1, 0, 0
+    for place, layer in enumerate(network.features):
+        if isinstance(layer, nn.Conv2d):
+            width = layer.out_channels
+        elif isinstance(layer, nn.ReLU):
+            number += 1
+            info = {"num_chs": width, "reduction": 2 ** (level - 1), "name": f"r{level}{number}"}
+            network.feature_info.append({**info, "module": f"features.{place}"})
+            network.feature_ends.append(place)
+        elif isinstance(layer, nn.MaxPool2d):
+            level, number = level + 1, 0
 
 
 @cache

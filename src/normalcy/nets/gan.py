@@ -107,6 +107,22 @@ def taken_for_real(discriminator: Callable[[Tensor], Tensor], fake: Tensor) -> T
     return F.softplus(-discriminator(fake).float()).mean()
 
 
+def gradient_penalty(critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
+    """(|grad D| - 1)^2 at a random point between each pair (B, ...), mean over the batch (Gulrajani et al. 2017)."""
+    share = torch.rand(len(real), *[1] * (real.ndim - 1), device=real.device)
+    between = (real + share * (fake - real)).requires_grad_()
+    (gradient,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
+    norm = (gradient.float().flatten(1).square().sum(1) + 1e-12).sqrt()  # a root at 0 has no second derivative
+    return (norm - 1).square().mean()
+
+
+def wasserstein_loss(critic: nn.Module, real: Tensor, fake: Tensor, penalty: float) -> Mapping[str, Tensor]:
+    """What the critic of a WGAN-GP minimises: mean D(fake) - mean D(real) + ``penalty`` times the gradient penalty."""
+    distance = critic(real).mean() - critic(fake).mean()
+    gradient = gradient_penalty(critic, real, fake)
+    return {"loss": penalty * gradient - distance, "wasserstein": distance, "penalty": gradient}
+
+
 class DCGAN(nn.Module):
     """Generator against discriminator, for methods that look into the generator afterwards."""
 

@@ -1,0 +1,149 @@
+"""CAVGA: a convolutional VAE whose attention is trained to lie on the whole of a normal image; what it leaves out is strange.
+
+The code keeps its place (a small image), so that Grad-CAM from it attends to places. Trained on normal images alone with
+reconstruction + KL, an adversarial term and the attention expansion loss, the mean of 1 - A; on a new image 1 - A is the map
+(Venkataramanan et al. 2020, "Attention Guided Anomaly Localization in Images", the unsupervised CAVGA_u, weights 1, 1, 0.01).
+
+=================  =====================================================================================================
+``attention``      1 - A and its mean
+``reconstruction`` the squared error and its mean, by which the paper detects
+=================  =====================================================================================================
+
+Paper / ours: a ResNet-18 encoder / strided convolutions with group norm; A is a sigmoid of Grad-CAM cut at 0 / not cut, so that A
+can fall below one half; images to [-1, 1] by the range of the training images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from normalcy.errors import DataError, SettingsError
+from normalcy.method import Method, Objective, Scores, Stage
+from normalcy.nets.attention import grad_cam
+from normalcy.nets.filters import Reduce, check_reduce, gaussian_smooth, reduce_map
+from normalcy.nets.gan import Encoder, Range, taken_for_real, told_apart
+from normalcy.nets.gaussian_code import draw, kl_to_standard
+
+Score = Literal["attention", "reconstruction"]
+
+
+@dataclass(frozen=True)
+class CAVGASettings:
+    score: Score = "attention"
+    latent: int = 32
+    """Channels of the code."""
+    halvings: int = 2
+    """The code has 1 / 2^halvings of the image's sides."""
+    width: int = 32
+    """Channels next to the image, doubled with each halving."""
+    adversarial: float = 1.0
+    """Weight of the adversarial term."""
+    expansion: float = 0.01
+    """Weight of the attention expansion loss, which is multiplied by the number of pixels, as the other terms are sums."""
+    lr: float = 1e-4
+    """Of Adam, for both players."""
+    smoothing: float = 1.0
+    """Deviation of a Gaussian over the map, in pixels."""
+    reduce: Reduce = "mean"
+    """The image score: "mean" or "max" of the map, or this quantile of it, in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        if min(self.latent, self.halvings, self.width) < 1 or self.lr <= 0:
+            raise SettingsError("cavga: latent, halvings, width and lr must be positive.")
+        if min(self.adversarial, self.expansion, self.smoothing) < 0:
+            raise SettingsError("cavga: adversarial, expansion and smoothing must not be negative.")
+        check_reduce("cavga", self.reduce)
+
+
+class CAVGA(Method):
+    name = "cavga"
+    Settings = CAVGASettings
+    scores = get_args(Score)
+    search: ClassVar = {"score": get_args(Score), "latent": (8, 16, 32, 64), "halvings": (2, 3)}
+    settings: CAVGASettings
+
+    def __init__(self, settings: CAVGASettings, shape: Sequence[int]) -> None:
+        super().__init__(settings, shape)
+        s, multiple = settings, 2**settings.halvings
+        if min(self.shape[1:]) < 8 or any(n % multiple for n in self.shape[1:]):
+            raise DataError(
+                f"cavga expects sides from 8 on that are multiples of {multiple}, got {self.shape}: use pad."
+            )
+        self.range = Range()
+        widths = [self.shape[0], *(s.width * 2**i for i in range(s.halvings))]
+        encoder, decoder = nn.Sequential(), nn.Sequential(nn.Conv2d(s.latent, widths[-1], 3, padding=1))
+        for i, after in enumerate(widths[1:]):
+            encoder.append(nn.Conv2d(widths[i], after, 4, stride=2, padding=1))
+            encoder.extend([nn.GroupNorm(math.gcd(after, 8), after)] * bool(i) + [nn.LeakyReLU(0.2)])
+        for i in reversed(range(s.halvings)):
+            after = widths[i] if i else s.width
+            decoder.extend([nn.LeakyReLU(0.2), nn.ConvTranspose2d(widths[i + 1], after, 4, stride=2, padding=1)])
+        self.encoder = encoder
+        self.decoder = decoder.extend([nn.LeakyReLU(0.2), nn.Conv2d(s.width, self.shape[0], 3, padding=1), nn.Tanh()])
+        self.posterior = nn.Sequential(nn.Conv2d(widths[-1], widths[-1], 3, padding=1), nn.LeakyReLU(0.2))
+        self.posterior.append(nn.Conv2d(widths[-1], 2 * s.latent, 1))
+        self.discriminator = Encoder(self.shape, 1, s.width)
+
+    def stages(self) -> Sequence[Stage]:
+        lr = self.settings.lr
+        own = [*chain(*(net.parameters() for net in (self.encoder, self.posterior, self.decoder)))]
+        game = [
+            Objective(self.discriminator_loss, self.discriminator.parameters(), lr=lr, betas=(0.5, 0.999)),
+            Objective(self.autoencoder_loss, own, lr=lr),
+        ]
+        return [Stage("game", game, epochs=50, batch_size=32, prepare=self.range.measure)]
+
+    def code(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance (B, latent, h, w) from the last feature maps."""
+        mean, logvar = self.posterior(maps).float().chunk(2, dim=1)
+        return mean, logvar.clamp(-30, 30)
+
+    def decode(self, z: Tensor) -> Tensor:
+        restored: Tensor = self.decoder(z)
+        return restored.float()
+
+    def attention(self, mean: Tensor, maps: Tensor, create_graph: bool = False) -> Tensor:
+        """A in (0, 1), (B, h, w)."""
+        return torch.sigmoid(grad_cam(mean, maps, create_graph))
+
+    def discriminator_loss(self, x: Tensor) -> Mapping[str, Tensor]:
+        y = self.range(x)
+        with torch.no_grad():
+            fake = self.decode(draw(*self.code(self.encoder(y))))
+        return {"loss": told_apart(self.discriminator, y, fake)}
+
+    def autoencoder_loss(self, x: Tensor) -> Mapping[str, Tensor]:
+        s, y = self.settings, self.range(x)
+        pixels = y[0].numel()
+        maps = self.encoder(y)
+        mean, logvar = self.code(maps)
+        restored = self.decode(draw(mean, logvar))
+        error = 0.5 * (y - restored).square().flatten(1).sum(1).mean()
+        kl = kl_to_standard(mean, logvar).mean()
+        adversarial = taken_for_real(self.discriminator, restored)
+        expansion = (1 - self.attention(mean, maps, create_graph=True)).mean()
+        loss = (error + kl) + s.adversarial * adversarial + s.expansion * pixels * expansion
+        terms = {"error": error, "kl": kl, "adversarial": adversarial, "expansion": expansion}
+        return {"loss": loss / pixels, **terms}
+
+    def _score(self, x: Tensor) -> Scores:
+        s, y = self.settings, self.range(x)
+        with torch.enable_grad():
+            maps = self.encoder(y).detach().requires_grad_()
+            mean, _ = self.code(maps)
+            attention = self.attention(mean, maps).detach()
+        restored = self.decode(mean.detach())
+        if s.score == "attention":
+            map = F.interpolate(1 - attention[:, None], size=self.shape[1:], mode="bilinear")[:, 0]
+        else:
+            map = (y - restored).square().mean(1)
+        map = gaussian_smooth(map, s.smoothing)
+        return Scores(reduce_map(map, s.reduce), map, self.range.inverse(restored))

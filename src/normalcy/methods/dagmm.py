@@ -1,0 +1,161 @@
+"""DAGMM: a Gaussian mixture over the code and the reconstruction error of an autoencoder, all learned together.
+
+z holds the code, the relative Euclidean distance |x - x'| / |x| and the cosine similarity of image and reconstruction. An
+estimation network gives each z its shares in ``components`` Gaussians; their weights, means and covariances are then those of
+the batch (equation 5). Minimised: reconstruction + 0.1 times the mean energy E(z) = -log sum_k phi_k N(z; mu_k, Sigma_k) +
+0.005 times the sum of 1 / Sigma_k,jj, which keeps the mixture from collapsing (Zong et al. 2018, "Deep Autoencoding Gaussian
+Mixture Model for Unsupervised Anomaly Detection"). The score is E(z) in nats under the mixture of all training images.
+
+Paper / authors' code / ours:
+
+- Fully connected networks for tables / the same / convolutional ones for images, with the tutorial's code of a few numbers.
+- Covariances are inverted as they are / 1e-12 is added / Cholesky factors in 64 bits; to variances a share ``floor`` of their
+  mean is added, so that a small batch or images all alike give a density.
+- x in the features is the image / the same / its deviation from the mean image, as the network sees it.
+
+The energy has no place in the image; ``map`` is the squared error. For a map of energies score patches:
+``--method patchwise --set inner=dagmm``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from normalcy.errors import SettingsError
+from normalcy.method import Batches, Method, Objective, Scores, Stage
+from normalcy.nets.convnets import Network, Standardise, choose
+
+
+@dataclass(frozen=True)
+class DAGMMSettings:
+    latent: int = 4
+    """Numbers in the code; z has two more (the paper: 1 or 2 for tables)."""
+    components: int = 4
+    """Gaussians."""
+    hidden: int = 16
+    """Units in the hidden layer of the estimation network."""
+    dropout: float = 0.5
+    """Of the estimation network."""
+    energy: float = 0.1
+    """lambda_1, weight of the mean energy."""
+    penalty: float = 0.005
+    """lambda_2, weight of the inverse variances."""
+    floor: float = 1e-3
+    """Added to all variances, in units of the mean variance of z."""
+    network: Network = "auto"
+    """"auto": "lenet" up to 32 pixels, else "dcgan"."""
+    width: int | None = None
+    """Channels of the first level; none: 8 for a LeNet on one channel, else 32."""
+    lr: float = 1e-3
+    """Of Adam (the paper: 1e-4 and 20,000 epochs)."""
+
+    def __post_init__(self) -> None:
+        if min(self.latent, self.components, self.hidden) < 1 or min(self.lr, self.floor) <= 0:
+            raise SettingsError("dagmm: latent, components, hidden, floor and lr must be positive.")
+        if min(self.energy, self.penalty) < 0 or not 0 <= self.dropout < 1:
+            raise SettingsError("dagmm: energy and penalty must not be negative, dropout in [0, 1).")
+
+
+class DAGMM(Method):
+    name = "dagmm"
+    Settings = DAGMMSettings
+    spatial_dims = (2, 3)
+    search: ClassVar = {"latent": (1, 2, 4, 8, 16), "components": (1, 2, 4, 8)}
+    settings: DAGMMSettings
+    weights: Tensor
+    means: Tensor
+    factors: Tensor
+
+    def __init__(self, settings: DAGMMSettings, shape: Sequence[int]) -> None:
+        super().__init__(settings, shape)
+        s, size = settings, settings.latent + 2
+        net = choose(s.network, self.shape, s.width)
+        self.standardise = Standardise(self.shape)
+        self.encoder = net.encoder(self.shape, s.latent)
+        self.decoder = net.decoder(self.shape, s.latent)
+        self.estimator = nn.Sequential(
+            nn.Linear(size, s.hidden), nn.Tanh(), nn.Dropout(s.dropout), nn.Linear(s.hidden, s.components)
+        )
+        # Of all training images: phi (k,), mu (k, d) and the lower Cholesky factors of Sigma (k, d, d).
+        self.register_buffer("weights", torch.full((s.components,), 1 / s.components))
+        self.register_buffer("means", torch.zeros(s.components, size))
+        self.register_buffer("factors", torch.eye(size).repeat(s.components, 1, 1))
+
+    def stages(self) -> Sequence[Stage]:
+        objective = Objective(self.loss, self.parameters(), lr=self.settings.lr, clip_norm=5.0)
+        return [
+            Stage("joint", [objective], epochs=50, batch_size=128, prepare=self.standardise.measure),
+            Stage("mixture", prepare=self.measure),
+        ]
+
+    def describe(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of images (B, C, *spatial): z (B, latent + 2), deviations from the mean image and their reconstruction."""
+        y = self.standardise(x)
+        code = self.encoder(y).float()
+        restored = cast(Tensor, self.decoder(code)).float()
+        a, b = y.flatten(1), restored.flatten(1)
+        relative = (a - b).norm(dim=1) / a.norm(dim=1).clamp(min=1e-6)
+        cosine = nn.functional.cosine_similarity(a, b, dim=1, eps=1e-6)
+        return torch.cat([code, relative[:, None], cosine[:, None]], 1), y, restored
+
+    def shares(self, z: Tensor) -> Tensor:
+        """gamma: (B, d) -> (B, k)."""
+        logits: Tensor = self.estimator(z)
+        return logits.float().softmax(1)
+
+    def loss(self, x: Tensor) -> Mapping[str, Tensor]:
+        s = self.settings
+        z, y, restored = self.describe(x)
+        error = (y - restored).square().mean()
+        with torch.autocast(x.device.type, enabled=False):
+            weights, means, covariances = moments(z.double(), self.shares(z).double(), s.floor)
+            energy = mixture_energy(z.double(), weights, means, torch.linalg.cholesky(covariances)).mean()
+            penalty = (1 / covariances.diagonal(dim1=1, dim2=2)).sum()
+        loss = error + (s.energy * energy + s.penalty * penalty).float()
+        return {"loss": loss, "error": error, "energy": energy, "penalty": penalty}
+
+    def measure(self, batches: Batches) -> None:
+        """The mixture of all training images."""
+        z = torch.cat([self.describe(x)[0] for x in batches])
+        weights, means, covariances = moments(z.double(), self.shares(z).double(), self.settings.floor)
+        self.weights.copy_(weights)
+        self.means.copy_(means)
+        self.factors.copy_(torch.linalg.cholesky(covariances))
+
+    def _score(self, x: Tensor) -> Scores:
+        z, y, restored = self.describe(x)
+        energy = mixture_energy(z.double(), self.weights.double(), self.means.double(), self.factors.double())
+        return Scores(
+            image=energy.float(),
+            map=(y - restored).square().mean(1),
+            restored=self.standardise.inverse(restored),
+            latent=z,
+        )
+
+
+def moments(z: Tensor, shares: Tensor, floor: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights (k,), means (k, d) and covariances (k, d, d) of points (B, d) with shares (B, k) (equation 5).
+
+    ``floor`` times the mean variance of the points is added to all variances.
+    """
+    total = shares.sum(0).clamp(min=1e-9)
+    means = shares.T @ z / total[:, None]
+    deviation = z[:, None] - means  # (B, k, d)
+    covariances = torch.einsum("bk,bki,bkj->kij", shares, deviation, deviation) / total[:, None, None]
+    variance = z.detach().var(0, correction=0).mean() + 1e-6
+    return total / len(z), means, covariances + floor * variance * torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
+
+
+def mixture_energy(z: Tensor, weights: Tensor, means: Tensor, factors: Tensor) -> Tensor:
+    """-log sum_k phi_k N(z; mu_k, L_k L_k^T) in nats, of points (B, d) -> (B,) (equation 6)."""
+    deviation = (z[:, None] - means).movedim(0, 2)  # (k, d, B)
+    whitened = torch.linalg.solve_triangular(factors, deviation, upper=False)
+    log_density = -0.5 * (whitened.square().sum(1) + z.shape[1] * math.log(2 * math.pi))
+    log_density = log_density - factors.diagonal(dim1=1, dim2=2).log().sum(1)[:, None]
+    return -torch.logsumexp(log_density + weights.clamp(min=1e-300).log()[:, None], 0)

@@ -1,0 +1,361 @@
+"""DPA, deep perceptual autoencoder: what a narrow autoencoder cannot give back is compared by the content, not by the pixels.
+
+Trained and scored with the relative perceptual L1 loss alone, the distance between features of image and output divided by
+the size of the image's features; for larger images network, image and loss grow together from 8 pixels on (Shvetsova et al.
+2021, "Anomaly Detection in Medical Imaging with Deep Perceptual Autoencoders", equations 1 to 3). The output is a "content
+tensor", not an image, unless ``l1`` asks for one; it is returned as ``restored`` all the same.
+
+Paper / authors' code / ours:
+
+- Features: VGG19 after ReLU r12, r22, r32, r32 or r42 (8, 16, 32, 64 pixels), statistics of ImageNet / the same / by default
+  the first layers of EfficientNet-Lite0, which installs offline and whose first layer halves the image, so images are
+  magnified twice. For the paper: ``backbone="vgg19"`` (or "vgg19:file"), ``layers=(1, 3, 5)``, ``statistics`` the authors'
+  file. ``backbone="self"`` teaches a network on the training images by SimCLR.
+- Statistics of features without a file are those of the training images.
+- Images to [-1, 1] by their range / the same / by the range of the training images.
+- Networks grow to any side that halves to 4 to 7 pixels (8 to 15 for ``bottleneck="spatial"``).
+- Growing: 20,000 steps a stage, at the end 3,500 to 10,000 / ours 20,000 and 10,000; without growing 5,000 to 8,000 / 5,000.
+- The adversarial term of the ablation (table 4) acts at the full resolution alone; its critic is that of ``f_anogan``.
+- The map, mean error over the channels of the layer, is ours.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from normalcy.errors import DataError, SettingsError
+from normalcy.method import Batches, EarlyStop, Method, Objective, Scores, Stage
+from normalcy.nets.contrastive import SelfTaught
+from normalcy.nets.features import Mapped
+from normalcy.nets.filters import gaussian_smooth
+from normalcy.nets.gan import Encoder, Range, wasserstein_loss
+from normalcy.nets.perceptual import PerceptualFeatures, relative_l1, relative_map
+
+
+@dataclass(frozen=True)
+class DPASettings:
+    latent: int = 64
+    """Channels of the bottleneck."""
+    bottleneck: Literal["vector", "spatial"] = "vector"
+    """One pixel, or the 8 to 15 pixels that the image halves to (the paper: 1x1, or for example 4 channels of 8x8)."""
+    width: int = 32
+    """Channels next to the image; doubled with each halving, at most four times as many."""
+    blocks: int = 1
+    """Residual blocks between two resolutions (the authors' "9" has one, "18" two)."""
+    backbone: str = "efficientnet_lite0"
+    """timm name, "name:file", the embedded efficientnet_lite0, or "self": taught by the training images (SimCLR)."""
+    layers: tuple[int, ...] = (0, 1, 2)
+    """Feature layers for 8, 16, 32 ... pixels; larger images take the last."""
+    magnify: int | None = None
+    """Images are magnified so much for the backbone; none: as its first layer reduces them."""
+    statistics: str = ""
+    """.npz file with the arrays <layer>_mean and <layer>_std of natural images; empty: those of the training images."""
+    grow: bool | None = None
+    """Progressive growing; none: for images above 32 pixels."""
+    perceptual: float = 1.0
+    """Weight of the relative perceptual L1; 0 leaves it out of loss and score."""
+    l1: float = 0.0
+    """Weight of the mean absolute error of pixels, images being in [-1, 1]; it takes part in the score only alone."""
+    adversarial: float = 0.0
+    """Weight of a WGAN-GP term on the output."""
+    critic_steps: int = 2
+    """Updates of the critic for one of the autoencoder."""
+    lr: float | None = None
+    """Of Adam; none: 0.064 / width (the authors: 1e-2, 5e-3, 2e-3, 1e-3, 2e-4 for 8, 16, 32, 64, 256 channels)."""
+    cache: bool = True
+    """Features of the images are computed once and kept in memory where the resolution is fixed and images are not
+    augmented."""
+    smoothing: float = 0.0
+    """Deviation of a Gaussian over the map, in pixels."""
+    bf16: bool = False
+    """Backbone in bfloat16: about twice as fast where the processor has it."""
+
+    def __post_init__(self) -> None:
+        if min(self.latent, self.width, self.blocks, self.critic_steps) < 1 or (self.lr is not None and self.lr <= 0):
+            raise SettingsError("dpa: latent, width, blocks, critic_steps and lr must be positive.")
+        if min(self.perceptual, self.l1, self.adversarial, self.smoothing) < 0 or self.perceptual + self.l1 == 0:
+            raise SettingsError(
+                "dpa: perceptual, l1, adversarial and smoothing must not be negative, nor both first 0."
+            )
+        if not self.layers or (self.magnify is not None and self.magnify < 1):
+            raise SettingsError("dpa: layers must name at least one layer, magnify must be at least 1.")
+
+
+class Residual(nn.Module):
+    """Pre-activation residual block without norm: (B, before, h, w) -> (B, after, h, w)."""
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.convolve = nn.Sequential(
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(before, after, 3, padding=1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(after, after, 3, padding=1),
+        )
+        self.shortcut = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.shortcut(x) + self.convolve(x)
+        return y
+
+
+class GrowingAutoencoder(nn.Module):
+    """g of the paper: images (B, C, H / 2^level, W / 2^level) in [-1, 1] -> their like, linear, float32.
+
+    ``level`` 0 is the full resolution. With ``alpha`` below 1 the parts of this level are mixed with those of the next
+    coarser one. ``code`` is (B, latent, h, w).
+    """
+
+    def __init__(self, shape: Sequence[int], latent: int, spatial: bool, width: int, blocks: int) -> None:
+        super().__init__()
+        channels, *sides = shape
+        smallest = 8 if spatial else 4
+        self.halvings = 0
+        while all(n % 2 == 0 and n // 2 >= smallest for n in sides):
+            sides, self.halvings = [n // 2 for n in sides], self.halvings + 1
+        if not all(smallest <= n < 2 * smallest for n in (min(sides), max(sides))):
+            raise DataError(
+                f"dpa expects sides that halve to {smallest} to {2 * smallest - 1} pixels, such as 32, 48, 64 or 256, got "
+                f"{tuple(shape[1:])}: use resize or pad_to."
+            )
+        widths = [width * min(4, 2**i) for i in range(self.halvings + 1)]
+        self.from_image = nn.ModuleList(nn.Conv2d(channels, w, 1) for w in widths)
+        self.to_image = nn.ModuleList(nn.Sequential(nn.LeakyReLU(0.2), nn.Conv2d(w, channels, 1)) for w in widths)
+        self.down = nn.ModuleList(_residuals(a, b, blocks) for a, b in itertools.pairwise(widths))
+        self.up = nn.ModuleList(_residuals(b, a, blocks) for a, b in itertools.pairwise(widths))
+        grid = (1, 1) if spatial else (sides[0], sides[1])
+        self.narrow = nn.Sequential(nn.LeakyReLU(0.2), nn.Conv2d(widths[-1], latent, grid))
+        self.widen = nn.ConvTranspose2d(latent, widths[-1], grid)
+        for part in self.modules():
+            if isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.kaiming_normal_(part.weight, a=0.2, mode="fan_out")
+                if part.bias is not None:
+                    nn.init.zeros_(part.bias)
+
+    def encode(self, x: Tensor, level: int = 0, alpha: float = 1.0) -> Tensor:
+        h = self.from_image[level](x)
+        for k in range(level, self.halvings):
+            h = F.avg_pool2d(self.down[k](h), 2)
+            if k == level and alpha < 1:
+                h = torch.lerp(self.from_image[k + 1](halve(x)), h, alpha)
+        code: Tensor = self.narrow(h)
+        return code
+
+    def decode(self, code: Tensor, level: int = 0, alpha: float = 1.0) -> Tensor:
+        h = self.widen(code)
+        for k in reversed(range(level, self.halvings)):
+            coarse, h = h, self.up[k](double(h))
+        image: Tensor = self.to_image[level](h)
+        if alpha < 1:
+            image = torch.lerp(double(self.to_image[level + 1](coarse)), image, alpha)
+        return image.float()
+
+    def forward(self, x: Tensor, level: int = 0, alpha: float = 1.0) -> Tensor:
+        return self.decode(self.encode(x, level, alpha), level, alpha)
+
+
+def _residuals(before: int, after: int, count: int) -> nn.Sequential:
+    return nn.Sequential(*(Residual(before if i == 0 else after, after) for i in range(count)))
+
+
+def halve(x: Tensor) -> Tensor:
+    return F.avg_pool2d(x, 2)
+
+
+def double(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+class DPA(Method):
+    name = "dpa"
+    Settings = DPASettings
+    search: ClassVar = {
+        "latent": (16, 32, 64, 128, 256),
+        "bottleneck": ("vector", "spatial"),
+        "layers": ((0,), (0, 1), (0, 1, 2), (0, 1, 2, 3)),
+        "preprocess": ((), ("histogram_equalisation",)),
+    }
+    settings: DPASettings
+
+    def __init__(self, settings: DPASettings, shape: Sequence[int]) -> None:
+        super().__init__(settings, shape)
+        s = settings
+        self.range = Range()
+        self.autoencoder = GrowingAutoencoder(self.shape, s.latent, s.bottleneck == "spatial", s.width, s.blocks)
+        grow = max(self.shape[1:]) > 32 if s.grow is None else s.grow
+        # The coarsest level of at least 8 pixels comes first.
+        usable = [k for k in range(self.autoencoder.halvings + 1) if min(self.shape[1:]) >> k >= 8]
+        self.levels = usable[::-1] if grow else [0]
+        used = map(self.layer, self.levels)
+        self.perceptual = PerceptualFeatures(s.backbone, used, self.shape[0], s.magnify, s.bf16)
+        self.critic = Encoder(self.shape, 1, s.width, norm="group") if s.adversarial else None
+        self.alpha = 1.0
+
+    def layer(self, level: int) -> int:
+        """The feature layer for images of a level."""
+        layers = self.settings.layers
+        nearest = round(math.log2((min(self.shape[1:]) >> level) / 8))
+        return layers[min(max(nearest, 0), len(layers) - 1)]
+
+    # -- features and losses
+
+    def features(self, y: Tensor, level: int = 0) -> Tensor:
+        """f^ of equation 2, of images (B, C, h, w) in [-1, 1]: (B, width, h', w')."""
+        features: Tensor = self.perceptual(y, self.layer(level))
+        return features
+
+    def measure(self, batches: Batches) -> None:
+        """Range of the images; mean and deviation of each feature channel over them, unless a file gives them."""
+        self.range.measure(batches)
+        self.perceptual.measure(Mapped(batches, self.range), self.settings.statistics)
+
+    def restore(self, y: Tensor, level: int = 0, alpha: float = 1.0) -> Tensor:
+        restored: Tensor = self.autoencoder(y, level, alpha)
+        return restored
+
+    def reconstruction(self, y: Tensor, level: int, target: Tensor | None = None) -> Mapping[str, Tensor]:
+        """Loss of images (B, C, h, w) in [-1, 1] at a fixed resolution; ``target``: their features, where known."""
+        restored = self.restore(y, level)
+        terms = self.compare(y, restored, level, target)
+        loss = terms["loss"]
+        if self.critic is not None and level == 0 and self.training:  # held-out images are judged without
+            terms["adversarial"] = -self.critic(restored).mean()
+            loss = loss + self.settings.adversarial * terms["adversarial"]
+        return {**terms, "loss": loss}
+
+    def compare(self, y: Tensor, restored: Tensor, level: int, target: Tensor | None = None) -> dict[str, Tensor]:
+        """The terms of a pair of images (B, C, h, w) in [-1, 1]."""
+        s = self.settings
+        terms, loss = {}, torch.zeros((), device=y.device)
+        if s.perceptual:
+            found = self.features(restored, level)
+            wanted = self.features(y, level).detach() if target is None else target.view_as(found)
+            terms["perceptual"] = relative_l1(wanted, found).mean()
+            loss = loss + s.perceptual * terms["perceptual"]
+        if s.l1:
+            terms["l1"] = (y - restored).abs().mean()
+            loss = loss + s.l1 * terms["l1"]
+        return {"loss": loss, **terms}
+
+    def fading(self, y: Tensor, level: int, alpha: float) -> Mapping[str, Tensor]:
+        """Equation 3, on images (B, C, h, w) in [-1, 1] between two resolutions."""
+        y = torch.lerp(double(halve(y)), y, alpha)
+        restored = self.restore(y, level, alpha)
+        fine = self.compare(y, restored, level)
+        coarse = self.compare(halve(y), halve(restored), level + 1)
+        return {name: alpha * fine[name] + (1 - alpha) * coarse[name] for name in fine}
+
+    def at_level(self, x: Tensor, level: int) -> Tensor:
+        """Images (B, C, H, W) as the network sees them at a level."""
+        y = self.range(x)
+        return F.avg_pool2d(y, 2**level) if level else y
+
+    # -- training
+
+    def stages(self) -> Sequence[Stage]:
+        stages = []
+        if isinstance(taught := self.perceptual.backbone, SelfTaught):
+            simclr = Objective(partial(self._contrast, taught), taught.parameters(), lr=1e-3, name="simclr")
+            stages.append(Stage("simclr", [simclr], epochs=100, batch_size=256, prepare=self.range.measure))
+        before: int | None = None
+        for level in self.levels:
+            side = min(self.shape[1:]) >> level
+            if before is not None:
+                stages.append(self._stage(f"fade {side}", level, 20_000, fade=True))
+            last = 10_000 if len(self.levels) > 1 else 5_000
+            stages.append(self._stage(f"stabilise {side}", level, 20_000 if level else last, first=before is None))
+            before = level
+        return stages
+
+    def _contrast(self, taught: SelfTaught, x: Tensor) -> Mapping[str, Tensor]:
+        return taught.contrast((self.range(x) + 1) / 2)
+
+    def _stage(self, name: str, level: int, steps: int, fade: bool = False, first: bool = False) -> Stage:
+        """One stage with an optimiser of its own."""
+        s = self.settings
+        lr = s.lr or 0.064 / s.width
+        own = self.autoencoder.parameters()
+        if fade:
+            objective = Objective(partial(self._fading_loss, level), own, lr=lr, name="fading")
+            return Stage(name, [objective], steps=steps, batch_size=128, on_progress=self._fade)
+        loss = partial(self._fixed_loss, level)
+        objectives = [Objective(loss, own, lr=lr, name="reconstruction")]
+        if self.critic is not None and level == 0:
+            against = Objective(
+                partial(self._critic_loss, level),
+                self.critic.parameters(),
+                lr=lr,
+                betas=(0.0, 0.9),
+                repeats=s.critic_steps,
+                name="critic",
+            )
+            objectives.insert(0, against)
+        return Stage(
+            name,
+            objectives,
+            steps=steps,
+            batch_size=128,
+            prepare=self.measure if first else None,
+            inputs=partial(self._with_features, level) if s.cache and s.perceptual else None,
+            early_stop=EarlyStop(loss, every=1000, patience=3, min_delta=0.001) if level == 0 else None,
+        )
+
+    def _fade(self, fraction: float) -> None:
+        self.alpha = fraction
+
+    def _with_features(self, level: int, x: Tensor) -> Tensor:
+        """Images and their features side by side, (B, n)."""
+        y = self.at_level(x, level)
+        return torch.cat([y.flatten(1), self.features(y, level).flatten(1)], 1)
+
+    def _unpack(self, level: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The images at a level and their features, where the stage has them computed before."""
+        if x.ndim == 4:
+            return self.at_level(x, level), None
+        shape = (self.shape[0], *(n >> level for n in self.shape[1:]))
+        pixels = int(np.prod(shape))
+        return x[:, :pixels].reshape(-1, *shape), x[:, pixels:]
+
+    def _fixed_loss(self, level: int, x: Tensor) -> Mapping[str, Tensor]:
+        y, target = self._unpack(level, x)
+        return self.reconstruction(y, level, target)
+
+    def _fading_loss(self, level: int, x: Tensor) -> Mapping[str, Tensor]:
+        return self.fading(self.at_level(x, level), level, self.alpha)
+
+    def _critic_loss(self, level: int, x: Tensor) -> Mapping[str, Tensor]:
+        assert self.critic is not None
+        y, _ = self._unpack(level, x)
+        with torch.no_grad():
+            fake = self.restore(y, level)
+        return wasserstein_loss(self.critic, y, fake, penalty=10.0)
+
+    # -- scoring
+
+    def _score(self, x: Tensor) -> Scores:
+        y = self.range(x)
+        code = self.autoencoder.encode(y)
+        restored = self.autoencoder.decode(code)
+        if self.settings.perceptual:
+            wanted = self.features(y)
+            image = relative_l1(wanted, found := self.features(restored))
+            error = relative_map(wanted, found, self.shape[1:])
+        else:
+            error = (y - restored).abs().mean(1)
+            image = error.mean((1, 2))
+        return Scores(
+            image=image,
+            map=gaussian_smooth(error, self.settings.smoothing),
+            restored=self.range.inverse(restored),
+            latent=code.flatten(1).float(),
+        )

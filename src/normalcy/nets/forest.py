@@ -1,0 +1,85 @@
+"""Isolation trees of scikit-learn as tensors (Liu, Ting, Zhou 2008): what is separated from the others by few cuts is strange."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from sklearn.ensemble import IsolationForest
+from torch import Tensor, nn
+
+from normalcy.nets.features import random_state
+
+
+class IsolationTrees(nn.Module):
+    """Vectors (B, k) -> scores (B,) in (0, 1), the negative of scikit-learn's ``score_samples``. :meth:`learn` before use."""
+
+    roots: Tensor
+    links: Tensor
+    cut: Tensor
+    path_length: Tensor
+    expected_length: Tensor
+
+    def __init__(self, trees: int, per_tree: int) -> None:
+        super().__init__()
+        self.trees, self.per_tree = trees, per_tree
+        # The nodes of all trees in one list: roots (trees,); of each node the feature it cuts and its two children (n, 3),
+        # where it cuts (n,), and the path length of a vector that ends there (n,).
+        for name in ("roots", "links", "cut", "path_length"):
+            self.register_buffer(name, torch.empty(0))
+        self.register_buffer("expected_length", torch.tensor(1.0))
+
+    def learn(self, x: Tensor) -> None:
+        """Grow the trees on vectors (N, k), each on ``per_tree`` of them."""
+        per_tree = min(self.per_tree, len(x))
+        forest = IsolationForest(n_estimators=self.trees, max_samples=per_tree, random_state=random_state())
+        self._take_over(forest.fit(x.cpu().numpy()))
+        self.expected_length = mean_search_length(torch.tensor(per_tree))
+
+    def _take_over(self, forest: IsolationForest) -> None:
+        roots, links, cut, path_length, offset = [], [], [], [], 0
+        for estimator in forest.estimators_:
+            tree = estimator.tree_
+            number = np.arange(tree.node_count)
+            leaf = tree.children_left < 0
+            # A leaf is its own child: walking on from it changes nothing.
+            below = np.where(leaf, number, tree.children_left) + offset
+            above = np.where(leaf, number, tree.children_right) + offset
+            links.append(torch.from_numpy(np.stack([np.maximum(tree.feature, 0), below, above], 1)))
+            cut.append(torch.from_numpy(_rounded_down(tree.threshold)))
+            depth = torch.from_numpy(tree.compute_node_depths() - 1)
+            path_length.append(depth + mean_search_length(torch.from_numpy(tree.n_node_samples.copy())))
+            roots.append(offset)
+            offset += tree.node_count
+        self.roots, self.links = torch.tensor(roots), torch.cat(links)
+        self.cut, self.path_length = torch.cat(cut), torch.cat(path_length)
+
+    def forward(self, x: Tensor) -> Tensor:
+        score: Tensor = 2 ** (-self._mean_path_length(x) / self.expected_length)
+        return score
+
+    def _mean_path_length(self, x: Tensor) -> Tensor:
+        """Over the trees, of features (B, k) -> (B,). All images walk down all trees at once."""
+        node = self.roots.expand(len(x), -1)  # (B, trees)
+        while True:
+            feature, below, above = self.links[node].unbind(-1)
+            following = torch.where(x.gather(1, feature) <= self.cut[node], below, above)
+            if torch.equal(following, node):
+                return self.path_length[node].mean(1)
+            node = following
+
+
+def mean_search_length(n: Tensor) -> Tensor:
+    """c(n): mean length of an unsuccessful search in a binary tree of n (equation 1 of the paper; 1 for two, as in sklearn).
+
+    >>> mean_search_length(torch.tensor([1, 2, 256]))
+    tensor([ 0.0000,  1.0000, 10.2448])
+    """
+    m = n.clamp(min=3).double()
+    long = 2 * ((m - 1).log() + np.euler_gamma) - 2 * (m - 1) / m
+    return torch.where(n > 2, long, (n == 2).double()).float()
+
+
+def _rounded_down(values: np.ndarray) -> np.ndarray:
+    """float64 -> float32, towards minus infinity: ``x <= value`` then means the same for every float32 x."""
+    rounded = values.astype(np.float32)
+    return np.where(rounded > values, np.nextafter(rounded, np.float32(-np.inf)), rounded)

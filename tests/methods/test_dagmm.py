@@ -1,0 +1,94 @@
+"""Facts of DAGMM; what holds for every method is in test_contract.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.mixture import GaussianMixture
+
+from normalcy.errors import SettingsError
+from normalcy.methods.dagmm import DAGMM, DAGMMSettings, mixture_energy, moments
+from normalcy.testing import smooth_textures
+from normalcy.train import TrainSettings, fit
+
+SHAPE = (1, 16, 16)
+
+
+def _fitted(steps: int = 60, **words: Any) -> DAGMM:
+    torch.manual_seed(0)
+    method = DAGMM(DAGMMSettings(**{"width": 4, "latent": 2, "components": 2, "lr": 0.005, **words}), SHAPE)
+    settings = TrainSettings(steps=steps, batch_size=16, precision="32-true", device="cpu")
+    fit(method, smooth_textures(64, SHAPE, seed=0), settings)
+    return method
+
+
+def test_energy_is_the_density_of_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    points = np.concatenate([rng.normal(size=(200, 3)), rng.normal(3, 0.2, size=(100, 3))])
+    mixture = GaussianMixture(3, random_state=0).fit(points)
+    factors = np.linalg.cholesky(mixture.covariances_)
+    parts = [torch.from_numpy(a) for a in (mixture.weights_, mixture.means_, factors)]
+    far = np.concatenate([points, [[1e3, -1e3, 0]]])
+    energy = mixture_energy(torch.from_numpy(far), *parts)
+    np.testing.assert_allclose(energy.numpy(), -mixture.score_samples(far), rtol=1e-9)
+
+
+def test_moments_are_the_m_step_of_scikit_learn() -> None:
+    rng = np.random.default_rng(1)
+    points, shares = rng.normal(size=(50, 3)), rng.dirichlet([1, 1], size=50)
+    mixture = GaussianMixture(2, reg_covar=0.0)
+    mixture._initialize(points, shares)
+    weights, means, covariances = moments(torch.from_numpy(points), torch.from_numpy(shares), floor=1e-9)
+    np.testing.assert_allclose(weights, mixture.weights_, rtol=1e-6)
+    np.testing.assert_allclose(means, mixture.means_, rtol=1e-6)
+    np.testing.assert_allclose(covariances, mixture.covariances_, rtol=1e-5, atol=1e-8)
+
+
+def test_loss_restated() -> None:
+    method = _fitted(energy=0.3, penalty=0.02).eval()
+    x = smooth_textures(16, SHAPE, seed=1)
+    with torch.no_grad():
+        z, y, restored = method.describe(x)
+        gamma = method.shares(z).double()
+        weights, means, covariances = moments(z.double(), gamma, 1e-3)
+        distributions = [torch.distributions.MultivariateNormal(m, c) for m, c in zip(means, covariances)]
+        logs = torch.stack([d.log_prob(z.double()) for d in distributions], 1) + weights.log()
+        expected = (y - restored).square().mean() - 0.3 * logs.logsumexp(1).mean()
+        expected = expected + 0.02 * sum((1 / c.diagonal()).sum() for c in covariances)
+        found = method.loss(x)["loss"]
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_z_holds_code_relative_distance_and_cosine() -> None:
+    method = _fitted()
+    x = smooth_textures(4, SHAPE, seed=1)
+    with torch.no_grad():
+        z, y, restored = method.describe(x)
+    for row, a, b in zip(z, y, restored):
+        assert float(row[2]) == pytest.approx(float((a - b).norm() / a.norm()), rel=1e-5)
+        assert float(row[3]) == pytest.approx(float((a * b).sum() / a.norm() / b.norm()), rel=1e-4)
+
+
+def test_score_is_the_energy_under_all_training_images() -> None:
+    method = _fitted()
+    x = smooth_textures(64, SHAPE, seed=0)
+    with torch.no_grad():
+        z = method.describe(x)[0].double()
+        weights, means, covariances = moments(z, method.shares(z.float()).double(), 1e-3)
+    expected = mixture_energy(z, weights, means, torch.linalg.cholesky(covariances)).float()
+    torch.testing.assert_close(method.score(x).image, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_batch_all_alike_has_a_density() -> None:
+    z = torch.full((8, 3), 0.7, dtype=torch.float64)
+    weights, means, covariances = moments(z, torch.full((8, 2), 0.5, dtype=torch.float64), 1e-3)
+    assert mixture_energy(z, weights, means, torch.linalg.cholesky(covariances)).isfinite().all()
+
+
+@pytest.mark.parametrize("words", [{"latent": 0}, {"floor": 0.0}, {"dropout": 1.0}, {"penalty": -1.0}], ids=str)
+def test_impossible_settings(words: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match="dagmm"):
+        DAGMMSettings(**words)

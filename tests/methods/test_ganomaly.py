@@ -1,0 +1,81 @@
+"""Facts of GANomaly; what holds for every method is in test_contract.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from normalcy.errors import SettingsError
+from normalcy.methods.ganomaly import GANomaly, GANomalySettings
+from normalcy.testing import smooth_textures
+from normalcy.train import TrainSettings, fit
+
+SHAPE = (2, 12, 16)
+
+
+def _fitted(steps: int = 10, **words: Any) -> GANomaly:
+    torch.manual_seed(0)
+    method = GANomaly(GANomalySettings(**{"latent": 6, "width": 4, "lr": 2e-3, **words}), SHAPE)
+    settings = TrainSettings(steps=steps, batch_size=16, precision="32-true", device="cpu")
+    fit(method, smooth_textures(64, SHAPE, seed=0), settings)
+    return method
+
+
+def test_loss_is_the_weighted_sum_of_its_parts_restated() -> None:
+    method = _fitted(adversarial=2.0, context=30.0, encoder=3.0)
+    x = smooth_textures(5, SHAPE, seed=1)
+    with torch.no_grad():
+        y = method.range(x)
+        z = method.encoder(y)
+        fake = method.decoder(z)
+        z2 = method.again(fake)
+        features = [method.discriminator.trunk(t).flatten(1) for t in (y, fake)]
+        adversarial = nn.MSELoss()(features[0], features[1])
+        expected = 2 * adversarial + 30 * nn.L1Loss()(y, fake) + 3 * nn.MSELoss()(z, z2)
+        found = method.generator_loss(x)
+    torch.testing.assert_close(found["loss"], expected)
+    assert set(found) == {"loss", "adversarial", "context", "encoder"}
+
+
+def test_scores_are_equation_5_and_the_context() -> None:
+    method = _fitted()
+    x = smooth_textures(5, SHAPE, seed=1)
+    with torch.no_grad():
+        y = method.range(x)
+        z = method.encoder(y)
+        fake = method.decoder(z)
+        latent = torch.stack([(a - b).abs().sum() / 6 for a, b in zip(z, method.again(fake))])
+    torch.testing.assert_close(method.with_score("latent").score(x).image, latent)
+    context = method.with_score("context").score(x)
+    torch.testing.assert_close(context.image, (y - fake).abs().mean((1, 2, 3)))
+    assert context.map is not None
+    torch.testing.assert_close(context.map.mean((1, 2)), context.image)
+
+
+def test_discriminator_does_not_train_the_generator() -> None:
+    method = _fitted()
+    method.zero_grad()
+    loss = method.discriminator_loss(smooth_textures(4, SHAPE, seed=1))["loss"]
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert all(p.grad is None or not p.grad.any() for p in method.encoder.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in method.discriminator.parameters())
+
+
+def test_players_own_disjoint_parts() -> None:
+    owners = [{id(p) for p in o.parameters} for o in _fitted(steps=1).stages()[0].objectives]
+    assert not owners[0] & owners[1]
+
+
+def test_training_brings_codes_together() -> None:
+    x = smooth_textures(16, SHAPE, seed=1)
+    context = [_fitted(steps).with_score("context").score(x).image.mean() for steps in (1, 150)]
+    assert context[1] < 0.6 * context[0]
+
+
+@pytest.mark.parametrize("words", [{"latent": 0}, {"lr": 0.0}, {"context": -1.0}, {"smoothing": -1.0}], ids=str)
+def test_impossible_settings(words: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match="ganomaly"):
+        GANomalySettings(**words)

@@ -1,0 +1,115 @@
+"""Facts of RDA; what holds for every method is in test_contract.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+from normalcy.errors import SettingsError
+from normalcy.methods.rda import RDA, RDASettings
+from normalcy.testing import smooth_textures, with_defect
+from normalcy.train import TrainSettings, fit
+
+SHAPE = (1, 16, 16)
+
+
+def _method(**words: Any) -> RDA:
+    torch.manual_seed(0)
+    return RDA(RDASettings(**{"width": 4, "latent": 4, "rounds": 3, "lr": 0.01, **words}), SHAPE)
+
+
+def _fitted(images: Tensor | None = None, steps: int = 150, **words: Any) -> RDA:
+    method = _method(**words)
+    settings = TrainSettings(steps=steps, batch_size=16, precision="32-true", device="cpu")
+    fit(method, smooth_textures(64, SHAPE, seed=0) if images is None else images, settings)
+    return method
+
+
+@pytest.mark.parametrize("penalty", ["l1", "images"])
+def test_threshold_minimises_its_objective(penalty: str) -> None:
+    """The proximal operator against a general optimiser: 1/2 |S - e|^2 + lambda |S|, block norms as root mean squares."""
+    method = _method(penalty=penalty, weight=0.4)
+    error = torch.tensor([0.1, -0.9, 0.5, 0.3]).view(1, 1, 2, 2)
+    found = method.threshold(error).flatten().double().numpy()
+    e = error.flatten().double().numpy()
+
+    def objective(s: Any) -> float:
+        size = np.abs(s).sum() if penalty == "l1" else 2 * np.sqrt((s**2).sum())  # lambda |s|_2 sqrt(4 values)
+        return float(0.5 * ((s - e) ** 2).sum() + 0.4 * size)
+
+    best = min(
+        (minimize(objective, start, method="Nelder-Mead", tol=1e-10) for start in (e, e / 2)), key=lambda r: r.fun
+    )
+    assert objective(found) <= best.fun + 1e-6
+    np.testing.assert_allclose(found, best.x, atol=1e-3)
+
+
+def test_shares_of_pixels_are_the_block_threshold_over_the_training_images() -> None:
+    x = smooth_textures(64, SHAPE, seed=0)
+    x[:, :, 3, 5] = torch.rand(64, 1, generator=torch.Generator().manual_seed(4))  # a broken pixel
+    method = _fitted(x, penalty="pixels", weight=1.0)
+    assert float(method.share[0, 3, 5]) > 0.2
+    assert int(method.share.argmax()) == 3 * 16 + 5
+    assert int((method.share > 0).sum()) <= 12  # of 256
+    error = torch.randn(2, *SHAPE)
+    torch.testing.assert_close(method.threshold(error), error * method.share)
+
+
+@pytest.mark.parametrize("penalty", ["l1", "images"])
+def test_parts_add_up_and_lower_the_objective(penalty: str) -> None:
+    method = _fitted(iterations=200, tolerance=1e-5, penalty=penalty)
+    y = method.standardise(with_defect(smooth_textures(5, SHAPE, seed=1), seed=2)[0])
+
+    def objective(sparse: Tensor) -> Tensor:
+        low = y - sparse
+        sizes = sparse.abs().mean((1, 2, 3)) if penalty == "l1" else sparse.square().mean((1, 2, 3)).sqrt()
+        return 0.5 * (low - method.said(low)).square().mean((1, 2, 3)) + 0.5 * sizes
+
+    with torch.no_grad():
+        low, sparse, said = method.split(y)
+        one_step = method.threshold(y - method.said(y))
+        torch.testing.assert_close(low + sparse, y)
+        torch.testing.assert_close(said, method.said(low))
+        assert (objective(sparse) < objective(torch.zeros_like(y))).all()
+        assert (objective(sparse) <= objective(one_step) + 1e-6).all()
+        normal = method.split(method.standardise(smooth_textures(5, SHAPE, seed=1)))[1]
+    assert (normal != 0).float().mean() < 0.8 * (sparse != 0).float().mean()
+
+
+def test_no_weight_leaves_nothing_to_learn_and_a_large_one_is_an_autoencoder() -> None:
+    x = smooth_textures(5, SHAPE, seed=1)
+    method = _fitted(weight=1e6)
+    scores = method.with_score("noise").score(x)
+    assert not scores.image.any()
+    y = method.standardise(x)
+    with torch.no_grad():
+        plain = (y - method.network(y)).square().mean((1, 2, 3)).sqrt()
+    torch.testing.assert_close(method.with_score("error").score(x).image, plain)
+    method = _method(weight=0.0)
+    with torch.no_grad():
+        torch.testing.assert_close(method.threshold(y), y)
+
+
+def test_finds_foreign_images_among_its_training_images() -> None:
+    """5 % of the training images are of another kind; the paper's use: which of them are they?"""
+    x = smooth_textures(80, SHAPE, seed=0)
+    stripes = 0.45 + 0.15 * torch.sin(torch.arange(16.0) * 1.5).expand(4, 1, 16, 16)
+    x[:4] = stripes + 0.01 * torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(1))
+    method = _fitted(x, penalty="images", weight=0.5, steps=200, latent=2)
+    noise = method.with_score("noise").score(x).image
+    assert set(noise.argsort(descending=True)[:4].tolist()) == {0, 1, 2, 3}
+
+
+def test_rounds_are_stages() -> None:
+    assert [s.name for s in _method(rounds=3).stages()] == ["round 1", "round 2", "round 3", "sparse part"]
+
+
+@pytest.mark.parametrize("words", [{"rounds": 0}, {"weight": -1.0}, {"tolerance": 0.0}, {"latent": 0}], ids=str)
+def test_impossible_settings(words: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match="rda"):
+        RDASettings(**words)
