@@ -90,13 +90,13 @@ def _weight_gradient(small: Tensor, patches: Tensor) -> Tensor:
 
 def halve(x: Tensor, weight: Tensor) -> Tensor:
     """As ``F.conv2d(x, weight, stride=2, padding=1)`` for even sides; both of one dtype."""
-    y: Tensor = _Halve.apply(x, weight)  # type: ignore[no-untyped-call]
+    y: Tensor = _Halve.apply(x, weight)
     return y
 
 
 def double(x: Tensor, weight: Tensor) -> Tensor:
     """As ``F.conv_transpose2d(x, weight, stride=2, padding=1)``; both of one dtype."""
-    y: Tensor = _Double.apply(x, weight)  # type: ignore[no-untyped-call]
+    y: Tensor = _Double.apply(x, weight)
     return y
 
 
