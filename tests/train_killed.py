@@ -43,6 +43,7 @@ class Staged(Method):
         self.prior = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Dropout(0.2), nn.ReLU(), nn.Conv2d(4, 4, 1))
         self.register_buffer("progress", torch.tensor(0.0))
         self.learned("centre")
+        self.register_buffer("judged", torch.tensor(0.0))
 
     def stages(self) -> Sequence[Stage]:
         auto = [*self.encoder.parameters(), *self.decoder.parameters()]
@@ -57,6 +58,7 @@ class Staged(Method):
                 batch_size=8,
                 prepare=self.measure,
                 on_progress=self.progress.fill_,
+                conclude=self.judge,
             ),
             Stage(
                 "prior",
@@ -70,6 +72,9 @@ class Staged(Method):
 
     def measure(self, batches: Batches) -> None:
         self.centre = torch.cat(list(batches)).mean(0) + 0.1 * torch.randn(self.shape)
+
+    def judge(self, batches: Batches) -> None:
+        self.judged.add_(torch.cat([self.restore(x) for x in batches]).abs().mean())  # twice would be seen
 
     def encode(self, x: Tensor) -> Tensor:
         return self.encoder(x - self.centre)
