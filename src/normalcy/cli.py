@@ -282,6 +282,41 @@ def dicom(
 
 
 @app.command()
+def slides(
+    model: Annotated[Path, typer.Argument(help="A model folder, fitted on tiles (slides:FOLDER,tile=256).")],
+    inputs: Annotated[list[Path], typer.Argument(help="Whole-slide images.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results.")],
+    set_: Annotated[
+        list[str], typer.Option("--set", help="tile, mpp, tissue or stain, as in the fit; key=value.")
+    ] = [],  # noqa: B006
+    quantile: Annotated[float, typer.Option(help="A slide's score is this quantile of its tiles' scores.")] = 0.95,
+    cell: Annotated[int, typer.Option(help="Pixels of a tile in one of the heat map.")] = 32,
+    batch_size: Annotated[int, typer.Option(help="Tiles at a time.")] = 32,
+    device: Device = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Score whole slides: a heat map (pyramid TIFF), regions (GeoJSON), a score for each slide."""
+    from normalcy.config import build, parse_words
+    from normalcy.data.slides import TileSettings
+    from normalcy.detector import load
+    from normalcy.results import NOTICE
+    from normalcy.slide_results import open_for_scoring, score_slides
+
+    detector = load(model)
+    if device not in (None, "auto"):
+        detector.to(str(device))
+    settings = build(TileSettings, parse_words(set_), "slides")
+    with _progress("scoring tiles") as step:
+        found = score_slides(
+            detector, open_for_scoring(inputs, settings), out, quantile=quantile, cell=cell, batch_size=batch_size,
+            overwrite=overwrite, on_progress=step,
+        )  # fmt: skip
+    _complain(NOTICE)
+    for name, score in found:
+        _print(f"{name}: {score:.6g}")
+
+
+@app.command()
 def compare(
     data: Annotated[str, DATA],
     methods: Annotated[str, typer.Option(help="Names, separated by commas.")],

@@ -205,4 +205,4 @@ def _blend(plane: Array, heat: Array, whole: Array, limits: Any) -> Array:
     strength = scaled(heat, *limits)
     colours = colormaps["inferno"](strength)[..., :3]
     mixed = grey[..., None] * (1 - 0.7 * strength[..., None]) + 0.7 * strength[..., None] * colours
-    return np.rint(255 * np.clip(mixed, 0, 1)).astype(np.uint8)
+    return np.asarray(np.rint(255 * np.clip(mixed, 0, 1)), np.uint8)

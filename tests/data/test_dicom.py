@@ -353,3 +353,31 @@ def check_dicom_results(folder: Path, said: str) -> None:
     assert shown.pixel_array.shape == (10, 12, 3)
     assert shown.SourceImageSequence[0].ReferencedSOPInstanceUID in sources
     assert (shown.StudyInstanceUID, shown.PatientID) == ("1.2.1", "MRN-4711-201")
+
+
+REAL = Path(__file__).parents[2].parent / "shared" / "data" / "volumes" / "ct_3mm.nii.gz"
+
+
+@pytest.mark.skipif(not REAL.is_file(), reason="needs ../shared/data/volumes")
+def test_real_ct_as_a_series(tmp_path: Path):
+    """The same values at the same places from NIfTI and from a DICOM series made of it."""
+    import nibabel
+
+    image = nibabel.load(REAL)
+    stored = np.asarray(image.dataobj).astype(np.int16)[::3, ::3]
+    affine = image.affine @ np.diag([3, 3, 1, 1])
+    nibabel.save(nibabel.Nifti1Image(stored, affine), tmp_path / "ct.nii.gz")
+    turn = np.diag([-1.0, -1.0, 1.0])  # the file runs to the right and the front, DICOM counts to the left and the back
+    slices = series(stored.transpose(2, 1, 0), turn, spacing=(9, 9, 3), RescaleSlope=1, RescaleIntercept=0)
+    for k, ds in enumerate(slices):
+        ds.ImagePositionPatient = list((affine[:3, 3] + k * affine[:3, 2]) * [-1, -1, 1])
+    write(tmp_path / "series", slices, reverse=True)
+    data = open_data(tmp_path)
+    expected, found = data.read(0), data.read(1)
+    assert [item.path for item in data.items] == ["ct.nii.gz", "series"]
+    np.testing.assert_array_equal(found, expected)
+    for index in ((0, 0, 0), (7, 20, 31)):
+        one, other = (data.space(i) for i in (0, 1))
+        assert one is not None
+        assert other is not None
+        np.testing.assert_allclose(other.world(index), one.world(index), atol=1e-3)

@@ -380,6 +380,7 @@ def open_data(spec: str | Path, data_root: Path | str | None = None) -> DataSet:
     ``.npz``, ``.npz:3``           arrays, see :func:`~normalcy.data.named.open_npz`; with a class taken as normal
     ``mnist:3``, ``cifar10:cat``   a named set with a class taken as normal, see :mod:`normalcy.data.named`
     ``elpv``, ``magnetic_tile``    a named set of defects
+    ``slides:FOLDER,tile=256``     tiles of whole-slide images, see :mod:`normalcy.data.slides`
     =============================  ====================================================================================
 
     Named sets are looked for in ``data_root`` (default ``~/.cache/normalcy/data``) and downloaded into it if missing.
@@ -387,6 +388,10 @@ def open_data(spec: str | Path, data_root: Path | str | None = None) -> DataSet:
     from . import folder, named, table  # they build on this module
 
     text, root = str(spec), Path(data_root or DEFAULT_DATA_ROOT).expanduser()
+    if text.startswith("slides:"):
+        from . import slides
+
+        return slides.open_slides(text.removeprefix("slides:"))
     path = Path(text).expanduser()
     if text and not _exists(path) and _exists(Path(split_name(str(path))[0])):
         return open_files([path])  # a part of a volume

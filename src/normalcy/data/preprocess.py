@@ -587,8 +587,13 @@ def body_mask(image: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     x = image[0] if len(image) == 1 else image.mean(axis=0)
     if x.min() == x.max():
         return np.ones(x.shape, bool)
-    otsu: Callable[[npt.NDArray[Any]], float] = threshold_otsu  # it has no types
     return np.asarray(x > otsu(x))
+
+
+def otsu(x: npt.NDArray[Any]) -> float:
+    """Otsu's threshold between the dark and the bright values of an array that is not constant."""
+    threshold: Callable[[npt.NDArray[Any]], Any] = threshold_otsu  # it has no types
+    return float(threshold(x))
 
 
 def _equalise(x: Floats) -> Floats:

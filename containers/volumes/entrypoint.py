@@ -1,0 +1,84 @@
+"""Score a folder of volumes: a map beside each name, a score in ``<name>.txt``, and all scores in ``scores.csv``.
+
+    python entrypoint.py IN OUT [--model /model] [--device auto]
+
+Maps are NIfTI with the axes, shape and affine of the input, scaled to [0, 1] from the range of held-out normal volumes where
+the detector was calibrated. Scores are 1 - p-value then, else the detector's own. A volume that cannot be read gets the
+highest score that there is and no map, and is listed in ``failed.csv``: a challenge wants an answer for every file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from normalcy import load
+from normalcy.data.dataset import open_data
+from normalcy.data.images import write_bytes
+from normalcy.data.volumes import write_volume
+from normalcy.detector import Result
+from normalcy.errors import NormalcyError
+from normalcy.results import NIFTI, NOTICE, named
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("input", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--model", type=Path, default=Path("/model"))
+    parser.add_argument("--device", default="auto")
+    given = parser.parse_args(arguments)
+    try:
+        score_folder(given.input, given.output, given.model, given.device)
+    except NormalcyError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(NOTICE, file=sys.stderr)
+    return 0
+
+
+def score_folder(source: Path, out: Path, model: Path, device: str = "auto") -> None:
+    """Raises a NormalcyError when there is no model or no volume that can be used."""
+    import torch
+
+    detector = load(model)
+    if device != "auto" or torch.cuda.is_available():
+        detector.to("cuda" if device == "auto" else device)
+    data = open_data(source)
+    calibration = detector.calibration
+    low, high = calibration.map_range if calibration is not None else (0.0, 1.0)
+
+    def write(result: Result) -> Result:
+        if result.map is not None and result.space is not None:
+            scaled = np.clip((result.map - low) / max(high - low, 1e-12), 0, 1) if calibration else result.map
+            write_volume(out / named(result.path, NIFTI), scaled, result.space)
+        return result
+
+    rows: list[tuple[str, float]] = []
+    failed: list[Any] = []
+    for result in detector.stream(data, then=write):
+        if isinstance(result, Result):
+            rows.append((result.path, result.score if result.p_value is None else 1 - result.p_value))
+        else:
+            failed.append(result)
+    highest = max((score for _, score in rows), default=1.0)
+    rows += [(path, highest) for path, _ in failed]
+    for path, score in rows:
+        write_bytes(out / f"{path}.txt", f"{score!r}\n".encode())
+    for name, head, table in (
+        ("scores.csv", ("file", "score"), sorted(rows)),
+        ("failed.csv", ("file", "reason"), failed),
+    ):
+        with open(out / name, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(head)
+            writer.writerows(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,229 @@
+"""Whole-slide images as tiles: where there is tissue, at a chosen scale, read one at a time.
+
+A set of tiles is named as ``slides:PATH``, a slide or a folder of them, with options after commas, for example
+``slides:biopsies,tile=256,mpp=1,most=200,tissue=0.5,stain=macenko``:
+
+``tile``    side in pixels (256)
+``mpp``     micrometres per pixel; the slide's own finest level unless given, which every slide must then say
+``most``    tiles per slide, drawn without overlap (all)
+``tissue``  share of a tile that must be tissue (0.5): darker than Otsu's threshold of the slide's overview
+``stain``   none, macenko or vahadane, for each tile (none)
+
+Tiles of one slide are one case, so that no split divides a slide. Formats: those of tiffslide (SVS, NDPI, SCN, Philips and
+generic tiled TIFF ...).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ..config import build, parse_words
+from ..errors import DataError
+from .dataset import DataSet, Item
+from .images import Array
+from .preprocess import otsu
+from .stain import Stain, normalise
+
+SLIDE_SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif")
+_OVERVIEW = 1024  # pixels along the longer side of the picture that tissue is looked for in
+
+
+@dataclass(frozen=True)
+class TileSettings:
+    """How tiles are taken from slides."""
+
+    tile: int = 256
+    """Side of a tile in pixels."""
+    mpp: float | None = None
+    """Micrometres per pixel; none: the finest level of the slide."""
+    most: int | None = None
+    """Tiles per slide, at random and the same each time; none: all."""
+    tissue: float = 0.5
+    """Share of a tile that must be tissue."""
+    stain: Stain = "none"
+
+    def __post_init__(self) -> None:
+        if self.tile < 8 or (self.mpp or 1) <= 0 or (self.most or 1) < 1 or not 0 <= self.tissue <= 1:
+            raise DataError(
+                "slides: expected tile of at least 8, mpp and most positive and tissue in [0, 1], "
+                f"got {self.tile}, {self.mpp}, {self.most} and {self.tissue}."
+            )
+
+
+class Tile(NamedTuple):
+    """Place of the upper left corner in pixels of the finest level."""
+
+    x: int
+    y: int
+
+
+@dataclass
+class Slide:
+    """A slide and how it is tiled; opened when first used, once in each thread."""
+
+    path: Path
+    settings: TileSettings = field(default_factory=TileSettings)
+
+    def __post_init__(self) -> None:
+        self._local = threading.local()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "settings": self.settings}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    @property
+    def _file(self) -> Any:
+        if not hasattr(self._local, "file"):
+            try:
+                import tiffslide
+            except ImportError:
+                raise DataError('Slides need tiffslide; pip install "normalcy[medical]".') from None
+            try:
+                self._local.file = tiffslide.TiffSlide(self.path)
+            except Exception as error:
+                raise DataError(
+                    f"{self.path}: cannot be read as a slide ({type(error).__name__}); replace or remove the file."
+                ) from None
+        return self._local.file
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the finest level."""
+        width, height = self._file.dimensions
+        return int(width), int(height)
+
+    @cached_property
+    def mpp(self) -> float | None:
+        """Micrometres per pixel of the finest level, where the file says."""
+        value = self._file.properties.get("tiffslide.mpp-x")
+        return None if value is None else float(value)
+
+    @cached_property
+    def downsample(self) -> float:
+        """Pixels of the finest level in one of a tile."""
+        if self.settings.mpp is None:
+            return 1.0
+        if not self.mpp:
+            raise DataError(
+                f"{self.path}: does not say its micrometres per pixel; leave mpp out or add it to the file."
+            )
+        return max(1.0, self.settings.mpp / self.mpp)
+
+    @cached_property
+    def tissue(self) -> npt.NDArray[np.bool_]:
+        """Where there is tissue in an overview of the slide, (rows, columns)."""
+        try:
+            darkness = 255.0 - self._overview().min(axis=2)  # coloured or dark: some channel is low
+        except DataError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f"{self.path}: cannot be read as a slide ({type(error).__name__}); replace or remove the file."
+            ) from None
+        return np.asarray(darkness > otsu(darkness)) if np.ptp(darkness) > 8 else np.zeros(darkness.shape, bool)
+
+    def _overview(self) -> Array:
+        """The whole slide, uint8 (rows, columns, 3), at most about 1,024 pixels long."""
+        file = self._file
+        level = file.get_best_level_for_downsample(max(self.size) / _OVERVIEW)
+        (width, height), down = file.level_dimensions[level], file.level_downsamples[level]
+        step = -(-max(width, height) // _OVERVIEW)
+        strips = []
+        for top in range(0, height, 64 * step):  # in strips: a file without coarse levels must not fill the memory
+            region = (0, round(top * down)), level, (width, min(64 * step, height - top))
+            strips.append(np.asarray(Image.fromarray(file.read_region(*region, as_array=True)[..., :3]).reduce(step)))
+        return np.concatenate(strips)
+
+    def tiles(self) -> list[Tile]:
+        """Tiles side by side with enough tissue; ``most`` of them. Partial ones at the right and lower border are left out."""
+        side = self.settings.tile * self.downsample
+        width, height = self.size
+        rows, columns = int(height // side), int(width // side)
+        share = np.array(self.tissue, np.float64)
+        places = []
+        for row in range(rows):
+            for column in range(columns):
+                top, left = (
+                    int(k * side * n / full) for k, n, full in zip((row, column), share.shape, (height, width))
+                )
+                bottom, right = (
+                    max(int((k + 1) * side * n / full), start + 1)
+                    for k, n, full, start in zip((row, column), share.shape, (height, width), (top, left))
+                )
+                if share[top:bottom, left:right].mean() >= self.settings.tissue:
+                    places.append(Tile(round(column * side), round(row * side)))
+        if self.settings.most is not None and len(places) > self.settings.most:
+            places = sorted(random.Random(0).sample(places, self.settings.most))
+        return places
+
+    def read(self, tile: Tile) -> Array:
+        """uint8 (3, tile, tile)"""
+        try:
+            level = self._file.get_best_level_for_downsample(self.downsample + 1e-6)
+            side = max(1, round(self.settings.tile * self.downsample / self._file.level_downsamples[level]))
+            pixels = np.asarray(self._file.read_region((tile.x, tile.y), level, (side, side), as_array=True))[..., :3]
+        except DataError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f"{self.path}: the tile at {tile.x}, {tile.y} cannot be read ({type(error).__name__}); repair the file."
+            ) from None
+        if side != self.settings.tile:
+            again = (self.settings.tile,) * 2
+            pixels = np.asarray(Image.fromarray(pixels).resize(again, Image.Resampling.BILINEAR, reducing_gap=2))
+        return normalise(np.ascontiguousarray(np.moveaxis(pixels, -1, 0)), self.settings.stain)
+
+
+def open_slides(spec: str) -> DataSet:
+    """The tiles that ``PATH,option=value,...`` stands for, see this module. Raises DataError where there are none."""
+    path, *options = spec.split(",")
+    settings = build(TileSettings, parse_words(options), "slides")
+    root = Path(path).expanduser()
+    files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.suffix.lower() in SLIDE_SUFFIXES)
+    if not files:
+        raise DataError(f"{path}: expected a slide or a folder with some ({' '.join(SLIDE_SUFFIXES)}), got none.")
+    base = root.parent if root.is_file() else root
+    return tiles_of(
+        [Slide(file, settings) for file in files], [f.relative_to(base).as_posix() for f in files], root.stem
+    )
+
+
+def tiles_of(slides: Sequence[Slide], names: Sequence[str], name: str) -> DataSet:
+    """A data set of the tiles of slides; each slide is a case. Slides that cannot be read are listed as ignored."""
+    items, places, ignored = [], [], []
+    for k, (slide, slide_name) in enumerate(zip(slides, names)):
+        try:
+            found = slide.tiles()
+        except DataError:
+            ignored.append(slide_name)
+            continue
+        items += [Item(f"{slide_name}/x{tile.x}y{tile.y}", slide_name) for tile in found]
+        places += [(k, tile) for tile in found]
+    if not items:
+        raise DataError(f"{name}: no slide that can be read has a tile with enough tissue; lower tissue or tile.")
+
+    def read(i: int) -> Array:
+        k, tile = places[i]
+        return slides[k].read(tile)
+
+    def size(i: int) -> tuple[int, ...]:
+        return (slides[places[i][0]].settings.tile,) * 2
+
+    def stamp(i: int) -> int:
+        k, tile = places[i]
+        return int(hashlib.sha256(f"{slides[k].path.stat().st_size},{tile}".encode()).hexdigest()[:8], 16)
+
+    return DataSet(name, items, read, size=size, stamp=stamp, ignored=ignored)
