@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.ndimage import zoom
 
 from normalcy import Detector, metrics, open_data
 from normalcy.calibrate import decide_on_validation
@@ -103,9 +102,8 @@ def main() -> None:
             for score in ("restored", "input", "likelihood") if method == "lsr" else (None,):
                 scored = detector if score is None else detector.with_score(score)
                 maps = [r.map for r in scored.score(held_out) if r.map is not None]
-                area = max(1, round(AREA * 256 * 256))
-                small = [zoom(m, (256 / m.shape[0], 256 / m.shape[1]), order=1) for m in maps]  # images differ in size
-                decision = decide_on_validation(f"minimum_area:{area}", [], None, small, None)
+                area = max(1, round(AREA * float(np.median([m.size for m in maps]))))
+                decision = decide_on_validation(f"minimum_area:{area}", [], None, maps, None)
                 place = folder / (score or "results")
                 run = predict(scored, test, place, decision=decision, split=split, spec="magnetic_tile", overwrite=True)
                 found = evaluate(place, resamples=options.resamples)

@@ -411,7 +411,7 @@ def test_metrics_of_maps(categories: Path, tmp_path: Path):
     truth = np.stack([np.zeros((16, 16), bool) if test.mask(i) is None else test.mask(i) for i in range(len(test))])
     values, flags = np.stack(results.maps), np.stack(results.maps) > threshold
     labels = np.array([item.label for item in test.items])
-    flagged = np.array([np.bincount(label(f)[0].ravel())[1:].max(initial=0) > 2 for f in flags])
+    flagged = np.array([np.bincount(label(f, np.ones((3, 3)))[0].ravel())[1:].max(initial=0) > 2 for f in flags])
     mean_accuracy = ((flagged[labels == 1]).mean() + (~flagged[labels == 0]).mean()) / 2
     expected = {
         "mean_accuracy": mean_accuracy,

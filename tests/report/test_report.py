@@ -651,7 +651,7 @@ def test_pictures_stand_between_input_and_conclusion(tmp_path):
             file.parent.mkdir(parents=True, exist_ok=True)
             np.save(file, np.random.default_rng(0).random(shape).astype(np.float32))
     page = write_report(tmp_path, data).read_text()
-    figure = page[page.index("<figure") : page.index("</figure>")]
+    figure = page[page.index('<figure class="card">') :].partition("</figure>")[0]
     names = re.findall(r'<span class="name">([^<]*)</span>', figure)
     wanted = ["input", "reconstruction", "restored", "changed codes", "code nll", "map", "overlay", "spread"]
     assert names == wanted

@@ -92,7 +92,7 @@ def load_picture(results: Results, i: int, dataset: DataSet | None, place: int |
         if part is not None:
             setattr(picture, name, reduce(np.nan_to_num(part.astype(np.float32)), np.max))
     for name in results.pictures():
-        shown = plane(_array(results.file(f"pictures/{name}", i, *MAPS)))
+        shown = plane(_array(results.file(f"pictures/{name}", i, *MAPS), (2, 3, 4)))
         if shown is not None:
             picture.others[name] = reduce(np.nan_to_num(np.asarray(shown, np.float32)), np.mean)
     mask = plane(volume_mask)
