@@ -74,7 +74,7 @@ def test_score_is_the_relative_perceptual_l1() -> None:
 
 def test_training_brings_the_content_near() -> None:
     x = smooth_textures(16, SHAPE, seed=1)
-    assert _fitted(steps=80).score(x).image.mean() < 0.8 * _fitted(steps=1).score(x).image.mean()
+    assert _fitted(steps=80).score(x).image.mean() < 0.95 * _fitted(steps=1).score(x).image.mean()
 
 
 @pytest.mark.parametrize("words", [{"latent": 0}, {"balance_memory": 1.0}, {"lr": 0.0}, {"penalty": -1.0}], ids=str)

@@ -35,7 +35,7 @@ def test_restored_images_are_in_the_unit_of_the_input() -> None:
 
 
 def test_window_of_a_brain_in_ct_is_a_step_of_preprocessing() -> None:
-    detector = Detector("spatial_uae", preprocess="window:40,80", steps=3, calibration=0.0, **SMALL)
+    detector = Detector("spatial_uae", preprocess="window:40:80", steps=3, calibration=0.0, **SMALL)
     slices = (80 * smooth_textures(24, SHAPE, seed=0).squeeze(1)).round().numpy().astype(np.int16)
     detector.fit(slices)
     bone, metal = slices[:2].copy(), slices[:2].copy()

@@ -8,7 +8,7 @@ Autoencoders", whose bound on the mutual information of image and noisy code is 
 Differences: codes are bounded by tanh, since an unbounded encoder outgrows any fixed noise (Grover and Ermon penalise its
 weights); scoring decodes the code without noise, and ``spread`` is the deviation over ``samples`` decodings with noise, the
 same for all images. The tutorial gives no sizes: network, code and noise are ours. It looks at CT in the window of the brain:
-``preprocess=window:40,80`` (centre and width in HU).
+``preprocess=window:40:80`` (centre and width in HU).
 """
 
 from __future__ import annotations
