@@ -29,7 +29,7 @@ from normalcy.nets.convnets import choose
 from normalcy.provenance import write_record
 from normalcy.train import TrainSettings, best_precision, fit
 
-ROUNDS = 3
+ROUNDS = 2
 BATCH = 256
 STEPS = 4
 CLASSES = 10

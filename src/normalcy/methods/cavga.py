@@ -10,7 +10,8 @@ reconstruction + KL, an adversarial term and the attention expansion loss, the m
 =================  =====================================================================================================
 
 Paper / ours: a ResNet-18 encoder / strided convolutions with group norm; A is a sigmoid of Grad-CAM cut at 0 / not cut, so that A
-can fall below one half; images to [-1, 1] by the range of the training images.
+can fall below one half; images to [-1, 1] by the range of the training images. Attention grows with activations: after a short
+training it was higher, not lower, on the bright squares of normalcy's battery, so look at both maps before trusting 1 - A.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ from normalcy.nets.filters import Reduce, check_reduce, gaussian_smooth, reduce_
 from normalcy.nets.gan import Encoder, Range, taken_for_real, told_apart
 from normalcy.nets.gaussian_code import draw, kl_to_standard
 
-Score = Literal["attention", "reconstruction"]
+Score = Literal["reconstruction", "attention"]
 
 
 @dataclass(frozen=True)
 class CAVGASettings:
-    score: Score = "attention"
+    score: Score = "reconstruction"
     latent: int = 32
     """Channels of the code."""
     halvings: int = 2
