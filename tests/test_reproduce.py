@@ -171,7 +171,7 @@ def test_tables_share_cells_and_fits():
         ('Bars = ["1"]', 'Bars = ["2"]', "no class '2'"),
         ("number = 1", "", "needs the words number"),
         ("[columns.Bars]", "[columns.Bars", "not valid TOML"),
-        ("seeds = 2", 'metric = "f1"', "metric must be"),
+        ("seeds = 2", 'metric = "f1"', "no metric .f1"),
     ],
 )
 def test_faults_of_a_table_are_named(tmp_path: Path, old: str, new: str, fault: str):
