@@ -66,8 +66,14 @@ TINY: dict[str, dict[str, Any]] = {
     "spatial_uae": {"steps": 40, "batch_size": 8, "width": 4, "latent": 2, "halvings": 3, "lr": 0.01},
     "texture_gmm": {"components": 3, "patches": 1000, "projections": 8, "levels": 2},
     "vae": {"steps": 20, "batch_size": 8, "width": 4, "latent": 4, "samples": 2, "lr": 0.01},
-<<<<<<< HEAD
-    "vae_attention": {"steps": 40, "batch_size": 8, "width": 4, "latent": 4, "lr": 0.005},
+    "vae_attention": {
+        "steps": 40,
+        "batch_size": 8,
+        "width": 4,
+        "latent": 4,
+        "lr": 0.005,
+        "score": "reconstruction",  # attention needs more training: see its docstring
+    },
     "vq_restoration": {
         "steps": 200,
         "batch_size": 8,
@@ -83,15 +89,6 @@ TINY: dict[str, dict[str, Any]] = {
         "lr": 0.005,
         "halvings": 2,
         "pixel_quantile": 0.95,
-=======
-    "vae_attention": {
-        "steps": 40,
-        "batch_size": 8,
-        "width": 4,
-        "latent": 4,
-        "lr": 0.005,
-        "score": "reconstruction",  # attention needs more training: see its docstring
->>>>>>> tutorial
     },
 }
 """Settings that make a method quick; the defaults where there are none."""
