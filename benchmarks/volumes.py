@@ -4,7 +4,7 @@
     python benchmarks/volumes.py slices     # one: slices, three_axes, patches or slide
 
 Volumes are scored by an autoencoder (defaults, one step of training: its speed does not depend on what it learned), from a
-.nii.gz file to a written map and restored volume; the slide, half of it tissue, by zscore, so that reading, tiling and writing
+.nii.gz file to a written map and restored volume; the slide, over a third of it tissue, by zscore, so that reading, tiling and writing
 are what is measured. Writes results/volumes.json with the load of the machine beside the numbers.
 """
 
@@ -66,7 +66,7 @@ def peak() -> float:
 
 
 def tiles(level: int) -> Iterator[np.ndarray]:
-    """The tiles of a level of the slide, row by row: an ellipse of tissue on white, about half of the slide."""
+    """The tiles of a level of the slide, row by row: an ellipse of tissue on white, blocky on the coarse levels."""
     rng = np.random.default_rng(level)
     tissue = [
         np.clip(rng.normal(0, 6, (TILE, TILE, 1)) + np.array([200, 130, 170]), 0, 255).astype(np.uint8)
