@@ -4,7 +4,8 @@
     python benchmarks/volumes.py slices     # one: slices, three_axes, patches or slide
 
 Volumes are scored by an autoencoder (defaults, one step of training: its speed does not depend on what it learned), from a
-.nii.gz file to a written map and restored volume; the slide, over a third of it tissue, by zscore, so that reading, tiling and writing
+.nii.gz file to a written map and restored volume; the slide, over a third of it tissue, by zscore, so that reading, tiling and
+writing
 are what is measured. Writes results/volumes.json with the load of the machine beside the numbers.
 """
 
