@@ -284,10 +284,10 @@ def dicom(
 @app.command()
 def slides(
     model: Annotated[Path, typer.Argument(help="A model folder, fitted on tiles (slides:FOLDER,tile=256).")],
-    inputs: Annotated[list[Path], typer.Argument(help="Whole-slide images.")],
+    inputs: Annotated[list[Path], typer.Argument(help="Whole-slide images, or folders of them.")],
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
     set_: Annotated[
-        list[str], typer.Option("--set", help="tile, mpp, tissue or stain, as in the fit; key=value.")
+        list[str], typer.Option("--set", help="tile, mpp, tissue or stain, where not as in the fit; key=value.")
     ] = [],  # noqa: B006
     quantile: Annotated[float, typer.Option(help="A slide's score is this quantile of its tiles' scores.")] = 0.95,
     cell: Annotated[int, typer.Option(help="Pixels of a tile in one of the heat map.")] = 32,
@@ -296,8 +296,7 @@ def slides(
     overwrite: Overwrite = False,
 ) -> None:
     """Score whole slides: a heat map (pyramid TIFF), regions (GeoJSON), a score for each slide."""
-    from normalcy.config import build, parse_words
-    from normalcy.data.slides import TileSettings
+    from normalcy.config import parse_words
     from normalcy.detector import load
     from normalcy.results import NOTICE
     from normalcy.slide_results import open_for_scoring, score_slides
@@ -305,13 +304,15 @@ def slides(
     detector = load(model)
     if device not in (None, "auto"):
         detector.to(str(device))
-    settings = build(TileSettings, parse_words(set_), "slides")
     with _progress("scoring tiles") as step:
-        found = score_slides(
-            detector, open_for_scoring(inputs, settings), out, quantile=quantile, cell=cell, batch_size=batch_size,
-            overwrite=overwrite, on_progress=step,
+        files = open_for_scoring(inputs, detector, parse_words(set_))
+        found, failed = score_slides(
+            detector, files, out, quantile=quantile, cell=cell, batch_size=batch_size, overwrite=overwrite,
+            on_progress=step,
         )  # fmt: skip
     _complain(NOTICE)
+    for _, reason in failed:
+        _complain(f"Skipped {reason}")
     for name, score in found:
         _print(f"{name}: {score:.6g}")
 

@@ -601,6 +601,7 @@ class Detector:
                 "held_out": 0 if held_out is None else len(held_out),
                 "fingerprint": data.fingerprint(),
                 "medical": data.is_medical,
+                "made": data.made,
                 "failed": [list(f) for f in failed],
             },
             "fit": vars(summary).copy(),

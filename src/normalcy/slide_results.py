@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from normalcy.artefact import write_folder
+from normalcy.config import build
+from normalcy.data.decode import Failure
 from normalcy.data.images import write_bytes
-from normalcy.data.slides import Slide, TileSettings, tiles_of
+from normalcy.data.slides import Slide, TileSettings, slide_files, tiles_of
 from normalcy.detector import Detector, Result
 from normalcy.errors import DataError, SettingsError
 from normalcy.provenance import versions
@@ -32,8 +35,9 @@ def score_slides(
     batch_size: int = 32,
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
-) -> list[tuple[str, float]]:
-    """Score slides tile by tile into the folder ``out``; returns name and score of each, the ``quantile`` of its tiles' scores.
+) -> tuple[list[tuple[str, float]], list[Failure]]:
+    """Score slides tile by tile into the folder ``out``; returns name and score of each, the ``quantile`` of its tiles' scores,
+    and the slides that could not be scored, with the reason.
 
     ``slides.csv``     slide, score, tiles, and the share of its tiles that is flagged
     ``<name>/tiles.csv``     x, y (pixels of the finest level), score and p-value of each tile
@@ -42,7 +46,7 @@ def score_slides(
     ``<name>/regions.geojson``  outlines of what is above the pixel threshold, in pixels of the finest level, as QuPath reads
                              them; only for a calibrated detector
 
-    Raises DataError for a slide without tissue and SettingsError for a tile that ``cell`` does not divide.
+    Raises DataError when no slide can be scored and SettingsError for a tile that ``cell`` does not divide.
     """
     names = [slide.path.stem for slide in slides]
     if len(set(names)) < len(names):
@@ -50,6 +54,7 @@ def score_slides(
     if not 0 <= quantile <= 1:
         raise SettingsError(f"quantile must be in [0, 1], got {quantile}.")
     found: list[tuple[str, float]] = []
+    failed: list[Failure] = []
     decision = detector.decide()
 
     def fill(folder: Path) -> None:
@@ -57,7 +62,12 @@ def score_slides(
         for slide, name in zip(slides, names):
             if slide.settings.tile % cell:
                 raise SettingsError(f"cell must divide the tile of {slide.settings.tile} pixels, got {cell}.")
-            heat, scores, flagged = _score(detector, slide, folder / name, cell, batch_size, on_progress)
+            try:
+                heat, scores, flagged = _score(detector, slide, folder / name, cell, batch_size, on_progress)
+            except DataError as error:
+                failed.append((str(slide.path), str(error)))
+                shutil.rmtree(folder / name, ignore_errors=True)
+                continue
             score = float(np.quantile(scores, quantile, method="higher"))
             side = cell * slide.downsample
             write_pyramid(folder / name / "heatmap.tif", heat, None if slide.mpp is None else slide.mpp * side)
@@ -66,22 +76,31 @@ def score_slides(
                 write_bytes(folder / name / "regions.geojson", json.dumps(regions).encode())
             rows.append([name, repr(score), len(scores), "" if decision is None else repr(flagged / len(scores))])
             found.append((name, score))
+        if not found:
+            raise DataError(f"slides: none of {len(slides)} could be scored; the first says: {failed[0][1]}")
         with open(folder / "slides.csv", "w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
             table.writerow(("slide", "score", "tiles", "flagged_share"))
             table.writerows(rows)
-        facts = {"format": 1, "method": detector.name, "quantile": quantile, "cell": cell, "notice": NOTICE}
+        facts = {
+            "format": 1,
+            "method": detector.name,
+            "quantile": quantile,
+            "cell": cell,
+            "notice": NOTICE,
+            "failed": failed,
+        }
         (folder / "run.json").write_text(json.dumps({**facts, "versions": versions()}, indent=1), encoding="utf-8")
 
     write_folder(out, fill, overwrite)
-    return found
+    return found, failed
 
 
-def open_for_scoring(paths: Sequence[Path], settings: TileSettings) -> list[Slide]:
-    for path in paths:
-        if not path.is_file():
-            raise DataError(f"{path}: no such slide; check the name.")
-    return [Slide(path, settings) for path in paths]
+def open_for_scoring(paths: Sequence[Path], detector: Detector, changed: Mapping[str, Any]) -> list[Slide]:
+    """The slides that are named or lie in folders that are, cut like those of the training but for what is ``changed``."""
+    as_in_training = {word: value for word, value in detector.facts["data"].get("made", {}).items() if word != "most"}
+    settings = build(TileSettings, {**as_in_training, **changed}, "slides")
+    return [Slide(file, settings) for path in paths for file in slide_files(path)]
 
 
 def write_pyramid(path: Path, heat: Floats, mpp: float | None) -> None:

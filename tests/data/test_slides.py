@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -152,20 +153,14 @@ def test_fit_on_tiles_and_score_a_slide(folder: Path, tmp_path: Path):
         return done.output
 
     run("fit", f"slides:{folder / 'normal'},tile=64,most=30", "--method", "zscore", "--out", tmp_path / "model")
-    slides = [folder / "strange.tif", folder / "normal/0.tif"]
-    said = run(
-        "slides",
-        tmp_path / "model",
-        *slides,
-        "--set",
-        "tile=64",
-        "--cell",
-        16,
-        "--quantile",
-        1,
-        "--out",
-        tmp_path / "results",
-    )
+    given = tmp_path / "given"
+    given.mkdir()
+    for name in ("strange.tif", "normal/0.tif"):
+        shutil.copy(folder / name, given)
+    (given / "cut_off.tif").write_bytes((folder / "strange.tif").read_bytes()[:3000])
+    said = run("slides", tmp_path / "model", given, "--cell", 16, "--quantile", 1, "--out", tmp_path / "results")
+    assert "cut_off.tif: cannot be read as a slide" in said
+    assert not (tmp_path / "results/cut_off").exists()
     lines = [line.split(": ") for line in said.splitlines() if line.startswith(("strange: ", "0: "))]
     scores = {name: float(score) for name, score in lines}
     assert scores["strange"] > 2 * scores["0"]

@@ -9,7 +9,7 @@ import sys
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,8 +59,9 @@ class DataSet:
     True where anomalous, or None where no mask is known. ``root`` is the folder that the items' paths start from, where
     they are files. Optional: ``size(i)``, the spatial size of an image without decoding it, for the masks of normal
     images; ``stamp(i)``, a cheap trace of the content (a file's size, a checksum) for :meth:`fingerprint`; ``ignored``,
-    files that were found in a folder but are not images; ``space(i)``, where the voxels of a volume lie. All can
-    be called from several threads.
+    files that were found in a folder but are not images; ``space(i)``, where the voxels of a volume lie; ``made``, what a model
+    must know to have other images made in the same way (how tiles are cut from slides). All can be called from several
+    threads.
     """
 
     def __init__(
@@ -75,12 +76,14 @@ class DataSet:
         stamp: Callable[[int], int] | None = None,
         ignored: Sequence[str] = (),
         space: Callable[[int], Space | None] | None = None,
+        made: Mapping[str, Any] | None = None,
         positions: Sequence[int] | npt.NDArray[np.intp] | None = None,
     ) -> None:
         self.name = name
         self.items = tuple(items)
         self.root = root
         self.ignored = tuple(ignored)
+        self.made = dict(made or {})
         self._read, self._mask, self._size, self._stamp, self._space = read, mask, size, stamp, space
         # a view keeps the functions of the whole and the place of each of its items in it
         self._positions = np.arange(len(self.items)) if positions is None else np.asarray(positions, dtype=np.intp)
@@ -172,6 +175,7 @@ class DataSet:
             stamp=self._stamp,
             ignored=self.ignored,
             space=self._space,
+            made=self.made,
             positions=positions,
         )
 

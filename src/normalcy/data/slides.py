@@ -19,7 +19,7 @@ import hashlib
 import random
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -192,26 +192,35 @@ def open_slides(spec: str) -> DataSet:
     path, *options = spec.split(",")
     settings = build(TileSettings, parse_words(options), "slides")
     root = Path(path).expanduser()
-    files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.suffix.lower() in SLIDE_SUFFIXES)
-    if not files:
-        raise DataError(f"{path}: expected a slide or a folder with some ({' '.join(SLIDE_SUFFIXES)}), got none.")
+    files = slide_files(root)
     base = root.parent if root.is_file() else root
     return tiles_of(
         [Slide(file, settings) for file in files], [f.relative_to(base).as_posix() for f in files], root.stem
     )
 
 
+def slide_files(path: Path) -> list[Path]:
+    """A slide, or the slides in a folder and its folders. Raises DataError where there are none."""
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() in SLIDE_SUFFIXES)
+    if not files:
+        raise DataError(f"{path}: expected a slide or a folder with some ({' '.join(SLIDE_SUFFIXES)}), got none.")
+    return files
+
+
 def tiles_of(slides: Sequence[Slide], names: Sequence[str], name: str) -> DataSet:
     """A data set of the tiles of slides; each slide is a case. Slides that cannot be read are listed as ignored."""
-    items, places, ignored = [], [], []
+    items, places, ignored, errors = [], [], [], []
     for k, (slide, slide_name) in enumerate(zip(slides, names)):
         try:
             found = slide.tiles()
-        except DataError:
+        except DataError as error:
             ignored.append(slide_name)
+            errors.append(error)
             continue
         items += [Item(f"{slide_name}/x{tile.x}y{tile.y}", slide_name) for tile in found]
         places += [(k, tile) for tile in found]
+    if errors and not items:
+        raise errors[0]
     if not items:
         raise DataError(f"{name}: no slide that can be read has a tile with enough tissue; lower tissue or tile.")
 
@@ -226,4 +235,4 @@ def tiles_of(slides: Sequence[Slide], names: Sequence[str], name: str) -> DataSe
         k, tile = places[i]
         return int(hashlib.sha256(f"{slides[k].path.stat().st_size},{tile}".encode()).hexdigest()[:8], 16)
 
-    return DataSet(name, items, read, size=size, stamp=stamp, ignored=ignored)
+    return DataSet(name, items, read, size=size, stamp=stamp, ignored=ignored, made=asdict(slides[0].settings))
