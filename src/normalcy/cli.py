@@ -697,8 +697,12 @@ def _print_reproduced(found: dict[str, Any]) -> None:
 
 
 def _print_metrics(found: dict[str, Any]) -> None:
-    image, pixel = found["image"], found["pixel"]
+    image, case, pixel = found["image"], found["case"], found["pixel"]
     _print(f"{image['normal']} normal and {image['anomalous']} anomalous images")
+    if case is not None:
+        _print(f"of {case['normal']} normal and {case['anomalous']} anomalous cases")
+    if case is not None and case["auroc"] is not None:
+        _print(f"case AUROC               {_interval(case['auroc'])}")
     _print(f"image AUROC              {_interval(image['auroc'])}")
     _print(f"image average precision  {_interval(image['average_precision'])}")
     _print(f"FPR at 95 % TPR          {_interval(image['fpr_at_95_tpr'])}")

@@ -44,6 +44,7 @@ def evaluate(results: Path, *, limit: float = 0.3, resamples: int = 1000, seed: 
         notes.append(f"{len(read) - len(known)} images without a label are left out.")
     result: dict[str, Any] = {"format": FORMAT, "resamples": resamples, "seed": seed}
     result["image"] = _image_metrics(read, known, threshold, resamples, seed)
+    result["case"] = _case_metrics(read, known)
     located = _Located(read, known)
     notes += located.notes
     result["pixel"] = _pixel_metrics(located, pixel_threshold, limit, resamples, seed) if located.usable else None
@@ -159,6 +160,24 @@ def _image_metrics(read: Results, known: Indices, threshold: float | None, resam
             "f1": float(2 * tp / (2 * tp + fp + fn)) if tp + fp + fn else math.nan,
         }
     return found
+
+
+def _case_metrics(read: Results, known: Indices) -> dict[str, Any] | None:
+    """Of cases with several images (patients, volumes in slices): a case is as strange as its strangest image, and anomalous
+    when one of its images is. None where every image is a case of its own."""
+    scores: dict[str, float] = {}
+    labels: dict[str, int] = {}
+    for i in known:
+        case = read.cases[i]
+        scores[case] = max(scores.get(case, -math.inf), float(read.scores[i]))
+        labels[case] = max(labels.get(case, 0), int(read.labels[i]))
+    if len(scores) == len(known):
+        return None
+    truth = np.array(list(labels.values()))
+    normal, anomalous = int((truth == 0).sum()), int((truth == 1).sum())
+    sure = min(normal, anomalous) > 1
+    auroc = _interval(metrics.delong_interval(truth, list(scores.values()))) if sure else None
+    return {"normal": normal, "anomalous": anomalous, "auroc": auroc}
 
 
 def _pixel_metrics(

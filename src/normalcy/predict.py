@@ -31,6 +31,8 @@ from normalcy.provenance import commit, versions
 from normalcy.results import COLUMNS, FORMAT, LATENTS, NIFTI, named
 
 Array = npt.NDArray[Any]
+_InCase = tuple[float, "float | None", "bool | None", "int | None"]
+"""Score, p-value, decision and label of an image, kept for its case."""
 
 
 def images_to_score(data: DataSet, split: str | None, seed: int = 0) -> tuple[DataSet, str | None]:
@@ -96,6 +98,7 @@ def predict(
             table = csv.writer(files.enter_context(open(folder / "scores.csv", "w", newline="", encoding="utf-8")))
             table.writerow(COLUMNS)
             slices = None
+            cases: dict[str, list[_InCase]] = {}
             for r in detector.stream(data, batch_size=batch_size, tile=tile, decision=decision, then=write):
                 if on_progress is not None:
                     on_progress(count + len(failed) + 1, len(data))
@@ -104,6 +107,7 @@ def predict(
                     continue
                 count += 1
                 table.writerow(_row(r))
+                cases.setdefault(r.item.case, []).append((r.score, r.p_value, r.flagged, r.item.label))
                 if r.slices:
                     if slices is None:
                         file = files.enter_context(open(folder / "slices.csv", "w", newline="", encoding="utf-8"))
@@ -114,6 +118,11 @@ def predict(
                     if latents is None:  # on disk: memory does not grow with the number of images
                         latents = open_memmap(folder / LATENTS, "w+", np.float32, (len(data), len(r.latent)))
                     latents[count - 1] = r.latent
+            if len(cases) < count:
+                file = files.enter_context(open(folder / "cases.csv", "w", newline="", encoding="utf-8"))
+                writer = csv.writer(file)
+                writer.writerow(("case", "images", "score", "p_value", "flagged", "label"))
+                writer.writerows(_case_row(case, images) for case, images in cases.items())
         if count == 0:
             raise DataError(
                 f"None of the {len(data)} images of {data.name} can be scored: {failed[0][0]}: {failed[0][1]}"
@@ -191,6 +200,20 @@ def _row(r: Result) -> list[Any]:
     p_value = "" if r.p_value is None else repr(r.p_value)
     label = "" if item.label is None else item.label
     return [item.path, item.case, repr(r.score), p_value, flagged, label, item.type or "", item.split or ""]
+
+
+def _case_row(case: str, images: list[_InCase]) -> list[Any]:
+    """The score of a case is its strangest image's, its p-value the least one times their number (Bonferroni)."""
+    scores, *others = zip(*images)
+    p_values, flagged, labels = ([value for value in column if value is not None] for column in others)
+    return [
+        case,
+        len(images),
+        repr(max(scores)),
+        repr(min(1.0, len(p_values) * min(p_values))) if p_values else "",
+        int(any(flagged)) if flagged else "",
+        max(labels) if labels else "",
+    ]
 
 
 def _write_arrays(folder: Path, r: Result, span: tuple[float, float] | None) -> None:
