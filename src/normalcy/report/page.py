@@ -466,8 +466,9 @@ def _tsne(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     from sklearn.decomposition import PCA  # slow to import, and few methods have latents
     from sklearn.manifold import TSNE
 
+    x = x - x.mean(axis=0)
     scale = float(x.std())
-    x = (x - x.mean(axis=0)) / (scale if scale > 0 else 1.0)
+    x = x / (scale if scale > 0 else 1.0)
     components = min(50, *x.shape)
     x = PCA(components, random_state=0).fit_transform(x) if x.shape[1] > 50 and scale > 0 else x
     perplexity = min(30.0, (len(x) - 1) / 3)
