@@ -60,7 +60,7 @@ TINY: dict[str, dict[str, Any]] = {
     },
     "ocgan": {"steps": 40, "batch_size": 8, "latent": 6, "width": 4, "mining_steps": 2},
     "patchwise": {"patch": 8, "stride": 4},
-    "piad": {"steps": 30, "batch_size": 8, "latent": 4, "width": 4, "layer": 0, "lr": 2e-3},
+    "piad": {"steps": 80, "batch_size": 8, "latent": 4, "width": 8, "layer": 0, "lr": 2e-3},
     "qspace_vae": {"steps": 40, "batch_size": 8, "hidden": (16,), "latent": 2, "memory": 500, "lr": 0.01},
     "rda": {"steps": 60, "batch_size": 8, "width": 4, "latent": 4, "rounds": 2, "lr": 0.01},
     "spatial_uae": {"steps": 40, "batch_size": 8, "width": 4, "latent": 2, "halvings": 3, "lr": 0.01},
