@@ -22,7 +22,7 @@ TINY: dict[str, dict[str, Any]] = {
     "cnn_dictionary": {"words": 20, "patches": 1000, "layer": 1},
     "dagmm": {"steps": 60, "batch_size": 16, "width": 4, "latent": 2, "components": 2, "lr": 0.005},
     "ddr_id": {"steps": 40, "batch_size": 8, "width": 4, "latent": 8, "lr": 0.003},
-    "deep_geo": {"steps": 60, "batch_size": 16, "widen": 1, "lr": 0.005},
+    "deep_geo": {"steps": 200, "batch_size": 32, "widen": 1, "lr": 0.003},
     "deep_if": {"trees": 30, "magnify": 2},
     "deep_svdd": {"steps": 40, "batch_size": 8, "width": 8, "lr": 0.003},
     "dpa": {"steps": 120, "batch_size": 8, "width": 4, "latent": 4, "lr": 0.01, "layers": (0,)},
