@@ -75,7 +75,7 @@ def folds(cases: Sequence[str], count: int, seed: int = 0) -> list[Indices]:
     """Whole cases shared out in random order to ``count`` parts of about equal numbers of images, each sorted.
 
     >>> [part.tolist() for part in folds(["a", "a", "b", "c", "c", "d"], 3)]
-    [[2, 5], [3, 4], [0, 1]]
+    [[3, 4], [0, 1], [2, 5]]
     """
     sizes = Counter(cases)
     if len(sizes) < count:
