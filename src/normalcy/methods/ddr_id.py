@@ -21,6 +21,15 @@ Where the paper is silent or slips, and what is done here:
 - The encoder minimises log(1 - D_L) as in equation 4; ``non_saturating`` has it minimise -log D_L instead.
 - Whether D_L, which has batch norms, sees Gaussian samples and codes in one batch or in two is not said: in one
   (``joint_batches``), because batch norms of batches apart hide the difference of their means and deviations.
+
+What was found here (digits, one seed, on a CPU; no setting was chosen by it):
+
+- 6 epochs in batches of 64 at a rate of 3e-4, instead of 250 in batches of 256: mean AUROC 92.7 % where the paper has 96.2.
+- It is not the number of epochs alone. In finetuning nothing but D_L keeps codes apart, and log(1 - D_L) hardly pulls once
+  D_L is sure: R_C becomes its template, and R_N draws the whole image. Digit 5, ``width`` 16, 3,000 test images:
+  after 6 epochs the mean AS_r of held-out images is 0.29 and the AUROC of ``image`` 88.6, after 24 epochs 0.06 and 85.6
+  (``latent`` 84.7 and 85.6). With ``sigma`` 0.5 they are 89.5 and 87.0 after 24, with ``non_saturating`` 88.4 and 87.2
+  after 18. The paper's sigma is what one would have to know.
 """
 
 from __future__ import annotations
