@@ -182,6 +182,26 @@ def test_multi_frame_is_the_same_volume():
     assert read([cine])[0].shape == (1, 4, 5, 6), "frames without a place are in their order"
 
 
+def test_frames_that_are_rescaled_apart():
+    """As in PET: each frame has a slope of its own, whatever the order in the file."""
+    volume = np.random.default_rng(0).integers(0, 99, (4, 5, 6), dtype=np.int16)
+    slopes = np.array([2, 0.5, 3, 1])
+    for order in ([0, 1, 2, 3], [2, 0, 3, 1]):
+        ds = multi_frame(volume, order)
+        del ds.SharedFunctionalGroupsSequence[0].PixelValueTransformationSequence
+        for k, group in zip(order, ds.PerFrameFunctionalGroupsSequence):
+            rescale = Dataset()
+            rescale.RescaleSlope, rescale.RescaleIntercept = slopes[k], -10 * k
+            group.PixelValueTransformationSequence = [rescale]
+        x, _ = read([ds])
+        alike, _ = read(series(volume, np.eye(3)))
+        expected = alike[0] * slopes[:, None, None] - 10 * np.arange(4)[:, None, None]
+        np.testing.assert_allclose(x[0], expected, rtol=1e-6)
+    del ds.PerFrameFunctionalGroupsSequence[1].PixelValueTransformationSequence
+    with pytest.raises(DataError, match="has 4 frames and 3 rescale slopes"):
+        read([ds])
+
+
 def faults() -> dict[str, tuple[list[bytes], str]]:
     volume = np.random.default_rng(0).integers(0, 99, (5, 8, 8), dtype=np.int16)
 

@@ -15,7 +15,7 @@ import io
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -304,7 +304,13 @@ def _values(one: _Slice) -> Array:
         stored = (high + low - stored.astype(np.int64)).astype(stored.dtype)
     if "ModalityLUTSequence" in dataset:
         return np.asarray(pydicom.pixels.apply_modality_lut(stored, dataset))
-    slope, intercept = _rescale(dataset)
+    scales = _rescale(dataset)
+    if len(scales) > 1:
+        if len(scales) != one.frames:
+            raise _Fault(f"has {one.frames} frames and {len(scales)} rescale slopes")
+        slopes, intercepts = (np.reshape(column, (-1, 1, 1)) for column in zip(*scales))
+        return (stored.astype(np.float64) * slopes + intercepts).astype(np.float32)
+    ((slope, intercept),) = scales or [(1.0, 0.0)]
     if (slope, intercept) == (1.0, 0.0):
         return stored
     if slope == int(slope) and intercept == int(intercept) and max(abs(slope * low), abs(slope * high)) < 2**30:
@@ -314,21 +320,27 @@ def _values(one: _Slice) -> Array:
     return (stored.astype(np.float64) * slope + intercept).astype(np.float32)
 
 
-def _rescale(dataset: Any) -> tuple[float, float]:
-    """Slope and intercept, of the data set or of the first frame of an enhanced one."""
-    for group in (dataset, *_transformations(dataset)):
+def _rescale(dataset: Any) -> list[tuple[float, float]]:
+    """Slope and intercept: none, one pair, or one for each frame of an enhanced data set whose frames differ."""
+    found = []
+    for group in [dataset] if dataset.get("RescaleSlope") is not None else _transformations(dataset):
         if group.get("RescaleSlope") is not None:
             slope, intercept = float(group.RescaleSlope), float(group.get("RescaleIntercept") or 0.0)
             if not (math.isfinite(slope) and math.isfinite(intercept)) or slope == 0:
                 raise _Fault("rescale slope or intercept is no usable number")
-            return slope, intercept
-    return 1.0, 0.0
+            found.append((slope, intercept))
+    return found[:1] if len(set(found)) == 1 else found
 
 
-def _transformations(dataset: Any) -> Iterator[Any]:
+def _transformations(dataset: Any) -> list[Any]:
+    """Those of the data set, or of its frames."""
     for tag in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
-        for group in dataset.get(tag) or []:
-            yield from group.get("PixelValueTransformationSequence") or []
+        inside = [
+            one for group in dataset.get(tag) or [] for one in group.get("PixelValueTransformationSequence") or []
+        ]
+        if inside:
+            return inside
+    return []
 
 
 def _numbers(value: Any, count: int) -> tuple[float, ...] | None:
