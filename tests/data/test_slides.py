@@ -3,6 +3,9 @@
 import csv
 import json
 import shutil
+import tracemalloc
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +13,13 @@ import pytest
 import tifffile
 from typer.testing import CliRunner
 
+from normalcy import Detector
 from normalcy.cli import app
 from normalcy.data.dataset import open_data
 from normalcy.data.slides import Slide, Tile, TileSettings
 from normalcy.data.stain import FAINT, REFERENCE, WHITE, normalise, optical_density, stain_vectors
 from normalcy.errors import DataError
-from normalcy.slide_results import outlines, write_pyramid
+from normalcy.slide_results import outlines, score_slides, write_pyramid
 
 TISSUE = (256, 256, 1024, 768)  # left, top, right, bottom
 SIZE = (1280, 1024)  # width, height
@@ -179,6 +183,74 @@ def test_fit_on_tiles_and_score_a_slide(folder: Path, tmp_path: Path):
     (xs, ys) = np.array(largest["geometry"]["coordinates"][0]).T
     assert abs(xs.min() - 512) <= 16
     assert abs(ys.max() - 512) <= 16
+
+
+def write_gigapixel_slide(path: Path, side: int = 32768, tile: int = 512) -> tuple[int, int, int, int]:
+    """A slide of side^2 pixels, compressed tile by tile, white but for tissue in a square of 4x4 tiles, with a strange one in it.
+
+    Returns left, top, right and bottom of the tissue. Two coarser levels; some 15 MB on disk, one tile in memory.
+    """
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 6, (tile, tile, 1))
+    kinds = {
+        "white": np.full((tile, tile, 3), 245),
+        "tissue": np.array([200, 130, 170]) + noise,
+        "strange": np.array([40, 60, 160]) + noise,
+    }
+    encoded = {kind: zlib.compress(values.astype(np.uint8).tobytes(), 1) for kind, values in kinds.items()}
+    count = side // tile
+    first = count // 2 + 3  # of the tissue, in tiles of the finest level
+
+    def kind(row: int, column: int) -> str:
+        if (row, column) == (first + 1, first + 2):
+            return "strange"
+        return "tissue" if 0 <= row - first < 4 and 0 <= column - first < 4 else "white"
+
+    def coarse(down: int) -> Iterator[bytes]:
+        picture = np.full((side // down, side // down, 3), 245, np.uint8)
+        low, high = (k * tile // down for k in (first, first + 4))
+        picture[low:high, low:high] = (200, 130, 170)
+        for row in range(0, len(picture), tile):
+            for column in range(0, len(picture), tile):
+                yield zlib.compress(picture[row : row + tile, column : column + tile].tobytes(), 1)
+
+    with tifffile.TiffWriter(path, bigtiff=True) as file:
+        for down in (1, 8, 32):
+            tiles = (encoded[kind(row, column)] for row in range(count) for column in range(count))
+            file.write(
+                tiles if down == 1 else coarse(down), shape=(side // down, side // down, 3), dtype=np.uint8,
+                tile=(tile, tile), photometric="rgb", compression="zlib", subfiletype=int(down > 1), metadata=None,
+            )  # fmt: skip
+    low, high = first * tile, (first + 4) * tile
+    return low, low, high, high
+
+
+def test_a_gigapixel_in_bounded_memory(folder: Path, tmp_path: Path):
+    left, top, right, bottom = write_gigapixel_slide(tmp_path / "large.tif")
+    assert (tmp_path / "large.tif").stat().st_size < 50e6
+    detector = Detector("zscore").fit(f"slides:{folder / 'normal'},tile=256")
+    steps: list[tuple[int, int]] = []
+    tracemalloc.start()
+    try:
+        slide = Slide(tmp_path / "large.tif", TileSettings(tile=256))
+        (scored,), failed = score_slides(
+            detector, [slide], tmp_path / "results", batch_size=8, on_progress=lambda *step: steps.append(step)
+        )
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert slide.size[0] * slide.size[1] > 1e9
+    assert peak < 300e6, "all of it would take 3 GB"
+    assert (scored[0], failed) == ("large", [])
+    with open(tmp_path / "results/large/tiles.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 8 * 8
+    assert steps[-1] == (64, 64)
+    assert {int(row["x"]) for row in rows} == set(range(left, right, 256))
+    assert {int(row["y"]) for row in rows} == set(range(top, bottom, 256))
+    strangest = sorted(rows, key=lambda row: -float(row["score"]))[:4]
+    assert {(int(row["x"]) - left) // 512 for row in strangest} == {2}
+    assert {(int(row["y"]) - top) // 512 for row in strangest} == {1}
 
 
 def test_damaged_slides_are_a_sentence(folder: Path, tmp_path: Path):
