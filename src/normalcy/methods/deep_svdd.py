@@ -13,6 +13,8 @@ Paper / authors' code / ours:
 - The radius by line search every 5 epochs / the (1 - nu)-quantile of the last batch after each step, past 10 epochs / the
   quantile, which is what the line search finds, of the latest distances in training, every 20th of the stage; past the
   first tenth of it. The radius of the score is that of all training images.
+- Found here on the ten digits, one seed, 50 epochs in all instead of 250 and a rate of 1e-3 instead of 1e-4: mean AUROC 93.2 %
+  one-class (published 94.8) and 90.2 soft-boundary (93.5).
 - The decoder views the code as 4x4 pixels / the same / begins with a linear layer, and takes images of any size.
 """
 
