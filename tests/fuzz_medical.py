@@ -1,8 +1,8 @@
 """Mutated NIfTI and DICOM files: each gives an array or one sentence, soon.
 
-    python tests/fuzz_medical.py 5000
+    python tests/fuzz_medical.py 100000
 
-``tests/test_fuzz_medical.py`` runs a few of them; this command all, and prints what came of them.
+``tests/test_fuzz_medical.py`` tries 5,000; this command as many as asked for, and prints what came of them.
 """
 
 from __future__ import annotations
