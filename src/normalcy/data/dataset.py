@@ -411,7 +411,6 @@ def open_data(spec: str | Path, data_root: Path | str | None = None) -> DataSet:
             return open_files([path])
         raise DataError(
             f"{path}: expected a folder, an image ({' '.join(sorted((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES)))}), a table "
-            f""
             f"({' '.join(sorted(table.TABLE_SUFFIXES))}) or .npz, got a file of another kind."
         )
     name, colon, choice = text.rpartition(":") if ":" in text else (text, "", "")

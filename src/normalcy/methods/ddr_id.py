@@ -30,7 +30,7 @@ What was found here (digits, one seed, on a CPU; no setting was chosen by it):
   D_L is sure: R_C becomes its template, and R_N draws the whole image. Digit 5, ``width`` 16, 3,000 test images:
   after 6 epochs the mean AS_r of held-out images is 0.29 and the AUROC of ``image`` 88.6, after 24 epochs 0.06 and 85.6
   (``latent`` 84.7 and 85.6). With ``sigma`` 0.5 they are 89.5 and 87.0 after 24, with ``non_saturating`` 88.4 and 87.2
-  after 18. The paper's sigma is what one would have to know.
+  after 18 (``recipes/ddr_id_collapse.py``). The paper's sigma is what one would have to know.
 """
 
 from __future__ import annotations
