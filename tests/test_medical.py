@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from normalcy.cli import app
 from normalcy.evaluate import evaluate
+from normalcy.report.pictures import load_picture
 from normalcy.results import read_results
 
 SHAPE = (18, 22, 14)
@@ -140,3 +141,17 @@ def test_slices_and_patches(folder: Path, tmp_path: Path, words: list[str]):
         assert {row[1] for row in rows} == set(words[0].partition("=")[2])
         strangest = max((row for row in rows if row[1] == "z"), key=lambda row: float(row[3]))
         assert 6 <= int(strangest[2]) < 12, "the box lies there along the file's second axis, which runs to the head"
+
+
+def test_pictures_of_a_volume(folder: Path, tmp_path: Path):
+    """An image of one channel is shown in grey, as the input; a plane of values in colours."""
+    small = ("size=16", "width=4", "prior_width=4", "prior_blocks=1", "halvings=2", "codes=8", "dimension=4", "copies=2")
+    words = [part for word in small for part in ("--set", word)]
+    run("fit", folder, "--method", "vq_restoration", "--steps", 4, *words, "--out", tmp_path / "model")
+    run("score", tmp_path / "model", folder, "--out", tmp_path / "results")
+    shown = load_picture(read_results(tmp_path / "results"), 0, None, None).others
+    assert {name: picture.ndim for name, picture in shown.items()} == {
+        "changed_codes": 2,
+        "code_nll": 2,
+        "reconstruction": 3,
+    }

@@ -78,9 +78,12 @@ def predict(
         calibration = decision = None
     span = calibration.map_range if calibration is not None else None
     facts: dict[str, Any] = {}
+    images: set[str] = set()  # pictures with channels; in a volume's file a single one cannot be told from a plane
 
     def fill(folder: Path) -> None:
         def write(result: Result) -> Result:
+            if result.space is not None:
+                images.update(name for name, p in result.pictures.items() if p.ndim > len(result.space.size))
             if maps:
                 _write_arrays(folder, result, span)
             return result
@@ -141,6 +144,7 @@ def predict(
         facts["data"].update(
             spec=spec, data_root=None if data_root is None else str(data_root), split=split, count=count, failed=failed
         )
+        facts["images_among_pictures"] = sorted(images)
         facts.update(seconds=round(seconds, 3), images_per_second=round(count / max(seconds, 1e-9), 2))
         (folder / "run.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 

@@ -17,7 +17,7 @@ from skimage import measure
 from normalcy.data.dataset import DataSet
 from normalcy.data.images import read_image, read_mask, read_raw
 from normalcy.errors import DataError
-from normalcy.results import MAPS, MASKS, NIFTI, Results
+from normalcy.results import MAPS, MASKS, NIFTI, Results, look
 
 Array = npt.NDArray[Any]
 Range = tuple[float, float]
@@ -91,9 +91,11 @@ def load_picture(results: Results, i: int, dataset: DataSet | None, place: int |
         part = plane(volume)
         if part is not None:
             setattr(picture, name, reduce(np.nan_to_num(part.astype(np.float32)), np.max))
+    images = look(results.run, "images_among_pictures") or []
     for name in results.pictures():
         shown = plane(_array(results.file(f"pictures/{name}", i, *MAPS), (2, 3, 4)))
         if shown is not None:
+            shown = shown[None] if name in images and shown.ndim == 2 else shown
             picture.others[name] = reduce(np.nan_to_num(np.asarray(shown, np.float32)), np.mean)
     mask = plane(volume_mask)
     picture.mask = None if mask is None or not mask.any() else reduce(mask, np.max)
