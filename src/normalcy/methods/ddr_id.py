@@ -67,6 +67,8 @@ class DDRIDSettings:
     """Channels of the encoder's first level (table 1); those of the others are in proportion."""
     non_saturating: bool = False
     joint_batches: bool = True
+    bias: bool = True
+    """Whether E_C and E_N have biases and norms with a scale and a shift; false: as Deep SVDD's, a constant code cannot be learned."""
     lr: float = 1e-4
     """Of Adam; a tenth of it after 50 epochs of the 150 and of the 100."""
     weight_decay: float = 1e-6
@@ -81,7 +83,7 @@ class DDRIDSettings:
 class ReconstructionNetwork(nn.Module):
     """Table 1: encoder (B, C, H, W) -> (B, latent) and decoder back, both of the DCGAN type."""
 
-    def __init__(self, shape: Sequence[int], latent: int, width: int) -> None:
+    def __init__(self, shape: Sequence[int], latent: int, width: int, bias: bool) -> None:
         super().__init__()
         channels, *self.sides = shape
         levels = max(1, math.ceil(math.log2(max(self.sides) / 4)))  # of the decoder, above its first grid: 3 for 32x32
@@ -91,10 +93,10 @@ class ReconstructionNetwork(nn.Module):
         encoder = nn.Sequential()
         for level, (before, after) in enumerate(zip([channels, *widths], widths)):
             # A norm makes the bias of the layer before it idle.
-            convolve = HalvingConv2d(before, after, bias=level == 0)
-            encoder.append(nn.Sequential(convolve, *self._norm(after)[0 if level else 1 :]))
+            convolve = HalvingConv2d(before, after, bias=bias and level == 0)
+            encoder.append(nn.Sequential(convolve, *self._norm(after, bias)[0 if level else 1 :]))
         last = [n // 2 for n in self.grid]
-        encoder.extend([nn.Flatten(), nn.Linear(widths[-1] * math.prod(last), latent)])
+        encoder.extend([nn.Flatten(), nn.Linear(widths[-1] * math.prod(last), latent, bias=bias)])
         decoder = nn.Sequential(
             # What a transposed convolution from one pixel onto the grid computes.
             nn.Linear(latent, widths[-1] * math.prod(self.grid), bias=False),
@@ -106,8 +108,8 @@ class ReconstructionNetwork(nn.Module):
         self.encoder, self.decoder = initialise(encoder, SLOPE), initialise(decoder, SLOPE)
 
     @staticmethod
-    def _norm(channels: int) -> list[nn.Module]:
-        return [nn.BatchNorm2d(channels), nn.LeakyReLU(SLOPE, inplace=True)]
+    def _norm(channels: int, affine: bool = True) -> list[nn.Module]:
+        return [nn.BatchNorm2d(channels, affine=affine), nn.LeakyReLU(SLOPE, inplace=True)]
 
     def encode(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, latent), float32; borders are replicated up to the sides that the network takes."""
@@ -143,8 +145,8 @@ class DDRID(Method):
         if min(self.shape[1:]) < 8:
             raise DataError(f"ddr_id expects images with sides of at least 8 pixels, got {self.shape}: use resize.")
         latent = settings.latent or (128 if self.shape[0] == 1 else 512)
-        self.class_specific = ReconstructionNetwork(self.shape, latent, settings.width)  # R_C = D_C(E_C(.))
-        self.residual = ReconstructionNetwork(self.shape, latent, settings.width)  # R_N
+        self.class_specific = ReconstructionNetwork(self.shape, latent, settings.width, settings.bias)  # R_C = D_C(E_C(.))
+        self.residual = ReconstructionNetwork(self.shape, latent, settings.width, settings.bias)  # R_N
         first = 64 if self.shape[0] == 1 else 128  # table 1: MNIST, others
         self.discriminator = nn.Sequential()  # D_L, up to the sigmoid
         for before, after in zip((latent, first, 32), (first, 32, 16)):
