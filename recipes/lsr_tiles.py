@@ -1,6 +1,6 @@
 """Surface defects of magnetic tiles by networks trained from scratch under one budget: LSR, autoencoders, a VAE.
 
-    python recipes/lsr_tiles.py --data-root DIR [--minutes 20] [--rows NAMES]     (one thread: about 4 x 30 minutes of one core)
+    python recipes/lsr_tiles.py --data-root DIR [--minutes 25] [--rows NAMES]     (one thread: about 4 x 30 minutes of one core)
 
 Data and split as in recipes/magnetic_tile.py (Huang et al. 2020): free tiles sorted by name, shuffled with random.Random(0), the
 first 80 % train (761); the other 191 and all 392 defective ones test; all resized to 256x256. Every network trains for the same
@@ -92,7 +92,7 @@ def made_before(options: argparse.Namespace) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-root", type=Path, default=None)
-    parser.add_argument("--minutes", type=float, default=20.0, help="training of each network")
+    parser.add_argument("--minutes", type=float, default=25.0, help="training of each network")
     parser.add_argument("--images", type=int, default=None, help="so many training and test images alone: a trial")
     parser.add_argument("--rows", default=";".join(RUNS), help="some of them, separated by ;")
     parser.add_argument("--resamples", type=int, default=1000)

@@ -68,7 +68,7 @@ class DDRIDSettings:
     non_saturating: bool = False
     joint_batches: bool = True
     bias: bool = True
-    """Whether E_C and E_N have biases and norms with a scale and a shift; false: as Deep SVDD's, a constant code cannot be learned."""
+    """Of E_C and E_N, scales and shifts of their norms too; false: as in Deep SVDD, where a constant code cannot be learned."""
     lr: float = 1e-4
     """Of Adam; a tenth of it after 50 epochs of the 150 and of the 100."""
     weight_decay: float = 1e-6
@@ -145,7 +145,9 @@ class DDRID(Method):
         if min(self.shape[1:]) < 8:
             raise DataError(f"ddr_id expects images with sides of at least 8 pixels, got {self.shape}: use resize.")
         latent = settings.latent or (128 if self.shape[0] == 1 else 512)
-        self.class_specific = ReconstructionNetwork(self.shape, latent, settings.width, settings.bias)  # R_C = D_C(E_C(.))
+        self.class_specific = ReconstructionNetwork(
+            self.shape, latent, settings.width, settings.bias
+        )  # R_C = D_C(E_C(.))
         self.residual = ReconstructionNetwork(self.shape, latent, settings.width, settings.bias)  # R_N
         first = 64 if self.shape[0] == 1 else 128  # table 1: MNIST, others
         self.discriminator = nn.Sequential()  # D_L, up to the sigmoid

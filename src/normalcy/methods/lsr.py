@@ -32,7 +32,7 @@ from normalcy.method import Batches, Method, Objective, Scores, Stage
 from normalcy.nets import vqvae
 from normalcy.nets.convnets import Standardise
 from normalcy.nets.filters import Reduce, bilateral, check_reduce, reduce_map
-from normalcy.nets.pixelsnail import Memory, PixelSNAIL
+from normalcy.nets.pixelsnail import Memory, PixelSNAIL, mean_nats
 from normalcy.nets.quantise import Quantiser
 from normalcy.nets.restore import LikelyCodes, Restored, limit_of, negative_log_likelihood, restore
 
@@ -151,7 +151,7 @@ class LSR(Method):
 
     def prior_likelihood(self, codes: Tensor) -> Mapping[str, Tensor]:
         """Negative log-likelihood, nats for a code."""
-        nats = F.cross_entropy(self.prior(codes), codes)
+        nats = mean_nats(self.prior(codes), codes)
         return {"loss": nats, "bits_per_code": nats.detach() / math.log(2)}
 
     def choose_eta(self, batches: Batches) -> None:

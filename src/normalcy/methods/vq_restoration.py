@@ -37,7 +37,7 @@ from normalcy.method import Batches, Method, Objective, Scores, Stage
 from normalcy.nets import vqvae
 from normalcy.nets.convnets import Standardise
 from normalcy.nets.filters import mean_filter, min_filter
-from normalcy.nets.pixelsnail import Memory, PixelSNAIL
+from normalcy.nets.pixelsnail import Memory, PixelSNAIL, mean_nats
 from normalcy.nets.quantise import Quantiser
 from normalcy.nets.restore import SampledCodes, limit_of, negative_log_likelihood, restore
 
@@ -195,7 +195,7 @@ class VQRestoration(Method):
     def prior_likelihood(self, codes: Tensor) -> Mapping[str, Tensor]:
         """Negative log-likelihood of codes (B, depth, *grid), nats for a code."""
         tables, numbers = self.draw(*self._tables(codes))
-        nats = F.cross_entropy(self.prior(tables, self.condition(numbers)), tables)
+        nats = mean_nats(self.prior(tables, self.condition(numbers)), tables)
         return {"loss": nats, "bits_per_code": nats.detach() / math.log(2)}
 
     def choose_limits(self, batches: Batches) -> None:
