@@ -139,8 +139,10 @@ class _Attention(nn.Module):
                 memory.keep(known)
             known = known[:, :-1]  # the last position comes before none
         # Processors attend, and above all go back, faster in 32 bits than in bfloat16.
-        wide = torch.float32 if h.device.type == "cpu" else h.dtype
-        q, k, v = (self._split(part.to(wide)) for part in (self.query(h), *known.chunk(2, 2)))
+        q, k, v = self.query(h), *known.chunk(2, 2)
+        if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+            q, k, v = q.float(), k.float(), v.float()
+        q, k, v = (self._split(part) for part in (q, k, v))
         found = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         y: Tensor = self.dropout(self.out(found.transpose(1, 2).flatten(2)))
         return state + y.transpose(1, 2).reshape(state.shape)
