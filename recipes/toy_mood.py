@@ -1,6 +1,6 @@
 """A toy of the MOOD challenge: anomalies in brain volumes, found and located after training on normal volumes alone.
 
-    python recipes/toy_mood.py --templates DIR [--out DIR]      (1 core, about 20 minutes)
+    python recipes/toy_mood.py --templates DIR [--out DIR]      (1 core, about an hour)
 
 DIR holds mni152_t1_1mm.nii.gz and colin27_brain_1mm.nii.gz. Each normal volume is one of the two templates at 4 mm (48 voxels
 a side), turned, scaled, shifted and bent smoothly, with another contrast, a slow bias field and noise. Test volumes are made
@@ -9,8 +9,9 @@ brain. All are written as NIfTI in the layout train/good, test/<type>, ground_tr
 anyone's volumes: maps come back in the space of the files.
 
 `vq_restoration` slice by slice and in true 3D against a 3D `vae`. Image score and map of each row are those of one score name;
-"reconstruction" of vq_restoration is the same fit without restoration. Settings were chosen for the time, none on test data; for
-the same reason nothing is held out for thresholds of images.
+"reconstruction" of vq_restoration is the same fit without restoration. Settings were chosen for the time, none on these
+test volumes; pixel_quantile on volumes of another seed (voxel AP 0.19 at 0.9, 0.21 at 0.95, 0.17 at 0.98, reconstruction 0.19).
+Nothing is held out for thresholds of images.
 Only two templates: this shows that the path works and how methods compare on it, not how they would on patients.
 """
 
@@ -44,21 +45,21 @@ RESULT = Path(__file__).parent / "results" / "toy_mood.json"
 Floats = npt.NDArray[np.float32]
 
 SMALL: dict[str, Any] = {
-    "codes": 64, "dimension": 32, "halvings": 2, "width": 48, "residuals": 1, "prior_width": 32, "prior_blocks": 2,
-    "lr": 1e-3, "slices_per_step": 8, "copies": 6, "calibration": 0.0,
+    "codes": 64, "dimension": 32, "halvings": 2, "width": 48, "residuals": 1, "prior_width": 48, "prior_blocks": 2,
+    "lr": 1e-3, "slices_per_step": 8, "copies": 6, "pixel_quantile": 0.95, "calibration": 0.0,
 }  # fmt: skip
 RUNS: Mapping[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "vq_restoration, slices": (
-        "vq_restoration", {**SMALL, "batch_size": 4, "steps": 800}, ("restored", "reconstruction", "likelihood")
+        "vq_restoration", {**SMALL, "batch_size": 4, "steps": 4000}, ("restored", "reconstruction", "likelihood")
     ),
     "vae": (
         "vae",
-        {"width": 16, "latent": 64, "batch_size": 8, "steps": 450, "calibration": 0.0},
+        {"width": 16, "latent": 64, "batch_size": 8, "steps": 2250, "calibration": 0.0},
         ("gradient_elbo", "reconstruction", "combined"),
     ),
     "vq_restoration, 3D": (
         "vq_restoration",
-        {**SMALL, "volumes": "whole", "halvings": 3, "batch_size": 4, "steps": 500},
+        {**SMALL, "volumes": "whole", "halvings": 3, "batch_size": 4, "steps": 2500},
         ("restored", "reconstruction", "likelihood"),
     ),
 }  # fmt: skip
@@ -132,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--templates", type=Path, required=True)
     parser.add_argument("--rows", default=";".join(RUNS), help="some of them, separated by ;")
-    parser.add_argument("--counts", default="50,10,20", help="training, normal test and anomalous test volumes")
+    parser.add_argument("--counts", default="150,10,20", help="training, normal test and anomalous test volumes")
     parser.add_argument("--length", type=float, default=1.0, help="of the training, as a multiple")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
