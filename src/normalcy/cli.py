@@ -71,12 +71,15 @@ def main() -> None:
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("demo-results"),
     method: Annotated[list[str], typer.Option(help="Methods to show; repeat for more.")] = [],  # noqa: B006
+    full: Annotated[
+        bool, typer.Option("--full", help="Methods that train longer, too (some 10 minutes more).")
+    ] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace an earlier demo.")] = True,
 ) -> None:
     """Find defective solar cells: train on functional ones, show what is wrong with the others (about 5 minutes)."""
-    from normalcy.demo import METHODS, SPEC, settings_for
+    from normalcy.demo import LONGER, METHODS, SPEC, settings_for
 
-    chosen = method or list(METHODS)
+    chosen = method or [*METHODS, *(LONGER if full else ())]
     _compare(SPEC, chosen, out, settings_for(chosen), None, overwrite)
 
 

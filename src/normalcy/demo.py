@@ -9,7 +9,16 @@ from collections.abc import Sequence
 
 SPEC = "elpv"
 METHODS = ("patchcore", "gmm", "autoencoder", "pca")
-SETTINGS: dict[str, object] = {"size": 128, "gmm.features": "backbone", "autoencoder.epochs": 5}
+LONGER = ("lsr",)
+"""What the full demo adds: methods that need some minutes more."""
+SETTINGS: dict[str, object] = {
+    "size": 128,
+    "gmm.features": "backbone",
+    "autoencoder.epochs": 5,
+    "lsr.preset": "small",
+    "lsr.eta": "quantile",
+    "lsr.steps": 1500,
+}
 
 
 def settings_for(methods: Sequence[str]) -> dict[str, object]:
