@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-AGE = 256
+AGE = 32
 """Batches of training after which a code that nothing chose starts anew."""
 
 
