@@ -211,7 +211,7 @@ class QSpaceVAE(Method):
             return nearest(mean, self.codes)[0].flatten()
         variances, found = self.logvars.exp(), []
         at_once = max(1, LARGEST_BLOCK // self.codes.numel())
-        for mu, log_var in zip(mean.split(at_once), logvar.split(at_once), strict=True):
+        for mu, log_var in zip(torch.split(mean, at_once), torch.split(logvar, at_once), strict=True):
             squares = (mu[:, None] - self.codes).square()  # (n, memory, latent)
             if self.settings.score == "density":
                 log_density = -0.5 * (squares / variances + self.logvars + math.log(2 * math.pi)).sum(2)
