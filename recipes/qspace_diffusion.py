@@ -5,9 +5,9 @@
 DIR holds small_64D.nii with .bval and .bvec (10x10x10 voxels, 64 directions at b=1000 s/mm^2) and small_101D.nii.gz with .bval
 (6x10x10 voxels, 101 measurements up to b=4065, directions not given). Even slices are for training, odd ones for the test,
 each a 4D volume with its b-values in the layout train/good, test/<kind>, ground_truth/<kind>, read as `diffusion:FOLDER`, scored
-and written back as anyone's. A test volume has three lesions of up to 7 or 19 voxels, of one kind. They change A, the part of S / S0
-that the first six principal components of the file hold; what they leave, noise above all, stays as it is (where it was changed
-along, in a first trial, lesions were less noisy than healthy voxels and looked more normal, with AUROCs down to 0.2):
+and written back as anyone's. A test volume has three lesions of up to 7 or 19 voxels, of one kind. They change A, the part of
+S / S0 that the first six principal components of the file hold; what they leave, noise above all, stays as it is (where it was
+changed along, in a first trial, lesions were less noisy than healthy voxels and looked more normal, with AUROCs down to 0.2):
 
     restricted  diffusion is slower by half, as in acute ischaemia, A <- A^(1/2)
     free_water  half is free water, as in oedema, A <- (A + exp(-b 0.003 mm^2/s)) / 2
