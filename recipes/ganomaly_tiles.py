@@ -9,7 +9,8 @@ Scored after the last epoch, in evaluation mode, each image by itself: no epoch 
 is scaled by the test set's smallest and largest, as the authors' code does.
 
 Wanted: better than chance, with the whole interval (a port of another library was reported at a mean image AUROC of 0.42 on
-MVTec AD, which is worse than chance). Intervals: 95 %, images drawn again.
+MVTec AD, which is worse than chance). Intervals: 95 %, images drawn again. Measured: `latent` 0.60 (0.55 to 0.65), so it is;
+`context` 0.51 (0.46 to 0.56), so it is not.
 """
 
 from __future__ import annotations

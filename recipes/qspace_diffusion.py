@@ -1,6 +1,6 @@
 """Planted changes of the diffusion signal, found voxel by voxel after training on the healthy voxels of the same brain.
 
-    python recipes/qspace_diffusion.py --data-root DIR [--out DIR]      (1 core, about 5 minutes)
+    python recipes/qspace_diffusion.py --data-root DIR [--out DIR]      (1 core, about 2 minutes)
 
 DIR holds small_64D.nii with .bval and .bvec (10x10x10 voxels, 64 directions at b=1000 s/mm^2) and small_101D.nii.gz with .bval
 (6x10x10 voxels, 101 measurements up to b=4065, directions not given). Even slices are for training, odd ones for the test,
@@ -19,7 +19,12 @@ Free water and little anisotropy are what some healthy voxels have: a method tha
 Every score of `qspace_vae` (Vasilev et al. 2018) with its defaults, beside what needs no network: the mean squared z-score of a
 voxel's signals, and what is left of them by the principal components that hold 95 % of the variance. Voxel AUROC and AP against
 the untouched voxels of the same volumes and the volume without lesions; intervals: 95 %, volumes drawn again, which says how
-much places of lesions matter, not brains, for there is one brain in each file. Nothing is chosen on test volumes.
+much places of lesions matter, not brains, for there is one brain in each file; ends of AUROC intervals come from bins and are
+up to 0.002 off. Nothing is chosen on test volumes.
+
+Measured: with 101 b-values the reconstruction error finds restricted diffusion (AUROC 1.00, AP 1.00) and dropout (0.98, 0.93);
+z-score is better on free water (0.96 to 0.62), PCA on dropout (1.00), no score finds the loss of anisotropy well (at most 0.71,
+PCA). With 64 directions of one b-value healthy voxels differ so much that nothing is above 0.68 on any change.
 
 A third file, S0_10slices.nii.gz, is b=0 alone: it has no q-space; the brain mask was looked at on it.
 """

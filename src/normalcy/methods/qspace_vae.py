@@ -24,7 +24,9 @@ Paper / authors' code / ours:
 - The paper's family compares in the input, the latent space and the output, in many ways / no public licence / the seven above.
   Likelihoods of x under decoded distributions would rank as the squared errors do, for one learned deviation holds for all.
 - Distances to all training voxels / - / to a random sample of them. Draws use the same noise for every voxel.
-- Measured on lesions of multiple sclerosis / - / on planted changes in small volumes: ``recipes/qspace_diffusion.py``.
+- Measured on lesions of multiple sclerosis / - / on planted changes in two small volumes (``recipes/qspace_diffusion.py``): with
+  101 b-values voxel AUROC 1.00 on restricted diffusion, 0.98 on dropout, 0.69 on lost anisotropy and 0.62 on free water, where
+  a z-score of the signals has 0.96; with 64 directions of one b-value no score of any method is above 0.68.
 """
 
 from __future__ import annotations
