@@ -79,21 +79,27 @@ def template(path: Path) -> Floats:
     return (0.8 * cube / np.percentile(cube[cube > 0.1 * cube.max()], 99)).astype(np.float32)
 
 
-def smooth(rng: np.random.Generator, points: int, deviation: float) -> Floats:
+def smooth(rng: np.random.Generator, shape: Sequence[int], points: int, deviation: float) -> Floats:
     """A smooth random field with so many free points a side."""
-    field = zoom(rng.normal(size=(points,) * 3), SIDE / points, order=3, mode="nearest")
+    field = zoom(rng.normal(size=(points,) * 3), [n / points for n in shape], order=3, mode="nearest")
     return (field * (deviation / field.std())).astype(np.float32)
+
+
+def deformed(volume: Floats, rng: np.random.Generator, outside: float = 0.0) -> Floats:
+    """Another body: turned, scaled and shifted by a little, bent by about a voxel."""
+    grid = np.stack(np.meshgrid(*[np.arange(n, dtype=np.float64) for n in volume.shape], indexing="ij"))
+    turn = Rotation.from_euler("xyz", rng.normal(0, 3, 3), degrees=True).as_matrix() * rng.uniform(0.94, 1.06, 3)
+    bend = np.stack([smooth(rng, volume.shape, 6, 1.0) for _ in range(3)])  # voxels
+    centre = np.array(volume.shape).reshape(3, 1, 1, 1) / 2 - 0.5
+    at = np.tensordot(turn, grid - centre, 1) + centre + rng.normal(0, 0.7, (3, 1, 1, 1)) + bend
+    moved: Floats = map_coordinates(volume, at, order=1, cval=outside)
+    return moved
 
 
 def varied(brain: Floats, rng: np.random.Generator) -> Floats:
     """Another brain, values in [0, 1]."""
-    grid = np.stack(np.meshgrid(*[np.arange(SIDE, dtype=np.float64)] * 3, indexing="ij"))
-    turn = Rotation.from_euler("xyz", rng.normal(0, 3, 3), degrees=True).as_matrix() * rng.uniform(0.94, 1.06, 3)
-    bend = np.stack([smooth(rng, 6, 1.0) for _ in range(3)])  # voxels
-    centre = SIDE / 2 - 0.5
-    at = np.tensordot(turn, grid - centre, 1) + centre + rng.normal(0, 0.7, (3, 1, 1, 1)) + bend
-    moved = map_coordinates(brain, at, order=1)
-    bias = smooth(rng, 4, 0.06)
+    moved = deformed(brain, rng)
+    bias = smooth(rng, brain.shape, 4, 0.06)
     shown = np.clip(moved, 0, 1) ** rng.uniform(0.85, 1.2) * (1 + bias)
     return np.clip(shown + rng.normal(0, 0.015, shown.shape), 0, 1).astype(np.float32)
 

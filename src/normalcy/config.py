@@ -64,6 +64,21 @@ def build(cls: type[T], words: Mapping[str, Any], who: str) -> T:
     return cls(**values)
 
 
+def fill(instance: T, known: Mapping[str, Any]) -> T:
+    """Settings left at none, from what is ``known`` by their names (``DataSet.made``); all others stay.
+
+    >>> from dataclasses import dataclass
+    >>> @dataclass(frozen=True)
+    ... class Settings:
+    ...     b0: tuple[int, ...] | None = None
+    >>> fill(Settings(), {"b0": [0], "scheme": []}), fill(Settings(b0=(3,)), {"b0": [0]})
+    (Settings(b0=(0,)), Settings(b0=(3,)))
+    """
+    open_words = [word for word in known_words(type(instance)) if getattr(instance, word) is None and word in known]
+    given = {word: known[word] for word in open_words}
+    return build(type(instance), {**to_words(instance), **given}, "data") if given else instance
+
+
 def unknown_word(word: str, known: Iterable[str], who: str) -> SettingsError:
     """The error for a word that is no setting."""
     known = sorted(known)

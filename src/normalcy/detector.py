@@ -24,6 +24,7 @@ from normalcy.calibrate import Calibration, Decision, calibrate, decide
 from normalcy.data.augment import Augment
 from normalcy.data.dataset import DataSet, Item, as_dataset
 from normalcy.data.decode import DiskImages, Failure, decode
+from normalcy.data.diffusion import check_scheme
 from normalcy.data.pieces import Cutting, Slices, View
 from normalcy.data.preprocess import Preprocess
 from normalcy.data.splits import carve_out, train_test
@@ -230,6 +231,7 @@ class Detector:
             rest, held_out = data.subset(kept), data.subset(carved)
         with _folder(run_dir) as folder:
             self._choose_size(rest)
+            self.settings = config.fill(self.settings, data.made)
             self.preprocess, bad = _fit_preprocess(self.preprocess, rest)
             rest = rest.subset([i for i in range(len(rest)) if i not in bad])
             cutting, spill = self._cutting(scoring=False), folder / "images.raw"
@@ -320,6 +322,7 @@ class Detector:
         not grow with the number of images.
         """
         method = self._fitted
+        check_scheme(self.facts.get("data", {}).get("made", {}), data.made, data.name)
         preprocess, cutting = self.preprocess, self._cutting(scoring=True)
         calibration = self.calibration
         if tile and cutting.slices != "none":

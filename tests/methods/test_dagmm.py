@@ -11,6 +11,7 @@ from sklearn.mixture import GaussianMixture
 
 from normalcy.errors import SettingsError
 from normalcy.methods.dagmm import DAGMM, DAGMMSettings, mixture_energy, moments
+from normalcy.methods.patchwise import Patchwise, PatchwiseSettings
 from normalcy.testing import smooth_textures
 from normalcy.train import TrainSettings, fit
 
@@ -56,7 +57,7 @@ def test_loss_restated() -> None:
         weights, means, covariances = moments(z.double(), gamma, 1e-3)
         distributions = [torch.distributions.MultivariateNormal(m, c) for m, c in zip(means, covariances)]
         logs = torch.stack([d.log_prob(z.double()) for d in distributions], 1) + weights.log()
-        expected = (y - restored).square().mean() - 0.3 * logs.logsumexp(1).mean()
+        expected = (y - restored).square().sum() / len(x) - 0.3 * logs.logsumexp(1).mean()
         expected = expected + 0.02 * sum((1 / c.diagonal()).sum() for c in covariances)
         found = method.loss(x)["loss"]
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
@@ -66,8 +67,8 @@ def test_z_holds_code_relative_distance_and_cosine() -> None:
     method = _fitted()
     x = smooth_textures(4, SHAPE, seed=1)
     with torch.no_grad():
-        z, y, restored = method.describe(x)
-    for row, a, b in zip(z, y, restored):
+        z, _, restored = method.describe(x)
+    for row, a, b in zip(z, x, method.standardise.inverse(restored)):
         assert float(row[2]) == pytest.approx(float((a - b).norm() / a.norm()), rel=1e-5)
         assert float(row[3]) == pytest.approx(float((a * b).sum() / a.norm() / b.norm()), rel=1e-4)
 
@@ -80,6 +81,27 @@ def test_score_is_the_energy_under_all_training_images() -> None:
         weights, means, covariances = moments(z, method.shares(z.float()).double(), 1e-3)
     expected = mixture_energy(z, weights, means, torch.linalg.cholesky(covariances)).float()
     torch.testing.assert_close(method.score(x).image, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_reconstruction_is_learned_beside_energy_and_penalty() -> None:
+    """With the error as a mean over pixels the penalty outweighs it: images are then said worse than by their mean."""
+    x = smooth_textures(64, SHAPE, seed=0)
+    method = _fitted(steps=200)
+    with torch.no_grad():
+        _, y, restored = method.describe(x)
+    assert (y - restored).square().mean() < 0.8 * y.square().mean()
+
+
+def test_map_of_energies_by_patches() -> None:
+    torch.manual_seed(0)
+    inner = ("width=4", "latent=2", "components=2", "lr=0.005")
+    method = Patchwise(PatchwiseSettings(inner="dagmm", inner_settings=inner, patch=8, inner_map=False), (1, 24, 24))
+    fit(method, smooth_textures(32, (1, 24, 24), seed=0), TrainSettings(steps=100, precision="32-true", device="cpu"))
+    x = smooth_textures(4, (1, 24, 24), seed=1)
+    x[:, :, 8:16, 8:16] = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    map = method.score(x).map
+    assert map is not None
+    assert (map[:, 8:16, 8:16].mean((1, 2)) > map.flatten(1).quantile(0.8, dim=1)).all()
 
 
 def test_a_batch_all_alike_has_a_density() -> None:

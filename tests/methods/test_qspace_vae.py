@@ -50,6 +50,16 @@ def test_signals_are_divided_by_the_b0_image(method: QSpaceVAE) -> None:
     torch.testing.assert_close(brighter[:, 2:], here[:, 2:], rtol=1e-3, atol=1e-4)  # type: ignore[index]
 
 
+def test_without_b0_signal_a_voxel_is_outside() -> None:
+    method = _fitted(steps=3, mask=0.0)
+    x = _slices(2, seed=1)
+    x[:, :, 5:] = 0.0
+    map = method.score(x).map
+    assert map is not None
+    assert not map[:, 5:].any()
+    assert map[:, :5].all()
+
+
 def test_air_is_not_looked_at(method: QSpaceVAE) -> None:
     x = _slices(3, seed=1)
     map = method.score(x).map
@@ -72,7 +82,9 @@ def test_voxels_do_not_see_each_other(method: QSpaceVAE) -> None:
         assert set(map(tuple, changed.nonzero().tolist())) <= {(5, 6)}
 
 
-@pytest.mark.parametrize("score", ["reconstruction", "stochastic_mean", "stochastic_min", "nearest"])
+@pytest.mark.parametrize(
+    "score", ["reconstruction", "stochastic_mean", "stochastic_min", "nearest", "bhattacharyya", "density"]
+)
 def test_changed_signals_are_found(method: QSpaceVAE, score: str) -> None:
     """A lesion: the signal is the same in all directions. Its code is an ordinary one, so the KL does not see it."""
     x = _slices(4, seed=1)
@@ -95,12 +107,24 @@ def test_scores_restated_voxel_by_voxel(method: QSpaceVAE) -> None:
             errors.append(float((method.decoder(z.view(1, -1, 1, 1)).flatten() - signals).square().mean()))
     posterior = torch.distributions.Normal(mean, (0.5 * logvar).exp())
     kl = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(torch.zeros(2), torch.ones(2))).sum()
+    known = [torch.distributions.Normal(m, (0.5 * v).exp()) for m, v in zip(method.codes, method.logvars)]
+    grid = torch.linspace(-12, 12, 200_001, dtype=torch.float64)[:, None]
+
+    def bhattacharyya(other: torch.distributions.Normal) -> float:
+        """-log of the integral of sqrt(p q), axis by axis, by the rectangle rule."""
+        overlap = (0.5 * (posterior.log_prob(grid) + other.log_prob(grid))).exp().sum(0) * (grid[1] - grid[0])
+        return -float(overlap.log().sum())
+
+    likely = torch.stack([other.log_prob(mean).sum() for other in known])
+    closest = torch.cdist(mean[None], method.codes)[0].topk(40, largest=False).indices.tolist()
     expected = {
         "reconstruction": errors[0],
         "stochastic_mean": sum(errors[1:]) / 10,
         "stochastic_min": min(errors[1:]),
         "kl": float(kl),
         "nearest": float((method.codes - mean).norm(dim=1).min()),
+        "bhattacharyya": min(bhattacharyya(known[i]) for i in closest),
+        "density": -float(likely.exp().mean().log()),
     }
     for name, value in expected.items():
         found = method.with_score(name).score(x).map
@@ -109,7 +133,7 @@ def test_scores_restated_voxel_by_voxel(method: QSpaceVAE) -> None:
 
 
 def test_codes_are_those_of_training_voxels_in_the_brain(method: QSpaceVAE) -> None:
-    assert method.codes.shape == (500, 2)
+    assert method.codes.shape == method.logvars.shape == (500, 2)
     x = _slices(16, seed=0)
     with torch.no_grad():
         known = method.encode(method.standardised(x))[0].movedim(1, -1)[:, 2:].flatten(0, 2)

@@ -17,6 +17,8 @@ from normalcy.metrics import (
     delong_test,
     pixel_auroc,
     pixel_auroc_interval,
+    pixel_average_precision,
+    pixel_average_precision_interval,
 )
 
 
@@ -135,6 +137,21 @@ def test_map_intervals_equal_sorting_every_resample(cases):
         for got, expected in zip(interval[:3], slow[:3], strict=True):
             assert abs(got - expected) <= interval.error + 1e-6  # histograms are summed in float32
         assert interval.low < interval.value < interval.high
+
+
+@pytest.mark.parametrize("cases", [None, np.arange(24) // 2])
+def test_pixel_ap_interval_equals_one_by_one(cases):
+    maps, masks = maps_example()
+    interval = pixel_average_precision_interval(maps, masks, cases=cases, resamples=60)
+    statistic = lambda pick: pixel_average_precision([maps[i] for i in pick], [masks[i] for i in pick])
+    slow = bootstrap_interval(
+        statistic, np.arange(24), labels=[mask.any() for mask in masks], cases=cases, resamples=60
+    )
+    assert interval.value == slow.value
+    assert interval[1:3] == pytest.approx(slow[1:3], abs=0.005)
+    assert np.isnan(pixel_average_precision_interval(maps, [None] * 24).value)
+    with pytest.raises(DataError, match="read twice"):
+        pixel_average_precision_interval(iter(maps), masks)
 
 
 def test_map_intervals_of_one_kind_and_of_generators():

@@ -385,6 +385,7 @@ def open_data(spec: str | Path, data_root: Path | str | None = None) -> DataSet:
     ``mnist:3``, ``cifar10:cat``   a named set with a class taken as normal, see :mod:`normalcy.data.named`
     ``elpv``, ``magnetic_tile``    a named set of defects
     ``slides:FOLDER,tile=256``     tiles of whole-slide images, see :mod:`normalcy.data.slides`
+    ``diffusion:DATA``             4D volumes with b-values as attenuations, see :mod:`normalcy.data.diffusion`
     =============================  ====================================================================================
 
     Named sets are looked for in ``data_root`` (default ``~/.cache/normalcy/data``) and downloaded into it if missing.
@@ -396,6 +397,10 @@ def open_data(spec: str | Path, data_root: Path | str | None = None) -> DataSet:
         from . import slides
 
         return slides.open_slides(text.removeprefix("slides:"))
+    if text.startswith("diffusion:"):
+        from . import diffusion
+
+        return diffusion.open_diffusion(text.removeprefix("diffusion:"), data_root)
     path = Path(text).expanduser()
     if text and not _exists(path) and _exists(Path(split_name(str(path))[0])):
         return open_files([path])  # a part of a volume

@@ -2,19 +2,24 @@
 
 z holds the code, the relative Euclidean distance |x - x'| / |x| and the cosine similarity of image and reconstruction. An
 estimation network gives each z its shares in ``components`` Gaussians; their weights, means and covariances are then those of
-the batch (equation 5). Minimised: reconstruction + 0.1 times the mean energy E(z) = -log sum_k phi_k N(z; mu_k, Sigma_k) +
-0.005 times the sum of 1 / Sigma_k,jj, which keeps the mixture from collapsing (Zong et al. 2018, "Deep Autoencoding Gaussian
-Mixture Model for Unsupervised Anomaly Detection"). The score is E(z) in nats under the mixture of all training images.
+the batch (equation 5). Minimised: reconstruction error |x - x'|^2 + 0.1 times the mean energy E(z) = -log sum_k phi_k N(z; mu_k,
+Sigma_k) + 0.005 times the sum of 1 / Sigma_k,jj, which keeps the mixture from collapsing (Zong et al. 2018, "Deep Autoencoding
+Gaussian Mixture Model for Unsupervised Anomaly Detection"). The score is E(z) in nats under the mixture of all training images.
 
-Paper / authors' code / ours:
+Paper / ports (of the authors there is no public code) / ours:
 
 - Fully connected networks for tables / the same / convolutional ones for images, with the tutorial's code of a few numbers.
+- The reconstruction error is a sum over features / a sum or a mean / a sum over pixels, in squared deviations of the training
+  images. As a mean over pixels it is outweighed by the penalty, which rewards spread: after 50 epochs on 400 images of the digit
+  3 the reconstructions were worse than the mean image (error 1.33 of its variance).
 - Covariances are inverted as they are / 1e-12 is added / Cholesky factors in 64 bits; to variances a share ``floor`` of their
   mean is added, so that a small batch or images all alike give a density.
-- x in the features is the image / the same / its deviation from the mean image, as the network sees it.
+- Distance and cosine are of the images themselves in all, though the network here sees deviations from the mean image. Of those
+  they told little apart: on the digits 3 and 8 AUROC 0.59 to 0.62 each, of the images 0.89 to 0.93, the energy 0.75 and 0.67 or
+  0.85 and 0.81 (400 training and 2,000 test images, 50 epochs, one seed).
 
 The energy has no place in the image; ``map`` is the squared error. For a map of energies score patches:
-``--method patchwise --set inner=dagmm``.
+``--method patchwise --set inner=dagmm --set inner_map=false``.
 """
 
 from __future__ import annotations
@@ -99,7 +104,7 @@ class DAGMM(Method):
         y = self.standardise(x)
         code = self.encoder(y).float()
         restored = cast(Tensor, self.decoder(code)).float()
-        a, b = y.flatten(1), restored.flatten(1)
+        a, b = x.flatten(1), self.standardise.inverse(restored).flatten(1)
         relative = (a - b).norm(dim=1) / a.norm(dim=1).clamp(min=1e-6)
         cosine = nn.functional.cosine_similarity(a, b, dim=1, eps=1e-6)
         return torch.cat([code, relative[:, None], cosine[:, None]], 1), y, restored
@@ -112,7 +117,7 @@ class DAGMM(Method):
     def loss(self, x: Tensor) -> Mapping[str, Tensor]:
         s = self.settings
         z, y, restored = self.describe(x)
-        error = (y - restored).square().mean()
+        error = (y - restored).square().flatten(1).sum(1).mean()
         with torch.autocast(x.device.type, enabled=False):
             weights, means, covariances = moments(z.double(), self.shares(z).double(), s.floor)
             energy = mixture_energy(z.double(), weights, means, torch.linalg.cholesky(covariances)).mean()

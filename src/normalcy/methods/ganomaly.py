@@ -17,6 +17,8 @@ Paper / authors' code / ours:
   and has tested with batch norms in training mode / ours does none of that: an image's score is its own.
 - G_E, G_D and E: DCGAN with the code as 1x1 pixels / the same / the code enters and leaves by linear layers; images go to
   [-1, 1] by the range of the training images. The discriminator is restarted where its loss falls below 1e-5 / not here.
+- Measured: on magnetic tiles of 64x64, with ``width=16`` and 15 epochs, the image AUROC of ``latent`` is 0.60 (0.55 to 0.65),
+  that of ``context`` 0.51 (0.46 to 0.56): ``recipes/ganomaly_tiles.py``.
 """
 
 from __future__ import annotations

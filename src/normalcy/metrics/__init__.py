@@ -12,6 +12,7 @@ from normalcy.metrics.bootstrap import (
     delong_interval,
     delong_test,
     pixel_auroc_interval,
+    pixel_average_precision_interval,
 )
 from normalcy.metrics.overlap import (
     dice,
@@ -90,6 +91,7 @@ __all__ = [
     "pixel_auroc",
     "pixel_auroc_interval",
     "pixel_average_precision",
+    "pixel_average_precision_interval",
     "pixel_f1_at",
     "pixel_f1_max",
     "pixel_ranking",
