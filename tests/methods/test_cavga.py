@@ -75,10 +75,20 @@ def test_players_own_disjoint_parts_and_all_of_them() -> None:
 
 def test_sides_must_halve() -> None:
     with pytest.raises(DataError, match="multiples of 4"):
-        CAVGA(CAVGASettings(), (1, 30, 32))
+        CAVGA(CAVGASettings(halvings=2), (1, 30, 32))
 
 
-@pytest.mark.parametrize("words", [{"latent": 0}, {"expansion": -1.0}, {"lr": 0.0}, {"reduce": 2.0}], ids=str)
+@pytest.mark.parametrize(("side", "grid"), [(28, 7), (48, 6), (128, 8), (30, 15)])
+def test_the_code_is_small_unless_asked_for(side: int, grid: int) -> None:
+    method = CAVGA(CAVGASettings(width=2, latent=2), (1, side, side))
+    mean, _ = method.code(method.encoder(torch.zeros(1, 1, side, side)))
+    assert mean.shape == (1, 2, grid, grid)
+    assert method.decode(mean).shape == (1, 1, side, side)
+
+
+@pytest.mark.parametrize(
+    "words", [{"latent": 0}, {"halvings": 0}, {"expansion": -1.0}, {"lr": 0.0}, {"reduce": 2.0}], ids=str
+)
 def test_impossible_settings(words: dict[str, Any]) -> None:
     with pytest.raises(SettingsError, match="cavga"):
         CAVGASettings(**words)

@@ -72,7 +72,6 @@ TINY: dict[str, dict[str, Any]] = {
         "width": 4,
         "latent": 4,
         "lr": 0.005,
-        "score": "reconstruction",  # attention needs more training: see its docstring
     },
     "vq_restoration": {
         "steps": 200,

@@ -9,9 +9,11 @@ reconstruction + KL, an adversarial term and the attention expansion loss, the m
 ``reconstruction`` the squared error and its mean, by which the paper detects
 =================  =====================================================================================================
 
-Paper / ours: a ResNet-18 encoder / strided convolutions with group norm; A is a sigmoid of Grad-CAM cut at 0 / not cut, so that A
-can fall below one half; images to [-1, 1] by the range of the training images. Attention grows with activations: after a short
-training it was higher, not lower, on the bright squares of normalcy's battery, so look at both maps before trusting 1 - A.
+Paper / ours: the encoder of a ResNet-18 or a DCGAN's discriminator, both trained before / strided convolutions with group norm
+from scratch, so a higher rate; A is a sigmoid of Grad-CAM cut at 0 / not cut, so that A can fall below one half; images to
+[-1, 1] by the range of the training images. The paper does not say how small the code is / 8 pixels or less. Grad-CAM follows
+activations: after a short training A was higher, not lower, on the bright squares of normalcy's battery, so look at both maps
+before trusting 1 - A. CAVGA_w, which learns with some anomalous images, is left out: no method here learns from anomalies.
 """
 
 from __future__ import annotations
@@ -41,50 +43,65 @@ class CAVGASettings:
     score: Score = "reconstruction"
     latent: int = 32
     """Channels of the code."""
-    halvings: int = 2
-    """The code has 1 / 2^halvings of the image's sides."""
+    halvings: int | None = None
+    """The code has 1 / 2^halvings of the image's sides; none: until the longest side is 8 or less, or a side is odd. A finer code
+    has more numbers than the image and gives back anomalies too."""
     width: int = 32
-    """Channels next to the image, doubled with each halving."""
+    """Channels next to the image, doubled with each halving up to 8 times as many."""
     adversarial: float = 1.0
     """Weight of the adversarial term."""
     expansion: float = 0.01
     """Weight of the attention expansion loss, which is multiplied by the number of pixels, as the other terms are sums."""
-    lr: float = 1e-4
-    """Of Adam, for both players."""
+    lr: float = 1e-3
+    """Of Adam, for both players (paper: 1e-4, with encoders that were trained before)."""
     smoothing: float = 1.0
     """Deviation of a Gaussian over the map, in pixels."""
     reduce: Reduce = "mean"
     """The image score: "mean" or "max" of the map, or this quantile of it, in [0, 1]."""
 
     def __post_init__(self) -> None:
-        if min(self.latent, self.halvings, self.width) < 1 or self.lr <= 0:
+        if min(self.latent, self.halvings or 1, self.width) < 1 or self.lr <= 0 or self.halvings == 0:
             raise SettingsError("cavga: latent, halvings, width and lr must be positive.")
         if min(self.adversarial, self.expansion, self.smoothing) < 0:
             raise SettingsError("cavga: adversarial, expansion and smoothing must not be negative.")
         check_reduce("cavga", self.reduce)
 
 
+def _halvings(sides: Sequence[int]) -> int:
+    """Until the longest side is 8 or less, or a side is odd; at least one.
+
+    >>> _halvings((28, 28)), _halvings((128, 128)), _halvings((12, 200))
+    (2, 4, 2)
+    """
+    count = 1
+    while max(sides) > 8 * 2**count and not any(side % 2 ** (count + 1) for side in sides):
+        count += 1
+    return count
+
+
 class CAVGA(Method):
     name = "cavga"
     Settings = CAVGASettings
     scores = get_args(Score)
-    search: ClassVar = {"score": get_args(Score), "latent": (8, 16, 32, 64), "halvings": (2, 3)}
+    search: ClassVar = {"score": get_args(Score), "latent": (8, 16, 32, 64), "halvings": (None, 2, 3)}
     settings: CAVGASettings
 
     def __init__(self, settings: CAVGASettings, shape: Sequence[int]) -> None:
         super().__init__(settings, shape)
-        s, multiple = settings, 2**settings.halvings
+        s = settings
+        halvings = s.halvings or _halvings(self.shape[1:])
+        multiple = 2**halvings
         if min(self.shape[1:]) < 8 or any(n % multiple for n in self.shape[1:]):
             raise DataError(
                 f"cavga expects sides from 8 on that are multiples of {multiple}, got {self.shape}: use pad."
             )
         self.range = Range()
-        widths = [self.shape[0], *(s.width * 2**i for i in range(s.halvings))]
+        widths = [self.shape[0], *(s.width * min(8, 2**i) for i in range(halvings))]
         encoder, decoder = nn.Sequential(), nn.Sequential(nn.Conv2d(s.latent, widths[-1], 3, padding=1))
         for i, after in enumerate(widths[1:]):
             encoder.append(nn.Conv2d(widths[i], after, 4, stride=2, padding=1))
             encoder.extend([nn.GroupNorm(math.gcd(after, 8), after)] * bool(i) + [nn.LeakyReLU(0.2)])
-        for i in reversed(range(s.halvings)):
+        for i in reversed(range(halvings)):
             after = widths[i] if i else s.width
             decoder.extend([nn.LeakyReLU(0.2), nn.ConvTranspose2d(widths[i + 1], after, 4, stride=2, padding=1)])
         self.encoder = encoder
