@@ -191,7 +191,7 @@ def all_methods(found: dict[str, Any]) -> str:
     failed = [f"- `{row['method']}` failed: {row['failed']}" for row in found["rows"] if "failed" in row]
     words = (
         f"{found['size']}x{found['size']} pixels, at most {found['minutes']:g} minutes of training, {found['images']} test "
-        "images, one thread, one seed. What a method gives for little, not what it can do."
+        "images, one thread, one seed; seconds of the processor. What a method gives for little, not what it can do."
     )
     return "\n".join([words, "", table(head, rows), *([""] * bool(failed)), *failed])
 

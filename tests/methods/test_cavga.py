@@ -36,7 +36,7 @@ def test_grad_cam_of_a_known_function() -> None:
 def test_expansion_loss_reaches_the_encoder() -> None:
     method = _fitted()
     method.zero_grad()
-    maps = method.encoder(method.range(smooth_textures(4, SHAPE, seed=1)))
+    maps = method.encoder(method.standardise(smooth_textures(4, SHAPE, seed=1)))
     mean, _ = method.code(maps)
     (1 - method.attention(mean, maps, create_graph=True)).mean().backward()  # type: ignore[no-untyped-call]
     first = next(iter(method.encoder.parameters()))
@@ -53,7 +53,7 @@ def test_training_spreads_attention_over_normal_images() -> None:
 def test_scores_restated() -> None:
     method = _fitted()
     x = smooth_textures(2, SHAPE, seed=1)
-    y = method.range(x)
+    y = method.standardise(x)
     maps = method.encoder(y).detach().requires_grad_()
     mean, _ = method.code(maps)
     cam = grad_cam(mean, maps).detach()

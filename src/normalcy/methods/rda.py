@@ -14,6 +14,7 @@ Scores: ``noise`` is the paper's, mean |S|, 0 for every image that needs none; `
 
 Rounds end before ``rounds`` when the constraint holds: c1 = |X - D(E(L)) - S| / |X| or c2, the change of D(E(L)) + S since the
 round before, divided by |X|, is below ``constraint`` (both kept in the buffer ``residuals``, a row for each round).
+c1 cannot fall below what the threshold leaves of an image, so most often it is c2 that ends them, or ``rounds``.
 
 Paper / authors' code / ours:
 
