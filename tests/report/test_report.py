@@ -253,7 +253,7 @@ def test_full_report_says_what_the_folder_says_and_needs_no_other_file(written):
         assert heading in page.text
     assert "<i>noted</i>" in page.text
     assert "3 of 4" in page.text  # regions
-    assert "Regions found at 1 false per image" in page.text
+    assert "of 4 true regions, with at most 1 false ones per image" in page.text
     assert "0.662" in page.text
     assert "12 patches of side 8 with at least 5 % marked, 90 with nothing marked, 3 between left out" in page.text
     assert len(page.having("a", href="scores.csv")) == 1

@@ -310,11 +310,12 @@ def _region_table(results: Results) -> Content:
     if region and look(region, "total"):
         for entry in region.get("sensitivity") or []:
             if entry.get("false_per_image") in (0.125, 1.0, 8.0):
-                name = f"Regions found at {number(entry['false_per_image'])} false per image"
-                rows.append(
-                    _row(name, entry, f"share of the {region['total']:,} true regions, threshold set on these maps")
-                )
-        rows.append(_row("Mean sensitivity", region.get("mean_sensitivity"), "at 1/8, 1/4, 1/2, 1, 2, 4 and 8"))
+                level = number(entry["false_per_image"])
+                meaning = f"of {region['total']:,} true regions, with at most {level} false ones per image"
+                rows.append(_row(f"Found at {level}", entry, meaning))
+        rows.append(
+            _row("Mean sensitivity", region.get("mean_sensitivity"), "the same at 1/8, 1/4, 1/2, 1, 2, 4 and 8")
+        )
     if patch:
         what = (
             f"{patch['anomalous']:,} patches of side {patch['size']} with at least {percent(patch['share'])} marked, "
@@ -322,7 +323,7 @@ def _region_table(results: Results) -> Content:
         )
         rows += [
             _row("Patch AUROC", patch.get("auroc"), what),
-            _row("Patch average precision", patch.get("average_precision"), "of the same patches"),
+            _row("Patch AP", patch.get("average_precision"), "of the same patches"),
         ]
     return _metric_table("Regions and patches", rows) if any(row[1] != MISSING for row in rows) else None
 
