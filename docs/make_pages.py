@@ -2,7 +2,8 @@
 
     python docs/make_pages.py
 
-A page for each method (``docs/methods``), the table of methods, the tables of settings and the command-line reference.
+A page for each method (``docs/methods``), the table of methods, the tables of settings, the command-line reference and what
+recipes measured.
 Whole pages are written anew; in the others only what stands between a pair of markers ``<!-- NAME -->`` and
 ``<!-- /NAME -->``. ``tests/test_docs.py`` fails when a part is not up to date.
 """
@@ -10,6 +11,7 @@ Whole pages are written anew; in the others only what stands between a pair of m
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sys
 import types
@@ -39,6 +41,7 @@ def pages() -> dict[Path, str]:
         DOCS / "reference" / "methods.md": {"methods": methods_table("../methods")},
         DOCS / "reference" / "settings.md": {name: settings_table(cls) for name, cls in SHARED.items()},
         DOCS / "reference" / "command-line.md": {"commands": command_line()},
+        DOCS / "explanation" / "which-method.md": {"evidence": evidence()},
     }
     for path, texts in parts.items():
         content = path.read_text(encoding="utf-8")
@@ -137,6 +140,98 @@ def shown(value: Any) -> str:
     texts = [f"{v:.5g}" if isinstance(v, float) else str(v) for v in (value if isinstance(value, tuple) else (value,))]
     text = ",".join(texts)
     return f"`{text.lower() if value is None or isinstance(value, bool) else text}`" if text else "empty"
+
+
+# -- evidence from recipes ---------------------------------------------------------------------------------------------
+
+
+def evidence() -> str:
+    """What the recipes measured, from their result files; of one that was not run yet, how to run it."""
+    parts = [
+        ("all_methods", "Every 2D method on magnetic tiles, one small budget each", all_methods),
+        ("magnetic_tile", "Magnetic tiles at 256x256, found and located", compared),
+        ("solar_cells", "Solar cells, found", compared),
+        ("mnist_one_class", "One digit normal, nine anomalous", one_class),
+        ("rda_contamination", "Foreign digits among the training images", contamination),
+    ]
+    texts = []
+    for name, title, show in parts:
+        path = ROOT / "recipes" / "results" / f"{name}.json"
+        text = (
+            show(json.loads(path.read_text(encoding="utf-8")))
+            if path.exists()
+            else f"Not run yet: `python recipes/{name}.py --data-root DIR`, then `python docs/make_pages.py`."
+        )
+        texts.append(f"### {title}\n\n{text}")
+    return "\n\n".join(texts)
+
+
+def spelled(interval: dict[str, float] | None) -> str:
+    """A value and, where it has one, its 95 % interval."""
+    if not interval or interval.get("value") is None:
+        return "-"
+    ends = f" [{interval['low']:.3f}, {interval['high']:.3f}]" if interval.get("low") is not None else ""
+    return f"{interval['value']:.3f}{ends}"
+
+
+def all_methods(found: dict[str, Any]) -> str:
+    good = [row for row in found["rows"] if "failed" not in row]
+    rows = [
+        (
+            f"[`{row['method']}`](../methods/{row['method']}.md)",
+            spelled(row["image_auroc"]),
+            *(spelled({"value": row[key]["value"]}) if row[key] else "-" for key in ("pixel_auroc", "aupro")),
+            f"{row['fit_seconds']:.0f}",
+            f"{row['images_per_second']:.1f}",
+            f"{row['memory_gib']:.1f}",
+        )
+        for row in sorted(good, key=lambda row: -row["image_auroc"]["value"])
+    ]
+    head = ("method", "image AUROC [95 %]", "pixel AUROC", "AUPRO", "fit s", "images/s", "memory GiB")
+    failed = [f"- `{row['method']}` failed: {row['failed']}" for row in found["rows"] if "failed" in row]
+    words = (
+        f"{found['size']}x{found['size']} pixels, at most {found['minutes']:g} minutes of training, {found['images']} test "
+        "images, one thread, one seed; seconds of the processor. What a method gives for little, not what it can do."
+    )
+    return "\n".join([words, "", table(head, rows), *([""] * bool(failed)), *failed])
+
+
+def compared(found: dict[str, Any]) -> str:
+    rows = [
+        (
+            f"[`{row['name']}`](../methods/{row['name']}.md)",
+            *(spelled(row[key]) for key in ("auroc", "pixel_auroc", "aupro")),
+            f"{row['fit_seconds']:.0f}",
+            f"{row['images_per_second']:.1f}",
+        )
+        for row in found["methods"]
+    ]
+    return table(("method", "image AUROC [95 %]", "pixel AUROC [95 %]", "AUPRO [95 %]", "fit s", "images/s"), rows)
+
+
+def one_class(found: dict[str, Any]) -> str:
+    rows = [
+        (f"[`{name}`](../methods/{name}.md)", f"{row['mean_auroc']:.3f}", str(row["published"] or "-"))
+        for name, row in sorted(found["methods"].items(), key=lambda one: -one[1]["mean_auroc"])
+    ]
+    return table(("method", "mean image AUROC over ten digits", "published"), rows)
+
+
+def contamination(found: dict[str, Any]) -> str:
+    rows = [
+        (
+            f"{100 * row['share']:g} %",
+            row["row"].replace("_", " "),
+            f"{row['auroc']:.3f}" + (f" ± {row['auroc_deviation']:.3f}" if row["auroc_deviation"] is not None else ""),
+            f"{row['average_precision']:.3f}",
+            f"{row['f1_max']:.2f}",
+        )
+        for row in found["summary"]
+    ]
+    words = (
+        f"{found['images']} images of the digit {found['digit']}, means over seeds; ± is the deviation between them."
+    )
+    return f"{words}\n\n" + table(("foreign", "method", "AUROC", "average precision", "F1 max"), rows)
 
 
 # -- command line ----------------------------------------------------------------------------------------------------

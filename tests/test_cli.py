@@ -102,6 +102,20 @@ def test_fit_score_evaluate_report(run: Run, tiles: Path, model: Path, tmp_path:
     assert found["pixel"]["auroc"]["value"] > 0.9
     assert found["image"]["auroc"]["low"] <= found["image"]["auroc"]["value"] <= found["image"]["auroc"]["high"]
     assert found["types"]["spot"]["count"] == 12
+    assert (found["patch"]["size"], found["patch"]["share"]) == (5, 0.05)  # an eighth of 40 pixels
+    assert found["patch"]["auroc"]["value"] > 0.9
+    assert found["region"]["total"] == 12
+    sensitivity = [entry["value"] for entry in found["region"]["sensitivity"]]
+    assert sensitivity == sorted(sensitivity)
+    assert (
+        found["region"]["mean_sensitivity"]["low"]
+        <= np.mean(sensitivity)
+        <= found["region"]["mean_sensitivity"]["high"]
+    )
+    assert len(found["curves"]["froc"]["sensitivity"]) == 12
+    assert run("evaluate", results, "--patch", 8, "--patch-share", 0.5) == 0
+    assert "patch AUROC (side 8" in run.out
+    assert json.loads((results / "metrics.json").read_text())["patch"]["left_out"] > 0
     assert run("report", results) == 0
     page = (results / "report.html").read_text()
     assert "test/spot/003.png" in page

@@ -145,7 +145,16 @@ def test_slices_and_patches(folder: Path, tmp_path: Path, words: list[str]):
 
 def test_pictures_of_a_volume(folder: Path, tmp_path: Path):
     """An image of one channel is shown in grey, as the input; a plane of values in colours."""
-    small = ("size=16", "width=4", "prior_width=4", "prior_blocks=1", "halvings=2", "codes=8", "dimension=4", "copies=2")
+    small = (
+        "size=16",
+        "width=4",
+        "prior_width=4",
+        "prior_blocks=1",
+        "halvings=2",
+        "codes=8",
+        "dimension=4",
+        "copies=2",
+    )
     words = [part for word in small for part in ("--set", word)]
     run("fit", folder, "--method", "vq_restoration", "--steps", 4, *words, "--out", tmp_path / "model")
     run("score", tmp_path / "model", folder, "--out", tmp_path / "results")

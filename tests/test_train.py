@@ -218,6 +218,26 @@ def test_flags_are_restored_when_a_loss_fails():
     assert method.b.requires_grad
 
 
+def test_a_stage_that_asks_for_it_ends_after_its_preparation():
+    method, order = Probe(), []
+    words: dict[str, Any] = {"steps": 3, "prepare": lambda batches: order.append("prepare")}
+
+    def asked(answer: bool) -> Callable[[], bool]:
+        return lambda: order.append("asked") is None and answer  # type: ignore[func-returns-value]
+
+    def step(x: Tensor) -> dict[str, Tensor]:
+        order.append("step")
+        return {"loss": method.a}
+
+    method.given = [
+        Stage("left out", [sgd(step, [method.a])], skip=asked(True), **words),
+        Stage("done", [sgd(step, [method.a], lr=1.0)], skip=asked(False), **words),
+    ]
+    train(method, numbers(4))
+    assert order == ["prepare", "asked", "prepare", "asked", "step", "step", "step"]
+    assert method.a.item() == -3
+
+
 def test_schedule_is_a_factor_on_the_rate():
     method, asked = Probe(), []
 

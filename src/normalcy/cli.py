@@ -137,6 +137,71 @@ def check(data: Annotated[str, DATA], data_root: DataRoot = None) -> None:
 
 
 @app.command()
+def audit(
+    data: Annotated[str, DATA],
+    out: Annotated[Path, typer.Option(help="Folder for the results.")],
+    method: Annotated[str, typer.Option(help="Name of the method.")] = "rda",
+    share: Annotated[float | None, typer.Option(help="Expected share of anomalous images, as 0.02.")] = None,
+    weights: Annotated[
+        str,
+        typer.Option(help="Values of lambda for rda, separated by commas: that is taken which suits --share best."),
+    ] = "",
+    folds: Annotated[
+        int | None, typer.Option(help="Fits that each leave out a part and score it [1 for rda, else 5].")
+    ] = None,
+    show: Annotated[int, typer.Option(help="So many images, the strangest, get maps and pictures.")] = 100,
+    epochs: Epochs = None,
+    steps: Steps = None,
+    set_: Set = [],  # noqa: B006
+    config_file: Config = None,
+    data_root: DataRoot = None,
+    seed: Seed = None,
+    device: Device = None,
+    precision: Precision = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train on images that may not all be normal, and list those that look anomalous."""
+    from rich.console import Console
+
+    from normalcy.audit import SUSPICIOUS
+    from normalcy.audit import audit as audit_images
+    from normalcy.results import NOTICE
+
+    options = {"epochs": epochs, "steps": steps, "seed": seed, "device": device, "precision": precision}
+    try:
+        lambdas = [float(word) for word in _listed(weights)]
+    except ValueError:
+        raise SettingsError(f"--weights expects numbers separated by commas, as 0.2,0.5,1, got {weights!r}.") from None
+    with Console(stderr=True).status("reading") as line:
+        images = _open(data, data_root)
+        found = audit_images(
+            images,
+            out,
+            method,
+            words=_words(config_file, set_, options),
+            share=share,
+            weights=lambdas,
+            folds=folds,
+            show=show,
+            spec=data,
+            data_root=data_root,
+            overwrite=overwrite,
+            on_step=line.update,
+        )
+    for path, reason in found.failed:
+        _complain(f"Skipped {path}: {reason}")
+    if images.is_medical:
+        _complain(NOTICE)
+    for suspect in found.suspects[:20]:
+        _print(f"{suspect.score:8.2f}  {suspect.path}")
+    if len(found.suspects) > 20:
+        _print(f"     ...  and {len(found.suspects) - 20} more")
+    how = f"the share that was given, {share:g}" if share else f"the rule {found.rule}, above {found.threshold:g}"
+    _print(f"{len(found.suspects)} of {found.images} training images are suspicious by {how} -> {out / SUSPICIOUS}")
+    _print(f"Report: {out / 'report.html'}")
+
+
+@app.command()
 def fit(
     data: Annotated[str, DATA],
     out: Annotated[Path, typer.Option(help="Folder for the model.")],
@@ -251,11 +316,17 @@ def score(
 def evaluate(
     results: Annotated[Path, typer.Argument(help="A results folder of labelled images.")],
     limit: Annotated[float, typer.Option(help="Limit of the false-positive rate in AUPRO.")] = 0.3,
+    patch: Annotated[
+        int | None, typer.Option(help="Side of a patch in pixels [an eighth of the shortest side of an image].")
+    ] = None,
+    patch_share: Annotated[
+        float, typer.Option(help="A patch is anomalous when at least this share of it is marked.")
+    ] = 0.05,
 ) -> None:
-    """Metrics with 95 % intervals, written to metrics.json."""
+    """Metrics by image, patch, region and pixel with 95 % intervals, written to metrics.json."""
     from normalcy.evaluate import evaluate as evaluate_results
 
-    found = evaluate_results(results, limit=limit)
+    found = evaluate_results(results, limit=limit, patch=patch, patch_share=patch_share)
     _print_metrics(found)
 
 
@@ -718,6 +789,10 @@ def _print_metrics(found: dict[str, Any]) -> None:
         _print(f"AUPRO ({pixel['aupro']['limit']:g})              {_interval(pixel['aupro'])}")
         if pixel["regions"]:
             _print(f"regions found            {pixel['regions']['hit']} of {pixel['regions']['total']}")
+    if (patch := found["patch"]) is not None:
+        _print(f"patch AUROC (side {patch['size']:<4})  {_interval(patch['auroc'])}")
+    if (region := found["region"]) is not None:
+        _print(f"mean region sensitivity  {_interval(region['mean_sensitivity'])} (1/8 to 8 false regions per image)")
 
 
 def _model_line(detector: Detector, out: Path) -> str:

@@ -25,13 +25,27 @@ Array = npt.NDArray[Any]
 _EXACT_PIXELS = 150_000_000
 """Above this many pixels, map metrics come from bins, with a stated error."""
 _CURVE_POINTS = 400
+_BOOTSTRAPPED_PATCHES = 20_000
+"""With more patches their average precision has no interval: it would take minutes."""
+FALSE_PER_IMAGE = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+"""False regions per image at which the sensitivity by region is read, those of LUNA16 (Setio et al. 2017)."""
 Indices = npt.NDArray[np.intp]
 
 
-def evaluate(results: Path, *, limit: float = 0.3, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """Metrics of a results folder, also written to its ``metrics.json``.
+def evaluate(
+    results: Path,
+    *,
+    limit: float = 0.3,
+    patch: int | None = None,
+    patch_share: float = 0.05,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Metrics of a results folder by image, patch, region and pixel, also written to its ``metrics.json``.
 
-    ``limit``: of the false-positive rate in AUPRO. Raises DataError when the images have no labels.
+    ``limit``: of the false-positive rate in AUPRO. ``patch``: side of a patch in pixels (default: an eighth of the shortest
+    side of the first map, at least 4); a patch is anomalous when at least ``patch_share`` of it is marked. Raises DataError
+    when the images have no labels.
     """
     read = read_results(results)
     known = np.flatnonzero(read.labels >= 0)
@@ -48,8 +62,16 @@ def evaluate(results: Path, *, limit: float = 0.3, resamples: int = 1000, seed: 
     located = _Located(read, known)
     notes += located.notes
     result["pixel"] = _pixel_metrics(located, pixel_threshold, limit, resamples, seed) if located.usable else None
+    result["patch"] = _patch_metrics(located, patch, patch_share, resamples, seed) if located.usable else None
+    curve = metrics.froc(located.maps, located.masks) if located.usable and located.pixels <= _EXACT_PIXELS else None
+    result["region"] = None if curve is None else _region_metrics(curve, located, resamples, seed)
     result["types"] = _types(read, known, located, limit)
-    result["curves"] = _curves(read, known, located, limit)
+    result["curves"] = {
+        **_curves(read, known, located, limit),
+        "froc": None
+        if curve is None
+        else {"false_per_image": curve.false_per_image.tolist(), "sensitivity": curve.sensitivity.tolist()},
+    }
     result["notes"] = notes
     write_bytes(results / "metrics.json", json.dumps(_plain(result), indent=1).encode())
     return result
@@ -221,6 +243,54 @@ def _pixel_metrics(
         "threshold": threshold,
     }
     return found
+
+
+_NO_PATCHES: dict[str, Any] = {"auroc": {"value": None}, "average_precision": {"value": None}}
+
+
+def _patch_metrics(located: _Located, size: int | None, share: float, resamples: int, seed: int) -> dict[str, Any]:
+    if size is None:
+        size = max(4, min(raw_size(located.maps.paths[0])) // 8)
+    found = metrics.patches(located.maps, located.masks, size, share)
+    cases = [located.read.cases[i] for i, own in zip(located.images, found.labels) if own.size]
+    found = found._replace(scores=[s for s in found.scores if s.size], labels=[m for m in found.labels if m.size])
+    if not cases:
+        return {"size": size, "share": share, "normal": 0, "anomalous": 0, "left_out": found.left_out, **_NO_PATCHES}
+    labels, scores = np.concatenate(found.labels, axis=1)[0], np.concatenate(found.scores, axis=1)[0]
+    of_patch = [case for case, own in zip(cases, found.labels) for _ in range(own.size)]
+    again: dict[str, Any] = {"resamples": resamples, "seed": seed}
+    if labels.size <= _BOOTSTRAPPED_PATCHES:
+        ap = _interval(
+            metrics.bootstrap_interval(
+                metrics.average_precision, labels, scores, labels=labels, cases=of_patch, **again
+            )
+        )
+    else:
+        ap = {"value": metrics.average_precision(labels, scores), "low": None, "high": None}
+    return {
+        "size": size,
+        "share": share,
+        "normal": int((~labels).sum()),
+        "anomalous": int(labels.sum()),
+        "left_out": found.left_out,
+        "auroc": _interval(metrics.pixel_auroc_interval(found.scores, found.labels, cases=cases, **again))
+        | {"value": metrics.auroc(labels, scores)},
+        "average_precision": ap,
+    }
+
+
+def _region_metrics(curve: metrics.Froc, located: _Located, resamples: int, seed: int) -> dict[str, Any]:
+    cases = [located.read.cases[i] for i in located.images]
+
+    def interval(levels: Sequence[float]) -> dict[str, Any]:
+        return _interval(metrics.froc_interval(curve, levels, cases=cases, resamples=resamples, seed=seed))
+
+    return {
+        "total": int(curve.regions.sum()),
+        "images": len(curve.regions),
+        "sensitivity": [{"false_per_image": level, **interval([level])} for level in FALSE_PER_IMAGE],
+        "mean_sensitivity": interval(FALSE_PER_IMAGE),
+    }
 
 
 def _types(read: Results, known: Indices, located: _Located, limit: float) -> dict[str, Any]:

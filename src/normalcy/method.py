@@ -92,7 +92,7 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class Stage:
-    """One part of the training: prepare -> inputs -> objectives until the length is reached -> conclude."""
+    """One part of the training: prepare (-> skip) -> inputs -> objectives until the length is reached -> conclude."""
 
     name: str
     objectives: Sequence[Objective] = ()
@@ -109,6 +109,9 @@ class Stage:
     prepare: Callable[[Batches], None] | None = None
     """One gradient-free pass before the stage, in evaluation mode and 32 bits: memory banks, centres, seeding, statistics,
     classical estimators."""
+    skip: Callable[[], bool] | None = None
+    """Asked once, after ``prepare``: true ends the stage there, without a step, when nothing is left to improve. It may look at
+    buffers alone, so that a resumed fit and all processes get the same answer."""
     inputs: Callable[[Tensor], Tensor] | None = None
     """Train on this function of the images instead of the images (codes of a frozen network). Computed once, without
     gradients; once per batch where images are augmented. May depend only on parts that the stage does not train."""

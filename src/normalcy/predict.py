@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -62,14 +62,16 @@ def predict(
     split: str | None = None,
     tile: bool = False,
     batch_size: int = 32,
-    maps: bool = True,
+    maps: bool | Callable[[Result], bool] = True,
+    more: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Score ``data`` into the results folder ``out``, written whole or not at all; returns what ``run.json`` says.
 
     ``decision`` defaults to the detector's own false-alarm rate. ``spec`` and ``data_root`` are noted, so that the report
-    can open the images again. ``maps=False`` writes the table alone. Images that cannot be read are listed in
+    can open the images again. ``maps=False`` writes the table alone, a function says of which images the rest is written too.
+    ``more`` is added to ``run.json``. Images that cannot be read are listed in
     ``run.json``; raises DataError when all are bad.
     """
     decision = decision or detector.decide()
@@ -84,7 +86,7 @@ def predict(
         def write(result: Result) -> Result:
             if result.space is not None:
                 images.update(name for name, p in result.pictures.items() if p.ndim > len(result.space.size))
-            if maps:
+            if maps if isinstance(maps, bool) else maps(result):
                 _write_arrays(folder, result, span)
             return result
 
@@ -140,7 +142,7 @@ def predict(
         if detector.records:
             lines = "".join(json.dumps(record) + "\n" for record in detector.records)
             (folder / TRAIN_LOG).write_text(lines, encoding="utf-8")
-        facts.update(_run_facts(detector, data, decision, calibration is not None, span))
+        facts.update(_run_facts(detector, data, decision, calibration is not None, span), **(more or {}))
         facts["data"].update(
             spec=spec, data_root=None if data_root is None else str(data_root), split=split, count=count, failed=failed
         )

@@ -321,7 +321,7 @@ class _StageRun:
             state.step = 0
             if self.stage.prepare is not None and self.steps:
                 self._save(state, [])
-        if not self.steps:
+        if not self.steps or (self.stage.skip is not None and self.stage.skip()):
             return
         source = self._source()
         objectives = [(o, list(o.parameters)) for o in self.stage.objectives]

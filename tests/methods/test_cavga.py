@@ -36,7 +36,7 @@ def test_grad_cam_of_a_known_function() -> None:
 def test_expansion_loss_reaches_the_encoder() -> None:
     method = _fitted()
     method.zero_grad()
-    maps = method.encoder(method.range(smooth_textures(4, SHAPE, seed=1)))
+    maps = method.encoder(method.standardise(smooth_textures(4, SHAPE, seed=1)))
     mean, _ = method.code(maps)
     (1 - method.attention(mean, maps, create_graph=True)).mean().backward()  # type: ignore[no-untyped-call]
     first = next(iter(method.encoder.parameters()))
@@ -53,7 +53,7 @@ def test_training_spreads_attention_over_normal_images() -> None:
 def test_scores_restated() -> None:
     method = _fitted()
     x = smooth_textures(2, SHAPE, seed=1)
-    y = method.range(x)
+    y = method.standardise(x)
     maps = method.encoder(y).detach().requires_grad_()
     mean, _ = method.code(maps)
     cam = grad_cam(mean, maps).detach()
@@ -75,10 +75,20 @@ def test_players_own_disjoint_parts_and_all_of_them() -> None:
 
 def test_sides_must_halve() -> None:
     with pytest.raises(DataError, match="multiples of 4"):
-        CAVGA(CAVGASettings(), (1, 30, 32))
+        CAVGA(CAVGASettings(halvings=2), (1, 30, 32))
 
 
-@pytest.mark.parametrize("words", [{"latent": 0}, {"expansion": -1.0}, {"lr": 0.0}, {"reduce": 2.0}], ids=str)
+@pytest.mark.parametrize(("side", "grid"), [(28, 7), (48, 6), (128, 8), (30, 15)])
+def test_the_code_is_small_unless_asked_for(side: int, grid: int) -> None:
+    method = CAVGA(CAVGASettings(width=2, latent=2), (1, side, side))
+    mean, _ = method.code(method.encoder(torch.zeros(1, 1, side, side)))
+    assert mean.shape == (1, 2, grid, grid)
+    assert method.decode(mean).shape == (1, 1, side, side)
+
+
+@pytest.mark.parametrize(
+    "words", [{"latent": 0}, {"halvings": 0}, {"expansion": -1.0}, {"lr": 0.0}, {"reduce": 2.0}], ids=str
+)
 def test_impossible_settings(words: dict[str, Any]) -> None:
     with pytest.raises(SettingsError, match="cavga"):
         CAVGASettings(**words)

@@ -72,7 +72,7 @@ TINY: dict[str, dict[str, Any]] = {
         "width": 4,
         "latent": 4,
         "lr": 0.005,
-        "score": "reconstruction",  # attention needs more training: see its docstring
+        "score": "reconstruction",  # attention passes on images; on volumes it needs a longer training
     },
     "vq_restoration": {
         "steps": 200,

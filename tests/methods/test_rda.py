@@ -115,3 +115,25 @@ def test_rounds_are_stages() -> None:
 def test_impossible_settings(words: dict[str, Any]) -> None:
     with pytest.raises(SettingsError, match="rda"):
         RDASettings(**words)
+
+
+def test_rounds_end_when_the_constraint_holds() -> None:
+    """With a threshold of 0, S takes all that the network cannot say: X = D(E(L)) + S from the first round on."""
+    method = _fitted(weight=0.0, steps=30)
+    assert method.residuals[:, 0].isfinite().tolist() == [True, False, False]
+    assert float(method.residuals[0, 0]) < 1e-3  # S stands still to `tolerance`
+    for name, value in method.network.state_dict().items():  # the last one trained is the one scored with
+        torch.testing.assert_close(value, method.before.state_dict()[name])
+    assert _fitted(weight=0.0, steps=30, constraint=0.0).residuals.isfinite().sum() == 5  # c2 has no first
+
+
+def test_residuals_restated() -> None:
+    x = smooth_textures(64, SHAPE, seed=0)
+    method = _fitted(x, rounds=2, steps=60, constraint=0.0)
+    y = method.standardise(x)
+    with torch.no_grad():
+        _, sparse, said = method.split(y)
+        c1 = (y - said - sparse).norm() / y.norm()
+    torch.testing.assert_close(method.residuals[1, 0], c1, rtol=1e-3, atol=1e-5)
+    assert method.residuals[0, 1].isinf()
+    assert 0 < float(method.residuals[1, 1]) < 1

@@ -39,10 +39,20 @@ def test_attention_is_grad_cam_image_by_image(level: int) -> None:
         for part in method.encoder[level + 1 :]:
             h = part(h)
         code = h[0, :4]
-        total = ((code - method.code_mean) / method.code_std).abs().sum()
+        total = 0.5 * ((code - method.code_mean) / method.code_std).square().sum()
         (gradient,) = torch.autograd.grad(total, maps)
         expected = sum(gradient[0, k].mean() * maps[0, k] for k in range(maps.shape[1])).clamp(min=0)
         torch.testing.assert_close(attention, expected.detach(), rtol=1e-3, atol=1e-6)
+
+
+def test_attention_explains_the_image_score() -> None:
+    method = _fitted()
+    x = smooth_textures(3, SHAPE, seed=1)
+    with torch.no_grad():
+        code = method.posterior(method.standardise(x))[0]
+    normal = torch.distributions.Normal(method.code_mean, method.code_std)
+    expected = (normal.log_prob(method.code_mean) - normal.log_prob(code)).sum(1)
+    torch.testing.assert_close(method.score(x).image, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_kl_and_draws_are_those_of_torch_distributions() -> None:

@@ -9,8 +9,11 @@ from normalcy.metrics import (
     StreamingAUPRO,
     StreamingAUROC,
     aupro,
+    froc,
+    froc_interval,
     label_regions,
     minimum_area_threshold,
+    patches,
     pixel_auroc,
     pro,
     pro_curve,
@@ -290,3 +293,84 @@ def test_minimum_area_that_says_nothing_is_refused():
         minimum_area_threshold([np.ones((3, 3))], -1)
     with pytest.raises(DataError, match="at least one"):
         minimum_area_threshold([], 3)
+
+
+def count_regions(scores, mask, threshold):
+    """True regions found and false regions, one by one."""
+    truth, regions = ndimage.label(np.zeros_like(scores) if mask is None else mask, np.ones((3,) * scores.ndim))
+    marked, components = ndimage.label(scores > threshold, np.ones((3,) * scores.ndim))
+    found = sum(bool((scores[truth == k] > threshold).any()) for k in range(1, regions + 1))
+    false = sum(not (truth[marked == k] > 0).any() for k in range(1, components + 1))
+    return found, false, regions
+
+
+@pytest.mark.parametrize("kind", ["distinct", "ties", "3d", "constant"])
+def test_froc_counts_regions(kind):
+    maps, masks = example(kind)
+    curve = froc(maps, masks)
+    assert (np.diff(curve.thresholds) < 0).all()
+    for k, threshold in enumerate(curve.thresholds):
+        counted = np.array([count_regions(s, m, threshold) for s, m in zip(maps, masks)]).T
+        np.testing.assert_array_equal(curve.found[k], counted[0])
+        np.testing.assert_array_equal(curve.false[k], counted[1])
+        np.testing.assert_array_equal(curve.regions, counted[2])
+    assert curve.sensitivity[-1] == 1  # the lowest threshold is below every region's largest score
+    levels = np.unique(curve.false_per_image)
+    for level in [*levels, levels.max() + 1]:
+        allowed = 0
+        for number, sensitivity in zip(curve.false_per_image, curve.sensitivity):
+            if number > level:
+                break
+            allowed = max(allowed, sensitivity)
+        assert curve.at(level) == allowed
+    few = froc(maps, masks, points=3)
+    assert len(few.thresholds) <= 3
+    assert set(few.thresholds) <= set(curve.thresholds)
+
+
+def test_froc_interval_resamples_cases():
+    """Against resampled images, concatenated and counted again."""
+    maps, masks = example(images=9)
+    curve = froc(maps, masks)
+    levels = (0.5, 2)
+    found = froc_interval(curve, levels, resamples=400, seed=3)
+    assert found.low <= found.value <= found.high
+    random = np.random.default_rng(8)
+    kinds = [np.flatnonzero(curve.regions > 0), np.flatnonzero(curve.regions == 0)]
+    values = []
+    for _ in range(400):
+        drawn = np.concatenate([random.choice(kind, kind.size) for kind in kinds])
+        again = type(curve)(curve.thresholds, curve.found[:, drawn], curve.false[:, drawn], curve.regions[drawn])
+        values.append(np.mean([again.at(level) for level in levels]))
+    np.testing.assert_allclose([found.low, found.high], np.percentile(values, [2.5, 97.5]), atol=0.08)
+
+
+def test_froc_needs_marks():
+    with pytest.raises(DataError, match="marked"):
+        froc([np.zeros((3, 3))], [None])
+    with pytest.raises(DataError, match="twice"):
+        froc((m for m in [np.zeros((3, 3))]), [None])
+
+
+@pytest.mark.parametrize("kind", ["distinct", "3d"])
+@pytest.mark.parametrize(("size", "share"), [(3, 0.05), (4, 0.5), (100, 0.01)])
+def test_patches_one_by_one(kind, size, share):
+    maps, masks = example(kind)
+    found = patches(maps, masks, size, share)
+    left_out = 0
+    for scores, mask, means, labels in zip(maps, masks, found.scores, found.labels):
+        expected = []
+        for corner in np.ndindex(*[-(-side // size) for side in scores.shape]):
+            box = tuple(slice(c * size, (c + 1) * size) for c in corner)
+            marked = 0 if mask is None else mask[box].mean()
+            if 0 < marked < share:
+                left_out += 1
+            else:
+                expected.append((scores[box].mean(dtype=float), marked > 0))
+        np.testing.assert_allclose(means[0], [value for value, _ in expected], rtol=1e-6)
+        assert labels[0].tolist() == [bool(mark) for _, mark in expected]
+    assert found.left_out == left_out
+    with pytest.raises(SettingsError, match="patches"):
+        patches(maps, masks, 0)
+    with pytest.raises(SettingsError, match="patches"):
+        patches(maps, masks, 3, 0.0)

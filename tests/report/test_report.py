@@ -47,6 +47,21 @@ METRICS = {
         "mood_ap": None,
         "regions": {"total": 4, "hit": 3, "false_regions": 2, "threshold": 0.5},
     },
+    "patch": {
+        "size": 8,
+        "share": 0.05,
+        "normal": 90,
+        "anomalous": 12,
+        "left_out": 3,
+        "auroc": {"value": 0.913, "low": 0.85, "high": 0.95},
+        "average_precision": {"value": 0.7, "low": 0.6, "high": 0.8},
+    },
+    "region": {
+        "total": 4,
+        "images": 8,
+        "sensitivity": [{"false_per_image": 1.0, "value": 0.75, "low": 0.5, "high": 1.0}],
+        "mean_sensitivity": {"value": 0.662, "low": 0.4, "high": 0.8},
+    },
     "types": {
         "dent": {"count": 4, "auroc": {"value": 0.93, "low": 0.9, "high": 0.96}, "pixel_auroc": 0.97, "aupro": 0.8}
     },
@@ -54,6 +69,7 @@ METRICS = {
         "roc": {"fpr": [0, 0.25, 1], "tpr": [0, 0.75, 1]},
         "pr": {"recall": [0, 0.5, 1], "precision": [1, 0.9, 0.5]},
         "pro": {"fpr": [0, 0.1, 0.3], "pro": [0, 0.7, 0.9]},
+        "froc": {"false_per_image": [0, 0.5, 4], "sensitivity": [0.25, 0.75, 1]},
     },
     "notes": ["<i>noted</i>"],
 }
@@ -237,6 +253,9 @@ def test_full_report_says_what_the_folder_says_and_needs_no_other_file(written):
         assert heading in page.text
     assert "<i>noted</i>" in page.text
     assert "3 of 4" in page.text  # regions
+    assert "of 4 true regions, with at most 1 false ones per image" in page.text
+    assert "0.662" in page.text
+    assert "12 patches of side 8 with at least 5 % marked, 90 with nothing marked, 3 between left out" in page.text
     assert len(page.having("a", href="scores.csv")) == 1
     drawn = [a["aria-label"] for a in page.having("svg", role="img")]
     assert all(drawn)
@@ -244,6 +263,7 @@ def test_full_report_says_what_the_folder_says_and_needs_no_other_file(written):
         "ROC curve",
         "precision-recall curve",
         "per-region overlap curve",
+        "free-response curve",
         "p-values of",
         "t-SNE",
         "training curves",

@@ -9,9 +9,12 @@ reconstruction + KL, an adversarial term and the attention expansion loss, the m
 ``reconstruction`` the squared error and its mean, by which the paper detects
 =================  =====================================================================================================
 
-Paper / ours: a ResNet-18 encoder / strided convolutions with group norm; A is a sigmoid of Grad-CAM cut at 0 / not cut, so that A
-can fall below one half; images to [-1, 1] by the range of the training images. Attention grows with activations: after a short
-training it was higher, not lower, on the bright squares of normalcy's battery, so look at both maps before trusting 1 - A.
+Paper / ours: the encoder of a ResNet-18 or a DCGAN's discriminator, both trained before / strided convolutions with group norm
+from scratch, so a higher rate; A is a sigmoid of Grad-CAM cut at 0 / not cut, so that A can fall below one half; images as they
+are / as deviations from the mean image, without a tanh, at which the decoder stayed at the background of digits. The paper does
+not say how small the code is / 8 pixels or less. Grad-CAM follows activations: after a short training A was higher, not lower, on
+the bright squares of normalcy's battery, so look at both maps before trusting 1 - A. CAVGA_w, which learns with some anomalous
+images, is left out: no method here learns from anomalies.
 """
 
 from __future__ import annotations
@@ -29,8 +32,9 @@ from torch.nn import functional as F
 from normalcy.errors import DataError, SettingsError
 from normalcy.method import Method, Objective, Scores, Stage
 from normalcy.nets.attention import grad_cam
+from normalcy.nets.convnets import Standardise, initialise
 from normalcy.nets.filters import Reduce, check_reduce, gaussian_smooth, reduce_map
-from normalcy.nets.gan import Encoder, Range, taken_for_real, told_apart
+from normalcy.nets.gan import Encoder, taken_for_real, told_apart
 from normalcy.nets.gaussian_code import draw, kl_to_standard
 
 Score = Literal["reconstruction", "attention"]
@@ -41,54 +45,72 @@ class CAVGASettings:
     score: Score = "reconstruction"
     latent: int = 32
     """Channels of the code."""
-    halvings: int = 2
-    """The code has 1 / 2^halvings of the image's sides."""
+    halvings: int | None = None
+    """The code has 1 / 2^halvings of the image's sides; none: until the longest side is 8 or less, or a side is odd. A finer code
+    has more numbers than the image and gives back anomalies too."""
     width: int = 32
-    """Channels next to the image, doubled with each halving."""
+    """Channels next to the image, doubled with each halving up to 8 times as many."""
     adversarial: float = 1.0
     """Weight of the adversarial term."""
     expansion: float = 0.01
     """Weight of the attention expansion loss, which is multiplied by the number of pixels, as the other terms are sums."""
-    lr: float = 1e-4
-    """Of Adam, for both players."""
+    lr: float = 1e-3
+    """Of Adam, for both players (paper: 1e-4, with encoders that were trained before)."""
     smoothing: float = 1.0
     """Deviation of a Gaussian over the map, in pixels."""
     reduce: Reduce = "mean"
     """The image score: "mean" or "max" of the map, or this quantile of it, in [0, 1]."""
 
     def __post_init__(self) -> None:
-        if min(self.latent, self.halvings, self.width) < 1 or self.lr <= 0:
+        if min(self.latent, self.halvings or 1, self.width) < 1 or self.lr <= 0 or self.halvings == 0:
             raise SettingsError("cavga: latent, halvings, width and lr must be positive.")
         if min(self.adversarial, self.expansion, self.smoothing) < 0:
             raise SettingsError("cavga: adversarial, expansion and smoothing must not be negative.")
         check_reduce("cavga", self.reduce)
 
 
+def _halvings(sides: Sequence[int]) -> int:
+    """Until the longest side is 8 or less, or a side is odd; at least one.
+
+    >>> _halvings((28, 28)), _halvings((128, 128)), _halvings((12, 200))
+    (2, 4, 2)
+    """
+    count = 1
+    while max(sides) > 8 * 2**count and not any(side % 2 ** (count + 1) for side in sides):
+        count += 1
+    return count
+
+
 class CAVGA(Method):
     name = "cavga"
     Settings = CAVGASettings
     scores = get_args(Score)
-    search: ClassVar = {"score": get_args(Score), "latent": (8, 16, 32, 64), "halvings": (2, 3)}
+    search: ClassVar = {"score": get_args(Score), "latent": (8, 16, 32, 64), "halvings": (None, 2, 3)}
     settings: CAVGASettings
 
     def __init__(self, settings: CAVGASettings, shape: Sequence[int]) -> None:
         super().__init__(settings, shape)
-        s, multiple = settings, 2**settings.halvings
+        s = settings
+        halvings = s.halvings or _halvings(self.shape[1:])
+        multiple = 2**halvings
         if min(self.shape[1:]) < 8 or any(n % multiple for n in self.shape[1:]):
             raise DataError(
                 f"cavga expects sides from 8 on that are multiples of {multiple}, got {self.shape}: use pad."
             )
-        self.range = Range()
-        widths = [self.shape[0], *(s.width * 2**i for i in range(s.halvings))]
+        self.standardise = Standardise(self.shape)
+        widths = [self.shape[0], *(s.width * min(8, 2**i) for i in range(halvings))]
         encoder, decoder = nn.Sequential(), nn.Sequential(nn.Conv2d(s.latent, widths[-1], 3, padding=1))
         for i, after in enumerate(widths[1:]):
             encoder.append(nn.Conv2d(widths[i], after, 4, stride=2, padding=1))
             encoder.extend([nn.GroupNorm(math.gcd(after, 8), after)] * bool(i) + [nn.LeakyReLU(0.2)])
-        for i in reversed(range(s.halvings)):
+        for i in reversed(range(halvings)):
             after = widths[i] if i else s.width
             decoder.extend([nn.LeakyReLU(0.2), nn.ConvTranspose2d(widths[i + 1], after, 4, stride=2, padding=1)])
-        self.encoder = encoder
-        self.decoder = decoder.extend([nn.LeakyReLU(0.2), nn.Conv2d(s.width, self.shape[0], 3, padding=1), nn.Tanh()])
+        last = nn.Conv2d(s.width, self.shape[0], 3, padding=1)
+        self.encoder = initialise(encoder, slope=0.2)
+        self.decoder = initialise(decoder.extend([nn.LeakyReLU(0.2), last]), slope=0.2)
+        with torch.no_grad():  # begin near the mean image
+            last.weight.mul_(0.1)
         self.posterior = nn.Sequential(nn.Conv2d(widths[-1], widths[-1], 3, padding=1), nn.LeakyReLU(0.2))
         self.posterior.append(nn.Conv2d(widths[-1], 2 * s.latent, 1))
         self.discriminator = Encoder(self.shape, 1, s.width)
@@ -100,7 +122,7 @@ class CAVGA(Method):
             Objective(self.discriminator_loss, self.discriminator.parameters(), lr=lr, betas=(0.5, 0.999)),
             Objective(self.autoencoder_loss, own, lr=lr),
         ]
-        return [Stage("game", game, epochs=50, batch_size=32, prepare=self.range.measure)]
+        return [Stage("game", game, epochs=50, batch_size=32, prepare=self.standardise.measure)]
 
     def code(self, maps: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance (B, latent, h, w) from the last feature maps."""
@@ -116,13 +138,13 @@ class CAVGA(Method):
         return torch.sigmoid(grad_cam(mean, maps, create_graph))
 
     def discriminator_loss(self, x: Tensor) -> Mapping[str, Tensor]:
-        y = self.range(x)
+        y = self.standardise(x)
         with torch.no_grad():
             fake = self.decode(draw(*self.code(self.encoder(y))))
         return {"loss": told_apart(self.discriminator, y, fake)}
 
     def autoencoder_loss(self, x: Tensor) -> Mapping[str, Tensor]:
-        s, y = self.settings, self.range(x)
+        s, y = self.settings, self.standardise(x)
         pixels = y[0].numel()
         maps = self.encoder(y)
         mean, logvar = self.code(maps)
@@ -136,7 +158,7 @@ class CAVGA(Method):
         return {"loss": loss / pixels, **terms}
 
     def _score(self, x: Tensor) -> Scores:
-        s, y = self.settings, self.range(x)
+        s, y = self.settings, self.standardise(x)
         with torch.enable_grad():
             maps = self.encoder(y).detach().requires_grad_()
             mean, _ = self.code(maps)
@@ -147,4 +169,4 @@ class CAVGA(Method):
         else:
             map = (y - restored).square().mean(1)
         map = gaussian_smooth(map, s.smoothing)
-        return Scores(reduce_map(map, s.reduce), map, self.range.inverse(restored))
+        return Scores(reduce_map(map, s.reduce), map, self.standardise.inverse(restored))

@@ -5,15 +5,16 @@ weights alpha_k; M = ReLU(sum_k alpha_k A_k) is the attention of that coordinate
 goes to what is unlike (Liu et al. 2020, "Towards Visually Explaining Variational Autoencoders", section 3).
 
 ==================  ====================================================================================================
-``attention``       the map is the attention of the "anomaly code": the sum of all coordinates of the posterior mean in units
-                    of its deviations over the training images, the image's score its mean
+``attention``       the image's score is how unlikely its code is among those of the training images, half the squared
+                    deviations of the posterior mean in units of theirs, summed; the map is the attention of that number
 ``reconstruction``  the map is the squared error, the image's score its mean
 ==================  ====================================================================================================
 
-Paper / ours: for one-class images the paper takes the attention of each coordinate of the mean code and averages the maps / ours
-takes the coordinate's absolute deviation from the mean training code, of which the gradient says what draws the code away, and
-sums over coordinates, one backward pass for all. Maps are brought to the image's size by bilinear interpolation. After a short
-training the attention score found the bright squares of normalcy's battery worse than the reconstruction did.
+Paper / authors' code / ours: for one-class images the attention of codes drawn from the difference of the posteriors of normal
+images and this one / of the sum of a drawn code / of the squared deviation from the mean training code, so that attention grows
+with what draws the code away: the sum of a code is as often small as large where images are strange, and no score. Images are
+not scored in the paper. Maps are brought to the image's size by bilinear interpolation. Grad-CAM follows activations, so
+where an image is bright attention is high in part for that alone: look at both maps.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class VAEAttentionSettings:
     smoothing: float = 1.0
     """Deviation of a Gaussian over the map, in pixels."""
     reduce: Reduce = "mean"
-    """The image score: "mean" or "max" of the map, or this quantile of it, in [0, 1]."""
+    """The image score of ``reconstruction``: "mean" or "max" of the map, or this quantile of it, in [0, 1]."""
 
     def __post_init__(self) -> None:
         if self.latent < 1 or self.lr <= 0 or min(self.level, self.beta, self.smoothing) < 0:
@@ -124,13 +125,16 @@ class VAEAttention(Method):
             Stage("codes", prepare=self.measure),
         ]
 
+    def unlikely(self, mean: Tensor) -> Tensor:
+        """Half the squared deviations of posterior means (B, latent) from those of the training images, in nats, (B,)."""
+        return 0.5 * ((mean - self.code_mean) / self.code_std).square().sum(1)
+
     def attention(self, y: Tensor) -> Tensor:
-        """ReLU(sum_k alpha_k A_k) of the summed absolute deviations of the mean code, (B, *grid of the level)."""
+        """ReLU(sum_k alpha_k A_k) of ``unlikely``, (B, *grid of the level)."""
         after = self.settings.level + 1
         with torch.enable_grad():
             maps = self.encoder[:after](y).detach().requires_grad_()
-            deviation = (self.posterior(maps, after)[0] - self.code_mean) / self.code_std
-            return grad_cam(deviation.abs(), maps).detach().clamp(min=0)
+            return grad_cam(self.unlikely(self.posterior(maps, after)[0]), maps).detach().clamp(min=0)
 
     def _score(self, x: Tensor) -> Scores:
         s, y = self.settings, self.standardise(x)
@@ -139,7 +143,8 @@ class VAEAttention(Method):
         if s.score == "attention":
             mode = "bilinear" if x.ndim == 4 else "trilinear"
             map = F.interpolate(self.attention(y)[:, None], size=self.shape[1:], mode=mode)[:, 0]
+            map, image = gaussian_smooth(map, s.smoothing), self.unlikely(mean)
         else:
-            map = (y - restored).square().mean(1)
-        map = gaussian_smooth(map, s.smoothing)
-        return Scores(reduce_map(map, s.reduce), map, self.standardise.inverse(restored), latent=mean)
+            map = gaussian_smooth((y - restored).square().mean(1), s.smoothing)
+            image = reduce_map(map, s.reduce)
+        return Scores(image, map, self.standardise.inverse(restored), latent=mean)

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from normalcy.errors import DataError, SettingsError
 from normalcy.metrics.overlap import pixel_average_precision
 from normalcy.metrics.ranking import Floats, Ints, as_bools, auroc, binned_area, checked_scores
-from normalcy.metrics.regions import StreamingAUPRO, StreamingAUROC, checked_pairs
+from normalcy.metrics.regions import Froc, StreamingAUPRO, StreamingAUROC, checked_pairs, sensitivity_at
 
 Cases = Sequence[Hashable] | NDArray[np.generic]
 CHUNK = 2**22  # numbers per temporary array
@@ -121,6 +121,36 @@ def pixel_auroc_interval(
 ) -> Interval:
     """Interval of the pixel AUROC over resampled cases, computed as `aupro_interval` is."""
     return _map_interval("pixel_auroc_interval", StreamingAUROC(), maps, masks, cases, level, resamples, seed)
+
+
+def froc_interval(
+    curve: Froc,
+    levels: Sequence[float],
+    *,
+    cases: Cases | None = None,
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """Interval of the mean sensitivity at these numbers of false regions per image, over resampled cases.
+
+    Thresholds stay those of the curve. Cases with and without an anomaly are drawn separately.
+
+    >>> from normalcy.metrics import froc
+    >>> curve = froc([np.eye(4)] * 3 + [np.zeros((4, 4))], [np.eye(4)] * 3 + [None])
+    >>> froc_interval(curve, [0.5, 1])
+    Interval(value=1.0, low=1.0, high=1.0, level=0.95, error=0.0)
+    """
+    _check_settings(level, resamples)
+    case_of, strata = _cases(len(curve.regions), curve.regions > 0, cases)
+    value = float(np.mean([curve.at(number) for number in levels]))
+    found = []
+    for counts in _draws(strata, resamples, seed, width=len(curve.regions) + len(curve.thresholds)):
+        drawn = counts[:, case_of]  # (some resamples, images)
+        sensitivity = drawn @ curve.found.T / (drawn @ curve.regions)[:, None]
+        false = drawn @ curve.false.T / drawn.sum(1, keepdims=True)
+        found.append(np.mean([sensitivity_at(sensitivity, false, number) for number in levels], axis=0))
+    return _percentiles(value, np.concatenate(found), level)
 
 
 def pixel_average_precision_interval(

@@ -1,4 +1,4 @@
-"""Per-region metrics of anomaly maps: PRO and its area, hits and false regions, the minimum-area rule.
+"""Metrics of anomaly maps by region and by patch: PRO and its area, hits and false regions, FROC, the minimum-area rule, patches.
 
 ``maps`` are 2D or 3D float arrays, one per image, each of its own size if need be; a 3D map is one volume.
 ``masks`` are as many bool or 0-1 arrays of the same shapes, or None for an image without an anomaly. Both are read
@@ -364,6 +364,133 @@ def region_hits(
         hits.append(covered >= overlap if overlap else covered > 0)
         false.append(count - touching)
     return RegionHits(tuple(coverage), tuple(hits), np.array(false, np.int64))
+
+
+@dataclass(frozen=True, eq=False)
+class Froc:
+    """True regions found against false regions, threshold by threshold; see `froc`."""
+
+    thresholds: NDArray[np.float64]
+    """(T,) falling."""
+    found: Ints
+    """(T, images): true regions of which something is above the threshold."""
+    false: Ints
+    """(T, images): connected components above the threshold that touch no true region."""
+    regions: Ints
+    """(images,): true regions."""
+
+    @property
+    def sensitivity(self) -> NDArray[np.float64]:
+        """(T,) found / true regions of all images."""
+        return np.asarray(self.found.sum(1) / self.regions.sum())
+
+    @property
+    def false_per_image(self) -> NDArray[np.float64]:
+        """(T,) false regions per image, images with and without an anomaly alike."""
+        return np.asarray(self.false.mean(1))
+
+    def at(self, level: float) -> float:
+        """Sensitivity at the lowest threshold down to which there are at most ``level`` false regions per image."""
+        return float(sensitivity_at(self.sensitivity, self.false_per_image, level))
+
+
+def sensitivity_at(
+    sensitivity: NDArray[np.float64], false_per_image: NDArray[np.float64], level: float
+) -> NDArray[np.float64]:
+    """The highest sensitivity (..., T) -> (...) before false regions first exceed ``level``, thresholds falling.
+
+    Their number is no monotone function of the threshold: at low ones all regions melt into one, which is no merit.
+    """
+    within = np.maximum.accumulate(false_per_image, axis=-1) <= level
+    return np.asarray(np.where(within, sensitivity, 0.0).max(axis=-1))
+
+
+def froc(maps: Maps, masks: Masks, points: int = 30, connectivity: int | None = None) -> Froc:
+    """Free-response curve (Bunch et al. 1978; as in LUNA16, Setio et al. 2017) of maps, in 2D or 3D.
+
+    A true region is a connected component of a mask and is found when any of its pixels is above the threshold, that is when
+    its largest score is. A false region is a connected component above the threshold that touches no true region; several
+    components on one true region count once, as a find. Thresholds lie just below the largest scores of true regions, where
+    the sensitivity steps: all of them, or ``points`` spread evenly over their ranks. Maps and masks are read twice, so pass
+    sequences. `DataError` when nothing is marked.
+
+    >>> maps = [np.array([[0.9, 0.0, 0.7, 0.0, 0.5]])]
+    >>> curve = froc(maps, [np.array([[1, 0, 0, 0, 1]])])
+    >>> curve.sensitivity.tolist(), curve.false_per_image.tolist(), curve.at(0.5), curve.at(1)
+    ([0.5, 1.0], [0.0, 1.0], 0.5, 1.0)
+    """
+    if isinstance(maps, Iterator) or isinstance(masks, Iterator):
+        raise DataError("froc expects maps and masks that can be read twice, got a generator; pass lists.")
+    if points < 2:
+        raise SettingsError(f"froc expects at least 2 points, got {points}.")
+    peaks: list[Floats] = []
+    for scores, mask in checked_pairs("froc", maps, masks):
+        if mask is None:
+            peaks.append(np.zeros(0))
+        else:
+            labels, count = label_regions(mask, connectivity)
+            peaks.append(np.asarray(ndimage.maximum(scores, labels, np.arange(1, count + 1)), scores.dtype))
+    steps = np.unique(np.concatenate(peaks).astype(np.float64))[::-1]
+    if not steps.size:
+        raise DataError("froc expects at least one marked pixel, got none; add images with masks.")
+    if steps.size > points:
+        steps = steps[np.unique(np.linspace(0, steps.size - 1, points).round().astype(int))]
+    thresholds = np.nextafter(steps, -np.inf)
+    false = np.zeros((steps.size, len(peaks)), np.int64)
+    for i, (scores, mask) in enumerate(checked_pairs("froc", maps, masks)):
+        for k, threshold in enumerate(thresholds):
+            marked = flagged(scores, threshold)
+            if marked.any():
+                labels, count = label_regions(marked, connectivity)
+                touching = 0 if mask is None else int(np.count_nonzero(np.bincount(labels[mask], minlength=1)[1:]))
+                false[k, i] = count - touching
+    found = np.array([[int((own.astype(np.float64) > t).sum()) for own in peaks] for t in thresholds])
+    return Froc(thresholds, found, false, np.array([own.size for own in peaks]))
+
+
+class Patches(NamedTuple):
+    """Patches of all images; those of which a little, but too little, is marked are not among them."""
+
+    scores: list[Floats]
+    """Of each image, (1, n)."""
+    labels: list[Bools]
+    """Of each image, (1, n): whether a patch is anomalous."""
+    left_out: int
+
+
+def patches(maps: Maps, masks: Masks, size: int, share: float = 0.05) -> Patches:
+    """Patches of ``size`` pixels along each axis, side by side from the first pixel on; at the far edges they may be smaller.
+
+    A patch's score is the mean of the map in it. It is anomalous when at least ``share`` of it is marked, normal when
+    nothing is; patches between are left out. What comes back goes into any metric of pixels.
+
+    >>> found = patches([np.array([[1.0, 3.0, 0.0, 0.0, 4.0]])], [np.array([[1, 1, 0, 0, 0]])], size=2)
+    >>> found.scores[0].tolist(), found.labels[0].tolist()
+    ([[2.0, 0.0, 4.0]], [[True, False, False]])
+    """
+    if size < 1 or not 0 < share <= 1:
+        raise SettingsError(
+            f"patches expects a size of at least 1 pixel and a share in (0, 1], got {size} and {share}."
+        )
+    found = Patches([], [], 0)
+    left_out = 0
+    for scores, mask in checked_pairs("patches", maps, masks):
+        whole = _sums(np.ones(scores.shape), size)
+        means = _sums(scores, size) / whole
+        marked = np.zeros(whole.shape) if mask is None else _sums(mask, size) / whole
+        kept = (marked == 0) | (marked >= share)
+        found.scores.append(means[kept][None])
+        found.labels.append(marked[kept][None] > 0)
+        left_out += int((~kept).sum())
+    return found._replace(left_out=left_out)
+
+
+def _sums(values: NDArray[Any], size: int) -> NDArray[np.float64]:
+    """Sums over blocks of ``size`` along each axis."""
+    sums = values.astype(np.float64)
+    for axis, side in enumerate(values.shape):
+        sums = np.add.reduceat(sums, np.arange(0, side, size), axis=axis)
+    return sums
 
 
 def regions_of(scores: ArrayLike, threshold: float, connectivity: int | None = None) -> list[Region]:

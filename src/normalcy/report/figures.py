@@ -106,6 +106,18 @@ def pro_figure(curve: Curve, limit: float) -> Markup:
         return _svg(figure, "per-region overlap curve", "pro")
 
 
+def froc_figure(curve: Curve) -> Markup:
+    """False regions per image on a logarithmic axis from 1/16 on; what is below stands at its left end."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _square("false regions per image", "share of true regions found")
+        x = np.maximum(np.asarray(curve.x, float), 1 / 16)
+        axes.set_xscale("log", base=2)
+        axes.set_xlim(1 / 16, max(16.0, float(x.max())))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        _curves(axes, [Curve(curve.name, x.tolist(), curve.y)])
+        return _svg(figure, "free-response curve", "froc")
+
+
 def score_figure(scores: Floats, labels: npt.NDArray[np.int8], threshold: float | None) -> tuple[Markup, str]:
     """Histogram of the scores by label, and a sentence on its axis."""
     known = np.isfinite(scores)

@@ -127,6 +127,7 @@ def _page(results: Results, dataset: DataSet | None, why_no_inputs: str) -> str:
     run = results.run
     method, data = look(run, "model", "method") or "unknown method", look(run, "data", "name") or results.folder.name
     sections: list[tuple[str, str, Content]] = [
+        ("audit", "Suspicious training images", _audit(results)),
         ("summary", "Summary", _summary(results)),
         ("curves", "Scores and curves", _curves(results)),
         ("types", "Types of anomaly", _types(results)),
@@ -192,8 +193,11 @@ def _warnings(results: Results) -> Content:
 
 
 def _summary(results: Results) -> Content:
-    left, right = [part for part in (_image_table(results), _decision_table(results)) if part], _pixel_table(results)
-    return tag("div", [tag("div", left), right], class_="tables") if left or right else None
+    left = [part for part in (_image_table(results), _decision_table(results)) if part]
+    right = [part for part in (_pixel_table(results), _region_table(results)) if part]
+    return (
+        tag("div", [tag("div", left), tag("div", right) if right else None], class_="tables") if left or right else None
+    )
 
 
 def _image_table(results: Results) -> Content:
@@ -299,6 +303,31 @@ def _pixel_table(results: Results) -> Content:
     return _metric_table(f"Pixels: how well maps point ({count(pixel.get('images', 0), 'image')})", rows)
 
 
+def _region_table(results: Results) -> Content:
+    """By region (free response) and by patch."""
+    region, patch = look(results.metrics, "region"), look(results.metrics, "patch")
+    rows = []
+    if region and look(region, "total"):
+        for entry in region.get("sensitivity") or []:
+            if entry.get("false_per_image") in (0.125, 1.0, 8.0):
+                level = number(entry["false_per_image"])
+                meaning = f"of {region['total']:,} true regions, with at most {level} false ones per image"
+                rows.append(_row(f"Found at {level}", entry, meaning))
+        rows.append(
+            _row("Mean sensitivity", region.get("mean_sensitivity"), "the same at 1/8, 1/4, 1/2, 1, 2, 4 and 8")
+        )
+    if patch:
+        what = (
+            f"{patch['anomalous']:,} patches of side {patch['size']} with at least {percent(patch['share'])} marked, "
+            f"{patch['normal']:,} with nothing marked, {patch['left_out']:,} between left out"
+        )
+        rows += [
+            _row("Patch AUROC", patch.get("auroc"), what),
+            _row("Patch AP", patch.get("average_precision"), "of the same patches"),
+        ]
+    return _metric_table("Regions and patches", rows) if any(row[1] != MISSING for row in rows) else None
+
+
 def _row(name: str, entry: Any, meaning: Content) -> list[Content]:
     values = entry if isinstance(entry, dict) else {"value": entry}
     if (finite(values.get("error")) or 0.0) >= 0.0005:  # what three decimals show
@@ -316,6 +345,54 @@ def _metric_table(caption: str, rows: Sequence[Sequence[Content]]) -> Markup:
     return tag(
         "div", table(["", "value", "95 % interval", tag("span", "meaning", class_="meaning")], body, caption=caption)
     )
+
+
+# --- audit
+
+
+def _audit(results: Results) -> Content:
+    """Of a training set: what is suspicious, how that was decided, and what other values of lambda said."""
+    facts = look(results.run, "audit")
+    if not isinstance(facts, dict):
+        return None
+    threshold, share = finite(look(results.run, "calibration", "threshold")), finite(facts.get("share"))
+    falling = np.argsort(-results.scores, kind="stable")
+    chosen = [int(i) for i in falling if results.flagged[i] == 1]
+    rule = (
+        f"the highest scores, as many as the share of {percent(share)} that was given"
+        if share is not None
+        else f"more than {number(threshold)} robust deviations above the median. No share was assumed and none is promised: "
+        "judge the list from the top"
+    )
+    folds = facts.get("folds")
+    seen = (
+        "All images were scored by one fit to all of them."
+        if folds == 1
+        else f"Each image was scored by one of {folds} fits, one that had not seen it."
+    )
+    weight, sparse = finite(facts.get("weight")), finite(facts.get("with_sparse_part"))
+    lambdas = (
+        f"With lambda {number(weight)} a sparse part S was needed by {percent(sparse)} of the images: what the autoencoder could "
+        "not say of them, shown as 'sparse'."
+        if weight is not None and sparse is not None
+        else ""
+    )
+    rows: list[list[Content]] = [
+        [results.paths[i], results.cases[i], number(results.scores[i].item())] for i in chosen[:LISTED]
+    ]
+    more = f"and {len(chosen) - LISTED:,} more, in suspicious.csv." if len(chosen) > LISTED else None
+    path = [
+        [number(one["weight"]), percent(one["with_sparse_part"]), f"{one['rounds']}", percent(one["constraint"])]
+        for one in facts.get("path") or []
+    ]
+    return [
+        tag("p", f"{count(len(chosen), 'image')} of {len(results):,} suspicious: {rule}. {seen} {lambdas}"),
+        table(["image", "case", "score"], rows, caption="Suspicious, the strangest first", numbers=2) if rows else None,
+        tag("p", more, class_="note") if more else None,
+        table(["lambda", "images with S", "rounds", "|X - L - S| / |X|"], path, caption="Values of lambda")
+        if path
+        else None,
+    ]
 
 
 # --- curves
@@ -348,6 +425,10 @@ def _curves(results: Results) -> Content:
         limit = finite(entry.get("limit")) or 0.3
         words = f"AUPRO {metric(entry.get('value'))} {interval(entry.get('low'), entry.get('high'))}: the area up to {limit}."
         shown.append(_plot("Overlap with regions, by pixel", figures.pro_figure(pro, limit), words))
+    if froc := _curve("FROC", curves.get("froc"), "false_per_image", "sensitivity"):
+        entry = look(results.metrics, "region", "mean_sensitivity") or {}
+        words = f"Mean sensitivity {metric(entry.get('value'))} {interval(entry.get('low'), entry.get('high'))}."
+        shown.append(_plot("Regions found", figures.froc_figure(froc), words))
     return tag("div", shown, class_="plots") if shown else None
 
 
