@@ -19,8 +19,8 @@ Slides that the authors left out are left out (no tissue found, black, blurred, 
 grid of 768 pixels, theirs on a grid of tissue pixels; the reference of the stains is of Macenko et al. instead of a chosen tile.
 
 nih. SOURCE holds images*/*.png (or images/*.png) of ChestX-ray14, Data_Entry_2017*.csv, train_val_list.txt and test_list.txt, as
-downloaded (nihcc.app.box.com/v/ChestXray-NIHCC). Written: OUT/PA.csv, OUT/AP.csv and, from the lists of Tang et al. as the authors
-keep them (LISTS/normal/train, LISTS/normal/test, LISTS/anomaly/test: names of images, one a line), OUT/subset.csv; and
+downloaded (nihcc.app.box.com/v/ChestXray-NIHCC). Written: OUT/PA.csv, OUT/AP.csv and, from the lists of Tang et al. as the
+authors keep them (LISTS/normal/train, LISTS/normal/test, LISTS/anomaly/test: names of images, one a line), OUT/subset.csv; and
 OUT/known_PA.csv, OUT/known_AP.csv, training images with Infiltration alone, for ``normalcy select``. The tables name the
 images where they are. Images without finding train; resizing to 300, the central crop of 224 and resizing to 64 are steps
 of preprocessing (resize:300, centre_crop:0.7467, size=64), as is histogram_equalisation, which the authors tried, too.
@@ -86,7 +86,9 @@ def write_tiles(out: Path, paths: Sequence[Path], annotations: Path | None, whol
         done = out / f".{path.stem}.done"
         if not done.exists():
             drawn = None if annotations is None else metastases(path, annotations / f"{path.stem}.xml")
-            slide = Slide(path, TileSettings(SIDE, most=MOST if drawn is None else None, tissue=INSIDE, stain="vahadane"))
+            slide = Slide(
+                path, TileSettings(SIDE, most=MOST if drawn is None else None, tissue=INSIDE, stain="vahadane")
+            )
             tiles = slide.tiles()
             if drawn is not None:
                 tiles = [tile for tile in tiles if share(drawn, tile) >= INSIDE]
@@ -135,9 +137,7 @@ def nih(source: Path, out: Path, subset: Path | None = None) -> dict[str, int]:
         raise DataError(f"{source}: expected images*/*.png and Data_Entry_2017*.csv of ChestX-ray14.")
     with tables[0].open(newline="") as table:
         entries = [entry for entry in csv.DictReader(table) if entry["Image Index"] in files]
-    training, testing = (
-        set((source / name).read_text().split()) for name in ("train_val_list.txt", "test_list.txt")
-    )
+    training, testing = (set((source / name).read_text().split()) for name in ("train_val_list.txt", "test_list.txt"))
     out.mkdir(parents=True, exist_ok=True)
 
     def row(entry: dict[str, Any], split: str) -> list[Any]:

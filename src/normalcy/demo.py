@@ -8,8 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 SPEC = "elpv"
-METHODS = ("patchcore", "gmm", "autoencoder", "pca")
-SETTINGS: dict[str, object] = {"size": 128, "gmm.features": "backbone", "autoencoder.epochs": 5}
+METHODS = ("patchcore", "gmm", "autoencoder", "dpa", "pca")
+SETTINGS: dict[str, object] = {
+    "size": 128,
+    "gmm.features": "backbone",
+    "autoencoder.epochs": 5,
+    "dpa.size": 64,
+    "dpa.grow": False,
+    "dpa.latent": 16,
+    "dpa.steps": 300,
+    "dpa.batch_size": 32,
+}
 
 
 def settings_for(methods: Sequence[str]) -> dict[str, object]:

@@ -511,7 +511,8 @@ def explained(found: Json) -> str:
     intervals = " or ".join(how[kind] for kind in sorted(kinds) if kind in how) or ("none" if kinds else "none yet")
     part = any(0 < line["cells"]["done"] < line["cells"]["of"] for line in found["lines"])
     rest = " Where cells are missing, ours is the mean of those that are there." if part else ""
-    return f"{'; '.join(found['metrics'])} in {found['unit']}, mean over classes of the mean over seeds; intervals: {intervals}.{rest}"
+    what = f"{'; '.join(found['metrics'])} in {found['unit']}, mean over classes of the mean over seeds"
+    return f"{what}; intervals: {intervals}.{rest}"
 
 
 # -- private ---------------------------------------------------------------------------------------------------------

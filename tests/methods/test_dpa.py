@@ -52,7 +52,7 @@ def test_no_gradient_through_the_divisor() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_score_is_equation_1_step_by_step(channels: int) -> None:
-    method = _fitted(shape=(channels, 32, 32))
+    method = _fitted(shape=(channels, 32, 32), magnify=None)
     x = smooth_textures(3, method.shape, seed=1)
     scores = method.score(x)
     low, high = float(method.range.low), float(method.range.high)

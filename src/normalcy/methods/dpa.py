@@ -7,16 +7,22 @@ tensor", not an image, unless ``l1`` asks for one; it is returned as ``restored`
 
 Paper / authors' code / ours:
 
-- Features: VGG19 after ReLU r12, r22, r32, r32 or r42 (8, 16, 32, 64 pixels), statistics of ImageNet / the same / by default
-  the first layers of EfficientNet-Lite0, which installs offline and whose first layer halves the image, so images are
-  magnified twice. For the paper: ``backbone="vgg19"`` (or "vgg19:file"), ``layers=(1, 3, 5)``, ``statistics`` the authors'
-  file. ``backbone="self"`` teaches a network on the training images by SimCLR.
+- Features: VGG19 after ReLU r12, r22, r32, r32 or r42 (8, 16, 32, 64 pixels), statistics of ImageNet / for CIFAR-10 r32 or r42,
+  by class / by default the first layers of EfficientNet-Lite0, which installs offline and halves the image where VGG19 does
+  not, so that its layers 0, 1, 2 have the grids of r22, r32, r42. For the paper: ``backbone="vgg19"`` (or "vgg19:file"),
+  ``layers=(1, 3, 5)``, ``statistics`` the authors' file. ``backbone="self"`` teaches a network on the training images by SimCLR.
 - Statistics of features without a file are those of the training images.
 - Images to [-1, 1] by their range / the same / by the range of the training images.
-- Networks grow to any side that halves to 4 to 7 pixels (8 to 15 for ``bottleneck="spatial"``).
-- Growing: 20,000 steps a stage, at the end 3,500 to 10,000 / ours 20,000 and 10,000; without growing 5,000 to 8,000 / 5,000.
-- The adversarial term of the ablation (table 4) acts at the full resolution alone; its critic is that of ``f_anogan``.
-- The map, mean error over the channels of the layer, is ours.
+- Networks: "pre-activation residual blocks" / resampled inside the block, no level with more channels than the bottleneck (8 of
+  them for five classes of CIFAR-10, 256 for cats) / the same, for any side that halves to 4 to 7 pixels (8 to 15 for
+  ``bottleneck="spatial"``).
+- Growing: it begins one halving above the bottleneck; 20,000 steps a stage, at the end 3,500 to 10,000 / ours 20,000 and
+  10,000; without growing 3,666 to 8,000 for CIFAR-10, 16,000 to 35,000 for medical images / 5,000.
+- Early stopping ends the last stage where normal images are held out (``calibration`` holds some out).
+- In ablations with L1 the score has the L1 term / ours has not, unless there is nothing else.
+- The adversarial term (table 4) acts at the full resolution alone; its critic is that of ``f_anogan`` instead of an encoder.
+- The map, mean error over the channels of the layer, is in the authors' code; they never measured it
+  (``recipes/dpa_tiles.py`` does).
 """
 
 from __future__ import annotations
@@ -56,7 +62,7 @@ class DPASettings:
     """timm name, "name:file", the embedded efficientnet_lite0, or "self": taught by the training images (SimCLR)."""
     layers: tuple[int, ...] = (0, 1, 2)
     """Feature layers for 8, 16, 32 ... pixels; larger images take the last."""
-    magnify: int | None = None
+    magnify: int | None = 1
     """Images are magnified so much for the backbone; none: as its first layer reduces them."""
     statistics: str = ""
     """.npz file with the arrays <layer>_mean and <layer>_std of natural images; empty: those of the training images."""
