@@ -15,7 +15,6 @@ SETTINGS: dict[str, object] = {
     "autoencoder.epochs": 5,
     "dpa.size": 64,
     "dpa.grow": False,
-    "dpa.latent": 16,
     "dpa.steps": 300,
     "dpa.batch_size": 32,
 }

@@ -50,7 +50,7 @@ from normalcy.nets.perceptual import PerceptualFeatures, relative_l1, relative_m
 
 @dataclass(frozen=True)
 class DPASettings:
-    latent: int = 64
+    latent: int = 16
     """Channels of the bottleneck; no level has more (the authors: 8 to 256, for a spatial one 4)."""
     bottleneck: Literal["vector", "spatial"] = "vector"
     """One pixel, or the 8 to 15 pixels that the image halves to (the paper: 1x1, or for example 4 channels of 8x8)."""
