@@ -5,7 +5,8 @@
 Training, 32x32 and 64x64, one thread: `fit` with features of the images computed once and kept, the frozen backbone in bfloat16
 and channels last; with each of these left out; and a plain loop: features of both sides at every step, 32 bits, channels first.
 Wanted: 1.5 times the plain loop. Ratios are of pairs measured one after another in this run, in processor time, medians over
-rounds. Scoring: `Detector.score` on arrays with two threads, wall time; wanted: 100 images/s at 64x64. Writes results/dpa.json.
+rounds. Scoring: `Detector.score` on arrays with two threads, wall and processor time; wanted: 100
+of them at 64x64. Writes results/dpa.json.
 """
 
 from __future__ import annotations
