@@ -8,13 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 SPEC = "elpv"
-METHODS = ("patchcore", "gmm", "autoencoder", "pca")
+METHODS = ("patchcore", "gmm", "autoencoder", "dpa", "pca")
 LONGER = ("lsr",)
 """What the full demo adds: methods that need some minutes more."""
 SETTINGS: dict[str, object] = {
     "size": 128,
     "gmm.features": "backbone",
     "autoencoder.epochs": 5,
+    "dpa.size": 64,
+    "dpa.grow": False,
+    "dpa.steps": 300,
+    "dpa.batch_size": 32,
     "lsr.preset": "small",
     "lsr.eta": "quantile",
     "lsr.steps": 1500,

@@ -345,7 +345,7 @@ def _done(record: Json) -> bool:
 
 
 def tabulate(table: Table, out: Path) -> Json:
-    """Published and measured numbers in percent, of what ``out`` holds. A number is the mean over classes of the mean over
+    """Published and measured numbers, of what ``out`` holds. A number is the mean over classes of the mean over
     seeds; its 95 % interval see :func:`interval`."""
     records: dict[tuple[str, str], list[tuple[Cell, Json]]] = {}
     for cell in cells_of(table):
@@ -362,11 +362,12 @@ def tabulate(table: Table, out: Path) -> Json:
                 number = _number(record, table.metric_of(row))
                 if number is not None:
                     by_class.setdefault(cell.normal, {})[cell.seed] = number
+            unit, most = (1.0, math.inf) if table.metric_of(row) == "fit_minutes" else (100.0, 1.0)
             classes = {
-                normal: {"mean": _percent(_mean_of(seeds.values())), "seeds": len(seeds)}
+                normal: {"mean": round(unit * _mean_of(seeds.values()), 3), "seeds": len(seeds)}
                 for normal, seeds in by_class.items()
             }
-            ours = interval(list(by_class.values()))
+            ours = interval(list(by_class.values()), unit, most)
             seconds = sum(record["fit"]["seconds"] + record["score_seconds"] for _, record in found)
             cells = {"done": len(found), "of": len(here), "seconds": round(seconds, 1)}
             lines.append(_line(table, row, column, ours, cells, classes))
@@ -384,7 +385,7 @@ def tabulate(table: Table, out: Path) -> Json:
         "shows": table.shows,
         "protocol": table.protocol,
         "reduction": table.reduction,
-        "unit": "percent",
+        "unit": "minutes" if table.metric == "fit_minutes" else "percent",
         "metrics": list(dict.fromkeys(METRICS[table.metric_of(row)] for row in table.rows)),
         "lines": lines,
         "failed": [{"cells": count, "reason": reason} for reason, count in failed.items()],
@@ -417,12 +418,15 @@ def _number(record: Json, metric: str) -> Json | None:
     """A metric of a cell, "value" and its "error"; of metrics but the AUROC of images no error is known."""
     if metric == "image_auroc":
         return {"value": record["auroc"], "error": record["error"]}
+    if metric == "fit_minutes":
+        return {"value": record["fit"]["seconds"] / 60, "error": None}
     value = record.get("metrics", {}).get(metric)
     return None if value is None or not math.isfinite(value) else {"value": value, "error": None}
 
 
-def interval(classes: Sequence[Mapping[int, Json]]) -> Json | None:
+def interval(classes: Sequence[Mapping[int, Json]], unit: float = 100.0, most: float = 1.0) -> Json | None:
     """Mean over classes of the mean over seeds, in percent, with a 95 % interval. ``classes``: seed -> value and error.
+    ``unit`` and ``most``: a factor on the numbers, and the largest that there can be, where they are no shares.
 
     With at least two seeds that every class has: Student's t over the seeds, each the mean over classes. Else DeLong's
     errors, that of a class the mean over its seeds, which see the same test images, and classes taken as independent; no
@@ -443,15 +447,15 @@ def interval(classes: Sequence[Mapping[int, Json]]) -> Json | None:
         means = [statistics.fmean(seeds[k]["value"] for seeds in classes) for k in sorted(common)]
         half = float(t.ppf(0.975, len(means) - 1)) * statistics.stdev(means) / math.sqrt(len(means))
     elif any(number["error"] is None for seeds in classes for number in seeds.values()):
-        return {"value": _percent(value), "low": None, "high": None, "over": "nothing"}
+        return {"value": round(unit * value, 3), "low": None, "high": None, "over": "nothing"}
     else:
         errors = [statistics.fmean(record["error"] for record in seeds.values()) for seeds in classes]
         half = float(norm.ppf(0.975)) * math.hypot(*errors) / len(errors)
     over = "seeds" if len(common) > 1 else "test images"
     return {
-        "value": _percent(value),
-        "low": _percent(max(value - half, 0.0)),
-        "high": _percent(min(value + half, 1.0)),
+        "value": round(unit * value, 3),
+        "low": round(unit * max(value - half, 0.0), 3),
+        "high": round(unit * min(value + half, most), 3),
         "over": over,
     }
 
@@ -507,7 +511,8 @@ def explained(found: Json) -> str:
     intervals = " or ".join(how[kind] for kind in sorted(kinds) if kind in how) or ("none" if kinds else "none yet")
     part = any(0 < line["cells"]["done"] < line["cells"]["of"] for line in found["lines"])
     rest = " Where cells are missing, ours is the mean of those that are there." if part else ""
-    return f"{'; '.join(found['metrics'])} in percent, mean over classes of the mean over seeds; intervals: {intervals}.{rest}"
+    what = f"{'; '.join(found['metrics'])} in {found['unit']}, mean over classes of the mean over seeds"
+    return f"{what}; intervals: {intervals}.{rest}"
 
 
 # -- private ---------------------------------------------------------------------------------------------------------
@@ -520,10 +525,6 @@ def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _mean_of(numbers: Iterable[Json]) -> float:
     return statistics.fmean(number["value"] for number in numbers)
-
-
-def _percent(share: float) -> float:
-    return round(100 * share, 3)
 
 
 def _distinct(words: Any) -> list[str]:

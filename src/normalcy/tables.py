@@ -47,8 +47,11 @@ METRICS: Mapping[str, str] = {
     "image_f1": "F1 over images",
     "pixel_f1": "F1 over all pixels",
     "pro": "Per-region overlap",
+    "fit_minutes": "Minutes of training",
 }
-"""What a table may show. All but the AUROC of images need maps; the last four a threshold, by the rule of the smallest area."""
+"""What a table may show, in percent but the last. All but it and the AUROC of images need maps; four of them a threshold, by the
+rule of the smallest area."""
+WITHOUT_MAPS = ("image_auroc", "fit_minutes")
 AT_THRESHOLD = ("mean_accuracy", "image_f1", "pixel_f1", "pro")
 
 
@@ -135,7 +138,7 @@ class Table:
 
     @property
     def needs_maps(self) -> bool:
-        return self.minimum_area is not None or any(self.metric_of(row) != "image_auroc" for row in self.rows)
+        return self.minimum_area is not None or any(self.metric_of(row) not in WITHOUT_MAPS for row in self.rows)
 
     def reduced(self) -> Table:
         """The quick version, which says what it leaves out."""

@@ -52,7 +52,7 @@ def test_no_gradient_through_the_divisor() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_score_is_equation_1_step_by_step(channels: int) -> None:
-    method = _fitted(shape=(channels, 32, 32))
+    method = _fitted(shape=(channels, 32, 32), magnify=None)
     x = smooth_textures(3, method.shape, seed=1)
     scores = method.score(x)
     low, high = float(method.range.low), float(method.range.high)
@@ -159,7 +159,28 @@ def test_cached_features_change_nothing() -> None:
 
 def test_training_lowers_the_loss_also_when_growing() -> None:
     x = smooth_textures(12, SHAPE, seed=1)
-    assert _fitted(steps=60, grow=True).score(x).image.mean() < 0.8 * _fitted(steps=1, grow=True).score(x).image.mean()
+    longer, shorter = (_fitted(steps=steps, grow=True, lr=0.01).score(x).image.mean() for steps in (100, 1))
+    assert longer < 0.85 * shorter
+
+
+@pytest.mark.parametrize(("latent", "rate"), [(8, 1e-2), (16, 5e-3), (256, 2e-4)])
+def test_rates_are_about_the_authors(latent: int, rate: float) -> None:
+    assert DPA(DPASettings(latent=latent), SHAPE).rate() == pytest.approx(rate, rel=0.6)
+    assert DPA(DPASettings(latent=latent, grow=True), SHAPE).rate() == 1e-3
+
+
+def test_backbone_follows_the_precision_of_training_and_scores_in_32_bits() -> None:
+    method = _fitted()
+    y = method.range(smooth_textures(4, SHAPE, seed=1)).requires_grad_()
+    exact = method.features(y)
+    with torch.autocast("cpu", torch.bfloat16):
+        fast = method.features(y)
+        slow = _fitted(bf16=False).features(y)
+    torch.testing.assert_close(slow, exact)
+    assert not torch.equal(fast, exact)
+    assert (fast - exact).abs().mean() < 0.1  # of features with deviation 1
+    gradients = [torch.autograd.grad(f.abs().mean(), y)[0] for f in (fast, exact)]
+    assert torch.nn.functional.cosine_similarity(*(g.flatten() for g in gradients), dim=0) > 0.9
 
 
 def test_ablations_are_settings() -> None:
@@ -187,6 +208,9 @@ def test_bottlenecks() -> None:
     assert _method((3, 32, 48)).autoencoder.encode(y).shape == (2, 8, 1, 1)
     assert _method((3, 32, 48), bottleneck="spatial").autoencoder.encode(y).shape == (2, 8, 8, 12)
     assert _method((1, 28, 28)).autoencoder(torch.rand(2, 1, 28, 28)).shape == (2, 1, 28, 28)
+    assert _method((3, 64, 64), bottleneck="spatial", grow=True).levels == [2, 1, 0]  # begins above the bottleneck
+    widths = [part[0].out_channels for part in _method((3, 64, 64), width=8, latent=32).autoencoder.from_image]  # type: ignore[index, union-attr]
+    assert widths == [8, 16, 32, 32, 32]
     for part in _method((3, 32, 48)).autoencoder.modules():
         assert not isinstance(part, nn.BatchNorm2d | nn.GroupNorm)
 

@@ -7,23 +7,29 @@ tensor", not an image, unless ``l1`` asks for one; it is returned as ``restored`
 
 Paper / authors' code / ours:
 
-- Features: VGG19 after ReLU r12, r22, r32, r32 or r42 (8, 16, 32, 64 pixels), statistics of ImageNet / the same / by default
-  the first layers of EfficientNet-Lite0, which installs offline and whose first layer halves the image, so images are
-  magnified twice. For the paper: ``backbone="vgg19"`` (or "vgg19:file"), ``layers=(1, 3, 5)``, ``statistics`` the authors'
-  file. ``backbone="self"`` teaches a network on the training images by SimCLR.
+- Features: VGG19 after ReLU r12, r22, r32, r32 or r42 (8, 16, 32, 64 pixels), statistics of ImageNet / for CIFAR-10 r32 or r42,
+  by class / by default the first layers of EfficientNet-Lite0, which installs offline and halves the image where VGG19 does
+  not, so that its layers 0, 1, 2 have the grids of r22, r32, r42. For the paper: ``backbone="vgg19"`` (or "vgg19:file"),
+  ``layers=(1, 3, 5)``, ``statistics`` the authors' file. ``backbone="self"`` teaches a network on the training images by SimCLR.
 - Statistics of features without a file are those of the training images.
 - Images to [-1, 1] by their range / the same / by the range of the training images.
-- Networks grow to any side that halves to 4 to 7 pixels (8 to 15 for ``bottleneck="spatial"``).
-- Growing: 20,000 steps a stage, at the end 3,500 to 10,000 / ours 20,000 and 10,000; without growing 5,000 to 8,000 / 5,000.
-- The adversarial term of the ablation (table 4) acts at the full resolution alone; its critic is that of ``f_anogan``.
-- The map, mean error over the channels of the layer, is ours.
+- Networks: "pre-activation residual blocks" / resampled inside the block, no level with more channels than the bottleneck (8 of
+  them for five classes of CIFAR-10, 256 for cats) / the same, for any side that halves to 4 to 7 pixels (8 to 15 for
+  ``bottleneck="spatial"``).
+- Growing: it begins one halving above the bottleneck; 20,000 steps a stage, at the end 3,500 to 10,000 / ours 20,000 and
+  10,000; without growing 3,666 to 8,000 for CIFAR-10, 16,000 to 35,000 for medical images / 5,000.
+- Early stopping ends the last stage where normal images are held out (``calibration`` holds some out).
+- In ablations with L1 the score has the L1 term / ours has not, unless there is nothing else.
+- The adversarial term (table 4) acts at the full resolution alone; its critic is that of ``f_anogan`` instead of an encoder.
+- The map, mean error over the channels of the layer, is in the authors' code; they never measured it
+  (``recipes/dpa_tiles.py`` does).
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
@@ -44,19 +50,19 @@ from normalcy.nets.perceptual import PerceptualFeatures, relative_l1, relative_m
 
 @dataclass(frozen=True)
 class DPASettings:
-    latent: int = 64
-    """Channels of the bottleneck."""
+    latent: int = 16
+    """Channels of the bottleneck; no level has more (the authors: 8 to 256, for a spatial one 4)."""
     bottleneck: Literal["vector", "spatial"] = "vector"
     """One pixel, or the 8 to 15 pixels that the image halves to (the paper: 1x1, or for example 4 channels of 8x8)."""
     width: int = 32
-    """Channels next to the image; doubled with each halving, at most four times as many."""
-    blocks: int = 1
-    """Residual blocks between two resolutions (the authors' "9" has one, "18" two)."""
+    """Channels next to the image, doubled with each halving, but never more than ``latent``."""
+    blocks: int = 2
+    """Residual blocks of each resolution: the authors' "18" has two, their "9" one."""
     backbone: str = "efficientnet_lite0"
     """timm name, "name:file", the embedded efficientnet_lite0, or "self": taught by the training images (SimCLR)."""
     layers: tuple[int, ...] = (0, 1, 2)
     """Feature layers for 8, 16, 32 ... pixels; larger images take the last."""
-    magnify: int | None = None
+    magnify: int | None = 1
     """Images are magnified so much for the backbone; none: as its first layer reduces them."""
     statistics: str = ""
     """.npz file with the arrays <layer>_mean and <layer>_std of natural images; empty: those of the training images."""
@@ -71,14 +77,15 @@ class DPASettings:
     critic_steps: int = 2
     """Updates of the critic for one of the autoencoder."""
     lr: float | None = None
-    """Of Adam; none: 0.064 / width (the authors: 1e-2, 5e-3, 2e-3, 1e-3, 2e-4 for 8, 16, 32, 64, 256 channels)."""
+    """Of Adam; none: 1e-3 when growing or with a spatial bottleneck, else 2.56 / (latent x side), at most 1e-2 (the authors,
+    for 32 pixels: 1e-2, 5e-3, 2e-3, 1e-3, 2e-4 with 8, 16, 32, 64, 256 channels)."""
     cache: bool = True
     """Features of the images are computed once and kept in memory where the resolution is fixed and images are not
     augmented."""
     smoothing: float = 0.0
     """Deviation of a Gaussian over the map, in pixels."""
-    bf16: bool = False
-    """Backbone in bfloat16: about twice as fast where the processor has it."""
+    bf16: bool = True
+    """The backbone computes in bfloat16 where the training does. Scores are computed in 32 bits."""
 
     def __post_init__(self) -> None:
         if min(self.latent, self.width, self.blocks, self.critic_steps) < 1 or (self.lr is not None and self.lr <= 0):
@@ -92,20 +99,20 @@ class DPASettings:
 
 
 class Residual(nn.Module):
-    """Pre-activation residual block without norm: (B, before, h, w) -> (B, after, h, w)."""
+    """Pre-activation residual block without norm, after ``resample``: (B, before, h, w) -> (B, after, h', w')."""
 
-    def __init__(self, before: int, after: int) -> None:
+    def __init__(self, before: int, after: int, resample: Callable[[Tensor], Tensor] | None = None) -> None:
         super().__init__()
-        self.convolve = nn.Sequential(
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(before, after, 3, padding=1),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(after, after, 3, padding=1),
-        )
+        self.resample = resample
+        self.first = nn.Conv2d(before, after, 3, padding=1)
+        self.second = nn.Conv2d(after, after, 3, padding=1)
         self.shortcut = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.shortcut(x) + self.convolve(x)
+        h = F.leaky_relu(x, 0.2)
+        if self.resample is not None:
+            x, h = self.resample(x), self.resample(h)
+        y: Tensor = self.shortcut(x) + self.second(F.leaky_relu(self.first(h), 0.2))
         return y
 
 
@@ -128,14 +135,22 @@ class GrowingAutoencoder(nn.Module):
                 f"dpa expects sides that halve to {smallest} to {2 * smallest - 1} pixels, such as 32, 48, 64 or 256, got "
                 f"{tuple(shape[1:])}: use resize or pad_to."
             )
-        widths = [width * min(4, 2**i) for i in range(self.halvings + 1)]
-        self.from_image = nn.ModuleList(nn.Conv2d(channels, w, 1) for w in widths)
-        self.to_image = nn.ModuleList(nn.Sequential(nn.LeakyReLU(0.2), nn.Conv2d(w, channels, 1)) for w in widths)
-        self.down = nn.ModuleList(_residuals(a, b, blocks) for a, b in itertools.pairwise(widths))
-        self.up = nn.ModuleList(_residuals(b, a, blocks) for a, b in itertools.pairwise(widths))
-        grid = (1, 1) if spatial else (sides[0], sides[1])
-        self.narrow = nn.Sequential(nn.LeakyReLU(0.2), nn.Conv2d(widths[-1], latent, grid))
-        self.widen = nn.ConvTranspose2d(latent, widths[-1], grid)
+        widths = [min(latent, width * 2**i) for i in range(self.halvings + 1)]
+        self.from_image = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(channels, w, 3, padding=1), *(Residual(w, w) for _ in range(blocks)))
+            for w in widths
+        )
+        self.to_image = nn.ModuleList(
+            nn.Sequential(nn.LeakyReLU(0.2), nn.Conv2d(w, channels, 3, padding=1)) for w in widths
+        )
+        self.down = nn.ModuleList(_residuals(a, b, blocks, halve) for a, b in itertools.pairwise(widths))
+        self.up = nn.ModuleList(_residuals(b, a, blocks, double) for a, b in itertools.pairwise(widths))
+        last, grid = widths[-1], (sides[0], sides[1])
+        self.narrow: nn.Module = Residual(last, latent)
+        self.widen: nn.Module = Residual(latent, last)
+        if not spatial:
+            self.narrow = nn.Sequential(nn.LeakyReLU(0.2), nn.Conv2d(last, latent, grid))
+            self.widen = nn.Sequential(nn.LeakyReLU(0.2), nn.ConvTranspose2d(latent, last, grid))
         for part in self.modules():
             if isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.kaiming_normal_(part.weight, a=0.2, mode="fan_out")
@@ -145,7 +160,7 @@ class GrowingAutoencoder(nn.Module):
     def encode(self, x: Tensor, level: int = 0, alpha: float = 1.0) -> Tensor:
         h = self.from_image[level](x)
         for k in range(level, self.halvings):
-            h = F.avg_pool2d(self.down[k](h), 2)
+            h = self.down[k](h)
             if k == level and alpha < 1:
                 h = torch.lerp(self.from_image[k + 1](halve(x)), h, alpha)
         code: Tensor = self.narrow(h)
@@ -154,7 +169,7 @@ class GrowingAutoencoder(nn.Module):
     def decode(self, code: Tensor, level: int = 0, alpha: float = 1.0) -> Tensor:
         h = self.widen(code)
         for k in reversed(range(level, self.halvings)):
-            coarse, h = h, self.up[k](double(h))
+            coarse, h = h, self.up[k](h)
         image: Tensor = self.to_image[level](h)
         if alpha < 1:
             image = torch.lerp(double(self.to_image[level + 1](coarse)), image, alpha)
@@ -164,8 +179,8 @@ class GrowingAutoencoder(nn.Module):
         return self.decode(self.encode(x, level, alpha), level, alpha)
 
 
-def _residuals(before: int, after: int, count: int) -> nn.Sequential:
-    return nn.Sequential(*(Residual(before if i == 0 else after, after) for i in range(count)))
+def _residuals(before: int, after: int, count: int, resample: Callable[[Tensor], Tensor]) -> nn.Sequential:
+    return nn.Sequential(Residual(before, after, resample), *(Residual(after, after) for _ in range(count - 1)))
 
 
 def halve(x: Tensor) -> Tensor:
@@ -193,9 +208,8 @@ class DPA(Method):
         self.range = Range()
         self.autoencoder = GrowingAutoencoder(self.shape, s.latent, s.bottleneck == "spatial", s.width, s.blocks)
         grow = max(self.shape[1:]) > 32 if s.grow is None else s.grow
-        # The coarsest level of at least 8 pixels comes first.
-        usable = [k for k in range(self.autoencoder.halvings + 1) if min(self.shape[1:]) >> k >= 8]
-        self.levels = usable[::-1] if grow else [0]
+        # Growing begins one halving above the bottleneck.
+        self.levels = list(reversed(range(max(1, self.autoencoder.halvings)))) if grow else [0]
         used = map(self.layer, self.levels)
         self.perceptual = PerceptualFeatures(s.backbone, used, self.shape[0], s.magnify, s.bf16)
         self.critic = Encoder(self.shape, 1, s.width, norm="group") if s.adversarial else None
@@ -280,10 +294,16 @@ class DPA(Method):
     def _contrast(self, taught: SelfTaught, x: Tensor) -> Mapping[str, Tensor]:
         return taught.contrast((self.range(x) + 1) / 2)
 
+    def rate(self) -> float:
+        """The learning rate: the authors' fall with the channels and with the side of the image."""
+        if len(self.levels) > 1 or self.settings.bottleneck == "spatial":
+            return 1e-3
+        return min(1e-2, 2.56 / (self.settings.latent * min(self.shape[1:])))
+
     def _stage(self, name: str, level: int, steps: int, fade: bool = False, first: bool = False) -> Stage:
         """One stage with an optimiser of its own."""
         s = self.settings
-        lr = s.lr or 0.064 / s.width
+        lr = s.lr or self.rate()
         own = self.autoencoder.parameters()
         if fade:
             objective = Objective(partial(self._fading_loss, level), own, lr=lr, name="fading")

@@ -6,9 +6,9 @@ weights come once, by ``load_pretrained()``, and travel with the method from the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,9 @@ class Backbone(nn.Module):
         self.finest = int(stages[0]["reduction"])
         network.prune_intermediate_layers(list(self.layers), prune_norm=True, prune_head=True)
         self.network = network.requires_grad_(False).to(memory_format=torch.channels_last)
+        for part in network.modules():
+            if isinstance(part, nn.Conv2d) and part.groups > 1 and max(part.stride) > 1:
+                part.forward = partial(_in_32_bits, part.forward)  # type: ignore[method-assign]
         config = network.pretrained_cfg
         self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1))
@@ -73,12 +76,15 @@ class Backbone(nn.Module):
         """Stays in evaluation mode: batch statistics would make a score depend on its batch."""
         return super().train(False)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Images (B, 1 or 3, H, W) in [0, 1] -> for each layer (B, width, about H / reduction, W / reduction), float32."""
+    def forward(self, x: Tensor, bf16: bool | None = None) -> list[Tensor]:
+        """Images (B, 1 or 3, H, W) in [0, 1] -> for each layer (B, width, about H / reduction, W / reduction), float32.
+
+        ``bf16``: in bfloat16 or not; none: as the backbone was built.
+        """
         if not bool(self.has_weights):
             raise SettingsError(f"Backbone {self.name} has no weights yet: call load_pretrained() or fit first.")
         x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)  # one channel becomes three here
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16 if bf16 is None else bf16):
             maps = self.network.forward_intermediates(
                 x, indices=list(self.layers), norm=False, stop_early=True, output_fmt="NCHW", intermediates_only=True
             )
@@ -107,6 +113,14 @@ class Backbone(nn.Module):
                 "give a file of the same timm model."
             )
         self.has_weights.fill_(True)
+
+
+def _in_32_bits(convolve: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """In bfloat16 the CPU library's gradient of a depthwise convolution with a stride takes 30 to 80 times as long."""
+    if not x.requires_grad:
+        return convolve(x)
+    with torch.autocast(x.device.type, enabled=False):
+        return convolve(x.float())
 
 
 def _create(architecture: str, pretrained: bool = False) -> Any:

@@ -21,20 +21,22 @@ class PerceptualFeatures(nn.Module):
     """f^ of DPA's equation 2: features of some ``layers`` of a backbone, standardised by channel. :meth:`measure` before use.
 
     ``backbone`` is a name as :class:`Backbone` takes it, or "self" (:class:`SelfTaught`, to be trained). Images (B, C, h, w)
-    in [-1, 1] are magnified ``magnify`` times; none: as much as the backbone's first layer reduces them.
+    in [-1, 1] are magnified ``magnify`` times; none: as much as the backbone's first layer reduces them. ``bf16``: the
+    backbone computes in bfloat16 where the loop trains in mixed precision, else always in 32 bits.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self, backbone: str, layers: Iterable[int], channels: int, magnify: int | None = None, bf16: bool = False
+        self, backbone: str, layers: Iterable[int], channels: int, magnify: int | None = None, bf16: bool = True
     ) -> None:
         super().__init__()
         used = sorted(set(layers))
         self.backbone: Backbone | SelfTaught = (
-            SelfTaught(used, channels) if backbone == "self" else Backbone(backbone, used, channels, bf16)
+            SelfTaught(used, channels) if backbone == "self" else Backbone(backbone, used, channels)
         )
+        self.bf16 = bf16
         self.places = {layer: i for i, layer in enumerate(used)}
         self.magnify = magnify or self.backbone.finest
         self.register_buffer("mean", torch.zeros(sum(self.backbone.widths)))  # of all layers, one after the other
@@ -45,7 +47,10 @@ class PerceptualFeatures(nn.Module):
         image = (y + 1) / 2
         if self.magnify > 1:
             image = F.interpolate(image, scale_factor=float(self.magnify), mode="bilinear")
-        maps: list[Tensor] = self.backbone(image)
+        if isinstance(self.backbone, SelfTaught):
+            taught: list[Tensor] = self.backbone(image)
+            return taught
+        maps: list[Tensor] = self.backbone(image, self.bf16 and torch.is_autocast_enabled(y.device.type))
         return maps
 
     def forward(self, y: Tensor, layer: int) -> Tensor:

@@ -1,0 +1,139 @@
+"""Training images/s of DPA with what makes it fast and without; images/s scored at 64x64.
+
+    python benchmarks/dpa.py
+
+Training, 32x32 and 64x64, one thread: `fit` with features of the images computed once and kept, the frozen backbone in bfloat16
+and channels last; with each of these left out; and a plain loop: features of both sides at every step, 32 bits, channels first.
+Wanted: 1.5 times the plain loop. Ratios are of pairs measured one after another in this run, in processor time, medians over
+rounds. Scoring: `Detector.score` on arrays with two threads, wall and processor time; wanted: 100
+of them at 64x64. Writes results/dpa.json.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from normalcy import Detector
+from normalcy.methods.dpa import DPA, DPASettings
+from normalcy.nets.perceptual import relative_l1
+from normalcy.provenance import write_record
+from normalcy.testing import smooth_textures
+from normalcy.train import TrainSettings, best_precision, fit
+
+ROUNDS, STEPS, BATCH = 3, 6, 64
+SHAPES: dict[str, tuple[int, ...]] = {"3x32x32": (3, 32, 32), "1x64x64": (1, 64, 64)}
+WAYS: dict[str, dict[str, bool]] = {
+    "fit": {},
+    "fit without kept features": {"cache": False},
+    "fit with the backbone in 32 bits": {"bf16": False},
+    "fit with the autoencoder channels first": {"channels_last": False},
+}
+PLAIN = "plain loop"
+
+
+def training(shape: Sequence[int], cache: bool = True, bf16: bool = True, channels_last: bool = True) -> float:
+    """Images per second of processor time in the last stage, the first step left out; preparing is not counted."""
+    torch.manual_seed(0)
+    method, times = DPA(DPASettings(latent=16, grow=False, cache=cache, bf16=bf16), shape), []
+    method.load_pretrained()
+    take = torch.optim.Adam.step
+
+    def step(self: torch.optim.Adam, *words: Any) -> Any:
+        found = take(self, *words)
+        times.append(time.process_time())
+        return found
+
+    torch.optim.Adam.step = step  # type: ignore[method-assign]
+    try:
+        settings = TrainSettings(steps=STEPS + 1, batch_size=BATCH, device="cpu", channels_last=channels_last)
+        fit(method, smooth_textures(BATCH, shape, seed=0), settings)
+    finally:
+        torch.optim.Adam.step = take  # type: ignore[method-assign]
+    return STEPS * BATCH / (times[-1] - times[0])
+
+
+def plain(shape: Sequence[int]) -> float:
+    """Images per second of a bare loop in 32 bits and channels first, features of both sides at every step."""
+    torch.manual_seed(0)
+    method = DPA(DPASettings(latent=16, grow=False, bf16=False), shape)
+    method.load_pretrained()
+    backbone = method.perceptual.backbone
+    backbone.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    images = smooth_textures(BATCH, shape, seed=0)
+    optimiser = torch.optim.Adam(method.autoencoder.parameters(), lr=1e-3)
+
+    def features(y: Tensor) -> Tensor:
+        y = (((y + 1) / 2).expand(-1, 3, -1, -1) - backbone.mean) / backbone.std
+        network, layers = backbone.network, list(backbone.layers)
+        maps = network.forward_intermediates(y, indices=layers, norm=False, stop_early=True, intermediates_only=True)
+        return maps[0]
+
+    def step() -> None:
+        y = 2 * images - 1
+        loss = relative_l1(features(y), features(method.restore(y))).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+    step()
+    started = time.process_time()
+    for _ in range(STEPS):
+        step()
+    return STEPS * BATCH / (time.process_time() - started)
+
+
+def scoring(shape: Sequence[int], threads: int = 2) -> dict[str, float]:
+    """Images per second of wall time with so many threads, and of processor time."""
+    channels, *sides = shape
+    images = (np.random.default_rng(0).random((256, *sides, channels)) * 255).astype(np.uint8)
+    torch.set_num_threads(threads)
+    detector = Detector("dpa", latent=16, grow=False, steps=1, batch_size=16, calibration=0.0).fit(images[:32])
+    detector.score(images[:64])
+    started, worked = time.perf_counter(), time.process_time()
+    detector.score(images)
+    wall, processor = time.perf_counter() - started, time.process_time() - worked
+    return {"wall": round(len(images) / wall, 1), "processor": round(len(images) / processor, 1)}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    found: dict[str, Any] = {}
+    for name, shape in SHAPES.items():
+        rounds = [
+            {PLAIN: plain(shape), **{way: training(shape, **words) for way, words in WAYS.items()}}
+            for _ in range(ROUNDS)
+        ]
+        speed = {way: statistics.median(r[way] for r in rounds) for way in rounds[0]}
+        ratios = {way: statistics.median(r["fit"] / r[way] for r in rounds) for way in rounds[0] if way != "fit"}
+        found[name] = {
+            "images_per_second": {way: round(value, 1) for way, value in speed.items()},
+            "fit_against": {way: round(value, 2) for way, value in ratios.items()},
+        }
+        print(name, found[name], flush=True)
+    found["scoring_1x64x64_images_per_second"] = scoring((1, 64, 64))
+    print("scoring", found["scoring_1x64x64_images_per_second"])
+    write_record(
+        Path(__file__).parent / "results" / "dpa.json",
+        {
+            "benchmark": "training and scoring of dpa",
+            "wanted_ratio": 1.5,
+            "wanted_scored_per_second": 100,
+            "precision_of_fit": best_precision("cpu"),
+            "threads": {"training": 1, "scoring": 2},
+            "seed": 0,
+            "rounds": ROUNDS,
+            "found": found,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
