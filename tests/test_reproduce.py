@@ -152,7 +152,6 @@ def test_tables_of_lsr_are_the_papers_and_share_their_cells():
 def test_tables_that_quote_others():
     dpa = {row.name: row.published for row in read_table("dpa/table-1").rows}
     assert (dpa["DSEBM"], dpa["OCGAN"]) == ({"CIFAR-10": 58.8, "SVHN": 57.1}, {"CIFAR-10": 65.7})
-    assert all(row.method for row in read_table("dpa/table-1").rows)
     [ocgan] = [row for row in read_table("ocgan/table-2").rows if row.published]
     assert ocgan.published == {"MNIST": 97.5, "CIFAR-10": 65.7}
 
