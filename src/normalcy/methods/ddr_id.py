@@ -86,7 +86,7 @@ class DDRIDSettings:
 class ReconstructionNetwork(nn.Module):
     """Table 1: encoder (B, C, H, W) -> (B, latent) and decoder back, both of the DCGAN type."""
 
-    def __init__(self, shape: Sequence[int], latent: int, width: int, bias: bool) -> None:
+    def __init__(self, shape: Sequence[int], latent: int, width: int, bias: bool = True) -> None:
         super().__init__()
         channels, *self.sides = shape
         levels = max(1, math.ceil(math.log2(max(self.sides) / 4)))  # of the decoder, above its first grid: 3 for 32x32

@@ -10,7 +10,8 @@ Differences to the paper:
 
 - The paper names six strided layers and 32x32 codes for 256x256 images; the codes decide: three halvings.
 - Images are standardised by the mean training image, so that the terms of equation 3 have one scale; all are means.
-- Codes begin as encoded training images and start anew when out of use, instead of N(0, 1).
+- Codes begin as encoded training images and start anew when out of use, instead of N(0, 1). The encoded vector of each
+  position is normalised: otherwise it outruns the codebook at the start, and all positions fall to a few codes.
 - Widths are not in the paper. ``preset="small"`` is for processors without a GPU.
 - Without a validation set with defects eta is 0.0005, the paper's; ``"quantile"`` takes that share of the codes of held-out
   normal images, ``"search"`` the best pixel AUROC on held-out images with black or grey rectangles (section 4.3.3).
@@ -111,7 +112,7 @@ class LSR(Method):
         self.grid = vqvae.code_grid(self.name, self.shape[1:], s.halvings)
         parts = (2, channels, s.number("width"), s.halvings, s.number("residuals"), s.dimension)
         self.standardise = Standardise(self.shape)
-        self.encoder: nn.Module = vqvae.encoder(*parts)
+        self.encoder: nn.Module = vqvae.encoder(*parts, normalise=True)
         self.quantiser = Quantiser(s.codes, s.dimension, s.ema)
         self.decoder: nn.Module = vqvae.decoder(*parts)
         self.prior = PixelSNAIL(self.grid, s.codes, s.number("prior_width"), s.number("prior_blocks"))
