@@ -17,7 +17,7 @@ SETTINGS: dict[str, object] = {
     "autoencoder.epochs": 5,
     "dpa.size": 64,
     "dpa.grow": False,
-    "dpa.steps": 300,
+    "dpa.steps": 150,
     "dpa.batch_size": 32,
     "lsr.preset": "small",
     "lsr.eta": "quantile",
