@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from budget import steps_in
 
 from normalcy import Detector, metrics, open_data
 from normalcy.data.dataset import DataSet
@@ -65,21 +66,6 @@ def chosen(data: DataSet, images: int) -> DataSet:
 def _marked(data: DataSet, i: int) -> bool:
     mask = data.mask(i)
     return mask is not None and bool(mask.any())
-
-
-def steps_in(method: str, words: dict[str, Any], train: DataSet, seconds: float) -> int:
-    """Steps that fit into so many processor seconds, from the difference of two runs; of longer ones where steps are quick."""
-    few = train.subset(range(min(48, len(train))))
-    for first, second in ((8, 16), (20, 100)):
-        spent = []
-        for n in (first, second):
-            started = time.process_time()
-            Detector(method, **words, steps=n).fit(few)
-            spent.append(time.process_time() - started)
-        each = max(spent[1] - spent[0], 1e-3) / (second - first)
-        if each > 0.1:
-            break
-    return max(8, round(seconds / each))
 
 
 def run(method: str, data_root: Path | None, minutes: float, images: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ together: all with pneumonia test, and a fifth of the images of the others; the 
 paper (Shvetsova et al. 2021, section IV-A1): the central 224 of 300 pixels, resized to 64x64. PatchCore sees the same crop at
 224x224, since its patches need resolution, and at 64x64.
 
-Budget: each network trains for the same minutes on the same machine: a short run before measures its speed, from which follows
+Budget: each network trains for the same minutes of processor time: short runs before measure its speed, from which follows
 its number of steps. PatchCore and Deep IF fit once. Settings of DPA are the authors' for their NIH subset (16 channels of one
 pixel), with batches of 64. Nothing is chosen on test images.
 
@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lsr_tiles import steps_in
+from budget import steps_in
 
 from normalcy import Detector
 from normalcy.data.dataset import DataSet, Files, Item, Zip

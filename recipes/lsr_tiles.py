@@ -24,16 +24,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from budget import arguments, steps_in, tiles
 
-from normalcy import Detector, metrics, open_data
+from normalcy import Detector, metrics
 from normalcy.calibrate import decide_on_validation
-from normalcy.data.dataset import DataSet
 from normalcy.data.images import read_mask
 from normalcy.data.splits import carve_out
-from normalcy.detector import normal_training_images, with_split
 from normalcy.evaluate import evaluate
-from normalcy.predict import images_to_score, predict
-from normalcy.provenance import write_record
+from normalcy.predict import predict
+from normalcy.provenance import commit, write_record
 from normalcy.results import read_results
 
 AREA = 0.001
@@ -44,23 +43,6 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "vae": ("vae", {"latent": 100, "score": "reconstruction"}),
 }
 RESULT = Path(__file__).parent / "results" / "lsr_tiles.json"
-
-
-def steps_in(method: str, words: dict[str, Any], data: DataSet, seconds: float) -> int:
-    """How many steps fit into so many seconds of processor time: the time of 40 more of them in two short runs (stages share
-    both alike)."""
-    few, more = 20, 60
-    words = {word: value for word, value in words.items() if word != "eta"}  # no search with an untrained prior
-    spent = []
-    for steps in (few, more):
-        started = time.process_time()
-        Detector(method, **words, steps=steps).fit(data.subset(range(min(96, len(data)))))
-        spent.append(time.process_time() - started)
-    if spent[1] < 1.2 * spent[0]:
-        raise SystemExit(
-            f"{method}: {few} and {more} steps took {spent[0]:.1f} and {spent[1]:.1f} s; run on a quieter machine."
-        )
-    return max(2, round(seconds * (more - few) / (spent[1] - spent[0])))
 
 
 def pro_interval(folder: Path, threshold: float, resamples: int) -> metrics.Interval:
@@ -90,21 +72,8 @@ def made_before(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-root", type=Path, default=None)
-    parser.add_argument("--minutes", type=float, default=25.0, help="training of each network")
-    parser.add_argument("--images", type=int, default=None, help="so many training and test images alone: a trial")
-    parser.add_argument("--rows", default=";".join(RUNS), help="some of them, separated by ;")
-    parser.add_argument("--resamples", type=int, default=1000)
-    parser.add_argument("--out", type=Path, default=None, help="keep models and results here")
-    parser.add_argument("--result", type=Path, default=RESULT)
-    options = parser.parse_args()
-    data = with_split(open_data("magnetic_tile", options.data_root))
-    train, (test, split) = normal_training_images(data), images_to_score(data, None)
-    if options.images is not None:
-        train = train.subset(range(options.images))
-        order = np.random.default_rng(0).permutation(len(test))
-        test = test.subset(np.sort(order[: options.images]))
+    options = arguments(__doc__.splitlines()[0], RUNS, 25.0, RESULT)
+    train, test, split = tiles(options.data_root, options.images)
     kept, carved = carve_out(train.cases, 0.1, minimum=1)
     train, held_out = train.subset(kept), train.subset(carved)
     names = options.rows.split(";")
@@ -142,6 +111,7 @@ def main() -> None:
                         "fit_processor_seconds": round(seconds),
                         "images_per_second": run["images_per_second"],
                         "settings": words,
+                        "commit": commit(),  # rows may come from several runs
                     }
                 )
                 values = {

@@ -10,7 +10,7 @@ anyone's volumes: maps come back in the space of the files.
 
 `vq_restoration` slice by slice and in true 3D against a 3D `vae`. Image score and map of each row are those of one score name;
 "reconstruction" of vq_restoration is the same fit without restoration. Settings were chosen for the time, none on these
-test volumes; pixel_quantile on volumes of another seed (voxel AP 0.19 at 0.9, 0.21 at 0.95, 0.17 at 0.98, reconstruction 0.19).
+test volumes; pixel_quantile on volumes of another seed, by the voxel AP of 0.9, 0.95 and 0.98.
 Nothing is held out for thresholds of images.
 Only two templates: this shows that the path works and how methods compare on it, not how they would on patients.
 """

@@ -223,7 +223,11 @@ def test_a_stage_that_asks_for_it_ends_after_its_preparation():
     words: dict[str, Any] = {"steps": 3, "prepare": lambda batches: order.append("prepare")}
 
     def asked(answer: bool) -> Callable[[], bool]:
-        return lambda: order.append("asked") is None and answer  # type: ignore[func-returns-value]
+        def ask() -> bool:
+            order.append("asked")
+            return answer
+
+        return ask
 
     def step(x: Tensor) -> dict[str, Tensor]:
         order.append("step")

@@ -71,9 +71,7 @@ def main() -> None:
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("demo-results"),
     method: Annotated[list[str], typer.Option(help="Methods to show; repeat for more.")] = [],  # noqa: B006
-    full: Annotated[
-        bool, typer.Option("--full", help="Methods that train longer, too (some 10 minutes more).")
-    ] = False,
+    full: Annotated[bool, typer.Option("--full", help="Methods that train longer, too.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace an earlier demo.")] = True,
 ) -> None:
     """Find defective solar cells: train on functional ones, show what is wrong with the others (about 5 minutes)."""

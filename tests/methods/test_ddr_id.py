@@ -170,3 +170,12 @@ def test_impossible_settings(words: dict[str, Any]) -> None:
 def test_small_images_are_refused() -> None:
     with pytest.raises(DataError, match="at least 8 pixels"):
         DDRID(DDRIDSettings(), (1, 7, 20))
+
+
+def test_encoders_without_biases() -> None:
+    """Nothing in them adds a constant, so that no code can be had without an image; decoders keep theirs."""
+    net = ReconstructionNetwork((1, 32, 32), 6, 4, bias=False)
+    assert not [name for name, _ in net.encoder.named_parameters() if name.endswith("bias")]
+    assert float(net.eval().encode(torch.zeros(2, 1, 32, 32)).abs().max()) == 0
+    assert [name for name, _ in net.decoder.named_parameters() if name.endswith("bias")]
+    assert float(ReconstructionNetwork((1, 32, 32), 6, 4).eval().encode(torch.zeros(2, 1, 32, 32)).abs().max()) > 0

@@ -117,9 +117,9 @@ class Backbone(nn.Module):
 
 def _in_32_bits(convolve: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """In bfloat16 the CPU library's gradient of a depthwise convolution with a stride takes 30 to 80 times as long."""
-    if not x.requires_grad:
+    if not x.requires_grad or x.device.type != "cpu":
         return convolve(x)
-    with torch.autocast(x.device.type, enabled=False):
+    with torch.autocast("cpu", enabled=False):
         return convolve(x.float())
 
 

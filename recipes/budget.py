@@ -1,0 +1,59 @@
+"""What recipes under one budget share: steps that fit into a time, and the magnetic tiles."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from normalcy import Detector, open_data
+from normalcy.data.dataset import DataSet
+from normalcy.detector import normal_training_images, with_split
+from normalcy.predict import images_to_score
+
+
+def steps_in(method: str, words: dict[str, Any], data: DataSet, seconds: float) -> int:
+    """Steps that fit into so many seconds of processor time, from the difference of two short runs (stages share both alike); of
+    longer ones where steps are quick. Ends the recipe where the difference drowns in noise."""
+    words = {word: value for word, value in words.items() if word != "eta"}  # no search with an untrained prior
+    few = data.subset(range(min(96, len(data))))
+    for first, second in ((8, 16), (20, 100)):
+        spent: list[float] = []
+        for steps in (first, second):
+            started = time.process_time()
+            Detector(method, **words, steps=steps).fit(few)
+            spent.append(time.process_time() - started)
+        each = (spent[1] - spent[0]) / (second - first)
+        if each > 0.1:
+            break
+    if spent[1] < 1.05 * spent[0]:
+        raise SystemExit(f"{method}: {first} and {second} steps took {spent[0]:.1f} and {spent[1]:.1f} s: try again.")
+    return max(8, round(seconds / each))
+
+
+def arguments(description: str, rows: Iterable[str], minutes: float, result: Path) -> argparse.Namespace:
+    """The command line of a recipe on tiles."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--data-root", type=Path, default=None)
+    parser.add_argument("--minutes", type=float, default=minutes, help="training of each row")
+    parser.add_argument("--images", type=int, default=None, help="so many training and test images alone: a trial")
+    parser.add_argument("--rows", default=";".join(rows), help="some of them, separated by ;")
+    parser.add_argument("--resamples", type=int, default=1000)
+    parser.add_argument("--out", type=Path, default=None, help="keep models and results here")
+    parser.add_argument("--result", type=Path, default=result)
+    return parser.parse_args()
+
+
+def tiles(data_root: Path | None, images: int | None) -> tuple[DataSet, DataSet, str | None]:
+    """Training and test images of magnetic tiles, so many of each at most, and the name of the test split."""
+    data = with_split(open_data("magnetic_tile", data_root))
+    train, (test, split) = normal_training_images(data), images_to_score(data, None)
+    if images is not None:
+        train = train.subset(range(images))
+        order = np.random.default_rng(0).permutation(len(test))
+        test = test.subset(np.sort(order[:images]))
+    return train, test, split
