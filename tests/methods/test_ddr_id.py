@@ -178,4 +178,5 @@ def test_encoders_without_biases() -> None:
     assert not [name for name, _ in net.encoder.named_parameters() if name.endswith("bias")]
     assert float(net.eval().encode(torch.zeros(2, 1, 32, 32)).abs().max()) == 0
     assert [name for name, _ in net.decoder.named_parameters() if name.endswith("bias")]
-    assert float(ReconstructionNetwork((1, 32, 32), 6, 4).eval().encode(torch.zeros(2, 1, 32, 32)).abs().max()) > 0
+    usual = ReconstructionNetwork((1, 32, 32), 6, 4).encoder
+    assert [name for name, _ in usual.named_parameters() if name.endswith("bias")]
