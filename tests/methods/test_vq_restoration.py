@@ -130,8 +130,8 @@ def test_filters_against_scipy(shape: tuple[int, ...]) -> None:
 
 
 def test_true_3d_passes_the_battery() -> None:
-    words = {**SMALL, "volumes": "whole", "halvings": 2, "codes": 32, "copies": 3, "steps": 200, "batch_size": 8}
-    check_method(VQRestoration, {**words, "prior_width": 8}, shapes=[(1, 16, 16, 16)])
+    words = {**SMALL, "volumes": "whole", "prior_width": 8, "copies": 3, "steps": 200, "batch_size": 8}
+    check_method(VQRestoration, words, shapes=[(1, 16, 16, 16)])
 
 
 def test_sizes() -> None:
