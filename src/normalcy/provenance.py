@@ -12,6 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from normalcy.data.images import write_bytes
+
 
 def commit() -> str | None:
     """The commit of the working tree that this code runs from, with "+" where files are changed; None outside one."""
@@ -42,7 +44,7 @@ def hardware() -> dict[str, Any]:
 
 
 def write_record(path: Path, result: Mapping[str, Any]) -> None:
-    """A result with its provenance, as a small JSON file."""
+    """A result with its provenance, as a small JSON file, whole or not at all."""
     facts = {
         **result,
         "commit": commit(),
@@ -50,8 +52,7 @@ def write_record(path: Path, result: Mapping[str, Any]) -> None:
         "hardware": hardware(),
         "versions": versions(),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    write_bytes(path, (json.dumps(facts, indent=1) + "\n").encode())
 
 
 def _git(folder: str, *words: str) -> str:

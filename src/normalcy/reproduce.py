@@ -309,8 +309,6 @@ def _write_failure(table: Table, out: Path, cell: Cell, reason: str) -> Json:
 
 
 def _write(table: Table, out: Path, cell: Cell, facts: Json) -> Json:
-    path = out / cell.file
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     record = {
         "format": FORMAT,
         "made_for": f"{table.name}: {cell.row}",
@@ -323,8 +321,7 @@ def _write(table: Table, out: Path, cell: Cell, facts: Json) -> Json:
         **facts,
         "settings": cell.settings,
     }
-    write_record(partial, record)
-    os.replace(partial, path)
+    write_record(out / cell.file, record)
     return record
 
 
