@@ -14,7 +14,9 @@ Papers / ours (of the tutorial's system, "in preparation", there is no code; tha
   decodings with noise, the same for all images.
 - The tutorial looks at CT in the window of the brain, 40/80 HU / ``preprocess=window:40:80``, or any other.
 - It claims better sensitivity for haemorrhage than VAE and VAE-GAN, without numbers / ``recipes/brain_lesions.py`` measures
-  sensitivity by lesion at a fixed rate of false alarms beside ``vae``, on synthetic lesions.
+  sensitivity by lesion at a fixed rate of false alarms beside ``vae``, on synthetic lesions: in MR of the brain 0.74 (0.60 to
+  0.87) at 5 false regions per volume and 0.61 (0.49 to 0.74) for the VAE's reconstruction, but 0.16 and 0.18 at one; in CT of an
+  abdomen, where bones and noise make the error, the VAE is the better of two poor ones.
 """
 
 from __future__ import annotations
