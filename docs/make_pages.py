@@ -241,9 +241,7 @@ def volumes(found: dict[str, Any]) -> str:
             .replace("vq_restoration", "[`vq_restoration`](../methods/vq_restoration.md)")
             .replace("vae", "[`vae`](../methods/vae.md)"),
             f"`{row['score']}`",
-            f"{row['voxel_ap']:.3f}",
-            spelled(row["voxel_auroc"]),
-            spelled(row["sample_ap"]),
+            *(spelled(row[key]) for key in ("voxel_ap", "voxel_auroc", "sample_ap")),
         )
         for row in found["rows"]
     ]
@@ -253,7 +251,9 @@ def volumes(found: dict[str, Any]) -> str:
         f"{count['test_anomalous']} with one synthetic anomaly. By chance the voxel AP is {share:.3f} and the sample AP "
         f"{count['test_anomalous'] / (count['test_normal'] + count['test_anomalous']):.2f}."
     )
-    return f"{words}\n\n" + table(("method", "score", "voxel AP", "voxel AUROC [95 %]", "sample AP [95 %]"), rows)
+    return f"{words}\n\n" + table(
+        ("method", "score", "voxel AP [95 %]", "voxel AUROC [95 %]", "sample AP [95 %]"), rows
+    )
 
 
 def lesions(found: dict[str, Any]) -> str:

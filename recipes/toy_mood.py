@@ -174,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 row = {
                     "row": name,
                     "score": score,
-                    "voxel_ap": found["pixel"]["average_precision"]["value"],
+                    "voxel_ap": found["pixel"]["average_precision"],
                     "sample_ap": found["image"]["average_precision"],
                     "voxel_auroc": found["pixel"]["auroc"],
                     "sample_auroc": found["image"]["auroc"],

@@ -221,7 +221,7 @@ def _pixel_metrics(
     if located.pixels <= _EXACT_PIXELS:
         ranking = metrics.pixel_ranking(maps, masks)
         found["auroc"]["value"], found["aupro"]["value"] = ranking.auroc(), metrics.aupro(maps, masks, limit)
-        found["average_precision"] = {"value": ranking.average_precision()}
+        found["average_precision"] = _interval(metrics.pixel_average_precision_interval(maps, masks, **again))  # type: ignore[arg-type]
         found["f1_max"] = ranking.f1_max()._asdict()
         if all(m.min() >= 0 and m.max() <= 1 for m in maps):  # the challenge's rule for maps
             found["mood_ap"] = metrics.mood_ap(maps, masks)
