@@ -193,8 +193,9 @@ def all_methods(found: dict[str, Any]) -> str:
     head = ("method", "image AUROC [95 %]", "pixel AUROC", "AUPRO", "fit s", "images/s", "memory GiB")
     failed = [f"- `{row['method']}` failed: {row['failed']}" for row in found["rows"] if "failed" in row]
     words = (
-        f"{found['size']}x{found['size']} pixels, at most {found['minutes']:g} minutes of training, {found['images']} test "
-        "images, one thread, one seed; seconds of the processor. What a method gives for little, not what it can do."
+        f"{found['size']}x{found['size']} pixels, about {found['minutes']:g} minutes of training where steps can be counted, "
+        f"{found['images']} test images, one thread, one seed; seconds of the processor. What a method gives for little, not "
+        "what it can do."
     )
     return "\n".join([words, "", table(head, rows), *([""] * bool(failed)), *failed])
 

@@ -1,12 +1,13 @@
 """All 2D methods of normalcy on magnetic tiles of 128x128 pixels, under one small budget each: quality, speed and memory.
 
-    python recipes/all_methods.py --data-root DIR [--minutes 1.5] [--images 160]     (about 75 minutes on one core)
+    python recipes/all_methods.py --data-root DIR [--minutes 1.5] [--images 160]     (about 90 minutes on one core)
 
 Data and split as in recipes/magnetic_tile.py (Huang et al. 2020): free tiles sorted by name, shuffled with random.Random(0), the
 first 80 % train (761). Of the other 191 free and the 388 defective tiles with marks so many are drawn with NumPy's
 default_rng(0), three normal ones for five defective (60 and 100 of 160), the same for all methods; maps are compared with the
 masks at each image's own size. Methods that train by gradients train for the same minutes: two short runs before measure their
-speed, from which follows their number of steps (batches of 16). Others run as they are. Settings are the defaults but for those
+speed, from which follows their number of steps (batches of 16); what they do beside steps, such as the rounds of RDA, comes
+on top, and "fit s" counts it. Others run as they are. Settings are the defaults but for those
 in WORDS, which make slow scoring affordable. Minutes and seconds are of the processor, so other work beside changes little but
 --limit. One thread, one process for each method, which also tells its peak memory; a method that takes longer than --limit
 minutes in all is ended and listed. Nothing is chosen on test images, and with so short a training the table says what a method
