@@ -788,7 +788,7 @@ def _print_metrics(found: dict[str, Any]) -> None:
         if pixel["regions"]:
             _print(f"regions found            {pixel['regions']['hit']} of {pixel['regions']['total']}")
     if (patch := found["patch"]) is not None:
-        _print(f"patch AUROC (side {patch['size']:<4})  {_interval(patch['auroc'])}")
+        _print(f"patch AUROC (side {patch['size']})    {_interval(patch['auroc'])}")
     if (region := found["region"]) is not None:
         _print(f"mean region sensitivity  {_interval(region['mean_sensitivity'])} (1/8 to 8 false regions per image)")
 
