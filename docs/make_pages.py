@@ -177,11 +177,17 @@ def spelled(interval: dict[str, float] | None) -> str:
     return f"{interval['value']:.3f}{ends}"
 
 
+def linked(row: str) -> str:
+    """The name of a row, which begins with that of a method, with a link to its page."""
+    name, rest = re.fullmatch(r"(\w+)(.*)", row).groups()  # type: ignore[union-attr]
+    return f"[`{name}`](../methods/{name}.md){rest}"
+
+
 def all_methods(found: dict[str, Any]) -> str:
     good = [row for row in found["rows"] if "failed" not in row]
     rows = [
         (
-            f"[`{row['method']}`](../methods/{row['method']}.md)",
+            linked(row["method"]),
             spelled(row["image_auroc"]),
             *(spelled({"value": row[key]["value"]}) if row[key] else "-" for key in ("pixel_auroc", "aupro")),
             f"{row['fit_seconds']:.0f}",
@@ -203,7 +209,7 @@ def all_methods(found: dict[str, Any]) -> str:
 def compared(found: dict[str, Any]) -> str:
     rows = [
         (
-            f"[`{row['name']}`](../methods/{row['name']}.md)",
+            linked(row["name"]),
             *(spelled(row[key]) for key in ("auroc", "pixel_auroc", "aupro")),
             f"{row['fit_seconds']:.0f}",
             f"{row['images_per_second']:.1f}",
@@ -215,7 +221,7 @@ def compared(found: dict[str, Any]) -> str:
 
 def one_class(found: dict[str, Any]) -> str:
     rows = [
-        (f"[`{name}`](../methods/{name}.md)", f"{row['mean_auroc']:.3f}", str(row["published"] or "-"))
+        (linked(name), f"{row['mean_auroc']:.3f}", str(row["published"] or "-"))
         for name, row in sorted(found["methods"].items(), key=lambda one: -one[1]["mean_auroc"])
     ]
     return table(("method", "mean image AUROC over ten digits", "published"), rows)
@@ -224,7 +230,7 @@ def one_class(found: dict[str, Any]) -> str:
 def from_scratch(found: dict[str, Any]) -> str:
     rows = [
         (
-            f"[`{row['row'].split(',')[0]}`](../methods/{row['row'].split(',')[0]}.md){''.join(row['row'].partition(',')[1:])}",
+            linked(row["row"]),
             f"`{row['score']}`" if row["score"] else "-",
             *(spelled(row[key]) for key in ("image_auroc", "pixel_auroc", "aupro")),
             f"{row['images_per_second']:.1f}",
@@ -238,9 +244,7 @@ def from_scratch(found: dict[str, Any]) -> str:
 def volumes(found: dict[str, Any]) -> str:
     rows = [
         (
-            row["row"]
-            .replace("vq_restoration", "[`vq_restoration`](../methods/vq_restoration.md)")
-            .replace("vae", "[`vae`](../methods/vae.md)"),
+            linked(row["row"]),
             f"`{row['score']}`",
             *(spelled(row[key]) for key in ("voxel_ap", "voxel_auroc", "sample_ap")),
         )
@@ -261,7 +265,7 @@ def lesions(found: dict[str, Any]) -> str:
     rows = [
         (
             part.upper(),
-            row["row"].replace("_", " "),
+            linked(row["row"]),
             spelled(row["voxel_ap"]),
             *(spelled(at["sensitivity"]) for at in row["at_false_regions_per_volume"].values()),
             " and ".join(
@@ -291,15 +295,20 @@ def contamination(found: dict[str, Any]) -> str:
     rows = [
         (
             f"{100 * row['share']:g} %",
-            row["row"].replace("_", " "),
+            linked(row["row"]),
             f"{row['auroc']:.3f}" + (f" ± {row['auroc_deviation']:.3f}" if row["auroc_deviation"] is not None else ""),
             f"{row['average_precision']:.3f}",
             f"{row['f1_max']:.2f}",
         )
         for row in found["summary"]
     ]
+    seeds = max(row["seeds"] for row in found["summary"])
+    published = found["published"]
     words = (
-        f"{found['images']} images of the digit {found['digit']}, means over seeds; ± is the deviation between them."
+        f"{found['images']} images of the digit {found['digit']}, "
+        + (f"means over {seeds} seeds; ± is the deviation between them. " if seeds > 1 else "one seed. ")
+        + f"Published F1 at {100 * published['share']:g} %: RDA {published['rda_f1']}, isolation forest "
+        f"{published['isolation_forest_f1']}."
     )
     return f"{words}\n\n" + table(("foreign", "method", "AUROC", "average precision", "F1 max"), rows)
 

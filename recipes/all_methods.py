@@ -1,6 +1,6 @@
 """All 2D methods of normalcy on magnetic tiles of 128x128 pixels, under one small budget each: quality, speed and memory.
 
-    python recipes/all_methods.py --data-root DIR [--minutes 1.5] [--images 160]     (about 90 minutes on one core)
+    python recipes/all_methods.py --data-root DIR [--minutes 1.5] [--images 160]     (about 2 hours on one core)
 
 Data and split as in recipes/magnetic_tile.py (Huang et al. 2020): free tiles sorted by name, shuffled with random.Random(0), the
 first 80 % train (761). Of the other 191 free and the 388 defective tiles with marks so many are drawn with NumPy's
@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, default=None)
     parser.add_argument("--methods", default=",".join(n for n in METHODS if 2 in get(n).spatial_dims))
     parser.add_argument("--minutes", type=float, default=1.5, help="training of each method")
-    parser.add_argument("--limit", type=float, default=6.0, help="minutes after which a method is ended")
+    parser.add_argument("--limit", type=float, default=40.0, help="minutes after which a method is ended")
     parser.add_argument("--images", type=int, default=160, help="test images, 3 normal for 5 defective")
     parser.add_argument("--out", type=Path, default=RESULTS / "all_methods", help="a file for each method")
     parser.add_argument("--result", type=Path, default=RESULTS / "all_methods.json", help="and .md beside it")

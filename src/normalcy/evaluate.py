@@ -207,9 +207,9 @@ def _pixel_metrics(
 ) -> dict[str, Any]:
     maps, masks = located.maps, located.masks
     cases = [located.read.cases[i] for i in located.images]
-    again = {"cases": cases, "resamples": resamples, "seed": seed}
-    auroc = metrics.pixel_auroc_interval(maps, masks, **again)  # type: ignore[arg-type]
-    aupro = metrics.aupro_interval(maps, masks, limit, **again)  # type: ignore[arg-type]
+    again: dict[str, Any] = {"cases": cases, "resamples": resamples, "seed": seed}
+    auroc = metrics.pixel_auroc_interval(maps, masks, **again)
+    aupro = metrics.aupro_interval(maps, masks, limit, **again)
     found: dict[str, Any] = {
         "images": len(maps),
         "auroc": _interval(auroc),
@@ -221,7 +221,7 @@ def _pixel_metrics(
     if located.pixels <= _EXACT_PIXELS:
         ranking = metrics.pixel_ranking(maps, masks)
         found["auroc"]["value"], found["aupro"]["value"] = ranking.auroc(), metrics.aupro(maps, masks, limit)
-        found["average_precision"] = _interval(metrics.pixel_average_precision_interval(maps, masks, **again))  # type: ignore[arg-type]
+        found["average_precision"] = _interval(metrics.pixel_average_precision_interval(maps, masks, **again))
         found["f1_max"] = ranking.f1_max()._asdict()
         if all(m.min() >= 0 and m.max() <= 1 for m in maps):  # the challenge's rule for maps
             found["mood_ap"] = metrics.mood_ap(maps, masks)
