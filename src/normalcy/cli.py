@@ -74,7 +74,7 @@ def demo(
     full: Annotated[bool, typer.Option("--full", help="Methods that train longer, too.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace an earlier demo.")] = True,
 ) -> None:
-    """Find defective solar cells: train on functional ones, show what is wrong with the others (about 5 minutes)."""
+    """Find defective solar cells: train on functional ones, show what is wrong with the others (about 7 minutes)."""
     from normalcy.demo import LONGER, METHODS, SPEC, settings_for
 
     chosen = method or [*METHODS, *(LONGER if full else ())]

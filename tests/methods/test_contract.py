@@ -49,6 +49,7 @@ TINY: dict[str, dict[str, Any]] = {
         "prior_width": 8,
         "prior_blocks": 1,
         "lr": 0.005,
+        "prior_lr": 0.005,
         "halvings": 2,
         "local": False,
         "eta": "quantile",

@@ -18,6 +18,7 @@ from normalcy.train import TrainSettings, fit
 SHAPE = (1, 16, 16)
 SMALL: dict[str, Any] = {
     "codes": 8, "dimension": 4, "width": 8, "residuals": 1, "prior_width": 16, "prior_blocks": 1, "halvings": 1, "lr": 5e-3,
+    "prior_lr": 5e-3,
 }  # fmt: skip
 
 
