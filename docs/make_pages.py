@@ -152,6 +152,7 @@ def evidence() -> str:
         ("magnetic_tile", "Magnetic tiles at 256x256, found and located", compared),
         ("lsr_tiles", "The same tiles, networks trained from scratch for the same time", from_scratch),
         ("solar_cells", "Solar cells, found", compared),
+        ("chest_xray", "Pneumonia in chest X-rays, found", findings),
         ("mnist_one_class", "One digit normal, nine anomalous", one_class),
         ("toy_mood", "Anomalies in brain volumes, located", volumes),
         ("brain_lesions", "Lesions in brain volumes and CT, found one by one", lesions),
@@ -225,6 +226,24 @@ def one_class(found: dict[str, Any]) -> str:
         for name, row in sorted(found["methods"].items(), key=lambda one: -one[1]["mean_auroc"])
     ]
     return table(("method", "mean image AUROC over ten digits", "published"), rows)
+
+
+def findings(found: dict[str, Any]) -> str:
+    rows = [
+        (
+            linked(row["row"]),
+            spelled(row["auroc"]),
+            f"{row['p_against_best']:.3f}" if "p_against_best" in row else "-",
+            f"{sum(row['fit_seconds']) / len(row['fit_seconds']):.0f}",
+        )
+        for row in sorted(found["rows"], key=lambda row: -row["auroc"]["value"])
+    ]
+    words = (
+        f"{found['train']} images without findings to train; {found['test']['normal']} of other patients and "
+        f"{found['test']['pneumonia']} with pneumonia to test; the first seed. Networks train for about {found['minutes']:g} "
+        "minutes of one core each (seconds are of the clock, beside other work); p: DeLong's test against the best."
+    )
+    return f"{words}\n\n" + table(("method", "image AUROC [95 %]", "p", "fit s"), rows)
 
 
 def from_scratch(found: dict[str, Any]) -> str:
