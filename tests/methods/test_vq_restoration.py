@@ -24,11 +24,12 @@ VOLUME = (1, 6, 16, 16)
 
 
 def _volumes(count: int, seed: int = 0) -> Tensor:
-    """Slices of vertical stripes below and of horizontal ones above, a little noise."""
+    """Slices of vertical stripes below and of horizontal ones above, more or less bright, a little noise."""
     generator = torch.Generator().manual_seed(seed)
     stripes = (torch.arange(16) // 4 % 2).float().expand(16, 16)
     slices = torch.stack([stripes if z < 3 else stripes.T for z in range(6)])
-    return 0.2 + 0.5 * slices.expand(count, *VOLUME) + 0.02 * torch.rand(count, *VOLUME, generator=generator)
+    brightness = 0.4 + 0.2 * torch.rand(count, 1, 1, 1, 1, generator=generator)
+    return 0.2 + brightness * slices + 0.02 * torch.rand(count, *VOLUME, generator=generator)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def test_a_slice_out_of_place_is_restored(fitted: VQRestoration) -> None:
     by_slice = bad.map.mean((2, 3))
     assert (by_slice.argmax(1) == 1).all()
     assert (bad.restored[:, :, 1] - normal[:, :, 1]).abs().mean() < 0.5 * (wrong - normal)[:, :, 1].abs().mean()
-    assert bad.pictures["changed_codes"][:, 1].mean() > 5 * good.pictures["changed_codes"].mean()
+    assert bad.pictures["changed_codes"][:, 1].mean() > 2 * good.pictures["changed_codes"].mean()
     assert float(bad.spread.max()) > 0
 
 

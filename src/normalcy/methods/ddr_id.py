@@ -26,7 +26,8 @@ What was found here, on a CPU:
 
 - 6 epochs in batches of 64 at a rate of 3e-4, instead of 250 in batches of 256, one seed: mean AUROC over the ten digits
   92.7 % where the paper has 96.2, and one-class Deep SVDD (50 epochs) 93.2 in the same run; digit 5 is the worst, 79.3.
-- On three classes of CIFAR-10 (4 epochs, one seed) 64.0 % where the paper has 65.4 over ten; one-class Deep SVDD (20 epochs) 68.5.
+- On three classes of CIFAR-10 (4 epochs, one seed) 64.0 % where the paper has 65.4 over ten; one-class Deep SVDD (20 epochs)
+  68.5 in the same run.
 - On training images of digits, with ``width`` 16 and digit 5 as normal (``recipes/ddr_id_finetuning.py``): codes as pretraining
   leaves them are no good (27.8 and 34.6 for ``latent`` and ``image``). Finetuning lifts both in its first epochs, to 83.0
   and 86.7 after two, and loses again: 81.4 and 80.6 after eight, while the mean AS_r of normal images falls from
