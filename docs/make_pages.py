@@ -180,8 +180,8 @@ def spelled(interval: dict[str, float] | None) -> str:
 
 def linked(row: str) -> str:
     """The name of a row, which begins with that of a method, with a link to its page."""
-    name, rest = re.fullmatch(r"(\w+)(.*)", row).groups()  # type: ignore[union-attr]
-    return f"[`{name}`](../methods/{name}.md){rest}"
+    name = re.split(r"\W", row, maxsplit=1)[0]
+    return f"[`{name}`](../methods/{name}.md){row.removeprefix(name)}"
 
 
 def all_methods(found: dict[str, Any]) -> str:

@@ -60,6 +60,35 @@ def test_a_break_is_restored_and_shown(fitted: LSR) -> None:
     assert bad.pictures["changed_codes"].sum() > 5 * good.pictures["changed_codes"].sum()
 
 
+def test_the_prior_is_kept_as_it_suits_held_out_codes_best() -> None:
+    """Noise can only be learned by heart."""
+    torch.manual_seed(0)
+    method, looks = LSR(LSRSettings(**SMALL), SHAPE), []
+    held_out = torch.rand(8, *SHAPE)
+    settings = TrainSettings(steps=800, batch_size=16, precision="32-true", device="cpu")
+    fit(
+        method,
+        torch.rand(16, *SHAPE),
+        settings,
+        held_out=held_out,
+        log=lambda row: looks.append(row.get("held_out_loss")),
+    )
+    losses = [loss for loss in looks if loss is not None]
+    assert losses[-1] > min(losses)
+    with torch.no_grad():
+        kept = method.eval().prior_likelihood(method.to_codes(held_out))["loss"]
+    assert float(kept) == pytest.approx(min(losses), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "rate", "late"), [({}, 3e-4, 1), ({"preset": "small"}, 1.5e-3, 0.1), ({"prior_lr": 0.1}, 0.1, 1)]
+)
+def test_rate_of_the_prior(words: dict[str, Any], rate: float, late: float) -> None:
+    (objective,) = LSR(LSRSettings(**{**SMALL, "prior_lr": None, **words}), SHAPE).stages()[1].objectives
+    assert objective.lr == rate
+    assert (objective.schedule(0.9) if objective.schedule else 1) == pytest.approx(late)
+
+
 def test_map_is_equation_6(fitted: LSR) -> None:
     x, _ = _with_break(_stripes(3, seed=3))
     with torch.no_grad():

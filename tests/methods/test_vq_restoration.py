@@ -36,7 +36,7 @@ def _volumes(count: int, seed: int = 0) -> Tensor:
 def fitted() -> VQRestoration:
     torch.manual_seed(0)
     method = VQRestoration(VQRestorationSettings(**SMALL, pixel_quantile=0.99, filter=False), VOLUME)
-    settings = TrainSettings(steps=300, batch_size=4, precision="32-true", device="cpu")
+    settings = TrainSettings(steps=600, batch_size=4, precision="32-true", device="cpu")
     fit(method, _volumes(32), settings, held_out=_volumes(8, seed=1))
     return method
 
@@ -54,7 +54,7 @@ def test_a_slice_out_of_place_is_restored(fitted: VQRestoration) -> None:
     by_slice = bad.map.mean((2, 3))
     assert (by_slice.argmax(1) == 1).all()
     assert (bad.restored[:, :, 1] - normal[:, :, 1]).abs().mean() < 0.5 * (wrong - normal)[:, :, 1].abs().mean()
-    assert bad.pictures["changed_codes"][:, 1].mean() > 2 * good.pictures["changed_codes"].mean()
+    assert bad.pictures["changed_codes"][:, 1].mean() > 5 * good.pictures["changed_codes"].mean()
     assert float(bad.spread.max()) > 0
 
 

@@ -13,8 +13,7 @@ Differences to the paper:
 - Codes begin as encoded training images and start anew when out of use, instead of N(0, 1). The encoded vector of each
   position is normalised: otherwise it outruns the codebook at the start, and all positions fall to a few codes.
 - Widths are not in the paper. ``preset="small"`` is for processors without a GPU: narrow, and the prior, with fewer steps to
-  make, learns five times as fast, with a tenth of that rate in the last third. On magnetic tiles (25 minutes of one core) its
-  held-out codes take 4.1 bits then, where the paper's rate leaves 4.3.
+  make, learns five times as fast, with a tenth of that rate in the last third.
 - The prior, which learns few images by heart, is kept as it was when held-out normal codes were likeliest.
 - Without a validation set with defects eta is 0.0005, the paper's; ``"quantile"`` takes that share of the codes of held-out
   normal images, ``"search"`` the best pixel AUROC on held-out images with black or grey rectangles (section 4.3.3).

@@ -16,8 +16,8 @@ Differences to the paper:
 
 - lambda_s and lambda_p (7 and 5 nats there, about the 98th and the 90th percentile of normal codes) are by default these
   percentiles of held-out normal codes.
-- The prior, which learns few images by heart, is kept as it was when held-out normal codes were likeliest: of 150 whole brain
-  volumes 1.3 bits per code in training were 3.1 on others.
+- The prior, which learns few images by heart, is kept as it was when held-out normal codes were likeliest; whole volumes need
+  many.
 - The random numbers of a restoration belong to copy, slice and position, and are the same for every image.
 - Images are standardised by the mean training image; codes begin as encoded images and start anew when out of use.
 - Widths, lengths and batch sizes are ours: the text that we have does not name them.
