@@ -151,6 +151,7 @@ def evidence() -> str:
         ("all_methods", "Every 2D method on magnetic tiles, one small budget each", all_methods),
         ("magnetic_tile", "Magnetic tiles at 256x256, found and located", compared),
         ("lsr_tiles", "The same tiles, networks trained from scratch for the same time", from_scratch),
+        ("dpa_tiles", "The same tiles, by the map of DPA", from_scratch),
         ("solar_cells", "Solar cells, found", compared),
         ("chest_xray", "Pneumonia in chest X-rays, found", findings),
         ("mnist_one_class", "One digit normal, nine anomalous", one_class),
@@ -257,7 +258,22 @@ def from_scratch(found: dict[str, Any]) -> str:
         for row in sorted(found["rows"], key=lambda row: -row["pixel_auroc"]["value"])
     ]
     head = ("method", "score", "image AUROC [95 %]", "pixel AUROC [95 %]", "AUPRO [95 %]", "images/s")
-    return f"{found['minutes']:g} minutes of one core for each method.\n\n" + table(head, rows)
+    text = f"{found['minutes']:g} minutes of one core for each method.\n\n" + table(head, rows)
+    typed = [row for row in found["rows"] if row.get("types")]
+    if not typed:
+        return text
+    kinds = typed[0]["types"]
+    parts = [
+        (
+            linked(row["row"]) + (f", `{row['score']}`" if row["score"] else ""),
+            *(f"{row['types'][kind]['pixel_auroc']['value']:.3f}" for kind in kinds),
+        )
+        for row in typed
+    ]
+    counts = [f"{kind} ({entry['count']})" for kind, entry in kinds.items()]
+    return f"{text}\n\nPixel AUROC of each type of defect (so many images) against the normal images:\n\n" + table(
+        ("method", *counts), parts
+    )
 
 
 def volumes(found: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What recipes under one budget share: steps that fit into a time, and the magnetic tiles."""
+"""What recipes under one budget share: steps that fit into a time, the magnetic tiles and their types of defect."""
 
 from __future__ import annotations
 
@@ -57,3 +57,10 @@ def tiles(data_root: Path | None, images: int | None) -> tuple[DataSet, DataSet,
         order = np.random.default_rng(0).permutation(len(test))
         test = test.subset(np.sort(order[:images]))
     return train, test, split
+
+
+def by_type(found: dict[str, Any]) -> dict[str, Any]:
+    """How well each type of defect is located, from what :func:`normalcy.evaluate.evaluate` gives."""
+    return {
+        kind: {key: entry[key] for key in ("count", "pixel_auroc", "aupro")} for kind, entry in found["types"].items()
+    }

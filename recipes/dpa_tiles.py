@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from budget import arguments, steps_in, tiles
+from budget import arguments, by_type, steps_in, tiles
 
 from normalcy import Detector
 from normalcy.evaluate import evaluate
@@ -28,10 +28,10 @@ from normalcy.provenance import write_record
 
 SPATIAL: dict[str, Any] = {"bottleneck": "spatial", "latent": 4, "grow": False}
 RUNS: dict[str, dict[str, Any]] = {
-    "one pixel, 128": {"latent": 64, "size": 128, "grow": False},
-    "spatial, 128": {**SPATIAL, "size": 128},
-    "spatial, 256": {**SPATIAL, "size": 256},
-    "L1, spatial, 128": {**SPATIAL, "size": 128, "perceptual": 0.0, "l1": 1.0},
+    "dpa, one pixel, 128": {"latent": 64, "size": 128, "grow": False},
+    "dpa, spatial, 128": {**SPATIAL, "size": 128},
+    "dpa, spatial, 256": {**SPATIAL, "size": 256},
+    "dpa with L1 alone, spatial, 128": {**SPATIAL, "size": 128, "perceptual": 0.0, "l1": 1.0},
 }
 RESULT = Path(__file__).parent / "results" / "dpa_tiles.json"
 
@@ -54,9 +54,11 @@ def main() -> None:
             rows.append(
                 {
                     "row": name,
+                    "score": None,
                     "image_auroc": found["image"]["auroc"],
                     "pixel_auroc": found["pixel"]["auroc"],
                     "aupro": found["pixel"]["aupro"],
+                    "types": by_type(found),
                     "fit_processor_seconds": round(seconds),
                     "images_per_second": run["images_per_second"],
                     "settings": words,

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from budget import arguments, steps_in, tiles
+from budget import arguments, by_type, steps_in, tiles
 
 from normalcy import Detector, metrics
 from normalcy.calibrate import decide_on_validation
@@ -110,10 +110,7 @@ def main() -> None:
                         "pixel_auroc": pixel["auroc"],
                         "aupro": pixel["aupro"],
                         "pro": vars_of(pro_interval(place, threshold, options.resamples)),
-                        "types": {
-                            kind: {key: entry[key] for key in ("count", "pixel_auroc", "aupro")}
-                            for kind, entry in found["types"].items()
-                        },
+                        "types": by_type(found),
                         "mean_accuracy": found["image"]["at_threshold"]["mean_accuracy"],
                         "fit_processor_seconds": round(seconds),
                         "images_per_second": run["images_per_second"],

@@ -482,10 +482,11 @@ class _StageRun:
         self.method.eval()
         torch.manual_seed(_seed(self.settings.seed, self.index, -2, 0))
         total = count = 0.0
-        with torch.no_grad(), self.fabric.autocast():
+        with torch.no_grad():
             for x in self._in_order(self.job.held_out):
-                derived = x if self.stage.inputs is None else self.stage.inputs(x)
-                total += float(rule.loss(derived)["loss"]) * len(x)
+                derived = x if self.stage.inputs is None else self.stage.inputs(x)  # in 32 bits, as in training
+                with self.fabric.autocast():
+                    total += float(rule.loss(derived)["loss"]) * len(x)
                 count += len(x)
         self._training_mode()
         value = self.fabric.broadcast(total / count)
