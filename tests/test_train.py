@@ -435,6 +435,29 @@ def test_no_early_stopping_without_held_out_images():
     assert method.a.item() == 20
 
 
+def test_early_stopping_sees_inputs_as_training_does():
+    """Codes are derived in 32 bits, losses computed in the precision of the training, held-out ones too."""
+    method, precisions = Probe(), {"inputs": set(), "loss": set(), "look": set()}
+
+    def note(what: str) -> None:
+        precisions[what].add(torch.is_autocast_enabled("cpu"))
+
+    def inputs(x: Tensor) -> Tensor:
+        note("inputs")
+        return x
+
+    def loss(x: Tensor, what: str) -> dict[str, Tensor]:
+        note(what)
+        return {"loss": method.a**2}
+
+    look = EarlyStop(lambda x: loss(x, "look"), every=1)
+    method.given = [
+        Stage("all", [Objective(lambda x: loss(x, "loss"), [method.a])], steps=2, inputs=inputs, early_stop=look)
+    ]
+    train(method, numbers(4), held_out=numbers(2), precision="bf16-mixed")
+    assert precisions == {"inputs": {False}, "loss": {True}, "look": {True}}
+
+
 # -- conclusion ------------------------------------------------------------------------------------------------------
 
 
