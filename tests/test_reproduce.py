@@ -435,6 +435,8 @@ def test_metrics_of_maps(categories: Path, tmp_path: Path):
     )
     (tmp_path / "t.toml").write_text(head + columns + rows)
     table = read_table(str(tmp_path / "t.toml"))
+    empty = [line["ours"] for line in tabulate(table, tmp_path / "nothing")["lines"]]
+    assert empty == 7 * 3 * [None]
     found, ran = run(table, tmp_path / "out", categories)
     assert len(ran) == 2
     ours = {(line["row"], line["column"]): line["ours"]["value"] for line in found["lines"]}

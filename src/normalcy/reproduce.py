@@ -371,9 +371,11 @@ def tabulate(table: Table, out: Path) -> Json:
         if table.mean:
             own = lines[-len(table.columns) :]
             values = [line["ours"]["value"] for line in own if line["ours"] is not None]
-            whole = {"value": round(statistics.fmean(values), 3), "low": None, "high": None, "over": "columns"}
+            whole = None
+            if len(values) == len(own):
+                whole = {"value": round(statistics.fmean(values), 3), "low": None, "high": None, "over": "columns"}
             cells = {key: sum(line["cells"][key] for line in own) for key in ("done", "of", "seconds")}
-            lines.append(_line(table, row, "mean", whole if len(values) == len(own) else None, cells, {}))
+            lines.append(_line(table, row, "mean", whole, cells, {}))
     return {
         "format": FORMAT,
         "table": table.name,
