@@ -38,7 +38,7 @@ class PIADSettings:
     """timm name, "name:file" or the embedded efficientnet_lite0."""
     layer: int = 2
     """Its feature layer."""
-    magnify: int | None = None
+    magnify: int | None = 1
     """Images are magnified so much for the backbone; none: as its first layer reduces them."""
     statistics: str = ""
     """.npz file with <layer>_mean and <layer>_std of natural images; empty: those of the training images."""
