@@ -23,6 +23,8 @@ Paper / authors' code / ours:
 - The adversarial term (table 4) acts at the full resolution alone; its critic is that of ``f_anogan`` instead of an encoder.
 - The map, mean error over the channels of the layer, is in the authors' code; they never measured it
   (``recipes/dpa_tiles.py`` does).
+- Found here on car, frog and ship of CIFAR-10 (``normalcy reproduce dpa/three-classes``), 3,000 steps, 8 channels, layer 2 alone:
+  AUROC 89.4, 84.4 and 87.8 % (published, with VGG19: 92.2, 88.9, 91.4); with L1 and the same network 45.3, 68.2 and 72.3.
 """
 
 from __future__ import annotations
