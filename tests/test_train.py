@@ -428,6 +428,15 @@ def test_early_stopping_waits_and_asks_for_a_real_gain():
     assert method.a.item() == 2
 
 
+def test_early_stopping_counts_no_looks_before_its_part_of_the_stage():
+    """The rate falls at the end: a standstill before says nothing yet; what was best is kept all the same."""
+    method = Probe()
+    method.given = [falling(method, every=1, patience=2, after=0.5)]
+    records = train(method, numbers(3), held_out=torch.full((3, 1, 1, 1), 4.0))
+    assert [r["step"] for r in records if "held_out_loss" in r][-1] == 11, "steps 10 and 11 of 20 count"
+    assert method.a.item() == 4
+
+
 def test_no_early_stopping_without_held_out_images():
     method = Probe()
     method.given = [falling(method, every=1, patience=1)]

@@ -79,6 +79,9 @@ class EarlyStop:
     """Epochs between two looks, or steps where the stage is counted in steps; a user's --epochs does not change it."""
     patience: int = 3
     min_delta: float = 0.0
+    after: float = 0.0
+    """Fraction of the stage before which looks do not count towards the end: with a learning rate that falls later, a standstill
+    says nothing yet."""
 
 
 class Batches(Protocol):

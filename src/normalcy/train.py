@@ -496,7 +496,8 @@ class _StageRun:
             state.best, state.looks_since_best = value, 0
             state.best_weights = {k: v.detach().clone() for k, v in self.method.state_dict().items()}
             return False
-        state.looks_since_best += 1
+        if step + 1 >= rule.after * self.steps:
+            state.looks_since_best += 1
         return state.looks_since_best >= rule.patience
 
     def _save(self, state: _State, optimisers: Sequence[torch.optim.Optimizer]) -> None:

@@ -38,7 +38,7 @@ from normalcy.nets.filters import Reduce, bilateral, check_reduce, reduce_map
 from normalcy.nets.pixelsnail import Memory, PixelSNAIL, mean_nats
 from normalcy.nets.quantise import Quantiser
 from normalcy.nets.restore import LikelyCodes, Restored, limit_of, negative_log_likelihood, restore
-from normalcy.nets.schedules import late_drop
+from normalcy.nets.schedules import LATE, late_drop
 
 Score = Literal["restored", "input", "likelihood"]
 PRESETS: Mapping[str, Mapping[str, float]] = {
@@ -213,7 +213,9 @@ class LSR(Method):
                 epochs=150,
                 batch_size=32,
                 inputs=self.to_codes,
-                early_stop=EarlyStop(self.prior_likelihood, every=3, patience=5),
+                early_stop=EarlyStop(
+                    self.prior_likelihood, every=3, patience=5, after=LATE if s.preset == "small" else 0.0
+                ),
                 conclude=None if not isinstance(s.eta, str) else self.choose_eta,
             ),
         ]

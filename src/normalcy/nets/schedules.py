@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 
+LATE = 2 / 3
+
 
 def late_drop(fraction: float) -> float:
     """Factor on the learning rate: a tenth in the last third."""
-    return 1.0 if fraction < 2 / 3 else 0.1
+    return 1.0 if fraction < LATE else 0.1
 
 
 def drop_after(part: float, factor: float = 0.1) -> Callable[[float], float]:
