@@ -266,7 +266,7 @@ def from_scratch(found: dict[str, Any]) -> str:
     parts = [
         (
             linked(row["row"]) + (f", `{row['score']}`" if row["score"] else ""),
-            *(f"{row['types'][kind]['pixel_auroc']['value']:.3f}" for kind in kinds),
+            *(f"{row['types'][kind]['pixel_auroc']:.3f}" for kind in kinds),
         )
         for row in typed
     ]

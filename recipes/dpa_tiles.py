@@ -1,14 +1,14 @@
 """The map of DPA, which its authors never measured, on magnetic tiles: surface defects found and located.
 
-    python recipes/dpa_tiles.py --data-root DIR [--minutes 30]     (about 4 x 30 minutes and scoring, on 2 cores)
+    python recipes/dpa_tiles.py --data-root DIR [--minutes 15]     (one thread: about 4 x 22 minutes of one core)
 
 Data and split as in recipes/magnetic_tile.py (Huang et al. 2020): free tiles sorted by name, shuffled with random.Random(0), the
 first 80 % train (761); the other 191 and all 392 defective ones test; all resized to 256x256, maps compared with the masks at
 each image's own size. DPA sees them at 128x128 and 256x256, with a code of one pixel and with a spatial one, which has to keep
 the place of what it restores; below them the same network with L1 alone, whose map is the error of pixels. Every row trains for
-the same minutes. Compare with recipes/lsr_tiles.py (networks trained from scratch on the same tiles) and with PatchCore
-(image AUROC 0.92, pixel AUROC 0.75, AUPRO 0.73). Settings are those of the chest X-rays of the paper; nothing is chosen on test
-images. Intervals: images drawn again.
+the same minutes. Compare with recipes/lsr_tiles.py (networks trained from scratch on the same tiles) and with PatchCore in
+recipes/magnetic_tile.py. Settings are those of the chest X-rays of the paper; nothing is chosen on test images. Intervals:
+images drawn again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ RESULT = Path(__file__).parent / "results" / "dpa_tiles.json"
 
 
 def main() -> None:
-    options = arguments(__doc__.splitlines()[0], RUNS, 30.0, RESULT)
+    options = arguments(__doc__.splitlines()[0], RUNS, 15.0, RESULT)
     train, test, split = tiles(options.data_root, options.images)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
