@@ -8,7 +8,9 @@ images have no orientation (tissue, textures): so DPA's table 2.
 
 Paper / authors' code / ours: a Wide ResNet 10-4, Adam, 3 epochs over all images in all transforms / the same, 200 / 72
 transforms of 128 images are not held at once: each image of a batch gets a random transform, so 216 passes over the images are
-the paper's 3. Ours divides the score by 72. There is no map.
+the paper's 3. Ours divides the score by 72. There is no map. Found here (``normalcy reproduce
+dpa/three-classes``), a WRN-10-1 and a sixth of the training: AUROC 91.6, 76.5 and 88.8 % on car, frog and ship of CIFAR-10;
+published 96.0, 85.2 and 94.3.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ in table 1 of DPA (Shvetsova et al. 2021), whose search is over the layer. Nothi
 
 Difference: EfficientNet-Lite0, which installs offline, and by default all of its layers together, instead of one layer of an
 Inception-ResNet; small images are magnified, so that deep layers still see a grid.
+Found with it (``normalcy reproduce dpa/three-classes``): AUROC 81.1, 80.9 and 83.3 % on car, frog and ship of CIFAR-10;
+published 94.3, 90.3 and 92.0.
 """
 
 from __future__ import annotations

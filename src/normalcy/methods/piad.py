@@ -8,6 +8,8 @@ ratio, smoothed, makes them equal, for G and for E apart.
 
 Paper / ours: VGG19, layer and statistics as in ``dpa`` / see there; residual networks / networks of the DCGAN type for any size,
 with group norm in the critic (as ``f_anogan``); images to [-1, 1] by the range of the training images. The map is ours.
+Found here (``normalcy reproduce dpa/three-classes``), 3,000 steps of 32 images in place of 10,000 of 64: AUROC 76.1, 84.3 and
+81.7 % on car, frog and ship of CIFAR-10; published 87.1, 81.7 and 86.3.
 """
 
 from __future__ import annotations
