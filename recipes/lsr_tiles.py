@@ -1,6 +1,6 @@
 """Surface defects of magnetic tiles by networks trained from scratch under one budget: LSR, autoencoders, a VAE.
 
-    python recipes/lsr_tiles.py --data-root DIR [--minutes 40] [--rows NAMES]     (one thread: about 4 x 50 minutes of one core)
+    python recipes/lsr_tiles.py --data-root DIR [--minutes 25] [--rows NAMES]     (one thread: about 4 x 35 minutes of one core)
 
 Data and split as in recipes/magnetic_tile.py (Huang et al. 2020): free tiles sorted by name, shuffled with random.Random(0), the
 first 80 % train (761); the other 191 and all 392 defective ones test; all resized to 256x256. Every network trains for the same
@@ -73,7 +73,7 @@ def made_before(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    options = arguments(__doc__.splitlines()[0], RUNS, 40.0, RESULT)
+    options = arguments(__doc__.splitlines()[0], RUNS, 25.0, RESULT)
     train, test, split = tiles(options.data_root, options.images)
     kept, carved = carve_out(train.cases, 0.1, minimum=1)
     train, held_out = train.subset(kept), train.subset(carved)

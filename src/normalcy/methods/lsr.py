@@ -12,8 +12,9 @@ Differences to the paper:
 - Images are standardised by the mean training image, so that the terms of equation 3 have one scale; all are means.
 - Codes begin as encoded training images and start anew when out of use, instead of N(0, 1). The encoded vector of each
   position is normalised: otherwise it outruns the codebook at the start, and all positions fall to a few codes.
-- Widths are not in the paper. ``preset="small"`` is for processors without a GPU: narrow, and the prior, with fewer steps to
-  make, learns five times as fast, with a tenth of that rate in the last third.
+- Widths are not in the paper. ``preset="small"`` is for processors without a GPU: narrow, with 64 codes instead of 512 (a
+  small prior cannot foresee the noise of a surface that more of them carry), and the prior, with fewer steps to make, learns
+  five times as fast, with a tenth of that rate in the last third.
 - The prior, which learns few images by heart, is kept as it was when held-out normal codes were likeliest.
 - Without a validation set with defects eta is 0.0005, the paper's; ``"quantile"`` takes that share of the codes of held-out
   normal images, ``"search"`` the best pixel AUROC on held-out images with black or grey rectangles (section 4.3.3).
@@ -42,10 +43,10 @@ from normalcy.nets.schedules import LATE, late_drop
 
 Score = Literal["restored", "input", "likelihood"]
 PRESETS: Mapping[str, Mapping[str, float]] = {
-    "paper": {"width": 128, "residuals": 8, "prior_width": 128, "prior_blocks": 3, "prior_lr": 3e-4},
-    "small": {"width": 48, "residuals": 2, "prior_width": 48, "prior_blocks": 2, "prior_lr": 1.5e-3},
+    "paper": {"codes": 512, "width": 128, "residuals": 8, "prior_width": 128, "prior_blocks": 3, "prior_lr": 3e-4},
+    "small": {"codes": 64, "width": 48, "residuals": 2, "prior_width": 48, "prior_blocks": 2, "prior_lr": 1.5e-3},
 }
-ETAS = tuple(10.0**k for k in (-6, -5, -4.5, -4, -3.5, -3, -2.5, -2, -1.5))
+ETAS = tuple(10.0**k for k in (-6, -5, -4.5, -4, -3.5, -3, -2.5, -2, -1.5, -1))
 """Tried by ``eta="search"``."""
 
 
@@ -60,8 +61,8 @@ class LSRSettings:
     """Share of normal codes below eta="quantile"."""
     local: bool = True
     """A code is replaced only if a neighbour that follows it is unlikely too."""
-    codes: int = 512
-    """K"""
+    codes: int | None = None
+    """K: 512, or 64 if small."""
     dimension: int = 32
     """Of a code's vector, D."""
     halvings: int = 3
@@ -88,7 +89,7 @@ class LSRSettings:
     """The image score: "mean" or "max" of the map, or this quantile of it, in [0, 1]."""
 
     def __post_init__(self) -> None:
-        positive = (self.codes, self.dimension, self.halvings, self.lr, self.beta)
+        positive = (self.dimension, self.halvings, self.lr, self.beta)
         given = [getattr(self, word) for word in PRESETS["paper"]]
         if min(positive) <= 0 or any(n is not None and n <= 0 for n in given):
             raise SettingsError("lsr: codes, dimension, halvings, beta, rates and all widths must be positive.")
@@ -118,9 +119,9 @@ class LSR(Method):
         parts = (2, channels, s.number("width"), s.halvings, s.number("residuals"), s.dimension)
         self.standardise = Standardise(self.shape)
         self.encoder: nn.Module = vqvae.encoder(*parts, normalise=True)
-        self.quantiser = Quantiser(s.codes, s.dimension, s.ema)
+        self.quantiser = Quantiser(s.number("codes"), s.dimension, s.ema)
         self.decoder: nn.Module = vqvae.decoder(*parts)
-        self.prior = PixelSNAIL(self.grid, s.codes, s.number("prior_width"), s.number("prior_blocks"))
+        self.prior = PixelSNAIL(self.grid, s.number("codes"), s.number("prior_width"), s.number("prior_blocks"))
         self.register_buffer("eta", torch.tensor(s.eta if not isinstance(s.eta, str) else 0.0005))
 
     # -- stage 1
