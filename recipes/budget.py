@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from normalcy import Detector, open_data
 from normalcy.data.dataset import DataSet
 from normalcy.detector import normal_training_images, with_split
 from normalcy.predict import images_to_score
+from normalcy.provenance import commit, write_record
 
 
 def steps_in(method: str, words: dict[str, Any], data: DataSet, seconds: float) -> int:
@@ -58,6 +60,35 @@ def tiles(data_root: Path | None, images: int | None) -> tuple[DataSet, DataSet,
         order = np.random.default_rng(0).permutation(len(test))
         test = test.subset(np.sort(order[:images]))
     return train, test, split
+
+
+def located(
+    name: str, score: str | None, found: dict[str, Any], run: dict[str, Any], seconds: float, words: dict[str, Any]
+) -> dict[str, Any]:
+    """A row of a table, from what :func:`normalcy.evaluate.evaluate` and ``predict`` give; its measures are printed."""
+    measures = {
+        "image_auroc": found["image"]["auroc"],
+        "pixel_auroc": found["pixel"]["auroc"],
+        "aupro": found["pixel"]["aupro"],
+    }
+    rounded = {key: round(measure["value"], 3) for key, measure in measures.items()}
+    print(name, score or "", rounded, f"{run['images_per_second']:.2f} images/s", flush=True)
+    return {
+        "row": name,
+        "score": score,
+        **measures,
+        "types": by_type(found),
+        "fit_processor_seconds": round(seconds),
+        "images_per_second": run["images_per_second"],
+        "settings": words,
+        "commit": commit(),  # rows may come from several runs
+    }
+
+
+def write_rows(recipe: str, options: argparse.Namespace, rows: list[dict[str, Any]], **more: Any) -> None:
+    """The result file of a recipe on tiles."""
+    about = {"recipe": recipe, "minutes": options.minutes, "images": options.images, **more}
+    write_record(options.result, {**about, "seed": 0, "threads": torch.get_num_threads(), "rows": rows})
 
 
 def by_type(found: dict[str, Any]) -> dict[str, Any]:

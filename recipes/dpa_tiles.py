@@ -18,13 +18,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from budget import arguments, by_type, steps_in, tiles
+from budget import arguments, located, steps_in, tiles, write_rows
 
 from normalcy import Detector
 from normalcy.evaluate import evaluate
 from normalcy.predict import predict
-from normalcy.provenance import write_record
 
 SPATIAL: dict[str, Any] = {"bottleneck": "spatial", "latent": 4, "grow": False}
 RUNS: dict[str, dict[str, Any]] = {
@@ -51,34 +49,8 @@ def main() -> None:
             place = out / name.replace(", ", "-").replace(" ", "-")
             run = predict(detector, test, place, split=split, spec="magnetic_tile", overwrite=True)
             found = evaluate(place, resamples=options.resamples)
-            rows.append(
-                {
-                    "row": name,
-                    "score": None,
-                    "image_auroc": found["image"]["auroc"],
-                    "pixel_auroc": found["pixel"]["auroc"],
-                    "aupro": found["pixel"]["aupro"],
-                    "types": by_type(found),
-                    "fit_processor_seconds": round(seconds),
-                    "images_per_second": run["images_per_second"],
-                    "settings": words,
-                }
-            )
-            values = {key: round(rows[-1][key]["value"], 3) for key in ("image_auroc", "pixel_auroc", "aupro")}
-            print(name, values, f"{run['images_per_second']:.2f} images/s", flush=True)
-            write_record(
-                options.result,
-                {
-                    "recipe": "dpa_tiles",
-                    "minutes": options.minutes,
-                    "images": options.images,
-                    "train": len(train),
-                    "test": len(test),
-                    "seed": 0,
-                    "threads": torch.get_num_threads(),
-                    "rows": rows,
-                },
-            )
+            rows.append(located(name, None, found, run, seconds, words))
+            write_rows("dpa_tiles", options, rows, train=len(train), test=len(test))
 
 
 if __name__ == "__main__":

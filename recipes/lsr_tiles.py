@@ -24,8 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from budget import arguments, by_type, steps_in, tiles
+from budget import arguments, located, steps_in, tiles, write_rows
 
 from normalcy import Detector, metrics
 from normalcy.calibrate import decide_on_validation
@@ -33,7 +32,6 @@ from normalcy.data.images import read_mask
 from normalcy.data.splits import carve_out
 from normalcy.evaluate import evaluate
 from normalcy.predict import predict
-from normalcy.provenance import commit, write_record
 from normalcy.results import read_results
 
 AREA = 0.001
@@ -99,42 +97,16 @@ def main() -> None:
                 place = folder / (score or "results")
                 run = predict(scored, test, place, decision=decision, split=split, spec="magnetic_tile", overwrite=True)
                 found = evaluate(place, resamples=options.resamples)
-                pixel, threshold = found["pixel"], float(decision.pixel_threshold or 0)
+                threshold = float(decision.pixel_threshold or 0)
                 rows.append(
                     {
-                        "row": name,
-                        "score": score,
-                        "image_auroc": found["image"]["auroc"],
-                        "pixel_auroc": pixel["auroc"],
-                        "aupro": pixel["aupro"],
+                        **located(name, score, found, run, seconds, words),
                         "pro": vars_of(pro_interval(place, threshold, options.resamples)),
-                        "types": by_type(found),
                         "mean_accuracy": found["image"]["at_threshold"]["mean_accuracy"],
-                        "fit_processor_seconds": round(seconds),
-                        "images_per_second": run["images_per_second"],
-                        "settings": words,
-                        "commit": commit(),  # rows may come from several runs
                     }
                 )
-                values = {
-                    key: round(rows[-1][key]["value"], 3) for key in ("image_auroc", "pixel_auroc", "aupro", "pro")
-                }
-                print(name, score or "", values, f"{run['images_per_second']:.2f} images/s", flush=True)
-            write_record(
-                options.result,
-                {
-                    "recipe": "lsr_tiles",
-                    "minutes": options.minutes,
-                    "images": options.images,
-                    "train": len(train),
-                    "held_out": len(held_out),
-                    "test": len(test),
-                    "smallest_area": AREA,
-                    "seed": 0,
-                    "threads": torch.get_num_threads(),
-                    "rows": rows,
-                },
-            )
+            counts = {"train": len(train), "held_out": len(held_out), "test": len(test)}
+            write_rows("lsr_tiles", options, rows, **counts, smallest_area=AREA)
 
 
 def vars_of(interval: metrics.Interval) -> dict[str, float]:
