@@ -17,7 +17,7 @@ from torch import Tensor
 
 from normalcy.errors import SettingsError
 from normalcy.method import Method, Objective, Scores, Stage
-from normalcy.nets.convnets import Network, Norm, Standardise, choose
+from normalcy.nets.convnets import CLIP, Network, Norm, Standardise, choose
 from normalcy.nets.filters import Reduce, check_reduce, gaussian_smooth, reduce_map
 from normalcy.nets.schedules import late_drop
 from normalcy.nets.ssim import ssim_map
@@ -94,7 +94,12 @@ class Autoencoder(Method):
     def stages(self) -> Sequence[Stage]:
         s = self.settings
         objective = Objective(
-            self.reconstruction, self.parameters(), lr=s.lr, weight_decay=s.weight_decay, schedule=late_drop
+            self.reconstruction,
+            self.parameters(),
+            lr=s.lr,
+            weight_decay=s.weight_decay,
+            schedule=late_drop,
+            clip_norm=CLIP,
         )
         return [Stage("reconstruction", [objective], epochs=30, batch_size=64, prepare=self.standardise.measure)]
 

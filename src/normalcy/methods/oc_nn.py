@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from normalcy.errors import SettingsError
 from normalcy.method import Batches, Method, Objective, Scores, Stage
-from normalcy.nets.convnets import Network, Norm, Standardise, choose
+from normalcy.nets.convnets import CLIP, Network, Norm, Standardise, choose
 from normalcy.nets.schedules import late_drop
 
 
@@ -149,7 +149,12 @@ class OCNN(Method):
         head = list(chain(self.V.parameters(), self.w.parameters()))
         own = [*self.encoder.parameters(), *head] if s.fine_tune else head
         pretrain = Objective(
-            self.reconstruction, autoencoder, lr=s.pretraining_lr, weight_decay=s.weight_decay, schedule=late_drop
+            self.reconstruction,
+            autoencoder,
+            lr=s.pretraining_lr,
+            weight_decay=s.weight_decay,
+            schedule=late_drop,
+            clip_norm=CLIP,
         )
         separate = Objective(self.one_class, own, lr=s.lr, schedule=late_drop)
         return [

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from normalcy.errors import SettingsError
 from normalcy.method import Method, Objective, Scores, Stage
-from normalcy.nets.convnets import Network, Norm, Standardise, choose
+from normalcy.nets.convnets import CLIP, Network, Norm, Standardise, choose
 from normalcy.nets.filters import Reduce, check_reduce, gaussian_smooth, reduce_map
 from normalcy.nets.gaussian_code import kl_to_standard
 from normalcy.nets.schedules import late_drop
@@ -142,7 +142,7 @@ class VAE(Method):
             lr=s.lr,
             weight_decay=s.weight_decay,
             schedule=late_drop,
-            clip_norm=0.1 * math.prod(self.shape),  # the loss grows with the number of pixels
+            clip_norm=CLIP * math.prod(self.shape),  # the loss grows with the number of pixels
         )
         return [Stage("elbo", [objective], epochs=30, batch_size=64, prepare=self.standardise.measure)]
 
