@@ -18,6 +18,13 @@ Differences to the paper:
 - The prior, which learns few images by heart, is kept as it was when held-out normal codes were likeliest.
 - Without a validation set with defects eta is 0.0005, the paper's; ``"quantile"`` takes that share of the codes of held-out
   normal images, ``"search"`` the best pixel AUROC on held-out images with black or grey rectangles (section 4.3.3).
+
+Found here, on magnetic tiles (``recipes/lsr_tiles.py``, small preset, 25 minutes of one core): pixel AUROC 0.660 and AUPRO 0.564,
+above an autoencoder with L2 (0.628, 0.507), but not by the paper's 0.12, and not above a VAE (0.667, 0.564). Against the
+VAE it is better on breaks (0.815, 0.768) and frays (0.787, 0.716), worse on blowholes (0.871, 0.940) and on cracks (0.731,
+0.941): thin lines are lost in the codes already, and the distance of the restored image to the input finds them better (0.862).
+Uneven tiles, 70 % of the marked pixels, are hardly found by any (0.618, 0.682): brightness changes slowly there, and code
+after code is likely next to those before.
 """
 
 from __future__ import annotations
