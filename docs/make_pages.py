@@ -259,16 +259,13 @@ def from_scratch(found: dict[str, Any]) -> str:
     ]
     head = ("method", "score", "image AUROC [95 %]", "pixel AUROC [95 %]", "AUPRO [95 %]", "images/s")
     text = f"{found['minutes']:g} minutes of one core for each method.\n\n" + table(head, rows)
-    typed = [row for row in found["rows"] if row.get("types")]
-    if not typed:
-        return text
-    kinds = typed[0]["types"]
+    kinds = found["rows"][0]["types"]
     parts = [
         (
             linked(row["row"]) + (f", `{row['score']}`" if row["score"] else ""),
             *(f"{row['types'][kind]['pixel_auroc']:.3f}" for kind in kinds),
         )
-        for row in typed
+        for row in found["rows"]
     ]
     counts = [f"{kind} ({entry['count']})" for kind, entry in kinds.items()]
     return f"{text}\n\nPixel AUROC of each type of defect (so many images) against the normal images:\n\n" + table(
