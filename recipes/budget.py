@@ -77,7 +77,10 @@ def located(
         "row": name,
         "score": score,
         **measures,
-        "types": by_type(found),
+        "types": {
+            kind: {key: entry[key] for key in ("count", "pixel_auroc", "aupro")}
+            for kind, entry in found["types"].items()
+        },
         "fit_processor_seconds": round(seconds),
         "images_per_second": run["images_per_second"],
         "settings": words,
@@ -89,10 +92,3 @@ def write_rows(recipe: str, options: argparse.Namespace, rows: list[dict[str, An
     """The result file of a recipe on tiles."""
     about = {"recipe": recipe, "minutes": options.minutes, "images": options.images, **more}
     write_record(options.result, {**about, "seed": 0, "threads": torch.get_num_threads(), "rows": rows})
-
-
-def by_type(found: dict[str, Any]) -> dict[str, Any]:
-    """How well each type of defect is located, from what :func:`normalcy.evaluate.evaluate` gives."""
-    return {
-        kind: {key: entry[key] for key in ("count", "pixel_auroc", "aupro")} for kind, entry in found["types"].items()
-    }

@@ -29,6 +29,18 @@ def _fitted(shape: tuple[int, ...], steps: int = 100, **words: Any) -> Autoencod
     return method
 
 
+def test_an_odd_image_does_not_ruin_the_training() -> None:
+    """Without a limit of the gradients it leaves a network no better than the mean image."""
+    torch.manual_seed(0)
+    method = Autoencoder(AutoencoderSettings(latent=4), (1, 16, 16))
+    normal = _waves(63, (1, 16, 16))
+    settings = TrainSettings(steps=300, batch_size=8, precision="32-true", device="cpu")
+    fit(method, torch.cat([normal, 30 * torch.rand(1, 1, 16, 16)]), settings)
+    with torch.no_grad():
+        error = method.eval().error(normal, method.decode(method.encode(normal))).mean()
+    assert error < 0.4 * normal.var()
+
+
 @pytest.mark.parametrize(
     ("loss", "shape", "steps", "words"),
     [

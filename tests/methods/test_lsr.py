@@ -144,6 +144,11 @@ def test_sizes_and_presets() -> None:
     assert paper.quantiser.book.shape == (512, 32)
     assert LSRSettings(preset="small", width=20).number("width") == 20
     assert LSRSettings(preset="small").number("prior_width") == 48
+    small = LSR(LSRSettings(preset="small"), (3, 64, 64))
+    assert small.quantiser.book.shape == (64, 32)
+    assert [stage.epochs for stage in small.stages()] == [175, 75]
+    assert [stage.objectives[0].lr for stage in small.stages()] == [1e-3, 1.5e-3]
+    assert [stage.objectives[0].lr for stage in paper.stages()] == [3e-4, 3e-4]
     with pytest.raises(DataError, match=r"lsr halves images 3 times.*size=96"):
         LSR(LSRSettings(), (1, 100, 100))
 

@@ -19,13 +19,12 @@ Differences to the paper:
 - Without a validation set with defects eta is 0.0005, the paper's; ``"quantile"`` takes that share of the codes of held-out
   normal images, ``"search"`` the best pixel AUROC on held-out images with black or grey rectangles (section 4.3.3).
 
-Found here, on magnetic tiles (``recipes/lsr_tiles.py``, small preset, still with 40 % of the steps and a rate of 3e-4 for the
-VQ-VAE, 25 minutes of one core): pixel AUROC 0.660 and AUPRO 0.564,
-above an autoencoder with L2 (0.628, 0.507), but not by the paper's 0.12, and not above a VAE (0.667, 0.564). Against the
-VAE it is better on breaks (0.815, 0.768) and frays (0.787, 0.716), worse on blowholes (0.871, 0.940) and on cracks (0.731,
-0.941): thin lines are lost in the codes already, and the distance of the restored image to the input finds them better (0.862).
-Uneven tiles, 70 % of the marked pixels, are hardly found by any (0.618, 0.682): brightness changes slowly there, and code
-after code is likely next to those before.
+Found here, on magnetic tiles (``recipes/lsr_tiles.py``, 25 minutes of one core, the small preset when it gave the VQ-VAE 40 % of
+the steps and a rate of 3e-4): pixel AUROC 0.660 and AUPRO 0.564, above an autoencoder with L2 (0.628, 0.507), but not by the
+paper's 0.12, and not above a VAE (0.667, 0.564). Against the VAE it is better on breaks (0.815, 0.768) and frays (0.787, 0.716),
+worse on blowholes (0.871, 0.940) and on cracks (0.731, 0.941), which the distance of the restored image to the input finds
+better (0.862): thin lines seem lost in the codes already. Uneven tiles, 70 % of the marked pixels, are hardly found by either
+(0.618, 0.682): brightness changes slowly there, so that code after code may be likely next to those before.
 """
 
 from __future__ import annotations
@@ -214,14 +213,13 @@ class LSR(Method):
         return torch.tensor(ETAS[max(range(len(ETAS)), key=found.__getitem__)])
 
     def stages(self) -> Sequence[Stage]:
-        s = self.settings
+        s, small = self.settings, self.settings.preset == "small"
         autoencoder = [*self.encoder.parameters(), *self.quantiser.parameters(), *self.decoder.parameters()]
-        first, second = (175, 75) if s.preset == "small" else (100, 150)  # epochs
         return [
             Stage(
                 "vqvae",
                 [Objective(self.reconstruction, autoencoder, lr=s.number("lr"))],
-                epochs=first,
+                epochs=175 if small else 100,
                 batch_size=32,
                 prepare=self.begin,
             ),
@@ -233,15 +231,13 @@ class LSR(Method):
                         self.prior.parameters(),
                         lr=s.number("prior_lr"),
                         clip_norm=1.0,
-                        schedule=late_drop if s.preset == "small" else None,
+                        schedule=late_drop if small else None,
                     )
                 ],
-                epochs=second,
+                epochs=75 if small else 150,
                 batch_size=32,
                 inputs=self.to_codes,
-                early_stop=EarlyStop(
-                    self.prior_likelihood, every=3, patience=5, after=LATE if s.preset == "small" else 0.0
-                ),
+                early_stop=EarlyStop(self.prior_likelihood, every=3, patience=5, after=LATE if small else 0.0),
                 conclude=None if not isinstance(s.eta, str) else self.choose_eta,
             ),
         ]

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from normalcy.errors import SettingsError
 from normalcy.method import Batches, Method, Objective, Scores, Stage
 from normalcy.nets.attention import grad_cam
-from normalcy.nets.convnets import ConvNet, Standardise, choose
+from normalcy.nets.convnets import CLIP, ConvNet, Standardise, choose
 from normalcy.nets.features import Mapped, mean_and_deviation
 from normalcy.nets.filters import Reduce, check_reduce, gaussian_smooth, reduce_map
 from normalcy.nets.gaussian_code import draw, kl_to_standard
@@ -118,7 +118,7 @@ class VAEAttention(Method):
 
     def stages(self) -> Sequence[Stage]:
         s = self.settings
-        clip = 0.1 * self.standardise.mean.numel()  # the loss grows with the number of pixels
+        clip = CLIP * self.standardise.mean.numel()  # the loss grows with the number of pixels
         objective = Objective(self.negative_elbo, self.parameters(), lr=s.lr, schedule=late_drop, clip_norm=clip)
         return [
             Stage("elbo", [objective], epochs=30, batch_size=64, prepare=self.standardise.measure),

@@ -34,8 +34,7 @@ SMALLEST = 8
 LENET_UP_TO = 32
 """Longest side, in pixels, for which "auto" takes the LeNet type."""
 CLIP = 0.1
-"""Largest norm of the gradient of a mean squared error. Typical are hundredths of it; without a limit one odd batch can, in long
-training with small batches, move all weights at once by several learning rates and undo what was learned."""
+"""Largest norm of the gradient of a reconstruction error, mean over pixels: without a limit an odd image can ruin a training."""
 
 _CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED: dict[int, Any] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
