@@ -37,6 +37,8 @@ What was found here, on a CPU:
   the falling rate): the sums of squares of equations 3 and 5 outweigh the constraint. With means instead of sums it counts,
   and AUROC is 41 to 70. Encoders without biases and affine norms, Deep SVDD's guard against this, collapse as well
   (88.7 and 87.7).
+- Smaller first weights (torch's own, those of DCGAN) make it worse: codes collapse within an epoch. So does the batch's mean and
+  deviation in the batch norms at test.
 """
 
 from __future__ import annotations
