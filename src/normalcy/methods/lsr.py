@@ -167,12 +167,7 @@ class LSR(Method):
         found = self.quantiser(self.encode(x))
         restored = self.decoder(found.vectors).float()
         error = (self.standardise(x) - restored).square().mean()
-        return {
-            "loss": error + found.codebook + self.settings.beta * found.commitment,
-            "error": error,
-            "commitment": found.commitment,
-            "perplexity": found.perplexity,
-        }
+        return found.losses(error, self.settings.beta)
 
     # -- stage 2
 

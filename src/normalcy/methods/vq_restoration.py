@@ -179,12 +179,7 @@ class VQRestoration(Method):
         planes, numbers = self.draw(*self.planes(self.standardise(x)))
         found = self.quantiser(self.encode(planes, numbers))
         error = (planes - self.decode(found.vectors, numbers)).abs().mean()
-        return {
-            "loss": error + found.codebook + self.settings.beta * found.commitment,
-            "error": error,
-            "commitment": found.commitment,
-            "perplexity": found.perplexity,
-        }
+        return found.losses(error, self.settings.beta)
 
     # -- stage 2
 

@@ -30,6 +30,11 @@ class Quantised:
     perplexity: Tensor
     """exp of the entropy of the codes in this batch: how many are in use."""
 
+    def losses(self, error: Tensor, beta: float) -> dict[str, Tensor]:
+        """Those of a VQ-VAE with a reconstruction error () and the commitment's weight ``beta``, "loss" their sum."""
+        loss = error + self.codebook + beta * self.commitment
+        return {"loss": loss, "error": error, "commitment": self.commitment, "perplexity": self.perplexity}
+
 
 class Quantiser(nn.Module):
     """``codes`` vectors of ``dimension``."""
