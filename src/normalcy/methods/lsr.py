@@ -44,7 +44,7 @@ from normalcy.nets import vqvae
 from normalcy.nets.convnets import Standardise
 from normalcy.nets.filters import Reduce, bilateral, check_reduce, reduce_map
 from normalcy.nets.pixelsnail import Memory, PixelSNAIL, mean_nats
-from normalcy.nets.quantise import Quantiser
+from normalcy.nets.quantise import Quantised, Quantiser
 from normalcy.nets.restore import LikelyCodes, Restored, limit_of, negative_log_likelihood, restore
 from normalcy.nets.schedules import LATE, late_drop
 
@@ -164,7 +164,7 @@ class LSR(Method):
 
     def reconstruction(self, x: Tensor) -> Mapping[str, Tensor]:
         """Equation 3, in units of the images' deviation."""
-        found = self.quantiser(self.encode(x))
+        found: Quantised = self.quantiser(self.encode(x))
         restored = self.decoder(found.vectors).float()
         error = (self.standardise(x) - restored).square().mean()
         return found.losses(error, self.settings.beta)

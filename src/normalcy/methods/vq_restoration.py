@@ -40,7 +40,7 @@ from normalcy.nets import vqvae
 from normalcy.nets.convnets import Standardise
 from normalcy.nets.filters import mean_filter, min_filter
 from normalcy.nets.pixelsnail import Memory, PixelSNAIL, mean_nats
-from normalcy.nets.quantise import Quantiser
+from normalcy.nets.quantise import Quantised, Quantiser
 from normalcy.nets.restore import SampledCodes, limit_of, negative_log_likelihood, restore
 
 Score = Literal["restored", "reconstruction", "likelihood"]
@@ -177,7 +177,7 @@ class VQRestoration(Method):
     def reconstruction(self, x: Tensor) -> Mapping[str, Tensor]:
         """Mean absolute error in units of the images' deviation, codebook and commitment."""
         planes, numbers = self.draw(*self.planes(self.standardise(x)))
-        found = self.quantiser(self.encode(planes, numbers))
+        found: Quantised = self.quantiser(self.encode(planes, numbers))
         error = (planes - self.decode(found.vectors, numbers)).abs().mean()
         return found.losses(error, self.settings.beta)
 
