@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from normalcy.errors import SettingsError
-from normalcy.methods.deep_svdd import RECENT, DeepSVDD, DeepSVDDSettings
+from normalcy.methods.deep_svdd import RECENT, DeepSVDD, DeepSVDDSettings, patch_dictionary
 from normalcy.train import TrainSettings, fit
 
 SHAPE = (1, 16, 16)
@@ -46,6 +46,52 @@ def test_nothing_in_the_encoder_could_be_constant() -> None:
     norms = [m for m in method.encoder.modules() if isinstance(m, nn.BatchNorm2d)]
     assert norms
     assert not any(m.affine for m in norms)
+
+
+def _stripes(count: int = 64) -> Tensor:
+    """Columns of one value each."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(count, 1, 1, 16, generator=generator).expand(count, *SHAPE).contiguous()
+
+
+def test_filters_of_a_dictionary_look_like_the_patches() -> None:
+    torch.manual_seed(0)
+    filters = patch_dictionary(_stripes().split(16), (4, 1, 5, 5))  # type: ignore[arg-type]
+    norms = filters.flatten(1).norm(dim=1)
+    assert (norms <= 1 + 1e-5).all()
+    assert (norms > 0.5).all()
+    torch.testing.assert_close(filters, filters.mean(2, keepdim=True).expand_as(filters), rtol=0, atol=0.02)
+    torch.manual_seed(0)
+    torch.testing.assert_close(patch_dictionary(_stripes().split(16), (4, 1, 5, 5)), filters)  # type: ignore[arg-type]
+    assert patch_dictionary([torch.ones(2, *SHAPE)], (4, 1, 5, 5)).isfinite().all()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("words", "shape", "stripes"),
+    [
+        ({}, SHAPE, True),
+        ({"first_filters": "random"}, SHAPE, False),
+        ({}, (3, 16, 16), False),
+        ({"first_filters": "dictionary"}, (3, 16, 16), True),
+        ({"network": "dcgan", "first_filters": "dictionary"}, (1, 40, 40), True),
+        ({}, (1, 40, 40), False),
+    ],
+    ids=str,
+)
+def test_first_layer_begins_as_a_dictionary(words: dict[str, Any], shape: tuple[int, ...], stripes: bool) -> None:
+    """By default for what the authors' scripts use it for: small images of one channel."""
+    method = DeepSVDD(DeepSVDDSettings(**words), shape)
+    columns = torch.rand(40, shape[0], 1, shape[2], generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        method.begin(columns.expand(40, *shape).contiguous().split(10))  # type: ignore[arg-type]
+    weight = next(m for m in method.encoder.modules() if isinstance(m, nn.Conv2d)).weight.detach()
+    across = (weight - weight.mean(2, keepdim=True)).square().mean() / weight.square().mean()
+    assert (float(across) < 0.01) == stripes
+
+
+def test_no_dictionary_of_volumes() -> None:
+    with pytest.raises(SettingsError, match="2D"):
+        DeepSVDD(DeepSVDDSettings(first_filters="dictionary"), (1, 16, 16, 16))
 
 
 def test_score_is_the_squared_distance() -> None:
