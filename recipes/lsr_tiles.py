@@ -35,6 +35,7 @@ from normalcy.predict import predict
 from normalcy.results import read_results
 
 AREA = 0.001
+AUGMENT = ["rotate90", "flip"]  # as the papers of LSR and of the autoencoders do with textures
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "lsr": ("lsr", {"preset": "small", "eta": "search"}),
     "autoencoder, l2": ("autoencoder", {"loss": "l2", "latent": 100}),
@@ -81,7 +82,7 @@ def main() -> None:
         out = options.out or Path(temporary)
         for name in names:
             method, words = RUNS[name]
-            words = {**words, "size": 256, "calibration": 0.0, "batch_size": 16}
+            words = {**words, "size": 256, "augment": AUGMENT, "calibration": 0.0, "batch_size": 16}
             words["steps"] = steps_in(method, words, train, 60 * options.minutes)
             print(name, words, flush=True)
             started = time.process_time()

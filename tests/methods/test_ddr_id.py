@@ -161,7 +161,17 @@ def test_finetuning_draws_codes_to_the_centre() -> None:
     assert (code - fitted.centre).square().sum(1).mean() < 0.5 * (fitted.centre.square().sum() + 1)
 
 
-@pytest.mark.parametrize("words", [{"latent": 0}, {"lr": 0.0}, {"sigma": 0.0}, {"width": 0}], ids=str)
+def test_rate_of_the_discriminator() -> None:
+    def rates(**words: Any) -> list[float]:
+        return [objective.lr for stage in _method(**words).stages() for objective in stage.objectives]
+
+    assert rates(lr=2e-4) == [2e-4, 2e-4, 2e-4]
+    assert rates(lr=2e-4, discriminator_lr=1e-3) == [2e-4, 1e-3, 2e-4]
+
+
+@pytest.mark.parametrize(
+    "words", [{"latent": 0}, {"lr": 0.0}, {"discriminator_lr": 0.0}, {"sigma": 0.0}, {"width": 0}], ids=str
+)
 def test_impossible_settings(words: dict[str, Any]) -> None:
     with pytest.raises(SettingsError, match="ddr_id"):
         DDRIDSettings(**words)

@@ -79,11 +79,14 @@ class DDRIDSettings:
     """Of E_C and E_N, scales and shifts of their norms too; false: as in Deep SVDD, where a constant code cannot be learned."""
     lr: float = 1e-4
     """Of Adam; a tenth of it after 50 epochs of the 150 and of the 100."""
+    discriminator_lr: float | None = None
+    """The same for D_L; none: lr."""
     weight_decay: float = 1e-6
 
     def __post_init__(self) -> None:
-        if (self.latent is not None and self.latent < 1) or min(self.lr, self.sigma) <= 0 or self.weight_decay < 0:
-            raise SettingsError("ddr_id: latent, lr and sigma must be positive, weight_decay not negative.")
+        rates = [lr for lr in (self.lr, self.discriminator_lr) if lr is not None]
+        if (self.latent is not None and self.latent < 1) or min(*rates, self.sigma) <= 0 or self.weight_decay < 0:
+            raise SettingsError("ddr_id: latent, rates and sigma must be positive, weight_decay not negative.")
         if self.width < 1:
             raise SettingsError(f"ddr_id: width must be at least 1 channel, got {self.width}.")
 
@@ -225,7 +228,11 @@ class DDRID(Method):
         late = drop_after(50 / 100)
         game = [
             Objective(
-                self.ascend, self.discriminator.parameters(), lr=s.lr, weight_decay=s.weight_decay, schedule=late
+                self.ascend,
+                self.discriminator.parameters(),
+                lr=s.discriminator_lr or s.lr,
+                weight_decay=s.weight_decay,
+                schedule=late,
             ),
             Objective(self.descend, both, lr=s.lr, weight_decay=s.weight_decay, schedule=late),
         ]
