@@ -49,7 +49,7 @@ def test_networks_of_table_1() -> None:
     judges = [m.out_features for m in method.discriminator.modules() if isinstance(m, nn.Linear)]
     assert judges == [128, 32, 16, 1]
     mnist = DDRID(DDRIDSettings(), (1, 28, 28))
-    assert mnist.class_specific.padded == [32, 32]
+    assert mnist.class_specific.inside == [32, 32]
     assert mnist.centre.shape == (128,)
     assert [m.out_features for m in mnist.discriminator.modules() if isinstance(m, nn.Linear)] == [64, 32, 16, 1]
 

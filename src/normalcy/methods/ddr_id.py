@@ -13,8 +13,8 @@ over coordinates against sums over pixels as they stand.
 Where the paper is silent or slips, and what is done here:
 
 - There is no public code; networks are those of table 1. Its last deconvolution has 64 channels before the tanh, here the
-  image's. Four halvings need sides of 32: smaller or odd images are padded inside (28 becomes 32), larger ones get more
-  levels of 512 channels.
+  image's. Four halvings need sides of 32: 28x28 digits and odd sides are resized inside, bilinear (in the tables here the digits
+  are resized before all else, by ``size=32``); larger images get more levels of 512 channels.
 - The template of equation 8 is "through the encoder" in the text, D_C(Z_C) in the formula: the formula.
 - sigma is "a small value": a setting, 0.1 unless given.
 - tanh outputs are summed and compared with inputs in [0, 1], as they stand.
@@ -99,7 +99,7 @@ class ReconstructionNetwork(nn.Module):
         channels, *self.sides = shape
         levels = max(1, math.ceil(math.log2(max(self.sides) / 4)))  # of the decoder, above its first grid: 3 for 32x32
         self.grid = tuple(max(2, math.ceil(side / 2**levels)) for side in self.sides)
-        self.padded = [n * 2**levels for n in self.grid]
+        self.inside = [n * 2**levels for n in self.grid]  # sides that the levels halve evenly
         widths = [width * min(8, 2**i) for i in range(levels + 1)]
         encoder = nn.Sequential()
         for level, (before, after) in enumerate(zip([channels, *widths], widths)):
@@ -123,19 +123,14 @@ class ReconstructionNetwork(nn.Module):
         return [nn.BatchNorm2d(channels, affine=affine), nn.LeakyReLU(SLOPE, inplace=True)]
 
     def encode(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, latent), float32; borders are replicated up to the sides that the network takes."""
-        (height, width), (full_height, full_width) = self.sides, self.padded
-        top, left = (full_height - height) // 2, (full_width - width) // 2
-        margins = (left, full_width - width - left, top, full_height - height - top)
-        code: Tensor = self.encoder(F.pad(x, margins, mode="replicate"))
+        """(B, C, H, W) -> (B, latent), float32"""
+        code: Tensor = self.encoder(_resized(x, self.inside))
         return code.float()
 
     def decode(self, code: Tensor) -> Tensor:
         """(B, latent) -> (B, C, H, W) in [-1, 1], float32."""
         image: Tensor = self.decoder(code).float()
-        (height, width), (full_height, full_width) = self.sides, self.padded
-        top, left = (full_height - height) // 2, (full_width - width) // 2
-        return image[..., top : top + height, left : left + width]
+        return _resized(image, self.sides)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.decode(self.encode(x))
@@ -283,3 +278,10 @@ class DDRID(Method):
 def _squares(x: Tensor) -> Tensor:
     """Sum of squares of each image, (B,)."""
     return x.square().flatten(1).sum(1)
+
+
+def _resized(x: Tensor, sides: Sequence[int]) -> Tensor:
+    """(B, C, H, W) -> (B, C, *sides)"""
+    if list(x.shape[2:]) == list(sides):
+        return x
+    return F.interpolate(x, tuple(sides), mode="bilinear", antialias=True)
