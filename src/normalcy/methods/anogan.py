@@ -7,6 +7,9 @@ Not in the paper: images are first mapped to [-1, 1] by the range of the trainin
 the last one; an image that no longer gets better stops (``patience``). All images of a batch are searched at once, each by
 itself and from the same first code; on the CPU an image gets the same bits in any batch (``Generator.alike``). Latent size as
 Ruff et al. 2018.
+
+Found here (``ddr_id/gans``: 100 epochs, one seed, 2,000 test images): AUROC 96.9 on digit 0, 82.2 on 3, 81.7 on 8, where Ruff et
+al. published 96.6, 88.7 and 84.9. Why 3 and 8 stay below was not found; our networks have a quarter of DCGAN's width.
 """
 
 from __future__ import annotations
