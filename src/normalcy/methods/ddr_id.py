@@ -29,10 +29,10 @@ What was found here, on a CPU (``recipes/results/ddr_id``):
   Digit 5 is the worst, 88.3. ``validation`` takes ``image`` for every digit; the paper's took ``latent`` for six.
 - At the full width but with 6 epochs, digits padded and one rate for all it had been 92.7. On training images of digits 2 and 5
   resizing instead of padding gained two to three points, all else equal.
-- In a training as short as these D_L, at the rate of the others, learns too slowly to constrain much. R_C becomes its template in the
-  end, R_N draws the image, and ``image`` falls again while codes shrink (``recipes/ddr_id_finetuning.py``: with digit 5 as normal,
-  padded, from 89.4 after five epochs of finetuning to 85.4 after eight). sigma and the form of equation 4 change nothing as
-  long as D_L is that slow (89.6 to 89.9).
+- In a training as short as these D_L, at the rate of the others, learns too slowly to constrain much. R_C becomes its template
+  in the end, R_N draws the image, and ``image`` falls again while codes shrink (``recipes/ddr_id_finetuning.py``: digit 5 as
+  normal, padded, 89.4 after five epochs of finetuning, 85.4 after eight). sigma and the form of equation 4 change nothing as long
+  as D_L is that slow (89.6 to 89.9).
 - With means instead of sums of squares AUROC is 41 to 70. Encoders without biases and affine norms, Deep SVDD's guard against
   constant codes, do not stop them from shrinking (88.7 and 87.7).
 - Three classes of CIFAR-10 (4 epochs, one seed): 64.0 %, where the paper has 65.4 over ten.
