@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from normalcy.errors import DataError, SettingsError
 from normalcy.methods.ddr_id import DDRID, DDRIDSettings, ReconstructionNetwork
@@ -60,6 +61,20 @@ def test_any_size_comes_back(shape: tuple[int, ...]) -> None:
     image = torch.rand(2, *shape)
     assert net.encode(image).shape == (2, 6)
     assert net(image).shape == image.shape
+
+
+def test_digits_are_resized_for_the_networks_and_back() -> None:
+    """28 pixels do not halve four times; what does is left alone."""
+    net = ReconstructionNetwork((1, 28, 28), 6, 4).eval()
+    image = torch.rand(2, 1, 28, 28)
+    with torch.no_grad():
+        larger = F.interpolate(image, (32, 32), mode="bilinear")
+        torch.testing.assert_close(net.encode(image), net.encoder(larger))
+        made = net.decoder(net.encode(image))
+        assert made.shape == (2, 1, 32, 32)
+        torch.testing.assert_close(net(image).mean(), made.mean(), rtol=0, atol=0.02)
+        whole = ReconstructionNetwork((1, 32, 32), 6, 4).eval()
+        torch.testing.assert_close(whole(larger), whole.decoder(whole.encoder(larger)), rtol=0, atol=0)
 
 
 def test_loss_is_equations_3_to_5() -> None:
