@@ -193,6 +193,6 @@ def patch_dictionary(batches: Batches, shape: Sequence[int]) -> Tensor:
         sample.add(F.unfold(x.cpu(), tuple(kernel)).movedim(1, 2).flatten(0, 1))
     rows = sample.rows
     spread = rows.std(0)
-    rows = ((rows - rows.mean(0)) / torch.where(spread > 0, spread, 1.0)).double().numpy()
+    patches = ((rows - rows.mean(0)) / torch.where(spread > 0, spread, 1.0)).double().numpy()
     learner = MiniBatchDictionaryLearning(count, alpha=1.0, max_iter=1, batch_size=10, random_state=random_state())
-    return torch.from_numpy(learner.fit(rows).components_).float().view(*shape)
+    return torch.from_numpy(learner.fit(patches).components_).float().view(*shape)
