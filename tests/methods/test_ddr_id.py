@@ -77,6 +77,14 @@ def test_digits_are_resized_for_the_networks_and_back() -> None:
         torch.testing.assert_close(whole(larger), whole.decoder(whole.encoder(larger)), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32)])
+def test_trains_in_bfloat16(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    method = DDRID(DDRIDSettings(**SMALL), shape)
+    fit(method, torch.rand(32, *shape), TrainSettings(steps=6, batch_size=16, precision="bf16-mixed", device="cpu"))
+    assert method.score(torch.rand(2, *shape)).image.isfinite().all()
+
+
 def test_loss_is_equations_3_to_5() -> None:
     method = _method(joint_batches=False).eval()
     method.centre.copy_(torch.linspace(-1, 1, 8))

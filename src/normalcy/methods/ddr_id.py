@@ -278,7 +278,8 @@ def _squares(x: Tensor) -> Tensor:
 
 
 def _resized(x: Tensor, sides: Sequence[int]) -> Tensor:
-    """(B, C, H, W) -> (B, C, *sides)"""
+    """(B, C, H, W) -> (B, C, *sides), in 32 bits where anything changes"""
     if list(x.shape[2:]) == list(sides):
         return x
-    return F.interpolate(x, tuple(sides), mode="bilinear", antialias=True)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.interpolate(x.float(), tuple(sides), mode="bilinear", antialias=True)
