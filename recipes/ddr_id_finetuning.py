@@ -3,7 +3,7 @@
     python recipes/ddr_id_finetuning.py --data-root DIR [--digit 5]      (one thread, about 20 minutes)
 
 Networks of a quarter of the width of table 1 (Lin et al. 2020), batches of 64, rate 3e-4, one seed; digits padded to 32 pixels,
-as ddr_id did when this was measured (it resizes them now, which does better). Training images of MNIST alone: all of a digit
+as ddr_id did when this was measured (it resizes them now). Training images of MNIST alone: all of a digit
 but 900 train, these 900 and 2,100 of other digits test, so that what is seen here may choose settings.
 
 First the settings (18 epochs in all): AUROC of ``latent`` and ``image`` in percent, the means of AS_l and AS_r over held-out

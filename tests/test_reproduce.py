@@ -132,6 +132,8 @@ def test_table_2_of_ddr_id_is_the_papers():
     assert {c.spec for c in select(table, ["ocsvm"], ["cifar-10"], ["3"], [0])} == {"cifar10:cat"}
     dcae = {c.column: c.given["latent"] for c in select(table, ["DCAE"])}
     assert dcae == {"MNIST": 32, "CIFAR-10": 128}
+    ours = {c.column: (c.given["calibration"], c.given.get("size")) for c in select(table, ["DDR-ID"])}
+    assert ours == {"MNIST": (0.1, 32), "CIFAR-10": (0.1, None)}  # section 4.1: a tenth is held out
 
 
 def test_tables_of_lsr_are_the_papers_and_share_their_cells():

@@ -9,9 +9,8 @@ itself and from the same first code; on the CPU an image gets the same bits in a
 Ruff et al. 2018.
 
 Found here (``ddr_id/gans``: 100 epochs, one seed, 2,000 test images): AUROC 96.9 on digit 0, 82.2 on 3, 81.7 on 8, where Ruff et
-al. published 96.6, 88.7 and 84.9. A part of what misses may be that the search leaves the range of the codes in training: in a
-trial on training images (digit 3, 25 epochs, 300 images) it went to 4.2, and kept within 1 it gave 83.3 instead of 81.1. Our
-networks have a quarter of DCGAN's width.
+al. published 96.6, 88.7 and 84.9. Why was not settled: the search may leave the range of the codes in training, and our networks
+have a quarter of DCGAN's width.
 """
 
 from __future__ import annotations
