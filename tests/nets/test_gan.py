@@ -90,16 +90,26 @@ def test_losses_are_cross_entropies() -> None:
 
 def test_each_loss_moves_its_own_network() -> None:
     torch.manual_seed(0)
-    gan = DCGAN((1, 8, 8), 4, 4)
-    gan.discriminator_loss(torch.rand(6, 1, 8, 8))["loss"].backward()  # type: ignore[no-untyped-call]
+    gan = DCGAN((1, 16, 16), 4, 4)
+    gan.discriminator_loss(torch.rand(6, 1, 16, 16))["loss"].backward()  # type: ignore[no-untyped-call]
     assert all(p.grad is None for p in gan.generator.parameters())
     assert all(p.grad is not None for p in gan.discriminator.parameters())
-    before = taken_for_real(gan.discriminator.eval(), gan.generator.eval()(gan.generator.prior(6, seed=1)))
+    before = taken_for_real(gan.discriminator, gan.generator(gan.generator.prior(6, seed=1)))
     gradients = torch.autograd.grad(before, list(gan.generator.parameters()))
     with torch.no_grad():
         for p, g in zip(gan.generator.parameters(), gradients):
-            p.sub_(1e-3 * g)
+            p.sub_(0.1 * g)
         assert taken_for_real(gan.discriminator, gan.generator(gan.generator.prior(6, seed=1))) < before
+
+
+def test_a_dcgan_begins_with_the_weights_of_radford() -> None:
+    torch.manual_seed(0)
+    gan = DCGAN((1, 16, 16), 50, 8)
+    weights = [p for p in gan.parameters() if p.ndim > 1]
+    assert len(weights) == 6
+    for weight in weights:
+        assert abs(float(weight.detach().std()) - 0.02) < 0.02 * 3 / (2 * weight.numel()) ** 0.5
+    assert all(bool((p == 0).all() or (p == 1).all()) for p in gan.parameters() if p.ndim == 1)
 
 
 def test_seeded_codes_leave_the_global_state() -> None:

@@ -36,10 +36,11 @@ class AnoGANSettings:
     """Of both networks."""
     discrimination: float = 0.1
     """lambda, the share of the discrimination loss, in [0, 1]."""
-    search_steps: int = 500
-    search_lr: float = 0.02
+    search_steps: int = 50
+    """The paper: 500. A long search finds codes for strange images, too."""
+    search_lr: float = 0.01
     """Of the search's Adam."""
-    patience: int | None = 50
+    patience: int | None = 20
     """An image stops when its loss has not fallen by 0.1 % for so many steps; none: all make all steps (the paper)."""
 
     def __post_init__(self) -> None:

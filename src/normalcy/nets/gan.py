@@ -3,8 +3,8 @@
 Networks are the ``dcgan`` type of :mod:`normalcy.nets.convnets`: 4x4 convolutions of stride 2, widths that double with
 each halving, down to a grid of 4 to 7 pixels; no norm next to the image. They see and give images in [-1, 1].
 
-Differences to Radford et al.: weights begin as He et al. 2015 instead of with deviation 0.02, which depends on the width;
-the code enters by a linear layer (the same as their transposed convolution from one pixel, for any grid).
+Difference to Radford et al.: the code enters by a linear layer (the same as their transposed convolution from one pixel,
+for any grid). Their first weights, of deviation 0.02 whatever the width, are those of :class:`DCGAN` alone.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from normalcy.nets.convnets import ConvNet, Norm
 
 TILE = 16
 """Rows of a matrix product in :meth:`Generator.alike`."""
+DEVIATION = 0.02
+"""Of the first weights in :class:`DCGAN`."""
 
 
 class Range(nn.Module):
@@ -131,6 +133,9 @@ class DCGAN(nn.Module):
         self.range = Range()
         self.generator = Generator(shape, latent, width)
         self.discriminator = Encoder(shape, 1, width)
+        for parameter in self.parameters():
+            if parameter.ndim > 1:  # not biases and norms
+                nn.init.normal_(parameter, std=DEVIATION)
 
     def discriminator_loss(self, x: Tensor) -> Mapping[str, Tensor]:
         with torch.no_grad():
