@@ -47,12 +47,37 @@ def test_networks_of_table_1() -> None:
         (128, (4, 4), (2, 2)),
         (3, (4, 4), (2, 2)),  # the table says 64
     ]
-    judges = [m.out_features for m in method.discriminator.modules() if isinstance(m, nn.Linear)]
-    assert judges == [128, 32, 16, 1]
+    halving = [(m.kernel_size, m.stride, m.padding) for m in down[:-1] if isinstance(m, nn.Conv2d)]
+    assert halving == [((4, 4), (2, 2), (1, 1))] * 4
+    kinds = [
+        [type(m).__name__ for m in part.modules() if not list(m.children())] for part in (net.encoder, net.decoder)
+    ]
+    norm = ["BatchNorm2d", "LeakyReLU"]
+    up_and_norm = ["DoublingConv2d", *norm]
+    assert kinds[0] == ["HalvingConv2d", "LeakyReLU", *(["HalvingConv2d", *norm] * 3), "Flatten", "Linear"]
+    assert kinds[1] == ["Linear", "Unflatten", *norm, *up_and_norm, *up_and_norm, "DoublingConv2d", "Tanh"]
+    assert {m.negative_slope for m in net.modules() if isinstance(m, nn.LeakyReLU)} == {0.2}
+    assert _judges(method) == [128, 32, 16, 1]
     mnist = DDRID(DDRIDSettings(), (1, 28, 28))
     assert mnist.class_specific.inside == [32, 32]
     assert mnist.centre.shape == (128,)
-    assert [m.out_features for m in mnist.discriminator.modules() if isinstance(m, nn.Linear)] == [64, 32, 16, 1]
+    assert _judges(mnist) == [64, 32, 16, 1]
+    assert _judges(DDRID(DDRIDSettings(latent=512), (1, 32, 32))) == [128, 32, 16, 1]  # Endosome
+
+
+def _judges(method: DDRID) -> list[int]:
+    return [m.out_features for m in method.discriminator.modules() if isinstance(m, nn.Linear)]
+
+
+@pytest.mark.parametrize(
+    ("words", "lengths"), [({}, (150, 100)), ({"pretraining_epochs": 100, "finetuning_epochs": 450}, (100, 450))]
+)
+def test_lengths_and_the_rate_that_drops_after_50_epochs(words: dict[str, int], lengths: tuple[int, int]) -> None:
+    stages = _method(**words).stages()
+    assert tuple(stage.epochs for stage in stages) == lengths
+    for stage, length in zip(stages, lengths):
+        for objective in stage.objectives:
+            assert [objective.schedule(epoch / length) for epoch in (0, 49, 50, length - 1)] == [1, 1, 0.1, 0.1]
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (2, 8, 40), (1, 9, 13), (3, 100, 64)])

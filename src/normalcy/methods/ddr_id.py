@@ -58,6 +58,8 @@ from normalcy.nets.schedules import drop_after
 
 Score = Literal["validation", "latent", "image", "sum"]
 SLOPE = 0.2
+DROP = 50
+"""Epochs of a stage after which the rate is a tenth."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,11 @@ class DDRIDSettings:
     joint_batches: bool = True
     bias: bool = True
     """Of E_C and E_N, scales and shifts of their norms too; false: as in Deep SVDD, where a constant code cannot be learned."""
+    pretraining_epochs: int = 150
+    finetuning_epochs: int = 100
+    """Lengths of the stages (GTSRB in the paper: 100 and 450); ``epochs`` keeps their proportion."""
     lr: float = 1e-4
-    """Of Adam; a tenth of it after 50 epochs of the 150 and of the 100."""
+    """Of Adam; a tenth of it past the 50th of these epochs in either stage."""
     discriminator_lr: float | None = None
     """The same for D_L; none: lr."""
     weight_decay: float = 1e-6
@@ -85,8 +90,8 @@ class DDRIDSettings:
         rates = [lr for lr in (self.lr, self.discriminator_lr) if lr is not None]
         if (self.latent is not None and self.latent < 1) or min(*rates, self.sigma) <= 0 or self.weight_decay < 0:
             raise SettingsError("ddr_id: latent, rates and sigma must be positive, weight_decay not negative.")
-        if self.width < 1:
-            raise SettingsError(f"ddr_id: width must be at least 1 channel, got {self.width}.")
+        if min(self.width, self.pretraining_epochs, self.finetuning_epochs) < 1:
+            raise SettingsError("ddr_id: width, pretraining_epochs and finetuning_epochs must be at least 1.")
 
 
 class ReconstructionNetwork(nn.Module):
@@ -153,7 +158,7 @@ class DDRID(Method):
             self.shape, latent, settings.width, settings.bias
         )  # R_C = D_C(E_C(.))
         self.residual = ReconstructionNetwork(self.shape, latent, settings.width, settings.bias)  # R_N
-        first = 64 if self.shape[0] == 1 else 128  # table 1: MNIST, others
+        first = 64 if latent <= 128 else 128  # table 1: MNIST, others
         self.discriminator = nn.Sequential()  # D_L, up to the sigmoid
         for before, after in zip((latent, first, 32), (first, 32, 16)):
             self.discriminator.append(
@@ -215,10 +220,8 @@ class DDRID(Method):
     def stages(self) -> Sequence[Stage]:
         s = self.settings
         both = [*self.class_specific.parameters(), *self.residual.parameters()]
-        pretraining = Objective(
-            self.pretraining, both, lr=s.lr, weight_decay=s.weight_decay, schedule=drop_after(50 / 150)
-        )
-        late = drop_after(50 / 100)
+        early, late = drop_after(DROP / s.pretraining_epochs), drop_after(DROP / s.finetuning_epochs)
+        pretraining = Objective(self.pretraining, both, lr=s.lr, weight_decay=s.weight_decay, schedule=early)
         game = [
             Objective(
                 self.ascend,
@@ -230,8 +233,15 @@ class DDRID(Method):
             Objective(self.descend, both, lr=s.lr, weight_decay=s.weight_decay, schedule=late),
         ]
         return [
-            Stage("pretraining", [pretraining], epochs=150, batch_size=256),
-            Stage("finetuning", game, epochs=100, batch_size=256, prepare=self.place_centre, conclude=self.validate),
+            Stage("pretraining", [pretraining], epochs=s.pretraining_epochs, batch_size=256),
+            Stage(
+                "finetuning",
+                game,
+                epochs=s.finetuning_epochs,
+                batch_size=256,
+                prepare=self.place_centre,
+                conclude=self.validate,
+            ),
         ]
 
     # -- testing
