@@ -16,7 +16,7 @@ FOUNDATION = {"errors", "config"}
 ALLOWED = {
     "errors": set(),
     "config": {"errors"},
-    "method": {"errors"},
+    "method": FOUNDATION,
     "train": FOUNDATION | {"method"},
     "nets": FOUNDATION | {"method", "nets"},
     "methods": FOUNDATION | {"method", "methods", "nets"},

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from normalcy import config
 from normalcy.errors import DataError, SettingsError
 
 Loss = Callable[[Tensor], Mapping[str, Tensor]]
@@ -146,7 +147,8 @@ class Method(nn.Module):
         if len(shape) - 1 not in self.spatial_dims:
             known = " or ".join(f"{d}D" for d in self.spatial_dims)
             raise DataError(f"{self.name} works on {known} images, got images of shape {tuple(shape)} (C, *spatial).")
-        self.settings = settings
+        # Types and choices, which nothing has checked where the settings were made in Python.
+        self.settings = config.build(type(settings), config.to_words(settings), self.name)
         self.shape = tuple(int(n) for n in shape)
         self.register_buffer("_fitted", torch.tensor(False))
 

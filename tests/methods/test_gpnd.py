@@ -132,6 +132,26 @@ def test_log_density_is_the_sum_of_its_parts() -> None:
     torch.testing.assert_close(method.log_density(x, z, method.decode(z)), expected)
 
 
+@torch.no_grad()
+def test_without_the_jacobian_the_whole_residual_counts() -> None:
+    method = _method(jacobian=False)
+    x, z = torch.randn(4, *SHAPE), torch.randn(4, 3)
+    restored = method.decode(z)
+    log_det, norm = method.parts(x, z, restored)
+    assert not log_det.any()
+    torch.testing.assert_close(norm, (x - restored).flatten(1).norm(dim=1), check_dtype=False)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 7, 64])
+def test_densities_are_fitted_to_evenly_spaced_images_whatever_the_batches(batch_size: int) -> None:
+    found = []
+    for size in (64, batch_size):
+        method = _method(fit_images=10, jacobian=False)
+        fit(method, _waves(64), TrainSettings(steps=1, batch_size=size, precision="32-true", device="cpu"))
+        found.append(method)
+    assert len(found[1].norms) == 10  # every 7th of 64
+
+
 @pytest.fixture(scope="module")
 def fitted() -> GPND:
     method = _method(lr=1e-2)

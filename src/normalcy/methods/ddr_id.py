@@ -13,8 +13,9 @@ over coordinates against sums over pixels as they stand.
 Where the paper is silent or slips, and what is done here:
 
 - There is no public code; networks are those of table 1. Its last deconvolution has 64 channels before the tanh, here the
-  image's. Four halvings need sides of 32: 28x28 digits and odd sides are resized inside, bilinear (in the tables here the digits
-  are resized before all else, by ``size=32``); larger images get more levels of 512 channels.
+  image's. Four halvings need sides of 32: 28x28 digits and other sides that do not halve evenly are resized inside, bilinear (in the
+  tables here the digits are resized before all else, by ``size=32``); larger images get more levels of 512 channels, smaller
+  ones fewer levels.
 - The template of equation 8 is "through the encoder" in the text, D_C(Z_C) in the formula: the formula.
 - sigma is "a small value": a setting, 0.1 unless given.
 - tanh outputs are summed and compared with inputs in [0, 1], as they stand.
@@ -67,6 +68,7 @@ class DDRIDSettings:
     latent: int | None = None
     """Numbers in the code; none: 128 for images of one channel, else 512 (table 1)."""
     score: Score = "validation"
+    """``validation`` is the one of ``latent`` and ``image`` that Algorithm 2 takes."""
     map: Literal["restored", "residual"] = "restored"
     """The map is |x - R_C(x)| or |R_N(x)|, mean over channels."""
     sigma: float = 0.1
@@ -74,7 +76,9 @@ class DDRIDSettings:
     width: int = 64
     """Channels of the encoder's first level (table 1); those of the others are in proportion."""
     non_saturating: bool = False
+    """The encoder minimises -log D_L instead of log(1 - D_L)."""
     joint_batches: bool = True
+    """D_L sees Gaussian samples and codes in one batch."""
     bias: bool = True
     """Of E_C and E_N, scales and shifts of their norms too; false: as in Deep SVDD, where a constant code cannot be learned."""
     pretraining_epochs: int = 150
@@ -85,6 +89,7 @@ class DDRIDSettings:
     discriminator_lr: float | None = None
     """The same for D_L; none: lr."""
     weight_decay: float = 1e-6
+    """Of all networks."""
 
     def __post_init__(self) -> None:
         rates = [lr for lr in (self.lr, self.discriminator_lr) if lr is not None]

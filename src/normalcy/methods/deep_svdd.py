@@ -8,8 +8,8 @@ lies outside of it.
 
 Paper / authors' code / ours:
 
-- Pretraining 150 and training 100 epochs, learning rate a tenth after 50 (DDR-ID) / 350 and 150, after 250 and 50 (their
-  example for MNIST) / as DDR-ID.
+- Pretraining 150 and training 100 epochs, learning rate a tenth after 50 (DDR-ID) / 150 and 150, after 50 (their example for
+  MNIST; for CIFAR-10 350 and 150, after 250 and 50) / as DDR-ID.
 - The radius by line search every 5 epochs / the (1 - nu)-quantile of the last batch after each step, past 10 epochs / the
   quantile, which is what the line search finds, of the latest distances in training, every 20th of the stage; past the
   first tenth of it. The radius of the score is that of all training images.

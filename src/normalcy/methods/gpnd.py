@@ -10,8 +10,10 @@ S holds the singular values of J, p_Z is a product of generalised normal densiti
 and the last three terms spread it over the sphere of radius |w|. The score is -log p(x) in nats, for images in units of
 their deviation; the map is (x - f(g(x)))^2.
 
-Different here: p_R is a Gaussian kernel density instead of a histogram, so it is nowhere 0; the reconstruction loss is the
-squared error in units of the images' variance; encoder and decoder minimise -log D instead of log(1 - D), in one update per step.
+The authors' code leaves out log|det S| and takes the whole of x - f(z) for w: ``jacobian=false``, much faster.
+Different here: |w| to the m-n-1, which makes it a density, where the paper has m-n; p_R is a Gaussian kernel density instead of
+a histogram, so it is nowhere 0; the reconstruction loss is the squared error in units of the images' variance; encoder and
+decoder minimise -log D instead of log(1 - D), in one update per step, and the discriminators have a tenth of their rate.
 Kept finite: |w|, S and the fitted scales have floors, shapes lie in [0.3, 10], -log p ends at the largest float32.
 """
 
@@ -48,7 +50,9 @@ class GPNDSettings:
     weight: float = 10.0
     """Of the reconstruction against the adversarial losses (lambda)."""
     fit_images: int = 2000
-    """About so many training images at most, evenly spaced, for the densities: a Jacobian costs ``latent`` decodings."""
+    """So many training images at most, evenly spaced, for the densities: a Jacobian costs ``latent`` decodings."""
+    jacobian: bool = True
+    """The determinant and the tangent space count (the paper); false: neither (the authors' code)."""
     network: Network = "auto"
     """"auto": "lenet" up to 32 pixels, else "dcgan"."""
     width: int | None = None
@@ -158,6 +162,10 @@ class GPND(Method):
 
     def parts(self, x: Tensor, z: Tensor, restored: Tensor) -> tuple[Tensor, Tensor]:
         """log|det S| and |w|, each (B,), in double precision on the processor."""
+        least = FLOOR * math.sqrt(math.prod(self.shape))
+        if not self.settings.jacobian:
+            whole = (x - restored).flatten(1).cpu().double().norm(dim=1)
+            return torch.zeros_like(whole), whole.clamp(min=least)
         log_det, norms = [], []
         at_once = max(1, LARGEST_JACOBIAN // (math.prod(self.shape) * z.shape[1]))
         for code, residual in zip(torch.split(z, at_once), torch.split((x - restored).flatten(1), at_once)):
@@ -165,7 +173,7 @@ class GPND(Method):
             along = (basis * residual.unsqueeze(2)).sum(1, keepdim=True)
             norms.append((residual - (basis * along).sum(2)).cpu().double().norm(dim=1))
             log_det.append(singular.cpu().double().log().sum(1))
-        return torch.cat(log_det), torch.cat(norms).clamp(min=FLOOR * math.sqrt(math.prod(self.shape)))
+        return torch.cat(log_det), torch.cat(norms).clamp(min=least)
 
     def log_density(self, x: Tensor, z: Tensor, restored: Tensor) -> Tensor:
         """log p of standardised images (B, C, *spatial) with z = g(x) and f(z), in nats, (B,)."""
@@ -175,9 +183,12 @@ class GPND(Method):
 
     def _fit_densities(self, batches: Batches) -> None:
         every = math.ceil(batches.count / self.settings.fit_images)
-        codes, norms = [], []
+        codes, norms, seen = [], [], 0
         for batch in batches:
-            x = self.standardise(batch[::every])
+            x = self.standardise(batch[-seen % every :: every])
+            seen += len(batch)
+            if not len(x):
+                continue
             z = self.encode(x)
             codes.append(z)
             norms.append(self.parts(x, z, self.decode(z))[1])

@@ -8,7 +8,8 @@ round to 1 for all strange images.
 The features are normalised per image (instance norm), the noise is not: normalised, it would be the same for every sigma.
 Different here: one output and a sigmoid instead of two and a softmax; features are means over the image of the backbone's
 channels, normalised for each layer, and the backbone stays frozen as a whole (the paper: AlexNet or VGG16, whose own fully
-connected layers learn too), so that the training needs one pass of it over the images.
+connected layers learn too; ``hidden`` stands for them), so that the training needs one pass of it over the images. The authors'
+code has a ReLU on normalised features and noise, ours has none.
 """
 
 from __future__ import annotations

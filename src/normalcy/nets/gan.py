@@ -42,7 +42,8 @@ class Range(nn.Module):
     def measure(self, batches: Iterable[Tensor]) -> None:
         ends = torch.stack([torch.stack([x.min(), x.max()]) for x in batches])
         self.low.copy_(ends[:, 0].min())
-        self.high.copy_(torch.maximum(ends[:, 1].max(), self.low + 1e-3))  # images that are all the same
+        step = 1e-3 * self.low.abs().clamp(min=1)  # for images that are all the same
+        self.high.copy_(torch.maximum(ends[:, 1].max(), self.low + step))
 
     def forward(self, x: Tensor) -> Tensor:
         return 2 * (x - self.low) / (self.high - self.low) - 1
