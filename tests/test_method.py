@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from normalcy.errors import DataError, SettingsError
 from normalcy.method import Batches, Method, Scores, Stage
+from normalcy.methods.deep_svdd import DeepSVDD, DeepSVDDSettings
 from normalcy.train import TrainSettings, fit
 
 
@@ -76,6 +77,13 @@ def test_refusals_are_one_sentence():
         Nearest(NearestSettings(), (1, 4, 4, 4))
     with pytest.raises(DataError, match=r"nearest expects images \(B, 1, 4, 4\), got \(2, 3, 4, 4\)"):
         fitted().score(images(2, channels=3))
+
+
+def test_settings_made_in_python_are_checked():
+    with pytest.raises(SettingsError, match="deep_svdd: objective must be one of one_class, soft_boundary"):
+        DeepSVDD(DeepSVDDSettings(objective="soft-boundary"), (1, 8, 8))  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match="deep_svdd: latent must be a whole number"):
+        DeepSVDD(DeepSVDDSettings(latent=2.5), (1, 8, 8))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -69,10 +69,11 @@ def test_range_of_the_training_images() -> None:
     assert values(images.max() + 1) > 1, "what training images did not have lies outside"
 
 
-def test_range_of_images_all_alike() -> None:
+@pytest.mark.parametrize("value", [0.5, 40_000.0, -3e5])
+def test_range_of_images_all_alike(value: float) -> None:
     values = Range()
-    values.measure([torch.full((2, 1, 8, 8), 0.5)])
-    x = torch.tensor([0.5, 0.9])
+    values.measure([torch.full((2, 1, 8, 8), value)])
+    x = torch.tensor([value, 1.001 * value])
     assert values(x).isfinite().all()
     torch.testing.assert_close(values.inverse(values(x)), x)
 

@@ -13,9 +13,9 @@ over coordinates against sums over pixels as they stand.
 Where the paper is silent or slips, and what is done here:
 
 - There is no public code; networks are those of table 1. Its last deconvolution has 64 channels before the tanh, here the
-  image's. Four halvings need sides of 32: 28x28 digits and other sides that do not halve evenly are resized inside, bilinear (in the
-  tables here the digits are resized before all else, by ``size=32``); larger images get more levels of 512 channels, smaller
-  ones fewer levels.
+  image's. Four halvings need sides of 32: 28x28 digits and other sides that do not halve evenly are resized inside, bilinear
+  (in the tables here the digits are resized before all else, by ``size=32``); larger images get more levels of 512 channels,
+  smaller ones fewer levels.
 - The template of equation 8 is "through the encoder" in the text, D_C(Z_C) in the formula: the formula.
 - sigma is "a small value": a setting, 0.1 unless given.
 - tanh outputs are summed and compared with inputs in [0, 1], as they stand.
