@@ -42,7 +42,6 @@ from normalcy.provenance import write_record
 SIZE = 128
 WORDS: dict[str, dict[str, Any]] = {
     "adgan": {"restarts": 2, "search_steps": 3},
-    "anogan": {"search_steps": 50},
     "deep_geo": {"widen": 1},
     "gpnd": {"fit_images": 200},
     "lsr": {"preset": "small", "eta": "quantile"},
