@@ -11,8 +11,8 @@ Latent size as Ruff et al. 2018.
 Found here (``ddr_id/gans``: digits resized to 32 pixels, the paper's 20 epochs, one seed, 2,000 test images): AUROC 92.6 % on the
 mean of ten digits, where Ruff et al. published 91.3; below theirs on 5 (81.3, theirs 88.3) and 6. The length of the search
 decides: the paper makes 500 steps and gives no rate, and 500 steps at 0.02 find a code for almost any digit, by which digit 3
-falls from 91.5 to 77.2 (``recipes/results/ddr_id/gans-long-search``). The 50 steps at 0.01 and the resizing were chosen on training
-images of digits 3 and 8 with other digits as anomalies; on other images the best length may be another.
+falls from 91.5 to 77.2 (``recipes/results/ddr_id/gans-long-search``). The 50 steps at 0.01 and the resizing were chosen on
+training images of digits 3 and 8 with other digits as anomalies; on other images the best length may be another.
 """
 
 from __future__ import annotations
