@@ -27,9 +27,9 @@ What was found here, on a CPU (``recipes/results/ddr_id``):
 
 - Ten digits, one seed, a quarter of the width, 60 epochs at 3e-4 instead of 250 at 1e-4, D_L with a rate of 1e-3 and the
   non-saturating form: mean AUROC 95.8 % (the paper: 96.2); ``latent`` 95.4 (95.6), ``image`` 95.8 (95.7), ``sum`` 95.5 (95.8).
-  Digit 5 is the worst, 91.0. ``validation`` takes ``image`` for every digit; the paper's took ``latent`` for six. These lengths, rates
-  and the resizing are the best of some 25 variants tried on training images of digits 2 and 5, with training images of other
-  digits as anomalies; the methods beside it in that table had no such search.
+  Digit 5 is the worst, 91.0. ``validation`` takes ``image`` for every digit; the paper's took ``latent`` for six. These lengths,
+  rates and the resizing are the best of some 25 variants tried on training images of digits 2 and 5, with training images of
+  other digits as anomalies; the methods beside it in that table had no such search.
 - Digit 5, training images alone (``recipes/ddr_id_finetuning.py``: the same width, 18 epochs, batches of 64), ``latent`` and
   ``image``: 90.1 and 90.6; D_L with a rate of 1e-3 90.7 and 91.0; sigma and the form of equation 4 change less. Encoders without
   biases and affine norms, Deep SVDD's guard against constant codes: 92.5 and 91.1. With means instead of sums of squares 51 to
