@@ -31,7 +31,7 @@ What was found here, on a CPU (``recipes/results/ddr_id``):
   rates and the resizing are the best of some 25 variants tried on training images of digits 2 and 5, with training images of
   other digits as anomalies; the methods beside it in that table had no such search.
 - Digit 5, training images alone (``recipes/ddr_id_finetuning.py``: the same width, 18 epochs, batches of 64), ``latent`` and
-  ``image``: 90.1 and 90.6; D_L with a rate of 1e-3 90.7 and 91.0; sigma and the form of equation 4 change less. Encoders without
+  ``image``: 90.1 and 90.6. sigma, D_L's rate of 1e-3 and the form of equation 4 change them by 0.6 at most. Encoders without
   biases and affine norms, Deep SVDD's guard against constant codes: 92.5 and 91.1. With means instead of sums of squares 51 to
   74.
 - At a constant rate, after 8 epochs of pretraining, ``image`` rises to 90.7 in four epochs of finetuning and falls to 87.0 in
