@@ -5,8 +5,8 @@
 Wanted: at least 8 times, with the same score for each image to 1e-4. The GAN has the default settings and is trained for
 some steps on synthetic textures, half of the images searched for have a defect. The search is the default one, and the 500
 steps of the paper with early stops, where the batch grows smaller; on all cores, which a batch can use and one small image
-hardly, and the default search on one thread, too. The two ways alternate, the ratio is of mean times; one by one takes 8 of the 64
-images. Wants a quiet machine. Writes results/anogan.json.
+hardly, and the default search on one thread, too. The two ways alternate, the ratio is of mean times; one by one takes 8 of
+the 64 images. Wants a quiet machine. Writes results/anogan.json.
 """
 
 from __future__ import annotations
