@@ -82,8 +82,9 @@ class DDRIDSettings:
     bias: bool = True
     """Of E_C and E_N, scales and shifts of their norms too; false: as in Deep SVDD, where a constant code cannot be learned."""
     pretraining_epochs: int = 150
+    """Length of the first stage (GTSRB in the paper: 100)."""
     finetuning_epochs: int = 100
-    """Lengths of the stages (GTSRB in the paper: 100 and 450); ``epochs`` keeps their proportion."""
+    """Of the second (GTSRB: 450); ``epochs`` keeps their proportion."""
     lr: float = 1e-4
     """Of Adam; a tenth of it past the 50th of these epochs in either stage."""
     discriminator_lr: float | None = None

@@ -10,7 +10,7 @@ S holds the singular values of J, p_Z is a product of generalised normal densiti
 and the last three terms spread it over the sphere of radius |w|. The score is -log p(x) in nats, for images in units of
 their deviation; the map is (x - f(g(x)))^2.
 
-The authors' code leaves out log|det S| and takes the whole of x - f(z) for w: ``jacobian=false``, much faster.
+The authors' code leaves out log|det S| and takes the whole of x - f(z) for w: ``jacobian=false``.
 Different here: |w| to the m-n-1, which makes it a density, where the paper has m-n; p_R is a Gaussian kernel density instead of
 a histogram, so it is nowhere 0; the reconstruction loss is the squared error in units of the images' variance; encoder and
 decoder minimise -log D instead of log(1 - D), in one update per step, and the discriminators have a tenth of their rate.

@@ -16,10 +16,10 @@ length of the training matters. Networks are those of the other methods.
 The paper's numbers (mean AUROC of 0.92 on MNIST) were not reached: digits 3 and 8, 2000 training images and 20 epochs gave 0.53
 and 0.46, and other rates, activations and epochs 0.15 to 0.75 without an order. The objective only wants y to be large, and y
 grows with the code; strange images often have larger codes than normal ones and so a larger y: planted defects have an AUROC of
-0.0 to 0.7. Neither r set at each step, nor networks without biases as in Deep SVDD, nor an encoder left alone changed that. One
-of the authors wrote of an earlier version that its AUROC is that of the signs of the scores (issue 4 of
-raghavchalapathy/oc-nn_old). Hence a second score that is not in the paper, ``two_sided`` = |y - median y of the training images|;
-it sees planted defects (0.64 to 1.0), but other digits no better (0.49 and 0.53).
+0.0 to 0.7. In trials that are not kept neither r set at each step, nor networks without biases as in Deep SVDD, nor an encoder
+left alone changed that. One of the authors wrote of an earlier version that its AUROC is that of the signs of the scores
+(issue 4 of raghavchalapathy/oc-nn_old). Hence a second score that is not in the paper, ``two_sided`` = |y - median y of the
+training images|; it sees planted defects (0.64 to 1.0), but other digits no better (0.49 and 0.53).
 """
 
 from __future__ import annotations
