@@ -7,10 +7,11 @@ import difflib
 import inspect
 import itertools
 import json
+import math
 import sys
 import textwrap
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -162,6 +163,58 @@ def meanings(cls: type) -> dict[str, str]:
             text = note.value.value if isinstance(note.value, ast.Constant) else ""
             notes[setting.target.id] = " ".join(str(text).split())
     return notes
+
+
+def require(
+    who: str,
+    settings: Any,
+    *,
+    positive: Sequence[str] = (),
+    non_negative: Sequence[str] = (),
+    fraction: Sequence[str] = (),
+    unit: Sequence[str] = (),
+    at_least: Mapping[str, float] | None = None,
+) -> None:
+    """Check numbers of a settings dataclass, in its ``__post_init__``. A setting that is None passes.
+
+    ``positive``: > 0 (at least 1 where whole); ``non_negative``: >= 0; ``fraction``: 0 < x < 1; ``unit``: 0 <= x <= 1;
+    ``at_least``: name -> least value. Of a tuple every element is checked. Raises SettingsError that names the setting,
+    what was expected and what it got.
+
+    >>> from types import SimpleNamespace
+    >>> require("vae", SimpleNamespace(latent=0, lr=1e-3), positive=("latent", "lr"))
+    Traceback (most recent call last):
+    ...
+    normalcy.errors.SettingsError: vae: latent must be at least 1, got 0.
+    """
+    rules: list[tuple[str, str, Callable[[float], bool]]] = []
+    for name in positive:
+        values = _values(getattr(settings, name))
+        whole = all(isinstance(v, int) for v in values)
+        rules.append((name, "at least 1" if whole else "greater than 0", lambda v: v > 0))
+    rules += [(name, "at least 0", lambda v: v >= 0) for name in non_negative]
+    rules += [(name, "between 0 and 1, both excluded", lambda v: 0 < v < 1) for name in fraction]
+    rules += [(name, "between 0 and 1", lambda v: 0 <= v <= 1) for name in unit]
+    rules += [(name, f"at least {low:g}", lambda v, low=low: v >= low) for name, low in (at_least or {}).items()]
+    for name, expected, holds in rules:
+        value = getattr(settings, name)
+        require_that(all(math.isfinite(v) and holds(v) for v in _values(value)), who, name, expected, value)
+
+
+def require_that(holds: bool, who: str, name: str, expected: str, got: Any) -> None:
+    """The error of :func:`require` for any other rule: SettingsError unless ``holds``.
+
+    >>> require_that(3 % 2 == 0, "lsr", "window", "an even number", 3)
+    Traceback (most recent call last):
+    ...
+    normalcy.errors.SettingsError: lsr: window must be an even number, got 3.
+    """
+    if not holds:
+        raise SettingsError(f"{who}: {name} must be {expected}, got {got!r}.")
+
+
+def _values(value: Any) -> tuple[Any, ...]:
+    return () if value is None else tuple(value) if isinstance(value, tuple | list) else (value,)
 
 
 def _convert(value: Any, hint: Any, who: str) -> Any:

@@ -136,6 +136,11 @@ class Method(nn.Module):
 
     name: ClassVar[str]
     Settings: ClassVar[type]
+    family: ClassVar[str] = "other"
+    """A key of :data:`normalcy.methods.FAMILIES`."""
+    reference: ClassVar[str] = ""
+    """Full citation of the paper the method comes from: authors, title, venue and year, and a DOI or arXiv number where there is
+    one; several are separated by a line break."""
     scores: ClassVar[tuple[str, ...]] = ()
     """Names that ``settings.score`` may take; one fitted model can be scored with any of them."""
     spatial_dims: ClassVar[tuple[int, ...]] = (2,)

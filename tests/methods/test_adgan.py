@@ -15,6 +15,9 @@ from normalcy.methods.adgan import ADGAN, ADGANSettings
 from normalcy.testing import smooth_textures
 from normalcy.train import TrainSettings, fit
 
+CONTRACT: dict[str, Any] = {"steps": 20, "batch_size": 8, "latent": 8, "width": 4, "restarts": 2, "search_steps": 3}
+"""Settings that make the contract tests quick."""
+
 SHAPE = (2, 12, 16)
 
 

@@ -13,6 +13,9 @@ from normalcy.methods.alocc import ALOCC, ALOCCSettings
 from normalcy.testing import smooth_textures
 from normalcy.train import TrainSettings, fit
 
+CONTRACT: dict[str, Any] = {"steps": 20, "batch_size": 8, "latent": 8, "width": 4, "lr": 1e-3}
+"""Settings that make the contract tests quick."""
+
 SHAPE = (1, 12, 16)
 
 

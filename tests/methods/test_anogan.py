@@ -14,6 +14,16 @@ from normalcy.methods.anogan import AnoGAN, AnoGANSettings
 from normalcy.testing import smooth_textures, with_defect
 from normalcy.train import TrainSettings, fit
 
+CONTRACT: dict[str, Any] = {
+    "steps": 20,
+    "batch_size": 8,
+    "latent": 8,
+    "width": 4,
+    "search_steps": 20,
+    "search_lr": 0.05,
+}
+"""Settings that make the contract tests quick."""
+
 SHAPE = (1, 16, 20)
 
 

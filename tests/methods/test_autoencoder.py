@@ -13,6 +13,9 @@ from normalcy.methods.autoencoder import Autoencoder, AutoencoderSettings, late_
 from normalcy.nets.ssim import ssim_map
 from normalcy.train import TrainSettings, fit
 
+CONTRACT: dict[str, Any] = {"steps": 30, "batch_size": 8, "width": 4, "latent": 8, "lr": 0.01}
+"""Settings that make the contract tests quick."""
+
 
 def _waves(count: int, shape: tuple[int, ...], seed: int = 0) -> Tensor:
     """Smooth images (count, *shape): a plane wave of random phase along the last axis, in [0.2, 0.8]."""

@@ -14,6 +14,15 @@ from normalcy.nets.attention import grad_cam
 from normalcy.testing import smooth_textures
 from normalcy.train import TrainSettings, fit
 
+CONTRACT: dict[str, Any] = {
+    "steps": 40,
+    "batch_size": 8,
+    "latent": 3,
+    "width": 4,
+    "lr": 0.003,
+}  # attention: see its docstring
+"""Settings that make the contract tests quick."""
+
 SHAPE = (1, 16, 24)
 
 

@@ -14,6 +14,9 @@ from normalcy.methods.cnn_dictionary import CNNDictionary, CNNDictionarySettings
 from normalcy.testing import smooth_textures
 from normalcy.train import TrainSettings, fit
 
+CONTRACT: dict[str, Any] = {"words": 20, "patches": 1000, "layer": 1}
+"""Settings that make the contract tests quick."""
+
 SHAPE = (1, 48, 64)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import lru_cache
+from importlib import import_module
 from textwrap import dedent
 from typing import Any
 
@@ -13,95 +14,11 @@ from normalcy.errors import SettingsError
 from normalcy.methods import METHODS, available, get
 from normalcy.testing import CHECKS, ContractError, Trial, check_method, default_shapes
 
-TINY: dict[str, dict[str, Any]] = {
-    "adgan": {"steps": 20, "batch_size": 8, "latent": 8, "width": 4, "restarts": 2, "search_steps": 3},
-    "alocc": {"steps": 20, "batch_size": 8, "latent": 8, "width": 4, "lr": 1e-3},
-    "anogan": {"steps": 20, "batch_size": 8, "latent": 8, "width": 4, "search_steps": 20, "search_lr": 0.05},
-    "autoencoder": {"steps": 30, "batch_size": 8, "width": 4, "latent": 8, "lr": 0.01},
-    "cavga": {"steps": 40, "batch_size": 8, "latent": 3, "width": 4, "lr": 0.003},  # attention: see its docstring
-    "cnn_dictionary": {"words": 20, "patches": 1000, "layer": 1},
-    "dagmm": {"steps": 60, "batch_size": 16, "width": 4, "latent": 2, "components": 2, "lr": 0.005},
-    "ddr_id": {"steps": 40, "batch_size": 8, "width": 4, "latent": 8, "lr": 0.003},
-    "deep_geo": {"steps": 200, "batch_size": 32, "widen": 1, "lr": 0.003},
-    "deep_if": {"trees": 30, "magnify": 2},
-    "deep_svdd": {"steps": 40, "batch_size": 8, "width": 8, "lr": 0.003},
-    "dpa": {
-        "steps": 150,
-        "batch_size": 16,
-        "width": 8,
-        "latent": 8,
-        "blocks": 1,
-        "lr": 0.01,
-        "layers": (0,),
-        "magnify": 2,
-    },
-    "dsebm": {"steps": 40, "batch_size": 8, "width": 4, "features": 16, "lr": 5e-3},
-    "f_anogan": {"steps": 20, "batch_size": 8, "latent": 8, "width": 4, "critic_steps": 2},
-    "ganomaly": {"steps": 40, "batch_size": 8, "latent": 8, "width": 4, "lr": 2e-3},
-    "gpnd": {"steps": 6, "batch_size": 8, "width": 2, "latent": 4, "lr": 0.01},
-    "lsr": {
-        "steps": 120,
-        "batch_size": 8,
-        "codes": 16,
-        "dimension": 4,
-        "width": 8,
-        "residuals": 1,
-        "prior_width": 8,
-        "prior_blocks": 1,
-        "lr": 0.005,
-        "prior_lr": 0.005,
-        "halvings": 2,
-        "local": False,
-        "eta": "quantile",
-        "quantile": 0.02,
-        "score": "input",  # so little training is not enough for the paper's map
-    },
-    "oc_cnn": {"steps": 30, "batch_size": 16, "hidden": 16, "lr": 0.003},
-    "oc_nn": {
-        "steps": 80,
-        "batch_size": 8,
-        "width": 4,
-        "latent": 8,
-        "hidden": 8,
-        "pretraining_lr": 0.01,
-        "lr": 0.01,
-        "activation": "linear",
-        "score": "two_sided",  # the paper's score does not find the defect: see its docstring
-    },
-    "ocgan": {"steps": 40, "batch_size": 8, "latent": 6, "width": 4, "mining_steps": 2},
-    "patchwise": {"patch": 8, "stride": 4},
-    "piad": {"steps": 80, "batch_size": 8, "latent": 4, "width": 8, "layer": 0, "lr": 2e-3},
-    "qspace_vae": {"steps": 40, "batch_size": 8, "hidden": (16,), "latent": 2, "memory": 500, "lr": 0.01},
-    "rda": {"steps": 60, "batch_size": 8, "width": 4, "latent": 4, "rounds": 2, "lr": 0.01},
-    "spatial_uae": {"steps": 40, "batch_size": 8, "width": 4, "latent": 2, "halvings": 3, "lr": 0.01},
-    "texture_gmm": {"components": 3, "patches": 1000, "projections": 8, "levels": 2},
-    "vae": {"steps": 20, "batch_size": 8, "width": 4, "latent": 4, "samples": 2, "lr": 0.01},
-    "vae_attention": {
-        "steps": 40,
-        "batch_size": 8,
-        "width": 4,
-        "latent": 4,
-        "lr": 0.005,
-        "score": "reconstruction",  # attention passes on images; on volumes it needs a longer training
-    },
-    "vq_restoration": {
-        "steps": 200,
-        "batch_size": 8,
-        "codes": 32,
-        "dimension": 4,
-        "width": 8,
-        "residuals": 1,
-        "prior_width": 8,
-        "prior_blocks": 1,
-        "dropout": 0.0,
-        "copies": 3,
-        "slices_per_step": 8,
-        "lr": 0.005,
-        "halvings": 2,
-        "pixel_quantile": 0.95,
-    },
-}
-"""Settings that make a method quick; the defaults where there are none."""
+
+def contract_settings(name: str) -> dict[str, Any]:
+    """Settings that make a method quick, from its own test; the defaults where it has none."""
+    settings: dict[str, Any] = import_module(f"test_{name}").CONTRACT
+    return settings
 
 
 ENTRY_POINT_FILES = {
@@ -124,7 +41,7 @@ ENTRY_POINT_FILES = {
 
 @lru_cache(maxsize=2)
 def trial(name: str, shape: tuple[int, ...]) -> Trial:
-    return Trial(get(name), TINY.get(name), shape)
+    return Trial(get(name), contract_settings(name), shape)
 
 
 def cases() -> list[Any]:

@@ -15,6 +15,9 @@ from normalcy.methods.patchwise import Patchwise, PatchwiseSettings
 from normalcy.testing import smooth_textures
 from normalcy.train import TrainSettings, fit
 
+CONTRACT: dict[str, Any] = {"steps": 60, "batch_size": 16, "width": 4, "latent": 2, "components": 2, "lr": 0.005}
+"""Settings that make the contract tests quick."""
+
 SHAPE = (1, 16, 16)
 
 

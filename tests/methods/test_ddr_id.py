@@ -13,6 +13,9 @@ from normalcy.errors import DataError, SettingsError
 from normalcy.methods.ddr_id import DDRID, DDRIDSettings, ReconstructionNetwork
 from normalcy.train import TrainSettings, fit
 
+CONTRACT: dict[str, Any] = {"steps": 40, "batch_size": 8, "width": 4, "latent": 8, "lr": 0.003}
+"""Settings that make the contract tests quick."""
+
 SHAPE = (1, 16, 16)
 SMALL: dict[str, Any] = {"width": 4, "latent": 8}
 

@@ -16,6 +16,9 @@ from normalcy.methods.deep_geo import TRANSFORMS, DeepGEO, DeepGEOSettings, fit_
 from normalcy.testing import smooth_textures
 from normalcy.train import TrainSettings, fit
 
+CONTRACT: dict[str, Any] = {"steps": 200, "batch_size": 32, "widen": 1, "lr": 0.003}
+"""Settings that make the contract tests quick."""
+
 SHAPE = (2, 12, 12)
 
 

@@ -17,6 +17,9 @@ from normalcy.nets.forest import IsolationTrees
 from normalcy.testing import smooth_textures, with_defect
 from normalcy.train import TrainSettings, fit
 
+CONTRACT: dict[str, Any] = {"trees": 30, "magnify": 2}
+"""Settings that make the contract tests quick."""
+
 SHAPE = (3, 32, 32)
 
 

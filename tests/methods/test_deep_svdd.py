@@ -12,6 +12,9 @@ from normalcy.errors import SettingsError
 from normalcy.methods.deep_svdd import RECENT, DeepSVDD, DeepSVDDSettings, patch_dictionary
 from normalcy.train import TrainSettings, fit
 
+CONTRACT: dict[str, Any] = {"steps": 40, "batch_size": 8, "width": 8, "lr": 0.003}
+"""Settings that make the contract tests quick."""
+
 SHAPE = (1, 16, 16)
 
 

@@ -18,6 +18,18 @@ from normalcy.nets.perceptual import relative_l1
 from normalcy.testing import smooth_textures
 from normalcy.train import TrainSettings, fit
 
+CONTRACT: dict[str, Any] = {
+    "steps": 150,
+    "batch_size": 16,
+    "width": 8,
+    "latent": 8,
+    "blocks": 1,
+    "lr": 0.01,
+    "layers": (0,),
+    "magnify": 2,
+}
+"""Settings that make the contract tests quick."""
+
 SHAPE = (1, 32, 32)
 SMALL: dict[str, Any] = {"width": 4, "latent": 8, "lr": 0.003}
 

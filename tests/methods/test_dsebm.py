@@ -12,6 +12,9 @@ from normalcy.methods.dsebm import DSEBM, DSEBMSettings
 from normalcy.testing import smooth_textures
 from normalcy.train import TrainSettings, fit
 
+CONTRACT: dict[str, Any] = {"steps": 40, "batch_size": 8, "width": 4, "features": 16, "lr": 5e-3}
+"""Settings that make the contract tests quick."""
+
 SHAPE = (1, 12, 16)
 
 

@@ -14,6 +14,9 @@ from normalcy.nets.gan import gradient_penalty
 from normalcy.testing import smooth_textures
 from normalcy.train import TrainSettings, fit
 
+CONTRACT: dict[str, Any] = {"steps": 20, "batch_size": 8, "latent": 8, "width": 4, "critic_steps": 2}
+"""Settings that make the contract tests quick."""
+
 SHAPE = (2, 8, 10)
 
 

@@ -13,6 +13,9 @@ from normalcy.methods.ganomaly import GANomaly, GANomalySettings
 from normalcy.testing import smooth_textures
 from normalcy.train import TrainSettings, fit
 
+CONTRACT: dict[str, Any] = {"steps": 40, "batch_size": 8, "latent": 8, "width": 4, "lr": 2e-3}
+"""Settings that make the contract tests quick."""
+
 SHAPE = (2, 12, 16)
 
 

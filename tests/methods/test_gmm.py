@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,9 @@ from normalcy.errors import SettingsError
 from normalcy.methods import gmm
 from normalcy.methods.gmm import GMM, GMMSettings
 from normalcy.train import fit
+
+CONTRACT: dict[str, Any] = {}
+"""Settings that make the contract tests quick."""
 
 
 def images(count: int, seed: int, clusters: int = 1, shift: float = 0.0) -> Tensor:

@@ -16,6 +16,9 @@ from normalcy.methods import gpnd
 from normalcy.methods.gpnd import GPND, GPNDSettings
 from normalcy.train import TrainSettings, fit
 
+CONTRACT: dict[str, Any] = {"steps": 6, "batch_size": 8, "width": 2, "latent": 4, "lr": 0.01}
+"""Settings that make the contract tests quick."""
+
 SHAPE = (1, 8, 10)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,9 @@ from normalcy.methods.isolation_forest import (
 from normalcy.nets import forest as forest_trees
 from normalcy.nets.forest import _rounded_down, mean_search_length
 from normalcy.train import fit
+
+CONTRACT: dict[str, Any] = {}
+"""Settings that make the contract tests quick."""
 
 
 def images(count: int, seed: int, shift: float = 0.0) -> Tensor:

@@ -15,6 +15,25 @@ from normalcy.nets.filters import bilateral
 from normalcy.testing import smooth_textures
 from normalcy.train import TrainSettings, fit
 
+CONTRACT: dict[str, Any] = {
+    "steps": 120,
+    "batch_size": 8,
+    "codes": 16,
+    "dimension": 4,
+    "width": 8,
+    "residuals": 1,
+    "prior_width": 8,
+    "prior_blocks": 1,
+    "lr": 0.005,
+    "prior_lr": 0.005,
+    "halvings": 2,
+    "local": False,
+    "eta": "quantile",
+    "quantile": 0.02,
+    "score": "input",  # so little training is not enough for the paper's map
+}
+"""Settings that make the contract tests quick."""
+
 SHAPE = (1, 16, 16)
 SMALL: dict[str, Any] = {
     "codes": 8, "dimension": 4, "width": 8, "residuals": 1, "prior_width": 16, "prior_blocks": 1, "halvings": 1, "lr": 5e-3,

@@ -14,6 +14,9 @@ from normalcy.methods.oc_cnn import OCCNN, OCCNNSettings
 from normalcy.testing import smooth_textures
 from normalcy.train import TrainSettings, fit
 
+CONTRACT: dict[str, Any] = {"steps": 30, "batch_size": 16, "hidden": 16, "lr": 0.003}
+"""Settings that make the contract tests quick."""
+
 SHAPE = (1, 32, 32)
 
 

@@ -13,6 +13,9 @@ from normalcy.methods.ocgan import OCGAN, OCGANSettings
 from normalcy.testing import smooth_textures
 from normalcy.train import TrainSettings, fit
 
+CONTRACT: dict[str, Any] = {"steps": 40, "batch_size": 8, "latent": 6, "width": 4, "mining_steps": 2}
+"""Settings that make the contract tests quick."""
+
 SHAPE = (1, 12, 16)
 
 

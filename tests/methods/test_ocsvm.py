@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,9 @@ from torch import Tensor
 from normalcy.errors import SettingsError
 from normalcy.methods.ocsvm import OCSVM, OCSVMSettings
 from normalcy.train import fit
+
+CONTRACT: dict[str, Any] = {}
+"""Settings that make the contract tests quick."""
 
 
 def images(count: int, seed: int, shift: float = 0.0) -> Tensor:

@@ -11,6 +11,9 @@ from normalcy.errors import SettingsError
 from normalcy.methods.patchcore import PatchCore, PatchCoreSettings
 from normalcy.train import TrainSettings, fit
 
+CONTRACT: dict[str, Any] = {}
+"""Settings that make the contract tests quick."""
+
 SHAPE = (1, 64, 64)
 
 

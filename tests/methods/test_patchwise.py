@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,9 @@ from normalcy.method import EarlyStop, Method, Objective, Scores, Stage
 from normalcy.methods import METHODS
 from normalcy.methods.patchwise import Patchwise, PatchwiseSettings, starts
 from normalcy.train import TrainSettings, fit
+
+CONTRACT: dict[str, Any] = {"patch": 8, "stride": 4}
+"""Settings that make the contract tests quick."""
 
 
 def textures(count: int, seed: int, *shape: int) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,9 @@ from normalcy.config import build
 from normalcy.errors import SettingsError
 from normalcy.methods.pca import PCA, PCASettings
 from normalcy.train import fit
+
+CONTRACT: dict[str, Any] = {}
+"""Settings that make the contract tests quick."""
 
 
 def images(count: int, seed: int, *shape: int) -> Tensor:

@@ -14,6 +14,9 @@ from normalcy.nets.gan import gradient_penalty
 from normalcy.testing import smooth_textures
 from normalcy.train import TrainSettings, fit
 
+CONTRACT: dict[str, Any] = {"steps": 80, "batch_size": 8, "latent": 4, "width": 8, "layer": 0, "lr": 2e-3}
+"""Settings that make the contract tests quick."""
+
 SHAPE = (1, 16, 16)
 
 

@@ -12,6 +12,9 @@ from normalcy.errors import SettingsError
 from normalcy.methods.qspace_vae import QSpaceVAE, QSpaceVAESettings
 from normalcy.train import TrainSettings, fit
 
+CONTRACT: dict[str, Any] = {"steps": 40, "batch_size": 8, "hidden": (16,), "latent": 2, "memory": 500, "lr": 0.01}
+"""Settings that make the contract tests quick."""
+
 CHANNELS, SIDE = 9, 10
 
 

@@ -15,6 +15,9 @@ from normalcy.methods.rda import RDA, RDASettings
 from normalcy.testing import smooth_textures, with_defect
 from normalcy.train import TrainSettings, fit
 
+CONTRACT: dict[str, Any] = {"steps": 60, "batch_size": 8, "width": 4, "latent": 4, "rounds": 2, "lr": 0.01}
+"""Settings that make the contract tests quick."""
+
 SHAPE = (1, 16, 16)
 
 

@@ -14,6 +14,9 @@ from normalcy.methods.spatial_uae import SpatialUAE, SpatialUAESettings
 from normalcy.testing import smooth_textures
 from normalcy.train import TrainSettings, fit
 
+CONTRACT: dict[str, Any] = {"steps": 40, "batch_size": 8, "width": 4, "latent": 2, "halvings": 3, "lr": 0.01}
+"""Settings that make the contract tests quick."""
+
 SHAPE = (1, 20, 24)
 SMALL: dict[str, Any] = {"width": 4, "latent": 3, "halvings": 2, "lr": 0.01}
 

@@ -13,6 +13,9 @@ from normalcy.methods.texture_gmm import TextureGMM, TextureGMMSettings
 from normalcy.testing import smooth_textures
 from normalcy.train import TrainSettings, fit
 
+CONTRACT: dict[str, Any] = {"components": 3, "patches": 1000, "projections": 8, "levels": 2}
+"""Settings that make the contract tests quick."""
+
 SHAPE = (2, 32, 40)
 
 

@@ -14,6 +14,9 @@ from normalcy.errors import SettingsError
 from normalcy.methods.vae import VAE, VAESettings
 from normalcy.train import TrainSettings, fit
 
+CONTRACT: dict[str, Any] = {"steps": 20, "batch_size": 8, "width": 4, "latent": 4, "samples": 2, "lr": 0.01}
+"""Settings that make the contract tests quick."""
+
 SHAPE = (1, 12, 16)
 
 

@@ -13,6 +13,16 @@ from normalcy.nets.gaussian_code import draw, kl_to_standard
 from normalcy.testing import smooth_textures
 from normalcy.train import TrainSettings, fit
 
+CONTRACT: dict[str, Any] = {
+    "steps": 40,
+    "batch_size": 8,
+    "width": 4,
+    "latent": 4,
+    "lr": 0.005,
+    "score": "reconstruction",  # attention passes on images; on volumes it needs a longer training
+}
+"""Settings that make the contract tests quick."""
+
 SHAPE = (1, 32, 32)
 
 

@@ -16,6 +16,24 @@ from normalcy.nets.filters import mean_filter, min_filter
 from normalcy.testing import check_method
 from normalcy.train import TrainSettings, fit
 
+CONTRACT: dict[str, Any] = {
+    "steps": 200,
+    "batch_size": 8,
+    "codes": 32,
+    "dimension": 4,
+    "width": 8,
+    "residuals": 1,
+    "prior_width": 8,
+    "prior_blocks": 1,
+    "dropout": 0.0,
+    "copies": 3,
+    "slices_per_step": 8,
+    "lr": 0.005,
+    "halvings": 2,
+    "pixel_quantile": 0.95,
+}
+"""Settings that make the contract tests quick."""
+
 SMALL: dict[str, Any] = {
     "codes": 8, "dimension": 4, "width": 8, "residuals": 1, "prior_width": 16, "prior_blocks": 1, "dropout": 0.0,
     "halvings": 1, "lr": 5e-3, "copies": 4, "slices_per_step": 4,

@@ -1,5 +1,7 @@
 """Facts of zscore: its statistics, its map, and the robust form."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,9 @@ from torch.testing import assert_close
 from normalcy import Detector
 from normalcy.methods.zscore import ZScore, ZScoreSettings
 from normalcy.train import TrainSettings, fit
+
+CONTRACT: dict[str, Any] = {}
+"""Settings that make the contract tests quick."""
 
 
 def fitted(images: torch.Tensor, **words: object) -> ZScore:

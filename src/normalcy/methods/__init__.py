@@ -51,6 +51,16 @@ METHODS: Mapping[str, str] = {
 }
 """Name -> "module:class" of the methods that come with normalcy."""
 
+FAMILIES: Mapping[str, str] = {
+    "reconstruction": "Autoencoders and VAEs of normal images; the score is what they reconstruct poorly.",
+    "restoration": "A VQ-VAE with a prior over its codes; unlikely codes are resampled into the nearest normal image.",
+    "decomposition": "An image is split into a normal part and a residual.",
+    "adversarial": "GANs and adversarial autoencoders; scored by inversion, reconstruction or a critic.",
+    "one-class": "A boundary around normal images in input space or in learned features.",
+    "density": "Densities of, or distances to, normal pixels and features, pretrained ones included.",
+}
+"""Family -> one sentence. A method names its own in ``family``."""
+
 ENTRY_POINT = "normalcy.methods"
 """Other packages add methods in this entry-point group: name -> class."""
 
