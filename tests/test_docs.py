@@ -5,7 +5,7 @@ import importlib
 import importlib.util
 import re
 import shlex
-import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -22,11 +22,6 @@ from normalcy.data.augment import TRANSFORMS
 from normalcy.data.named import NAMED
 from normalcy.data.preprocess import STEPS
 from normalcy.testing import check_method
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
+from . import dicom_codecs
 from .images import MAX_VALUES, Array, own, read_bytes
 from .volumes import Space, check_affine
 
@@ -47,6 +48,7 @@ def require_pydicom() -> Any:
     logger = logging.getLogger("pydicom")
     logger.addHandler(logging.NullHandler())
     logger.propagate = False
+    dicom_codecs.register(pydicom)
     return pydicom
 
 
@@ -281,14 +283,16 @@ def _space(slices: list[_Slice]) -> Space:
 def _values(one: _Slice) -> Array:
     """([frames,] rows, columns[, colours]) in the units of the scanner."""
     pydicom, dataset = require_pydicom(), one.dataset
+    syntax = dataset.file_meta.TransferSyntaxUID
     try:
+        plugin = dicom_codecs.NAME if dicom_codecs.is_available(syntax) else ""  # whatever others are installed
+        dataset.pixel_array_options(decoding_plugin=plugin)
         stored = np.asarray(dataset.pixel_array)
     except (AttributeError, NotImplementedError, RuntimeError, ImportError):
-        syntax = dataset.file_meta.TransferSyntaxUID
         if syntax.is_encapsulated:
             raise _Fault(
                 f"pixels compressed as {syntax.name if syntax.name != syntax else 'an unknown syntax'} cannot be decoded: "
-                'damaged, or a codec is missing (pip install "normalcy[medical]")'
+                "damaged, or of a kind that no codec here knows"
             ) from None
         raise _Fault("its pixels do not fit its header") from None
     colours = dataset.PhotometricInterpretation

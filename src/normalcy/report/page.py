@@ -13,6 +13,7 @@ import numpy.typing as npt
 from normalcy.data.dataset import DataSet, open_data
 from normalcy.data.images import write_bytes
 from normalcy.errors import DataError
+from normalcy.metrics import wilson
 from normalcy.report import figures
 from normalcy.report.figures import Curve
 from normalcy.report.gallery import images_section
@@ -32,7 +33,7 @@ from normalcy.report.markup import (
     tag,
 )
 from normalcy.report.pictures import restored_thumbnails
-from normalcy.results import LATENTS, NOTICE, Json, Results, finite, look, read_results, wilson
+from normalcy.results import LATENTS, NOTICE, Json, Results, finite, look, read_results
 
 Ints = npt.NDArray[np.intp]
 
