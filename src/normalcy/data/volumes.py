@@ -259,8 +259,8 @@ def _nifti(data: bytes) -> tuple[Array, Space]:
         x = x.astype(np.float64)
     if space.scale is not None:
         slope, intercept = space.scale
-        wide = np.float64 if stored_type.itemsize > 2 else np.float32
-        x = (x.astype(wide) * wide(slope) + wide(intercept)).astype(np.float32)
+        x = x.astype(np.float64 if stored_type.itemsize > 2 else np.float32)
+        x = (x * x.dtype.type(slope) + x.dtype.type(intercept)).astype(np.float32)
     return own(x, "volume"), space
 
 
