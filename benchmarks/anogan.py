@@ -24,7 +24,8 @@ from torch import Tensor
 from normalcy.methods.anogan import AnoGAN, AnoGANSettings
 from normalcy.provenance import write_record
 from normalcy.testing import smooth_textures, with_defect
-from normalcy.train import TrainSettings, fit
+from normalcy.training.fit import fit
+from normalcy.training.settings import TrainSettings
 
 ROUNDS, BATCH, ALONE, STEPS = 3, 64, 8, 150
 SHAPES = ((1, 28, 28), (1, 32, 32), (3, 32, 32))

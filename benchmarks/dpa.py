@@ -27,7 +27,8 @@ from normalcy.methods.dpa import DPA, DPASettings
 from normalcy.nets.perceptual import relative_l1
 from normalcy.provenance import write_record
 from normalcy.testing import smooth_textures
-from normalcy.train import TrainSettings, best_precision, fit
+from normalcy.training.fit import fit
+from normalcy.training.settings import TrainSettings, best_precision
 
 ROUNDS, STEPS, BATCH = 3, 6, 64
 SHAPES: dict[str, tuple[int, ...]] = {"3x32x32": (3, 32, 32), "1x64x64": (1, 64, 64)}

@@ -16,7 +16,8 @@ import torch
 
 from normalcy.methods import get
 from normalcy.provenance import write_record
-from normalcy.train import TrainSettings, best_precision, fit
+from normalcy.training.fit import fit
+from normalcy.training.settings import TrainSettings, best_precision
 
 ROUNDS = 5
 CASES = {"autoencoder 1x28x28": ((1, 28, 28), 128, 200), "autoencoder 1x128x128": ((1, 128, 128), 32, 25)}

@@ -27,7 +27,7 @@ def one(count: int) -> None:
     import resource
 
     from normalcy import DataSet, Detector, Item
-    from normalcy.predict import predict
+    from normalcy.results.predict import predict
 
     def read(i: int) -> np.ndarray[Any, Any]:
         return np.random.default_rng(i % 997).integers(0, 255, (1, 64, 64), dtype=np.uint8)

@@ -3,7 +3,7 @@
     python benchmarks/one_class.py
 
 DDR-ID's two networks of table 1 on digits, 28x28, batch 256: a plain loop (a loader over tensors, 32 bits), all images in one
-tensor and channels last, bfloat16 with torch's own convolutions, and `normalcy.train.fit`, which also computes the strided
+tensor and channels last, bfloat16 with torch's own convolutions, and `normalcy.training.fit.fit`, which also computes the strided
 convolutions as matrix products (`normalcy.nets.halving`). Deep SVDD's LeNet: ten classes one after another, and together
 under `torch.func.vmap`. Wanted: `fit` at 1.8 times 32 bits. One thread, processor time, medians of rounds; writes
 results/one_class.json.
@@ -27,7 +27,8 @@ from normalcy.methods import get
 from normalcy.nets import halving
 from normalcy.nets.convnets import choose
 from normalcy.provenance import write_record
-from normalcy.train import TrainSettings, best_precision, fit
+from normalcy.training.fit import fit
+from normalcy.training.settings import TrainSettings, best_precision
 
 ROUNDS = 2
 BATCH = 256

@@ -30,7 +30,8 @@ from normalcy.config import to_words
 from normalcy.methods.patchcore import PatchCore, PatchCoreSettings
 from normalcy.nets.neighbours import covering_radius, k_centre
 from normalcy.provenance import write_record
-from normalcy.train import TrainSettings, fit
+from normalcy.training.fit import fit
+from normalcy.training.settings import TrainSettings
 
 IMAGES, SIDE, SCORED, BATCH, CENTRES, SEED = 761, 256, 256, 16, 1000, 0
 RESULT = Path(__file__).parent / "results" / "patchcore.json"

@@ -18,8 +18,8 @@ import torch
 
 from normalcy import Detector, open_data
 from normalcy.data.images import write_image
-from normalcy.predict import predict
 from normalcy.provenance import write_record
+from normalcy.results.predict import predict
 
 IMAGES, SIDE, ROUNDS, BATCH = 256, 256, 5, 32
 

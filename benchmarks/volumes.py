@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 
 from normalcy import Detector
-from normalcy.data.dataset import open_data
+from normalcy.data.open import open_data
 from normalcy.data.slides import Slide, TileSettings
 from normalcy.data.volumes import Space, write_volume
-from normalcy.predict import predict
 from normalcy.provenance import write_record
-from normalcy.slide_results import score_slides
+from normalcy.results.predict import predict
+from normalcy.results.slides import score_slides
 
 SHAPE = (256, 256, 160)
 SLIDE, TILE = 20_000, 256

@@ -22,10 +22,10 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from typer.models import ArgumentInfo, OptionInfo
 
 from normalcy import config
-from normalcy.cli import app
-from normalcy.detector import DecisionSettings, InputSettings
+from normalcy.cli.app import app
 from normalcy.methods import METHODS, get
-from normalcy.train import TrainSettings
+from normalcy.settings import DecisionSettings, InputSettings
+from normalcy.training.settings import TrainSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

@@ -34,10 +34,11 @@ from budget import steps_in
 
 from normalcy import Detector, metrics, open_data
 from normalcy.data.dataset import DataSet
-from normalcy.detector import Result, normal_training_images, with_split
+from normalcy.data.splits import normal_training_images, with_split
 from normalcy.errors import NormalcyError
 from normalcy.methods import METHODS, get
 from normalcy.provenance import write_record
+from normalcy.scoring import Result
 
 SIZE = 128
 WORDS: dict[str, dict[str, Any]] = {

@@ -13,8 +13,7 @@ import torch
 
 from normalcy import Detector, open_data
 from normalcy.data.dataset import DataSet
-from normalcy.detector import normal_training_images, with_split
-from normalcy.predict import images_to_score
+from normalcy.data.splits import images_to_score, normal_training_images, with_split
 from normalcy.provenance import commit, write_record
 
 
@@ -65,7 +64,7 @@ def tiles(data_root: Path | None, images: int | None) -> tuple[DataSet, DataSet,
 def located(
     name: str, score: str | None, found: dict[str, Any], run: dict[str, Any], seconds: float, words: dict[str, Any]
 ) -> dict[str, Any]:
-    """A row of a table, from what :func:`normalcy.evaluate.evaluate` and ``predict`` give; its measures are printed."""
+    """A row of a table, from what :func:`normalcy.results.evaluate.evaluate` and ``predict`` give; its measures are printed."""
     measures = {
         "image_auroc": found["image"]["auroc"],
         "pixel_auroc": found["pixel"]["auroc"],

@@ -27,8 +27,9 @@ import torch
 from budget import steps_in
 
 from normalcy import Detector
-from normalcy.data.dataset import DataSet, Files, Item, Zip
+from normalcy.data.dataset import DataSet, Item
 from normalcy.data.splits import train_test
+from normalcy.data.stores import Files, Zip
 from normalcy.metrics import delong_interval, delong_test
 from normalcy.provenance import write_record
 

@@ -21,8 +21,8 @@ from typing import Any
 from budget import arguments, located, steps_in, tiles, write_rows
 
 from normalcy import Detector
-from normalcy.evaluate import evaluate
-from normalcy.predict import predict
+from normalcy.results.evaluate import evaluate
+from normalcy.results.predict import predict
 
 SPATIAL: dict[str, Any] = {"bottleneck": "spatial", "latent": 4, "grow": False}
 RUNS: dict[str, dict[str, Any]] = {

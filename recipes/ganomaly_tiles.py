@@ -24,11 +24,11 @@ from typing import Any
 import torch
 
 from normalcy import Detector, open_data
-from normalcy.detector import with_split
-from normalcy.evaluate import evaluate
+from normalcy.data.splits import images_to_score, with_split
 from normalcy.methods.ganomaly import GANomaly
-from normalcy.predict import images_to_score, predict
 from normalcy.provenance import write_record
+from normalcy.results.evaluate import evaluate
+from normalcy.results.predict import predict
 
 RESULT = Path(__file__).parent / "results" / "ganomaly_tiles.json"
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normalcy import open_data
-from normalcy.data.dataset import DEFAULT_DATA_ROOT
+from normalcy.data.open import DEFAULT_DATA_ROOT
 from normalcy.provenance import write_record
 
 ATTACKED = 20

@@ -32,10 +32,10 @@ from budget import arguments, located, steps_in, tiles, write_rows
 from normalcy import Detector, metrics
 from normalcy.calibrate import decide_on_validation
 from normalcy.data.images import read_mask
-from normalcy.data.splits import carve_out
-from normalcy.evaluate import evaluate
-from normalcy.predict import predict
-from normalcy.results import read_results
+from normalcy.data.splits import hold_out
+from normalcy.results.evaluate import evaluate
+from normalcy.results.folder import read_results
+from normalcy.results.predict import predict
 
 AREA = 0.001
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -80,7 +80,7 @@ def made_before(options: argparse.Namespace) -> list[dict[str, Any]]:
 def main() -> None:
     options = arguments(__doc__.splitlines()[0], RUNS, 25.0, RESULT)
     train, test, split = tiles(options.data_root, options.images)
-    kept, carved = carve_out(train.cases, 0.1, minimum=1)
+    kept, carved = hold_out(train.cases, 0.1, minimum=1)
     train, held_out = train.subset(kept), train.subset(carved)
     names = options.rows.split(";")
     rows = [row for row in made_before(options) if row["row"] not in names]

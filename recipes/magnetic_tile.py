@@ -19,8 +19,8 @@ import tempfile
 from pathlib import Path
 
 from normalcy import open_data
-from normalcy.compare import compare
 from normalcy.provenance import write_record
+from normalcy.studies.compare import compare
 
 METHODS = ("patchcore",)
 WANTED = {"auroc": 0.92, "pixel_auroc": 0.75, "aupro": 0.73}

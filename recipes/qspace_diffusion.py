@@ -48,8 +48,8 @@ from normalcy import Detector, open_data
 from normalcy.data.dataset import DataSet
 from normalcy.data.diffusion import read_scheme
 from normalcy.metrics import Interval, pixel_auroc_interval, pixel_average_precision_interval
-from normalcy.predict import predict
 from normalcy.provenance import write_record
+from normalcy.results.predict import predict
 
 RESULT = Path(__file__).parent / "results" / "qspace_diffusion.json"
 FILES = ("small_64D.nii", "small_101D.nii.gz")

@@ -18,9 +18,9 @@ import tempfile
 from pathlib import Path
 
 from normalcy import open_data
-from normalcy.compare import compare
-from normalcy.demo import METHODS, SPEC, settings_for
 from normalcy.provenance import write_record
+from normalcy.studies.compare import compare
+from normalcy.studies.demo import METHODS, SPEC, settings_for
 
 WANTED = 0.89
 PUBLISHED = {"PaDiM (a common library)": 0.882, "PatchCore (a common library)": 0.850}

@@ -33,10 +33,11 @@ from scipy.ndimage import gaussian_filter, map_coordinates, zoom
 from scipy.spatial.transform import Rotation
 
 from normalcy import Detector, open_data
+from normalcy.data.splits import images_to_score
 from normalcy.data.synthetic import make
-from normalcy.evaluate import evaluate
-from normalcy.predict import images_to_score, predict
 from normalcy.provenance import write_record
+from normalcy.results.evaluate import evaluate
+from normalcy.results.predict import predict
 
 SIDE, SPACING = 48, 4.0
 KINDS = ("blob", "intensity", "rectangle", "displace", "mirror")

@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter
 
 import normalcy
 from normalcy import DataError, DataSet, Detector, Item, ModelFileError, SettingsError
-from normalcy.artefact import write_folder
+from normalcy.files import write_folder
 
 
 def textures(count: int, side: tuple[int, int] = (32, 32), seed: int = 0, dtype: Any = np.uint8) -> np.ndarray:

@@ -15,12 +15,12 @@ import pytest
 import typer
 
 from normalcy import Detector, Method
-from normalcy.cli import app
-from normalcy.compare import words_for
+from normalcy.cli.app import app
 from normalcy.config import parse_words
-from normalcy.data.augment import TRANSFORMS
 from normalcy.data.named import NAMED
-from normalcy.data.preprocess import STEPS
+from normalcy.preprocessing.augment import TRANSFORMS
+from normalcy.preprocessing.steps import STEPS
+from normalcy.settings import words_for
 from normalcy.testing import check_method
 
 ROOT = Path(__file__).resolve().parents[1]

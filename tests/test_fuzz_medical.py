@@ -7,8 +7,8 @@ import pytest
 from fuzz_medical import LONGEST, fuzz, mutate, seeds
 
 from normalcy import Detector
-from normalcy.data.dataset import open_data
-from normalcy.predict import predict
+from normalcy.data.open import open_data
+from normalcy.results.predict import predict
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from normalcy.errors import DataError, SettingsError
 from normalcy.method import Batches, Method, Scores, Stage
 from normalcy.methods.deep_svdd import DeepSVDD, DeepSVDDSettings
-from normalcy.train import TrainSettings, fit
+from normalcy.training.fit import fit
+from normalcy.training.settings import TrainSettings
 
 
 @dataclass(frozen=True)

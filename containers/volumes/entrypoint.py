@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from normalcy import load
-from normalcy.data.dataset import open_data
-from normalcy.data.images import write_bytes
+from normalcy.data.open import open_data
 from normalcy.data.volumes import write_volume
-from normalcy.detector import Result
 from normalcy.errors import NormalcyError
-from normalcy.results import NIFTI, NOTICE, named
+from normalcy.files import write_bytes
+from normalcy.results.folder import NIFTI, NOTICE, named
+from normalcy.scoring import Result
 
 
 def main(arguments: list[str]) -> int:

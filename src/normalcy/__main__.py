@@ -1,5 +1,5 @@
 """``python -m normalcy`` is the command ``normalcy``."""
 
-from normalcy.cli import main
+from normalcy.cli.app import main
 
 main()

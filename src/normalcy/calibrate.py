@@ -22,11 +22,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from normalcy.arrays import Array, Float64
 from normalcy.errors import ModelFileError, SettingsError
 from normalcy.metrics import f1_max, label_regions, minimum_area_threshold, pixel_ranking, youden
 
-Floats = npt.NDArray[np.float64]
-Array = npt.NDArray[Any]
 _BITS = 18
 _LEVELS = 2000
 
@@ -35,9 +34,9 @@ _LEVELS = 2000
 class Calibration:
     """What held-out normal images say. ``scores`` (n,) ascending; ``rates``: mean share of pixels above ``levels``."""
 
-    scores: Floats
-    levels: Floats | None = None
-    rates: Floats | None = None
+    scores: Float64
+    levels: Float64 | None = None
+    rates: Float64 | None = None
     map_range: tuple[float, float] | None = None
     """Median and largest value over the normal maps: the range of display."""
 
@@ -45,14 +44,14 @@ class Calibration:
     def count(self) -> int:
         return len(self.scores)
 
-    def p_values(self, scores: npt.ArrayLike) -> Floats:
+    def p_values(self, scores: npt.ArrayLike) -> Float64:
         """Conformal p-values (N,) in [1 / (n + 1), 1].
 
         >>> Calibration(np.array([1.0, 2.0, 3.0])).p_values([2.5, 9.0])
         array([0.5 , 0.25])
         """
         at_least = self.count - np.searchsorted(self.scores, np.asarray(scores, np.float64), side="left")
-        p: Floats = (1 + at_least) / (self.count + 1)
+        p: Float64 = (1 + at_least) / (self.count + 1)
         return p
 
     def threshold(self, false_alarms: float) -> float:
@@ -213,10 +212,10 @@ def _bins(values: Array) -> npt.NDArray[np.int64]:
     return ordered >> (32 - _BITS)
 
 
-def _upper_edges() -> Floats:
+def _upper_edges() -> Float64:
     """The largest value of each bin."""
     ordered = (np.arange(2**_BITS, dtype=np.int64) + 1 << (32 - _BITS)) - 1
     bits = np.where(ordered >= 2**31, ordered - 2**31, ~ordered).astype(np.int64)
     with np.errstate(invalid="ignore"):  # the bit patterns beyond infinity are NaN and never used
-        edges: Floats = (bits & 0xFFFFFFFF).astype(np.uint32).view(np.float32).astype(np.float64)
+        edges: Float64 = (bits & 0xFFFFFFFF).astype(np.uint32).view(np.float32).astype(np.float64)
     return edges

@@ -8,11 +8,13 @@ import inspect
 import itertools
 import json
 import math
+import operator
 import textwrap
 import tomllib
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -190,7 +192,8 @@ def require(
     rules += [(name, "at least 0", lambda v: v >= 0) for name in non_negative]
     rules += [(name, "between 0 and 1, both excluded", lambda v: 0 < v < 1) for name in fraction]
     rules += [(name, "between 0 and 1", lambda v: 0 <= v <= 1) for name in unit]
-    rules += [(name, f"at least {low:g}", lambda v, low=low: v >= low) for name, low in (at_least or {}).items()]
+    for name, low in (at_least or {}).items():
+        rules.append((name, f"at least {low:g}", partial(operator.le, low)))
     for name, expected, holds in rules:
         value = getattr(settings, name)
         require_that(all(math.isfinite(v) and holds(v) for v in _values(value)), who, name, expected, value)

@@ -3,179 +3,49 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar, cast, overload
+from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-import normalcy
-from normalcy import artefact, config
+from normalcy import config, model_folder
+from normalcy.arrays import Array, Float32, Indices
 from normalcy.calibrate import Calibration, Decision, calibrate, decide
-from normalcy.data.augment import Augment
-from normalcy.data.dataset import DataSet, Item, as_dataset
-from normalcy.data.decode import DiskImages, Failure, decode
+from normalcy.data.dataset import DataSet, Item
 from normalcy.data.diffusion import check_scheme
-from normalcy.data.pieces import Cutting, Slices, View
-from normalcy.data.preprocess import Preprocess
-from normalcy.data.splits import carve_out, train_test
-from normalcy.data.tiling import Window
-from normalcy.data.volumes import Space
+from normalcy.data.open import as_dataset
+from normalcy.data.splits import hold_out, normal_training_images, with_split
 from normalcy.errors import DataError, ModelFileError, NormalcyError, SettingsError
-from normalcy.method import Method, Scores
+from normalcy.files import read_json
+from normalcy.method import Method
 from normalcy.methods import get
-from normalcy.nets.filters import Reduce
+from normalcy.preprocessing.augment import Augment
+from normalcy.preprocessing.decode import DiskImages, Failure, decode
+from normalcy.preprocessing.pipeline import Preprocess
+from normalcy.preprocessing.views import Cutting, View
 from normalcy.provenance import versions
-from normalcy.results import NOTICE
-from normalcy.train import FitSummary, Log, Record, TrainSettings, fit
+from normalcy.scoring import NOTICE, Result, Results, _forward, _Part, _Ready, _slices
+from normalcy.settings import DecisionSettings, InputSettings
+from normalcy.training.fit import fit
+from normalcy.training.log import TRAIN_LOG, Journal, Log, Record, read_log
+from normalcy.training.settings import FitSummary, TrainSettings
 
-Array = npt.NDArray[Any]
 T = TypeVar("T")
-TRAIN_LOG = "train.jsonl"
-AT_ONCE = 2**19
-"""Pixels that a CPU scores at once, 8 images of 256x256: activations of larger batches are new memory in each layer."""
-
-
-@dataclass(frozen=True)
-class InputSettings:
-    """How images become what a method sees."""
-
-    size: int | None = None
-    """Side of the square (cube) that a method sees. None: 256 (64 of volumes) where images differ in size or are larger,
-    unless a resize, tile or crop is asked for; else their own size."""
-    preprocess: tuple[str, ...] = ()
-    """Named steps, see normalcy.data.preprocess."""
-    augment: tuple[str, ...] = ()
-    """Random transforms in training, see normalcy.data.augment."""
-    tile: int | None = None
-    """Cut images into overlapping tiles of this side instead of resizing them; the strangest tile is the image's score."""
-    tile_overlap: float = 0.25
-    """Fraction of a side that neighbouring tiles share in scoring."""
-    tile_window: Window = "hann"
-    """Weights with which the maps of overlapping tiles are blended: "hann" or "gaussian"."""
-    slices: Slices = "none"
-    """See volumes as slices along an axis of the patient: "z" (axial), "y" (coronal), "x" (sagittal) or "xyz", all three, whose
-    maps are averaged. size is then the side of a slice."""
-    slice_range: tuple[float, float] = (0.0, 1.0)
-    """Part of the axis that slices are taken from: 0.2,0.9 leaves out the lowest fifth and the highest tenth."""
-    slice_body: float = 0.0
-    """Leave out slices of which less than this share is body (above Otsu's threshold of the volume)."""
-    piece_score: Reduce = "max"
-    """The score of an image that is cut in tiles or slices, from theirs: "max", "mean" or a quantile in [0, 1]."""
-
-    def __post_init__(self) -> None:
-        if self.size is not None and self.size < 8:
-            raise SettingsError(f"size must be at least 8 pixels, got {self.size}.")
-        if self.tile is not None and self.tile < 8:
-            raise SettingsError(f"tile must be at least 8 pixels, got {self.tile}.")
-        if not 0 <= self.tile_overlap < 1:
-            raise SettingsError(f"tile_overlap must be in [0, 1), got {self.tile_overlap}.")
-        if self.slices != "none" and self.tile is not None:
-            raise SettingsError(f"slices={self.slices} and tile={self.tile} exclude each other: give one of them.")
-        if not 0 <= self.slice_range[0] < self.slice_range[1] <= 1 or not 0 <= self.slice_body < 1:
-            raise SettingsError(
-                "slice_range must be two rising numbers in [0, 1] and slice_body in [0, 1), "
-                f"got {self.slice_range} and {self.slice_body}."
-            )
-        if not isinstance(self.piece_score, str) and not 0 <= self.piece_score <= 1:
-            raise SettingsError(f'piece_score must be "max", "mean" or a quantile in [0, 1], got {self.piece_score}.')
-
-
-@dataclass(frozen=True)
-class DecisionSettings:
-    """How scores become decisions."""
-
-    calibration: float = 0.1
-    """Fraction of the normal training images held out for p-values and thresholds (at least 20 images); 0: none."""
-    false_alarms: float = 0.05
-    """Promised probability that a normal image is flagged, and share of a normal image's pixels."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.calibration < 1:
-            raise SettingsError(f"calibration must be in [0, 1), got {self.calibration}.")
-        if not 0 < self.false_alarms < 1:
-            raise SettingsError(f"false_alarms must be between 0 and 1, got {self.false_alarms}.")
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a detector says of one image."""
-
-    item: Item
-    score: float
-    """Larger is stranger."""
-    p_value: float | None
-    """Chance of a score this large for a normal image; None without calibration."""
-    flagged: bool | None
-    map: npt.NDArray[np.float32] | None
-    """(*spatial), at the size and place of the input."""
-    restored: Array | None
-    """(C, *spatial), in the input's own type and value range."""
-    spread: npt.NDArray[np.float32] | None
-    latent: npt.NDArray[np.float32] | None
-    pictures: Mapping[str, npt.NDArray[np.float32]]
-    """What else the method shows, by name: ([C,] *spatial), at the size and place of the input."""
-    space: Space | None = None
-    """Of a volume: where its voxels, and so those of the map, lie."""
-    slices: Sequence[tuple[str, int, float]] = ()
-    """Of a volume seen as slices: axis (z, y or x), index from 0 and score of each."""
-
-    @property
-    def path(self) -> str:
-        return self.item.path
-
-
-class Results(Sequence[Result]):
-    """Results of several images in order, with their columns as arrays; ``failed`` lists what could not be read."""
-
-    def __init__(self, results: Sequence[Result], failed: Sequence[Failure] = ()) -> None:
-        self._results, self.failed = list(results), list(failed)
-
-    def __len__(self) -> int:
-        return len(self._results)
-
-    @overload
-    def __getitem__(self, index: int) -> Result: ...
-    @overload
-    def __getitem__(self, index: slice) -> Results: ...
-    def __getitem__(self, index: int | slice) -> Result | Results:
-        return Results(self._results[index]) if isinstance(index, slice) else self._results[index]
-
-    @property
-    def scores(self) -> npt.NDArray[np.float64]:
-        return np.array([r.score for r in self._results])
-
-    @property
-    def p_values(self) -> npt.NDArray[np.float64]:
-        return np.array([np.nan if r.p_value is None else r.p_value for r in self._results])
-
-    @property
-    def flagged(self) -> npt.NDArray[np.bool_]:
-        return np.array([bool(r.flagged) for r in self._results])
-
-    @property
-    def maps(self) -> list[npt.NDArray[np.float32] | None]:
-        return [r.map for r in self._results]
-
-    @property
-    def restored(self) -> list[Array | None]:
-        return [r.restored for r in self._results]
 
 
 class Detector:
     """A method with everything around it: geometry, preprocessing, training, calibration, files.
 
     Settings are words, the same as on the command line and in TOML: those of the method and those of
-    :class:`InputSettings`, :class:`~normalcy.train.TrainSettings` and :class:`DecisionSettings`.
+    :class:`InputSettings`, :class:`~normalcy.training.settings.TrainSettings` and :class:`DecisionSettings`.
 
     >>> rng = np.random.default_rng(0)
     >>> normal = (100 + 20 * rng.random((80, 16, 16))).astype(np.uint8)
@@ -224,10 +94,10 @@ class Detector:
         Raises DataError for images that cannot be used together and SettingsError for settings that do not fit them.
         """
         data = normal_training_images(with_split(as_dataset(images), self.train.seed))
-        journal = _Journal(Path(run_dir) / TRAIN_LOG if run_dir is not None else None, resume, log)
+        journal = Journal(Path(run_dir) / TRAIN_LOG if run_dir is not None else None, resume, log)
         rest, held_out = data, None
         if self.decision.calibration:
-            kept, carved = carve_out(data.cases, self.decision.calibration, seed=self.train.seed)
+            kept, carved = hold_out(data.cases, self.decision.calibration, seed=self.train.seed)
             rest, held_out = data.subset(kept), data.subset(carved)
         with _folder(run_dir) as folder:
             self._choose_size(rest)
@@ -431,10 +301,10 @@ class Detector:
         return self
 
     def save(self, folder: Path | str, overwrite: bool = False) -> Path:
-        """Write a model folder (see :mod:`normalcy.artefact`); returns its path."""
+        """Write a model folder (see :mod:`normalcy.model_folder`); returns its path."""
         method = self._fitted
         description = {
-            "normalcy": normalcy.__version__,
+            "normalcy": versions()["normalcy"],
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "method": self.name,
             "settings": config.to_words(method.settings),
@@ -447,14 +317,14 @@ class Detector:
         }
         calibrations = {name: c.to_json() for name, c in self.calibrations.items()} or None
         texts = {"CARD.md": self.card(), TRAIN_LOG: "".join(json.dumps(r) + "\n" for r in self.records)}
-        artefact.save(Path(folder), description, method.state_dict(), calibrations, texts, overwrite)
+        model_folder.save(Path(folder), description, method.state_dict(), calibrations, texts, overwrite)
         return Path(folder)
 
     @classmethod
     def load(cls, folder: Path | str) -> Detector:
         """Read a model folder. Runs no code from it; raises ModelFileError for one that is damaged or unknown."""
         folder = Path(folder)
-        words = artefact.read_description(folder)
+        words = model_folder.read_description(folder)
         try:
             detector = cls.__new__(cls)
             detector.name = str(words["method"])
@@ -469,16 +339,16 @@ class Detector:
             shape = [int(n) for n in words["shape"]]
             if not 3 <= len(shape) <= 4 or min(shape) < 1 or np.prod([float(n) for n in shape]) > 2**31:
                 raise ValueError(f"shape {shape} is impossible")
-            weights = artefact.read_weights(folder, words)
+            weights = model_folder.read_weights(folder, words)
             detector.method = detector._build(tuple(shape))
             detector.method.load_state_dict(weights)
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, SettingsError, DataError) as error:
             raise ModelFileError(f"{folder} is damaged or does not fit this normalcy ({_one_line(error)}).") from error
         detector.calibrations = {}
-        if (folder / artefact.CALIBRATION).exists():
-            calibrations = artefact.read_json(folder / artefact.CALIBRATION)
+        if (folder / model_folder.CALIBRATION).exists():
+            calibrations = read_json(folder / model_folder.CALIBRATION)
             detector.calibrations = {name: Calibration.from_json(c) for name, c in calibrations.items()}
-        detector.records = _read_log(folder / TRAIN_LOG)
+        detector.records = read_log(folder / TRAIN_LOG)
         return detector
 
     def push_to_hub(self, repo: str, private: bool = True) -> str:
@@ -496,7 +366,7 @@ class Detector:
         """Download a model folder from the Hugging Face hub and load it."""
         from huggingface_hub import snapshot_download
 
-        wanted = [artefact.DESCRIPTION, artefact.WEIGHTS, artefact.CALIBRATION]
+        wanted = [model_folder.DESCRIPTION, model_folder.WEIGHTS, model_folder.CALIBRATION]
         return cls.load(snapshot_download(repo, revision=revision, allow_patterns=wanted))
 
     def words(self) -> dict[str, Any]:
@@ -583,13 +453,11 @@ class Detector:
         tile, overlap = self._tile(scoring), i.tile_overlap if scoring else 0.0
         return Cutting(tile, overlap, i.tile_window, i.slices, i.slice_range, i.slice_body)
 
-    def _hold_out(
-        self, x: npt.NDArray[np.float32] | DiskImages, cases: Sequence[str]
-    ) -> tuple[Any, npt.NDArray[np.float32] | None]:
+    def _hold_out(self, x: Float32 | DiskImages, cases: Sequence[str]) -> tuple[Any, Float32 | None]:
         """Training images, and held-out ones where a stage stops early or concludes on them; whole cases."""
         if not any(stage.early_stop or stage.conclude for stage in self._fitted.stages()):
             return torch.from_numpy(x) if isinstance(x, np.ndarray) else x, None
-        kept, carved = carve_out(cases, 0.1, minimum=1, seed=self.train.seed + 1)
+        kept, carved = hold_out(cases, 0.1, minimum=1, seed=self.train.seed + 1)
         if isinstance(x, DiskImages):
             return _Rows(x, kept), x[carved]
         return torch.from_numpy(x[kept]), x[carved]
@@ -617,99 +485,20 @@ def load(folder: Path | str) -> Detector:
     return Detector.load(folder)
 
 
-def with_split(data: DataSet, seed: int = 0) -> DataSet:
-    """The data set as it is, or with a train and a test split where it has anomalous images but no split."""
-    if any(item.label == 1 for item in data.items) and not any(item.split for item in data.items):
-        return train_test(data, seed=seed)
-    return data
-
-
-def normal_training_images(data: DataSet) -> DataSet:
-    """What a method may learn from: images that are not labelled anomalous, of the training split where there is one."""
-    split = "train" if any(item.split for item in data.items) else None
-    chosen = [i for i, item in enumerate(data.items) if item.label != 1 and item.split == split]
-    if not chosen:
-        raise DataError(f"{data.name} has no normal training images: a method learns from normal images alone.")
-    return data.subset(chosen)
-
-
 # -- private ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Ready:
-    """An image read and preprocessed: ``tiles`` (T, C, *shape), its pieces, one where it is not cut."""
-
-    index: int
-    original: Array
-    tiles: npt.NDArray[np.float32]
-    views: list[View]
-
-
-_PARTS = ("image", "map", "restored", "spread", "latent")
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Scores of one image's tiles as arrays."""
-
-    image: Array
-    map: Array | None
-    restored: Array | None
-    spread: Array | None
-    latent: Array | None
-    pictures: Mapping[str, Array]
 
 
 class _Rows:
     """Some rows of images on disk."""
 
-    def __init__(self, images: DiskImages, rows: npt.NDArray[np.intp]) -> None:
+    def __init__(self, images: DiskImages, rows: Indices) -> None:
         self.images, self.rows, self.shape = images, rows, (len(rows), *images.shape[1:])
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: Any) -> npt.NDArray[np.float32]:
+    def __getitem__(self, index: Any) -> Float32:
         return self.images[self.rows[index]]
-
-
-def _forward(method: Method, group: Sequence[_Ready], batch_size: int) -> Iterator[_Part]:
-    """Scores of each image, whose tiles share batches with its neighbours'."""
-    if not group:
-        return
-    tiles = np.concatenate([r.tiles for r in group]) if len(group) > 1 else group[0].tiles
-    pieces: list[Scores] = []
-    if method.device.type == "cpu":
-        batch_size = min(batch_size, max(1, AT_ONCE // math.prod(method.shape[1:])))
-    for first in range(0, len(tiles), batch_size):
-        x = torch.from_numpy(tiles[first : first + batch_size]).to(method.device)
-        if x.ndim == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
-        pieces.append(method.score(x))
-
-    def joined(values: Sequence[torch.Tensor | None]) -> Array | None:
-        return None if values[0] is None else torch.cat(cast(list[torch.Tensor], values)).float().cpu().numpy()
-
-    columns = {name: joined([getattr(p, name) for p in pieces]) for name in _PARTS}
-    pictures = {name: joined([p.pictures[name] for p in pieces]) for name in pieces[0].pictures}
-    start = 0
-    for ready in group:
-        rows = slice(start, start + len(ready.tiles))
-        start = rows.stop
-        here = {name: None if c is None else c[rows] for name, c in columns.items()}
-        yield _Part(**here, pictures={name: c[rows] for name, c in pictures.items() if c is not None})  # type: ignore[arg-type]
-
-
-def _slices(views: Sequence[View], scores: Array) -> list[tuple[str, int, float]]:
-    """Axis, index and score of each slice."""
-    found, start = [], 0
-    for view in views:
-        if view.axis is not None and view.chosen is not None:
-            places = zip(view.in_image, scores[start : start + view.count])
-            found += [("zyx"[view.axis], int(index), float(score)) for index, score in places]
-        start += view.count
-    return found
 
 
 def _fit_preprocess(preprocess: Preprocess, data: DataSet) -> tuple[Preprocess, dict[int, Failure]]:
@@ -732,42 +521,6 @@ def _fit_preprocess(preprocess: Preprocess, data: DataSet) -> tuple[Preprocess, 
                 break
     reasons = "; ".join(f"{path}: {reason}" for path, reason in list(bad.values())[:3])
     raise DataError(f"Too few of the {len(data)} training images of {data.name} can be used: {reasons}")
-
-
-class _Journal:
-    """Records of the loop: kept, written to the run folder line by line, passed on."""
-
-    def __init__(self, path: Path | None, resume: bool, then: Log | None) -> None:
-        self.path, self.then = path, then
-        self.kept = _read_log(path) if path is not None and resume else []
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(json.dumps(r) + "\n" for r in self.kept), encoding="utf-8")
-
-    def __call__(self, record: Record) -> None:
-        self.kept.append(record)
-        if self.path is not None:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-        if self.then is not None:
-            self.then(record)
-
-    def records(self) -> list[Record]:
-        """The last record of each step: those after a checkpoint are written again by a resumed run."""
-        by_step = {(r.get("stage"), r.get("event"), r.get("step"), "held_out_loss" in r): r for r in self.kept}
-        return list(by_step.values())
-
-
-def _read_log(path: Path) -> list[Record]:
-    """Records of an earlier run; a line that was cut off by a kill is passed over."""
-    records = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                records.append(json.loads(line))
-            except ValueError:
-                continue
-    return [r for r in records if isinstance(r, dict)]
 
 
 class _folder:

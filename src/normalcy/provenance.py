@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from normalcy.data.images import write_bytes
+from normalcy.files import write_bytes
 
 
 def commit() -> str | None:

@@ -31,10 +31,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from normalcy import config
-from normalcy.detector import DecisionSettings, InputSettings
 from normalcy.errors import DataError, NormalcyError, SettingsError
 from normalcy.method import Method, Scores
-from normalcy.train import TrainSettings, fit
+from normalcy.settings import DecisionSettings, InputSettings
+from normalcy.training.fit import fit
+from normalcy.training.settings import TrainSettings
 
 RESERVED = frozenset(
     {"method", "channels"}.union(*(config.known_words(c) for c in (TrainSettings, InputSettings, DecisionSettings)))

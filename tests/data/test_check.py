@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from normalcy.data.check import Fault, check
-from normalcy.data.dataset import DataSet, Item, as_dataset, open_data
+from normalcy.data.dataset import DataSet, Item
+from normalcy.data.open import as_dataset, open_data
 from normalcy.errors import DataError
 
 

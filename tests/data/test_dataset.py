@@ -9,7 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from normalcy.data.dataset import DataSet, Files, Folder, Item, Zip, as_dataset, open_data
+from normalcy.data.dataset import DataSet, Item
+from normalcy.data.open import as_dataset, open_data
+from normalcy.data.stores import Files, Folder, Zip
 from normalcy.errors import DataError
 
 

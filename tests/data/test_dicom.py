@@ -16,10 +16,10 @@ from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless, generate_
 from scipy.spatial.transform import Rotation
 from typer.testing import CliRunner
 
-from normalcy.cli import app
+from normalcy.cli.app import app
 from normalcy.data.check import check
-from normalcy.data.dataset import open_data
 from normalcy.data.dicom import decode_series, windows
+from normalcy.data.open import open_data
 from normalcy.errors import DataError
 
 CT = pydicom.uid.CTImageStorage

@@ -10,11 +10,12 @@ import numpy.typing as npt
 import pytest
 
 from normalcy.data.check import check
-from normalcy.data.dataset import open_data
 from normalcy.data.diffusion import attenuation, brain_mask
+from normalcy.data.open import open_data
+from normalcy.data.splits import images_to_score
 from normalcy.detector import Detector
 from normalcy.errors import DataError, SettingsError
-from normalcy.predict import images_to_score, predict
+from normalcy.results.predict import predict
 
 B = np.array([0, 1000, 5, 1000, 2000, 1000, 1000.0])
 SHAPE = (12, 11, 13)

@@ -10,15 +10,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from normalcy.data.images import (
-    channel_first,
-    decode_image,
-    image_size,
-    read_image,
-    read_mask,
-    write_image,
-    write_raw,
-)
+from normalcy.data.images import channel_first, decode_image, image_size, read_image, read_mask, write_image, write_raw
 from normalcy.errors import DataError
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from normalcy.data.dataset import open_data
+from normalcy.data.open import open_data
 from normalcy.errors import DataError
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data"

@@ -14,12 +14,12 @@ import tifffile
 from typer.testing import CliRunner
 
 from normalcy import Detector
-from normalcy.cli import app
-from normalcy.data.dataset import open_data
+from normalcy.cli.app import app
+from normalcy.data.open import open_data
 from normalcy.data.slides import Slide, Tile, TileSettings
 from normalcy.data.stain import FAINT, REFERENCE, WHITE, normalise, optical_density, stain_vectors
 from normalcy.errors import DataError
-from normalcy.slide_results import outlines, score_slides, write_pyramid
+from normalcy.results.slides import outlines, score_slides, write_pyramid
 
 TISSUE = (256, 256, 1024, 768)  # left, top, right, bottom
 SIZE = (1280, 1024)  # width, height

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from normalcy.data.dataset import Item, as_dataset
-from normalcy.data.splits import carve_out, train_test
+from normalcy.data.dataset import Item
+from normalcy.data.open import as_dataset
+from normalcy.data.splits import hold_out, train_test
 from normalcy.errors import DataError
 
 
@@ -13,7 +14,7 @@ def labelled(items):
 @pytest.mark.parametrize("per_case", [1, 3, 7])
 def test_carve_out_keeps_cases_whole(per_case):
     cases = [f"case {i // per_case}" for i in range(420)]
-    rest, carved = carve_out(cases, seed=3)
+    rest, carved = hold_out(cases, seed=3)
     assert 42 <= len(carved) < 42 + per_case
     assert sorted([*rest, *carved]) == list(range(420))
     assert not {cases[i] for i in rest} & {cases[i] for i in carved}
@@ -21,26 +22,26 @@ def test_carve_out_keeps_cases_whole(per_case):
 
 def test_carve_out_depends_on_the_seed_and_not_on_the_order():
     cases = [f"{i}" for i in range(200)]
-    once, again, other = (carve_out(cases, seed=seed)[1] for seed in (0, 0, 1))
+    once, again, other = (hold_out(cases, seed=seed)[1] for seed in (0, 0, 1))
     np.testing.assert_array_equal(once, again)
     assert set(once) != set(other)
     shuffled = [str(i) for i in np.random.default_rng(0).permutation(200)]
-    assert {shuffled[i] for i in carve_out(shuffled, seed=0)[1]} == {cases[i] for i in once}
+    assert {shuffled[i] for i in hold_out(shuffled, seed=0)[1]} == {cases[i] for i in once}
 
 
 def test_carve_out_takes_at_least_the_minimum_but_never_more_than_half():
-    assert len(carve_out([str(i) for i in range(100)])[1]) == 20
+    assert len(hold_out([str(i) for i in range(100)])[1]) == 20
     with pytest.warns(UserWarning, match="only 15 of 30 normal images"):
-        rest, carved = carve_out([str(i) for i in range(30)])
+        rest, carved = hold_out([str(i) for i in range(30)])
     assert (len(rest), len(carved)) == (15, 15)
     with pytest.warns(UserWarning, match="only 0 of 50"):
-        assert len(carve_out(["one patient"] * 50)[1]) == 0
+        assert len(hold_out(["one patient"] * 50)[1]) == 0
     with pytest.warns(UserWarning, match="only 0 of 1"):
-        assert carve_out(["a"])[0].tolist() == [0]
+        assert hold_out(["a"])[0].tolist() == [0]
     big = ["big"] * 70 + [str(i) for i in range(30)]  # the big case would be more than half
-    assert all(i >= 70 for i in carve_out(big)[1])
+    assert all(i >= 70 for i in hold_out(big)[1])
     with pytest.raises(DataError, match="fraction between 0 and 1"):
-        carve_out(["a", "b"], fraction=1.5)
+        hold_out(["a", "b"], fraction=1.5)
 
 
 def test_train_test():

@@ -4,7 +4,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from normalcy.data.dataset import open_data
+from normalcy.data.open import open_data
 from normalcy.errors import DataError
 
 ROWS = [

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff
 
-from normalcy.data.dataset import open_data
 from normalcy.data.images import read_image, read_mask
+from normalcy.data.open import open_data
 from normalcy.data.volumes import Space, decode_volume, split_name, volume_space, write_volume
 from normalcy.errors import DataError
 

@@ -13,7 +13,8 @@ from normalcy.errors import SettingsError
 from normalcy.methods import adgan
 from normalcy.methods.adgan import ADGAN, ADGANSettings
 from normalcy.testing import smooth_textures
-from normalcy.train import TrainSettings, fit
+from normalcy.training.fit import fit
+from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {"steps": 20, "batch_size": 8, "latent": 8, "width": 4, "restarts": 2, "search_steps": 3}
 """Settings that make the contract tests quick."""

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from normalcy.errors import SettingsError
 from normalcy.methods.alocc import ALOCC, ALOCCSettings
 from normalcy.testing import smooth_textures
-from normalcy.train import TrainSettings, fit
+from normalcy.training.fit import fit
+from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {"steps": 20, "batch_size": 8, "latent": 8, "width": 4, "lr": 1e-3}
 """Settings that make the contract tests quick."""

@@ -12,7 +12,8 @@ import torch
 from normalcy.errors import SettingsError
 from normalcy.methods.anogan import AnoGAN, AnoGANSettings
 from normalcy.testing import smooth_textures, with_defect
-from normalcy.train import TrainSettings, fit
+from normalcy.training.fit import fit
+from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {
     "steps": 20,

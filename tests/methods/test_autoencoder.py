@@ -11,7 +11,8 @@ from torch import Tensor
 from normalcy.errors import SettingsError
 from normalcy.methods.autoencoder import Autoencoder, AutoencoderSettings, late_drop, reduce_map
 from normalcy.nets.ssim import ssim_map
-from normalcy.train import TrainSettings, fit
+from normalcy.training.fit import fit
+from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {"steps": 30, "batch_size": 8, "width": 4, "latent": 8, "lr": 0.01}
 """Settings that make the contract tests quick."""

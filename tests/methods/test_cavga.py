@@ -12,7 +12,8 @@ from normalcy.errors import DataError, SettingsError
 from normalcy.methods.cavga import CAVGA, CAVGASettings
 from normalcy.nets.attention import grad_cam
 from normalcy.testing import smooth_textures
-from normalcy.train import TrainSettings, fit
+from normalcy.training.fit import fit
+from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {
     "steps": 40,

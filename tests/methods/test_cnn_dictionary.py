@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from normalcy.errors import SettingsError
 from normalcy.methods.cnn_dictionary import CNNDictionary, CNNDictionarySettings
 from normalcy.testing import smooth_textures
-from normalcy.train import TrainSettings, fit
+from normalcy.training.fit import fit
+from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {"words": 20, "patches": 1000, "layer": 1}
 """Settings that make the contract tests quick."""

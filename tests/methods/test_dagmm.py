@@ -13,7 +13,8 @@ from normalcy.errors import SettingsError
 from normalcy.methods.dagmm import DAGMM, DAGMMSettings, mixture_energy, moments
 from normalcy.methods.patchwise import Patchwise, PatchwiseSettings
 from normalcy.testing import smooth_textures
-from normalcy.train import TrainSettings, fit
+from normalcy.training.fit import fit
+from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {"steps": 60, "batch_size": 16, "width": 4, "latent": 2, "components": 2, "lr": 0.005}
 """Settings that make the contract tests quick."""

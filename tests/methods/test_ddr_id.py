@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from normalcy.errors import DataError, SettingsError
 from normalcy.methods.ddr_id import DDRID, DDRIDSettings, ReconstructionNetwork
-from normalcy.train import TrainSettings, fit
+from normalcy.training.fit import fit
+from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {"steps": 40, "batch_size": 8, "width": 4, "latent": 8, "lr": 0.003}
 """Settings that make the contract tests quick."""

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from normalcy.errors import DataError, SettingsError
 from normalcy.methods.deep_geo import TRANSFORMS, DeepGEO, DeepGEOSettings, fit_dirichlet, inverse_digamma
 from normalcy.testing import smooth_textures
-from normalcy.train import TrainSettings, fit
+from normalcy.training.fit import fit
+from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {"steps": 200, "batch_size": 32, "widen": 1, "lr": 0.003}
 """Settings that make the contract tests quick."""

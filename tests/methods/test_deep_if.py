@@ -15,7 +15,8 @@ from normalcy.methods.deep_if import DeepIF, DeepIFSettings
 from normalcy.nets.backbones import Backbone
 from normalcy.nets.forest import IsolationTrees
 from normalcy.testing import smooth_textures, with_defect
-from normalcy.train import TrainSettings, fit
+from normalcy.training.fit import fit
+from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {"trees": 30, "magnify": 2}
 """Settings that make the contract tests quick."""

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from normalcy.errors import SettingsError
 from normalcy.methods.deep_svdd import RECENT, DeepSVDD, DeepSVDDSettings, patch_dictionary
-from normalcy.train import TrainSettings, fit
+from normalcy.training.fit import fit
+from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {"steps": 40, "batch_size": 8, "width": 8, "lr": 0.003}
 """Settings that make the contract tests quick."""

@@ -16,7 +16,8 @@ from normalcy.methods.dpa import DPA, DPASettings
 from normalcy.nets.contrastive import SelfTaught, nt_xent, view
 from normalcy.nets.perceptual import relative_l1
 from normalcy.testing import smooth_textures
-from normalcy.train import TrainSettings, fit
+from normalcy.training.fit import fit
+from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {
     "steps": 150,

@@ -10,7 +10,8 @@ import torch
 from normalcy.errors import SettingsError
 from normalcy.methods.dsebm import DSEBM, DSEBMSettings
 from normalcy.testing import smooth_textures
-from normalcy.train import TrainSettings, fit
+from normalcy.training.fit import fit
+from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {"steps": 40, "batch_size": 8, "width": 4, "features": 16, "lr": 5e-3}
 """Settings that make the contract tests quick."""

@@ -12,7 +12,8 @@ from normalcy.errors import SettingsError
 from normalcy.methods.f_anogan import FAnoGAN, FAnoGANSettings
 from normalcy.nets.gan import gradient_penalty
 from normalcy.testing import smooth_textures
-from normalcy.train import TrainSettings, fit
+from normalcy.training.fit import fit
+from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {"steps": 20, "batch_size": 8, "latent": 8, "width": 4, "critic_steps": 2}
 """Settings that make the contract tests quick."""

@@ -11,7 +11,8 @@ from torch import nn
 from normalcy.errors import SettingsError
 from normalcy.methods.ganomaly import GANomaly, GANomalySettings
 from normalcy.testing import smooth_textures
-from normalcy.train import TrainSettings, fit
+from normalcy.training.fit import fit
+from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {"steps": 40, "batch_size": 8, "latent": 8, "width": 4, "lr": 2e-3}
 """Settings that make the contract tests quick."""

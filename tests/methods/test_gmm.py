@@ -13,7 +13,7 @@ from torch import Tensor
 from normalcy.errors import SettingsError
 from normalcy.methods import gmm
 from normalcy.methods.gmm import GMM, GMMSettings
-from normalcy.train import fit
+from normalcy.training.fit import fit
 
 CONTRACT: dict[str, Any] = {}
 """Settings that make the contract tests quick."""

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from normalcy.errors import DataError, SettingsError
 from normalcy.methods import gpnd
 from normalcy.methods.gpnd import GPND, GPNDSettings
-from normalcy.train import TrainSettings, fit
+from normalcy.training.fit import fit
+from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {"steps": 6, "batch_size": 8, "width": 2, "latent": 4, "lr": 0.01}
 """Settings that make the contract tests quick."""

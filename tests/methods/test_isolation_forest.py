@@ -12,13 +12,10 @@ from sklearn.ensemble._iforest import _average_path_length
 from torch import Tensor
 
 from normalcy.errors import SettingsError
-from normalcy.methods.isolation_forest import (
-    IsolationForest,
-    IsolationForestSettings,
-)
+from normalcy.methods.isolation_forest import IsolationForest, IsolationForestSettings
 from normalcy.nets import forest as forest_trees
 from normalcy.nets.forest import _rounded_down, mean_search_length
-from normalcy.train import fit
+from normalcy.training.fit import fit
 
 CONTRACT: dict[str, Any] = {}
 """Settings that make the contract tests quick."""

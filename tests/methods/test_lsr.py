@@ -13,7 +13,8 @@ from normalcy.methods.lsr import ETAS, LSR, LSRSettings, _auroc
 from normalcy.metrics import auroc
 from normalcy.nets.filters import bilateral
 from normalcy.testing import smooth_textures
-from normalcy.train import TrainSettings, fit
+from normalcy.training.fit import fit
+from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {
     "steps": 120,

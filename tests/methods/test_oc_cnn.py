@@ -12,7 +12,8 @@ from torch import nn
 from normalcy.errors import DataError, SettingsError
 from normalcy.methods.oc_cnn import OCCNN, OCCNNSettings
 from normalcy.testing import smooth_textures
-from normalcy.train import TrainSettings, fit
+from normalcy.training.fit import fit
+from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {"steps": 30, "batch_size": 16, "hidden": 16, "lr": 0.003}
 """Settings that make the contract tests quick."""

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from normalcy.errors import SettingsError
 from normalcy.methods.oc_nn import OCNN, OCNNSettings
 from normalcy.testing import smooth_textures
-from normalcy.train import TrainSettings, fit
+from normalcy.training.fit import fit
+from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {
     "steps": 80,

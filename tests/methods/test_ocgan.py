@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from normalcy.errors import SettingsError
 from normalcy.methods.ocgan import OCGAN, OCGANSettings
 from normalcy.testing import smooth_textures
-from normalcy.train import TrainSettings, fit
+from normalcy.training.fit import fit
+from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {"steps": 40, "batch_size": 8, "latent": 6, "width": 4, "mining_steps": 2}
 """Settings that make the contract tests quick."""

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from normalcy.errors import SettingsError
 from normalcy.methods.patchcore import PatchCore, PatchCoreSettings
-from normalcy.train import TrainSettings, fit
+from normalcy.training.fit import fit
+from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {}
 """Settings that make the contract tests quick."""

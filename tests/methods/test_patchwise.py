@@ -16,7 +16,8 @@ from normalcy.errors import SettingsError
 from normalcy.method import EarlyStop, Method, Objective, Scores, Stage
 from normalcy.methods import METHODS
 from normalcy.methods.patchwise import Patchwise, PatchwiseSettings, starts
-from normalcy.train import TrainSettings, fit
+from normalcy.training.fit import fit
+from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {"patch": 8, "stride": 4}
 """Settings that make the contract tests quick."""

@@ -12,7 +12,8 @@ from normalcy.errors import SettingsError
 from normalcy.methods.piad import PIAD, PIADSettings, gradient_ratio
 from normalcy.nets.gan import gradient_penalty
 from normalcy.testing import smooth_textures
-from normalcy.train import TrainSettings, fit
+from normalcy.training.fit import fit
+from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {"steps": 80, "batch_size": 8, "latent": 4, "width": 8, "layer": 0, "lr": 2e-3}
 """Settings that make the contract tests quick."""

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from normalcy.errors import SettingsError
 from normalcy.methods.qspace_vae import QSpaceVAE, QSpaceVAESettings
-from normalcy.train import TrainSettings, fit
+from normalcy.training.fit import fit
+from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {"steps": 40, "batch_size": 8, "hidden": (16,), "latent": 2, "memory": 500, "lr": 0.01}
 """Settings that make the contract tests quick."""

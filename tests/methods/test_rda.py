@@ -13,7 +13,8 @@ from torch import Tensor
 from normalcy.errors import SettingsError
 from normalcy.methods.rda import RDA, RDASettings
 from normalcy.testing import smooth_textures, with_defect
-from normalcy.train import TrainSettings, fit
+from normalcy.training.fit import fit
+from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {"steps": 60, "batch_size": 8, "width": 4, "latent": 4, "rounds": 2, "lr": 0.01}
 """Settings that make the contract tests quick."""

@@ -12,7 +12,8 @@ from normalcy.detector import Detector
 from normalcy.errors import SettingsError
 from normalcy.methods.spatial_uae import SpatialUAE, SpatialUAESettings
 from normalcy.testing import smooth_textures
-from normalcy.train import TrainSettings, fit
+from normalcy.training.fit import fit
+from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {"steps": 40, "batch_size": 8, "width": 4, "latent": 2, "halvings": 3, "lr": 0.01}
 """Settings that make the contract tests quick."""

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from normalcy.errors import DataError, SettingsError
 from normalcy.methods.texture_gmm import TextureGMM, TextureGMMSettings
 from normalcy.testing import smooth_textures
-from normalcy.train import TrainSettings, fit
+from normalcy.training.fit import fit
+from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {"components": 3, "patches": 1000, "projections": 8, "levels": 2}
 """Settings that make the contract tests quick."""

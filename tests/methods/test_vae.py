@@ -12,7 +12,8 @@ from torch.distributions import Independent, Normal, kl_divergence
 
 from normalcy.errors import SettingsError
 from normalcy.methods.vae import VAE, VAESettings
-from normalcy.train import TrainSettings, fit
+from normalcy.training.fit import fit
+from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {"steps": 20, "batch_size": 8, "width": 4, "latent": 4, "samples": 2, "lr": 0.01}
 """Settings that make the contract tests quick."""

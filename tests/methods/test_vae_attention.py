@@ -11,7 +11,8 @@ from normalcy.errors import SettingsError
 from normalcy.methods.vae_attention import VAEAttention, VAEAttentionSettings
 from normalcy.nets.gaussian_code import draw, kl_to_standard
 from normalcy.testing import smooth_textures
-from normalcy.train import TrainSettings, fit
+from normalcy.training.fit import fit
+from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {
     "steps": 40,

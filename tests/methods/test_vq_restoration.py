@@ -14,7 +14,8 @@ from normalcy.errors import DataError, SettingsError
 from normalcy.methods.vq_restoration import VQRestoration, VQRestorationSettings
 from normalcy.nets.filters import mean_filter, min_filter
 from normalcy.testing import check_method
-from normalcy.train import TrainSettings, fit
+from normalcy.training.fit import fit
+from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {
     "steps": 200,

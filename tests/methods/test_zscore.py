@@ -9,7 +9,8 @@ from torch.testing import assert_close
 
 from normalcy import Detector
 from normalcy.methods.zscore import ZScore, ZScoreSettings
-from normalcy.train import TrainSettings, fit
+from normalcy.training.fit import fit
+from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {}
 """Settings that make the contract tests quick."""

@@ -17,7 +17,7 @@ from normalcy.report import figures, write_comparison, write_report
 from normalcy.report.markup import Markup, join, tag
 from normalcy.report.page import headline
 from normalcy.report.pictures import LARGEST_SIDE, contour, display, load_picture, reduce
-from normalcy.results import read_results
+from normalcy.results.folder import read_results
 
 FALSE_ALARMS = {"count": 99, "false_alarms": 0.05, "threshold": 0.6, "pixel_threshold": 0.5, "map_range": [0.1, 0.9]}
 METRICS = {

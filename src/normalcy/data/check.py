@@ -10,8 +10,8 @@ from typing import Literal
 
 import numpy as np
 
-from ..errors import DataError
-from .dataset import DataSet
+from normalcy.data.dataset import DataSet
+from normalcy.errors import DataError
 
 CALIBRATION_MINIMUM = 20
 _CHUNK = 256  # images handed to the threads at a time: memory does not grow with the set

@@ -20,12 +20,13 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from ..errors import DataError
-from . import dicom_codecs
-from .images import MAX_VALUES, Array, own, read_bytes
-from .volumes import Space, check_affine
+from normalcy.arrays import Array, Float64, Indices
+from normalcy.data import dicom_codecs
+from normalcy.data.formats import MAX_VALUES, own
+from normalcy.data.volumes import Space, check_affine
+from normalcy.errors import DataError
+from normalcy.files import read_bytes
 
 _MAGIC = b"DICM"
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM counts to the left and the back
@@ -122,7 +123,7 @@ def windows(data: bytes) -> list[tuple[float, float]]:
         return [(float(centre), float(width)) for centre, width in zip(centres, widths)]
 
 
-def sources(space: Space, name: str) -> tuple[list[Any], npt.NDArray[np.intp]]:
+def sources(space: Space, name: str) -> tuple[list[Any], Indices]:
     """The data sets that a volume was read from, in the order of its slices (one where it is multi-frame), and the place of
     each of its slices in them: writers refer to both."""
     files = [read_bytes(file) for file in space.files]
@@ -187,12 +188,12 @@ class _Slice:
         positions = [_numbers(look("PlanePositionSequence", "ImagePositionPatient", frame), 3) for frame in frames]
         self.positions = positions or [_numbers(dataset.get("ImagePositionPatient"), 3)]
         self.oriented = self.orientation is not None and all(p is not None for p in self.positions)
-        self.order: npt.NDArray[np.intp] | None = None
+        self.order: Indices | None = None
         if self.oriented and len(self.positions) not in (1, self.frames):
             raise _Fault(f"has {self.frames} frames and {len(self.positions)} positions")
 
     @property
-    def normal(self) -> npt.NDArray[np.float64]:
+    def normal(self) -> Float64:
         assert self.orientation is not None
         return np.cross(self.orientation[:3], self.orientation[3:])
 
@@ -238,7 +239,7 @@ def _sorted(slices: list[_Slice]) -> list[_Slice]:
     return slices
 
 
-def _check_steps(heights: npt.NDArray[np.float64]) -> None:
+def _check_steps(heights: Float64) -> None:
     steps = np.diff(heights)
     usual = float(np.median(steps))
     if steps.min() < 1e-3:

@@ -22,17 +22,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 from scipy import ndimage
 
-from ..config import build, parse_words
-from ..errors import DataError
-from .dataset import DataSet, open_data
-from .images import Array, Mask, read_mask, stem
-from .preprocess import otsu
-from .volumes import Space, split_name
+from normalcy.arrays import Array, Float32, Float64, Mask
+from normalcy.config import build, parse_words
+from normalcy.data.dataset import DataSet
+from normalcy.data.foreground import otsu
+from normalcy.data.formats import stem
+from normalcy.data.images import read_mask
+from normalcy.data.volumes import Space, split_name
+from normalcy.errors import DataError
 
-Floats64 = npt.NDArray[np.float64]
 Scheme = list[list[float]]
 """b-value in s/mm^2 and unit direction (zeros: none or unknown) of each diffusion-weighted image, in the file's order."""
 BRAIN = "_brain"
@@ -50,17 +50,15 @@ class DiffusionSettings:
     """How the brain is found where no file tells."""
 
 
-def open_diffusion(spec: str, data_root: Path | str | None = None) -> DataSet:
-    """The attenuations that ``DATA,option=value,...`` stands for, see this module.
+def open_diffusion(found: DataSet, options: Sequence[str] = ()) -> DataSet:
+    """The attenuations of 4D volumes; ``options`` are key=value, see this module.
 
     Raises DataError where volumes lack b-values. A volume of another scheme than the first is refused when it is read.
     """
-    source, *options = spec.split(",")
     settings = build(DiffusionSettings, parse_words(options), "diffusion")
-    found = open_data(source, data_root)
     if found.root is None:
         raise DataError(
-            f"diffusion expects volumes in files, got {source}; write them as NIfTI with .bval beside them."
+            f"diffusion expects volumes in files, got {found.name}; write them as NIfTI with .bval beside them."
         )
     paths = [found.root / split_name(item.path)[0] for item in found.items]
     brains = {path.parent / f"{stem(path.name)}{BRAIN}" for path in paths}
@@ -100,8 +98,8 @@ def open_diffusion(spec: str, data_root: Path | str | None = None) -> DataSet:
 
 
 def attenuation(
-    signals: Array, is_b0: npt.NDArray[np.bool_], mask: Literal["otsu", "none"] = "none", brain: Mask | None = None
-) -> npt.NDArray[np.float32]:
+    signals: Array, is_b0: Mask, mask: Literal["otsu", "none"] = "none", brain: Mask | None = None
+) -> Float32:
     """Signals (N, *spatial) -> (1 + diffusion-weighted ones, *spatial), see this module; ``is_b0`` (N,) marks the b=0 images.
 
     >>> signals = np.array([[[100.0, 0.0]], [[50.0, 0.0]]])
@@ -116,7 +114,7 @@ def attenuation(
     return np.concatenate([inside[None], weighted]).astype(np.float32)
 
 
-def brain_mask(base: Floats64) -> Mask:
+def brain_mask(base: Float64) -> Mask:
     """The brain in a b=0 image (*spatial): the largest region above Otsu's threshold of the logarithm, holes filled.
 
     The logarithm, since liquor is many times as bright as the rest of the brain. A median of 3 voxels goes before; regions count
@@ -134,7 +132,7 @@ def brain_mask(base: Floats64) -> Mask:
     return np.asarray(ndimage.binary_fill_holes(bright))
 
 
-def read_scheme(volume: Path, largest_b0: float) -> tuple[npt.NDArray[np.bool_], Scheme]:
+def read_scheme(volume: Path, largest_b0: float) -> tuple[Mask, Scheme]:
     """Which images of a 4D volume are b=0, (N,), and the scheme of the others, from the text files beside it."""
     bval, bvec = (volume.parent / f"{stem(volume.name)}{suffix}" for suffix in (".bval", ".bvec"))
     if not bval.exists():
@@ -176,7 +174,7 @@ def same_scheme(expected: Sequence[Sequence[float]], got: Sequence[Sequence[floa
         )
 
 
-def _numbers(path: Path) -> Floats64:
+def _numbers(path: Path) -> Float64:
     try:
         return np.loadtxt(path, ndmin=2)
     except (OSError, ValueError) as error:

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from ..errors import DataError
-from .dataset import DataSet, Files, Folder, Found, Item, find_images
-from .images import DICOM_SUFFIXES, IMAGE_SUFFIXES, VOLUME_SUFFIXES, stem
+from normalcy.data.dataset import DataSet, Item
+from normalcy.data.formats import DICOM_SUFFIXES, IMAGE_SUFFIXES, VOLUME_SUFFIXES, stem
+from normalcy.data.stores import Files, Folder, Found, find_images
+from normalcy.errors import DataError
 
 
 def open_folder(path: Path) -> DataSet:

@@ -12,26 +12,16 @@ Formats are recognised by content, not by name. All faults, hostile files includ
 import io
 import logging
 import math
-import os
-import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from ..errors import DataError
-
-Array = npt.NDArray[Any]
-Mask = npt.NDArray[np.bool_]
-
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy", ".pgm", ".ppm"})
-VOLUME_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha")
-DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
-MAX_VALUES = 2**30
-"""Largest number of values (pixels times channels) that a file may claim: a guard against decompression bombs. Files
-that Pillow decodes (PNG, JPEG, BMP, PNM) also meet Pillow's own limit of 179 million pixels."""
+from normalcy.arrays import Array, Mask
+from normalcy.data.formats import IMAGE_SUFFIXES, MAX_VALUES, VOLUME_SUFFIXES, is_volume, own
+from normalcy.data.volumes import decode_volume, volume_space
+from normalcy.errors import DataError
+from normalcy.files import read_bytes, write_bytes
 
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # its remarks on damaged files end as our errors
 
@@ -39,32 +29,6 @@ _PILLOW_FORMATS = ("PNG", "JPEG", "BMP", "PPM")
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TIFF_CHANNELS = str.maketrans("CQI", "SSS")  # tifffile's letters: channel, unknown, image sequence -> sample
 _ORIENTATION = 274
-
-
-def is_image(name: str) -> bool:
-    """Whether a file is one by its name: an image or a volume."""
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES or name.lower().endswith(VOLUME_SUFFIXES)
-
-
-def stem(name: str) -> str:
-    """A path without the suffix of its file.
-
-    >>> stem("a.b/scan.nii.gz"), stem("a.b/photo.x.png")
-    ('a.b/scan', 'a.b/photo.x')
-    """
-    suffix = next((s for s in sorted(VOLUME_SUFFIXES, key=len, reverse=True) if name.lower().endswith(s)), None)
-    return name[: -len(suffix)] if suffix else name.rpartition(".")[0] or name
-
-
-def is_nifti(data: bytes) -> int:
-    """1 or 2 for the beginning of a NIfTI file of that version, not compressed; 0 for anything else."""
-    first = data[:4]
-    return {348: 1, 540: 2}.get(int.from_bytes(first, "little"), {348: 1, 540: 2}.get(int.from_bytes(first, "big"), 0))
-
-
-def is_volume(data: bytes) -> bool:
-    """Whether bytes begin as those of a volume do."""
-    return bool(is_nifti(data)) or data.startswith((b"\x1f\x8b", b"NRRD", b"ObjectType"))
 
 
 def read_image(path: Path | str, finite: bool = False) -> Array:
@@ -80,14 +44,6 @@ def read_image(path: Path | str, finite: bool = False) -> Array:
 def read_mask(path: Path | str) -> Mask:
     """The mask in a file as ``(H, W)``: True, where the file is not zero, is anomalous. An alpha channel is ignored."""
     return decode_mask(read_bytes(path), str(path))
-
-
-def read_bytes(path: Path | str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise DataError(f"{path}: cannot be opened ({reason}); check the name and the access rights.") from None
 
 
 def decode_image(data: bytes, name: str, finite: bool = False) -> Array:
@@ -116,8 +72,6 @@ def image_size(data: bytes, name: str) -> tuple[int, ...]:
         _, height, width = _decode(data, name).shape
         return height, width
     if is_volume(data):
-        from .volumes import volume_space
-
         return volume_space(data, name).size
     try:
         with Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as image:
@@ -142,16 +96,6 @@ def channel_first(array: Array, name: str) -> Array:
             "move the channels with numpy.moveaxis(array, 0, -1)."
         )
     return own(np.moveaxis(array, -1, 0) if array.ndim > 2 else array[None], name)
-
-
-def own(array: Array, name: str) -> Array:
-    """A contiguous copy in the machine's byte order, bool as 0 and 255; refuses what is not a real number."""
-    if array.dtype == bool:
-        return np.where(array, 255, 0).astype(np.uint8)
-    if array.dtype.kind not in "uif":
-        raise DataError(f"{name}: expected integers or real numbers, got {array.dtype}; convert them first.")
-    copy: Array = np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
-    return copy
 
 
 def write_image(path: Path | str, image: Array, low: float | None = None, high: float | None = None) -> None:
@@ -209,28 +153,11 @@ def write_raw(path: Path | str, array: Array) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def write_bytes(path: Path | str, data: bytes) -> None:
-    """Writes the file whole or not at all: under another name first, renamed when complete. Makes missing folders."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(partial, 0o644)  # mkstemp makes it private
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
-
-
 def _decode(data: bytes, name: str) -> Array:
     try:
         if data.startswith(b"\x93NUMPY"):
             return channel_first(_npy(data), name)
         if is_volume(data):
-            from .volumes import decode_volume
-
             return decode_volume(data, name)[0]
         if data.startswith(_TIFF_MAGIC):
             array, orientation = _tiff(data)

@@ -30,9 +30,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DataError
-from .dataset import DataSet, Files, Folder, Item, Zip, check_stack
-from .images import IMAGE_SUFFIXES, Array
+from normalcy.arrays import Array
+from normalcy.data.dataset import DataSet, Item
+from normalcy.data.formats import IMAGE_SUFFIXES
+from normalcy.data.stores import Files, Folder, Zip, check_stack
+from normalcy.errors import DataError
 
 DIGITS = tuple("0123456789")
 CLASSES: dict[str, tuple[str, ...]] = {

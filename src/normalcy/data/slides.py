@@ -25,15 +25,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
-from ..config import build, parse_words
-from ..errors import DataError
-from .dataset import DataSet, Item
-from .images import Array
-from .preprocess import otsu
-from .stain import Stain, normalise
+from normalcy.arrays import Array, Mask
+from normalcy.config import build, parse_words
+from normalcy.data.dataset import DataSet, Item
+from normalcy.data.foreground import otsu
+from normalcy.data.stain import Stain, normalise
+from normalcy.errors import DataError
 
 SLIDE_SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif")
 _OVERVIEW = 1024  # pixels along the longer side of the picture that tissue is looked for in
@@ -123,7 +122,7 @@ class Slide:
         return max(1.0, self.settings.mpp / self.mpp)
 
     @cached_property
-    def tissue(self) -> npt.NDArray[np.bool_]:
+    def tissue(self) -> Mask:
         """Where there is tissue in an overview of the slide, (rows, columns)."""
         try:
             darkness = 255.0 - self._overview().min(axis=2)  # coloured or dark: some channel is low

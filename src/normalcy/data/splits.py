@@ -8,21 +8,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
-from ..errors import DataError
-from .dataset import DataSet
-
-Indices = npt.NDArray[np.intp]
+from normalcy.arrays import Indices
+from normalcy.data.dataset import DataSet
+from normalcy.errors import DataError
 
 
-def carve_out(cases: Sequence[str], fraction: float = 0.1, minimum: int = 20, seed: int = 0) -> tuple[Indices, Indices]:
+def hold_out(cases: Sequence[str], fraction: float = 0.1, minimum: int = 20, seed: int = 0) -> tuple[Indices, Indices]:
     """``(rest, carved)``: whole cases of about ``fraction`` of the images, at least ``minimum`` of them, taken out.
 
     Never more than half of the images, and where that leaves fewer than ``minimum``, a warning says so: with n
     calibration images no p-value can be smaller than 1 / (n + 1). Both results are sorted.
 
-    >>> rest, carved = carve_out([f"patient {i // 2}" for i in range(100)], minimum=10)
+    >>> rest, carved = hold_out([f"patient {i // 2}" for i in range(100)], minimum=10)
     >>> len(rest), len(carved), carved[:4]
     (90, 10, array([ 2,  3, 42, 43]))
     """
@@ -105,3 +103,35 @@ def _draw(cases: Sequence[str], wanted: int, most: int, seed: int) -> Indices:
             chosen.add(name)
             count += sizes[name]
     return np.array([i for i, case in enumerate(cases) if case in chosen], dtype=np.intp)
+
+
+def with_split(data: DataSet, seed: int = 0) -> DataSet:
+    """The data set as it is, or with a train and a test split where it has anomalous images but no split."""
+    if any(item.label == 1 for item in data.items) and not any(item.split for item in data.items):
+        return train_test(data, seed=seed)
+    return data
+
+
+def normal_training_images(data: DataSet) -> DataSet:
+    """What a method may learn from: images that are not labelled anomalous, of the training split where there is one."""
+    split = "train" if any(item.split for item in data.items) else None
+    chosen = [i for i, item in enumerate(data.items) if item.label != 1 and item.split == split]
+    if not chosen:
+        raise DataError(f"{data.name} has no normal training images: a method learns from normal images alone.")
+    return data.subset(chosen)
+
+
+def images_to_score(data: DataSet, split: str | None, seed: int = 0) -> tuple[DataSet, str | None]:
+    """The images of one split; without a choice the test split where there is one, else all. ``split`` "all" is all."""
+    data = with_split(data, seed)
+    has_splits = any(item.split for item in data.items)
+    if split == "all" or (split is None and not has_splits):
+        return data, None
+    chosen = split or "test"
+    part = data.select(split=chosen)
+    if len(part) == 0:
+        known = sorted({item.split for item in data.items if item.split}) or ["none"]
+        raise DataError(
+            f"{data.name} has no images of split {chosen!r}: it has {', '.join(known)}; or use --split all."
+        )
+    return part, chosen

@@ -16,15 +16,16 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from normalcy.arrays import Float64
+
 Stain = Literal["none", "macenko", "vahadane"]
 WHITE = 240.0
 """Intensity of light that met no tissue."""
 FAINT = 0.15
 """Optical density below which a pixel counts as background."""
-REFERENCE: Floats = np.array([[0.5626, 0.7201, 0.4062], [0.2159, 0.8012, 0.5581]])
+REFERENCE: Float64 = np.array([[0.5626, 0.7201, 0.4062], [0.2159, 0.8012, 0.5581]])
 """Haematoxylin and eosin as (R, G, B) optical densities."""
-AMOUNTS: Floats = np.array([1.9705, 1.0308])
+AMOUNTS: Float64 = np.array([1.9705, 1.0308])
 """99th percentiles of their amounts in the reference."""
 _PIXELS = 20_000  # enough to estimate from
 _FEWEST = 50
@@ -46,13 +47,13 @@ def normalise(image: npt.NDArray[np.uint8], way: Stain) -> npt.NDArray[np.uint8]
     return np.asarray(np.rint(np.clip(painted, 0, 255)), np.uint8).reshape(image.shape)
 
 
-def optical_density(image: npt.NDArray[np.uint8]) -> Floats:
+def optical_density(image: npt.NDArray[np.uint8]) -> Float64:
     """uint8 (3, H, W) -> (pixels, 3)"""
     light = image.reshape(3, -1).T.astype(np.float64) + 1
     return np.asarray(-np.log(light / WHITE))
 
 
-def stain_vectors(density: Floats, way: Stain) -> Floats:
+def stain_vectors(density: Float64, way: Stain) -> Float64:
     """Unit vectors (2, 3) of haematoxylin and eosin from optical densities (pixels, 3) of tissue."""
     if len(density) > _PIXELS:
         density = density[np.linspace(0, len(density) - 1, _PIXELS).astype(int)]
@@ -61,7 +62,7 @@ def stain_vectors(density: Floats, way: Stain) -> Floats:
     return np.asarray(vectors[np.argsort(-vectors[:, 0])])  # haematoxylin absorbs more red
 
 
-def _macenko(density: Floats) -> Floats:
+def _macenko(density: Float64) -> Float64:
     _, directions = np.linalg.eigh(np.cov(density.T))
     plane = directions[:, [2, 1]]  # (3, 2), the largest first
     plane = plane * np.where(plane.sum(0) < 0, -1.0, 1.0)
@@ -71,7 +72,7 @@ def _macenko(density: Floats) -> Floats:
     return np.asarray(ends @ plane.T)
 
 
-def _vahadane(density: Floats) -> Floats:
+def _vahadane(density: Float64) -> Float64:
     from sklearn.decomposition import MiniBatchDictionaryLearning
 
     learner: Any = MiniBatchDictionaryLearning(

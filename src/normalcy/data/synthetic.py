@@ -17,12 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from normalcy.arrays import Float32, Float64, Mask
 from normalcy.errors import DataError, SettingsError
 
-Floats = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
 Box = tuple[slice, ...]
 
 VISIBLE = 0.02  # the least change at a soft edge, about 5 of 255 grey levels
@@ -38,8 +36,8 @@ class Ask(NamedTuple):
 
 
 def make(
-    image: Floats, kind: str, rng: np.random.Generator, *, area: float = 0.01, strength: float = 0.3
-) -> tuple[Floats, Mask]:
+    image: Float32, kind: str, rng: np.random.Generator, *, area: float = 0.01, strength: float = 0.3
+) -> tuple[Float32, Mask]:
     """One anomaly of ``area`` (fraction of the image) in a copy of ``image`` (C, *spatial), values in [0, 1].
 
     Returns the image and a mask (*spatial) of exactly the pixels that changed: never empty, its area within 25 %
@@ -60,7 +58,7 @@ def make(
             f"{image.min():g} to {image.max():g}; scale it first."
         )
     pixels = max(1, round(area * image[0].size))
-    best: tuple[Floats, Mask] | None = None
+    best: tuple[Float32, Mask] | None = None
     least = np.inf
     for _ in range(ATTEMPTS):
         box, patch = SYNTHETIC[kind](image, rng, Ask(pixels, strength))
@@ -81,13 +79,13 @@ def make(
 
 
 def make_set(
-    images: Floats,
+    images: Float32,
     kinds: Sequence[str],
     rng: np.random.Generator,
     *,
     area: float = 0.01,
     strength: float = 0.3,
-) -> tuple[Floats, npt.NDArray[np.bool_], list[str]]:
+) -> tuple[Float32, Mask, list[str]]:
     """One anomaly in each of (N, C, *spatial), the kinds in turn: images, masks (N, *spatial) and the N kinds."""
     if len(images) == 0 or len(kinds) == 0:
         raise DataError(
@@ -101,30 +99,30 @@ def make_set(
 # Each kind: (image, rng, ask) -> the box that it fills, (slice(None), *spatial), and its new content.
 
 
-def _rectangle(image: Floats, rng: np.random.Generator, ask: Ask) -> tuple[Box, Floats]:
+def _rectangle(image: Float32, rng: np.random.Generator, ask: Ask) -> tuple[Box, Float32]:
     box = _place(image.shape[1:], _sides(image.shape[1:], rng, ask.pixels), rng)
     return box, np.full_like(image[box], rng.choice((0.0, 0.5)))
 
 
-def _displace(image: Floats, rng: np.random.Generator, ask: Ask) -> tuple[Box, Floats]:
+def _displace(image: Float32, rng: np.random.Generator, ask: Ask) -> tuple[Box, Float32]:
     sides = _sides(image.shape[1:], rng, ask.pixels)
     return _place(image.shape[1:], sides, rng), image[_place(image.shape[1:], sides, rng)]
 
 
-def _mirror(image: Floats, rng: np.random.Generator, ask: Ask) -> tuple[Box, Floats]:
+def _mirror(image: Float32, rng: np.random.Generator, ask: Ask) -> tuple[Box, Float32]:
     box = _place(image.shape[1:], _sides(image.shape[1:], rng, ask.pixels), rng)
     return box, np.flip(image[box], axis=int(rng.integers(1, image.ndim)))
 
 
-def _blob(image: Floats, rng: np.random.Generator, ask: Ask) -> tuple[Box, Floats]:
+def _blob(image: Float32, rng: np.random.Generator, ask: Ask) -> tuple[Box, Float32]:
     return _shifted(image, rng, ask, softness=rng.uniform(0.2, 0.6), noise=0.3)
 
 
-def _intensity(image: Floats, rng: np.random.Generator, ask: Ask) -> tuple[Box, Floats]:
+def _intensity(image: Float32, rng: np.random.Generator, ask: Ask) -> tuple[Box, Float32]:
     return _shifted(image, rng, ask, softness=rng.choice((0.0, 1.0)), noise=0.0)
 
 
-SYNTHETIC: Mapping[str, Callable[[Floats, np.random.Generator, Ask], tuple[Box, Floats]]] = {
+SYNTHETIC: Mapping[str, Callable[[Float32, np.random.Generator, Ask], tuple[Box, Float32]]] = {
     "rectangle": _rectangle,
     "blob": _blob,
     "intensity": _intensity,
@@ -133,7 +131,7 @@ SYNTHETIC: Mapping[str, Callable[[Floats, np.random.Generator, Ask], tuple[Box, 
 }
 
 
-def _shifted(image: Floats, rng: np.random.Generator, ask: Ask, softness: float, noise: float) -> tuple[Box, Floats]:
+def _shifted(image: Float32, rng: np.random.Generator, ask: Ask, softness: float, noise: float) -> tuple[Box, Float32]:
     """Shift the intensities in an ellipsoid by about ``ask.strength``, with noise of this fraction of the shift.
 
     ``softness``: the part of the radius over which the shift fades; even at the rim it is VISIBLE.
@@ -151,7 +149,7 @@ def _shifted(image: Floats, rng: np.random.Generator, ask: Ask, softness: float,
     return box, np.clip(content + (change if up else -change), 0, 1).astype(np.float32)
 
 
-def _ellipsoid(shape: tuple[int, ...], rng: np.random.Generator, pixels: int) -> tuple[Box, npt.NDArray[np.float64]]:
+def _ellipsoid(shape: tuple[int, ...], rng: np.random.Generator, pixels: int) -> tuple[Box, Float64]:
     """A box and, in it, the distance from the centre of a turned ellipsoid: at most 1 in ``pixels`` pixels."""
     dims = len(shape)
     axes = np.exp(rng.uniform(-0.5, 0.5, dims))

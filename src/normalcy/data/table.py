@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError
-from .dataset import SPLITS, DataSet, Files, Folder, Item, case_of, files_of
-from .images import read_bytes
+from normalcy.data.dataset import SPLITS, DataSet, Item, case_of
+from normalcy.data.stores import Files, Folder, files_of
+from normalcy.errors import DataError
+from normalcy.files import read_bytes
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".parquet"})
 COLUMNS = ("path", "split", "label", "mask", "case", "type")

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from ..errors import DataError
-from .images import MAX_VALUES, Array, is_nifti, own, write_bytes
+from normalcy.arrays import Array, Float64
+from normalcy.data.formats import MAX_VALUES, is_nifti, own
+from normalcy.errors import DataError
+from normalcy.files import write_bytes
 
-Floats64 = npt.NDArray[np.float64]
 WORLD = "xyz"
 """Names of the patient's axes: to the right, to the front, to the head."""
 _LARGEST_HEADER = 1024
@@ -38,7 +38,7 @@ class Space:
 
     shape: tuple[int, int, int]
     """Voxels along the file's first three axes."""
-    affine: Floats64
+    affine: Float64
     """(4, 4): index along the file's axes -> mm to the right, the front and the head."""
     rest: tuple[int, ...] = ()
     """Further axes of the file; all together they are the channels."""
@@ -104,7 +104,7 @@ class Space:
         stored: Array = x.reshape(*self.shape, *(kept if has_channels else ()))
         return stored
 
-    def world(self, index: tuple[int, ...]) -> Floats64:
+    def world(self, index: tuple[int, ...]) -> Float64:
         """Millimetres to the right, the front and the head of the voxel at ``index`` of an array (*size)."""
         full = list(index)
         if self.flat is not None:
@@ -374,7 +374,7 @@ def _meta_image(data: bytes) -> tuple[Array, Space]:
 
 
 def _make_space(
-    shape: tuple[int, ...], affine: Floats64, stored: np.dtype[Any], scale: tuple[float, float] | None
+    shape: tuple[int, ...], affine: Float64, stored: np.dtype[Any], scale: tuple[float, float] | None
 ) -> Space:
     if len(shape) < 2 or min(shape) < 1 or math.prod(shape) > MAX_VALUES:
         raise ValueError(f"claims the shape {shape}, expected 2 to 4 axes and at most {MAX_VALUES:,} voxels")
@@ -385,7 +385,7 @@ def _make_space(
     return Space((spatial[0], spatial[1], spatial[2]), affine, rest, stored, scale)
 
 
-def check_affine(affine: Floats64) -> None:
+def check_affine(affine: Float64) -> None:
     """Three axes that span space: else there is no way to millimetres and back."""
     steps = np.linalg.norm(affine[:3, :3], axis=0)
     usable = np.isfinite(affine).all() and 1e-6 < steps.min() <= steps.max() < 1e6

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from normalcy.data.images import write_bytes
 from normalcy.errors import DataError
+from normalcy.files import write_bytes
 from normalcy.report import figures
 from normalcy.report.figures import Curve
 from normalcy.report.markup import (
@@ -21,7 +21,7 @@ from normalcy.report.markup import (
     table,
     tag,
 )
-from normalcy.results import Json, finite, look, read_json
+from normalcy.results.folder import Json, finite, look, read_json
 
 CLEAR = 0.05  # p-value below which a difference from the best is called clear
 _DRAWN = 8  # ROC curves that can be told apart

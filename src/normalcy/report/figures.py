@@ -17,9 +17,8 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from normalcy.arrays import Array, Float64, Mask
 from normalcy.report.markup import Content, Markup, join, number, tag
-
-Floats = npt.NDArray[np.float64]
 
 # colours that stand for a variable of page.css
 INK, FAINT, NORMAL, ANOMALOUS, UNKNOWN = "#010203", "#020304", "#030405", "#040506", "#050607"
@@ -118,7 +117,7 @@ def froc_figure(curve: Curve) -> Markup:
         return _svg(figure, "free-response curve", "froc")
 
 
-def score_figure(scores: Floats, labels: npt.NDArray[np.int8], threshold: float | None) -> tuple[Markup, str]:
+def score_figure(scores: Float64, labels: npt.NDArray[np.int8], threshold: float | None) -> tuple[Markup, str]:
     """Histogram of the scores by label, and a sentence on its axis."""
     known = np.isfinite(scores)
     scores, labels = scores[known], labels[known]
@@ -151,7 +150,7 @@ def score_figure(scores: Floats, labels: npt.NDArray[np.int8], threshold: float 
 
 
 def p_value_figure(
-    p_values: Floats, labels: npt.NDArray[np.int8], calibrated_on: int, false_alarms: float | None
+    p_values: Float64, labels: npt.NDArray[np.int8], calibrated_on: int, false_alarms: float | None
 ) -> Markup:
     """The share of images with a p-value up to x. Normal images should follow the diagonal, within a band that holds 95 %
     of such curves (two-sample Kolmogorov-Smirnov: the calibration images are few as well); anomalous rise at once."""
@@ -185,7 +184,7 @@ def p_value_figure(
         return _svg(figure, "p-values of normal and anomalous images", "p-values")
 
 
-def latent_figure(points: Floats, groups: Mapping[str, npt.NDArray[np.bool_]], what: str) -> Markup:
+def latent_figure(points: Float64, groups: Mapping[str, Mask], what: str) -> Markup:
     """Points ``(N, 2)`` of what was embedded, by group, in the order given; a group's name is its entry in the legend."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _axes(6.6, 4.6, "", "")
@@ -262,7 +261,7 @@ def interval_mark(
 def colour_bar(
     name: str,
     words: str,
-    palette: npt.NDArray[Any],
+    palette: Array,
     limits: tuple[float, float],
     open_ended: bool = False,
     threshold: float | None = None,

@@ -6,15 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from normalcy.arrays import Indices, Mask
 from normalcy.data.dataset import DataSet
 from normalcy.report.figures import colour_bar
 from normalcy.report.markup import Content, Markup, number, tag
 from normalcy.report.pictures import Picture, Range, coloured, contour, data_uri, display, load_picture, palette
-from normalcy.results import Results, finite, look
-
-Ints = npt.NDArray[np.intp]
+from normalcy.results.folder import Results, finite, look
 
 GALLERY = 12  # images in each, at most
 MOST_NORMAL = 6
@@ -67,7 +65,7 @@ def images_section(results: Results, dataset: DataSet | None, why_no_inputs: str
 class _Gallery:
     title: str
     explanation: str
-    images: Ints
+    images: Indices
     whole: int  # how many there are
 
 
@@ -80,7 +78,7 @@ def _galleries(results: Results) -> list[_Gallery]:
     falling = rising[::-1]
     galleries = []
 
-    def add(title: str, explanation: str, order: Ints, among: npt.NDArray[np.bool_], limit: int = GALLERY) -> None:
+    def add(title: str, explanation: str, order: Indices, among: Mask, limit: int = GALLERY) -> None:
         chosen = order[among[order]]
         galleries.append(_Gallery(title, explanation, chosen[:limit], len(chosen)))
 

@@ -8,12 +8,13 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-import numpy.typing as npt
 
-from normalcy.data.dataset import DataSet, open_data
-from normalcy.data.images import write_bytes
+from normalcy.arrays import Float64, Indices, Mask
+from normalcy.data.dataset import DataSet
+from normalcy.data.open import open_data
 from normalcy.errors import DataError
-from normalcy.metrics import wilson
+from normalcy.files import write_bytes
+from normalcy.metrics.intervals import wilson
 from normalcy.report import figures
 from normalcy.report.figures import Curve
 from normalcy.report.gallery import images_section
@@ -33,9 +34,8 @@ from normalcy.report.markup import (
     tag,
 )
 from normalcy.report.pictures import restored_thumbnails
-from normalcy.results import LATENTS, NOTICE, Json, Results, finite, look, read_results
-
-Ints = npt.NDArray[np.intp]
+from normalcy.results.folder import LATENTS, Json, Results, finite, look, read_results
+from normalcy.scoring import NOTICE
 
 LATENT_POINTS = 2000
 LISTED = 100  # failed files
@@ -454,7 +454,7 @@ def _plot(title: str, figure: Markup, words: Content) -> Markup:
     return tag("figure", tag("figcaption", tag("strong", title), " ", words), tag("div", figure), class_="plot")
 
 
-def _median(scores: npt.NDArray[np.float64]) -> str:
+def _median(scores: Float64) -> str:
     scores = scores[np.isfinite(scores)]
     return number(float(np.median(scores))) if scores.size else MISSING
 
@@ -528,7 +528,7 @@ def _latent(results: Results) -> Content:
     ]
 
 
-def _space(results: Results, rows: Ints, x: npt.NDArray[np.float64], what: str) -> Content:
+def _space(results: Results, rows: Indices, x: Float64, what: str) -> Content:
     """Rows of ``x`` that have a number missing are left out."""
     good = np.isfinite(x).all(axis=1) & (x.shape[1] > 0)
     rows, x = rows[good], x[good]
@@ -543,7 +543,7 @@ def _space(results: Results, rows: Ints, x: npt.NDArray[np.float64], what: str) 
     )
 
 
-def _tsne(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _tsne(x: Float64) -> Float64:
     """``(N, d)`` to ``(N, 2)`` (van der Maaten and Hinton 2008), by way of 50 principal components as they do."""
     from sklearn.decomposition import PCA  # slow to import, and few methods have latents
     from sklearn.manifold import TSNE
@@ -556,13 +556,11 @@ def _tsne(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     perplexity = min(30.0, (len(x) - 1) / 3)
     method = "exact" if len(x) <= 300 else "barnes_hut"  # for few points its threads wait longer than they work
     # random: the default starts from principal components, which identical codes do not have
-    points: npt.NDArray[np.float64] = TSNE(
-        2, perplexity=perplexity, method=method, init="random", random_state=0
-    ).fit_transform(x)
+    points: Float64 = TSNE(2, perplexity=perplexity, method=method, init="random", random_state=0).fit_transform(x)
     return points
 
 
-def _groups(results: Results, rows: Ints) -> dict[str, npt.NDArray[np.bool_]]:
+def _groups(results: Results, rows: Indices) -> dict[str, Mask]:
     labels, kinds = results.labels[rows], np.array(results.types, dtype=object)[rows]
     groups = {"unknown": labels < 0, "normal": labels == 0}
     anomalous = sorted({str(kind) for kind in kinds[labels == 1]})

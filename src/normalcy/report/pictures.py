@@ -10,16 +10,15 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 from skimage import measure
 
+from normalcy.arrays import Array, Float64, Indices
 from normalcy.data.dataset import DataSet
 from normalcy.data.images import read_image, read_mask, read_raw
 from normalcy.errors import DataError
-from normalcy.results import MAPS, MASKS, NIFTI, Results, look
+from normalcy.results.folder import MAPS, MASKS, NIFTI, Results, look
 
-Array = npt.NDArray[Any]
 Range = tuple[float, float]
 
 LARGEST_SIDE = 400
@@ -102,7 +101,7 @@ def load_picture(results: Results, i: int, dataset: DataSet | None, place: int |
     return picture
 
 
-def restored_thumbnails(results: Results, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
+def restored_thumbnails(results: Results, rows: Indices) -> Float64:
     """Restored versions of some images, made small: (N, at most C THUMBNAIL^2), a row of NaN where there is none.
 
     Of a volume, the slice in the middle. Of images of several sizes, those of the commonest.

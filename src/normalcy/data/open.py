@@ -1,0 +1,210 @@
+"""From what a user gives (a path, a name, a list, arrays) to a data set."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from normalcy.arrays import Array
+from normalcy.data import diffusion, folder, named, slides, table
+from normalcy.data.dataset import DataSet, Item, case_of, unnamed
+from normalcy.data.dicom import is_dicom, series_in
+from normalcy.data.formats import IMAGE_SUFFIXES, VOLUME_SUFFIXES, is_image
+from normalcy.data.stores import Arrays, Files, Folder, Found, check_stack, find_images
+from normalcy.data.volumes import split_name
+from normalcy.errors import DataError
+
+DEFAULT_DATA_ROOT = Path("~/.cache/normalcy/data")
+
+
+def open_data(spec: str | Path, data_root: Path | str | None = None) -> DataSet:
+    """The data set that a path or a name stands for.
+
+    =============================  ====================================================================================
+    a folder                       ``train/good``, ``test/<type>``, ``ground_truth/<type>`` as in MVTec AD; any other
+                                   folder is searched for images of unknown label
+    an image                       a set of one
+    ``.csv``, ``.parquet``         a table, see :func:`~normalcy.data.table.open_table`
+    ``.npz``, ``.npz:3``           arrays, see :func:`~normalcy.data.named.open_npz`; with a class taken as normal
+    ``mnist:3``, ``cifar10:cat``   a named set with a class taken as normal, see :mod:`normalcy.data.named`
+    ``elpv``, ``magnetic_tile``    a named set of defects
+    ``slides:FOLDER,tile=256``     tiles of whole-slide images, see :mod:`normalcy.data.slides`
+    ``diffusion:DATA``             4D volumes with b-values as attenuations, see :mod:`normalcy.data.diffusion`
+    =============================  ====================================================================================
+
+    Named sets are looked for in ``data_root`` (default ``~/.cache/normalcy/data``) and downloaded into it if missing.
+    """
+    text, root = str(spec), Path(data_root or DEFAULT_DATA_ROOT).expanduser()
+    if text.startswith("slides:"):
+        return slides.open_slides(text.removeprefix("slides:"))
+    if text.startswith("diffusion:"):
+        source, *options = text.removeprefix("diffusion:").split(",")
+        return diffusion.open_diffusion(open_data(source, data_root), options)
+    path = Path(text).expanduser()
+    if text and not _exists(path) and _exists(Path(split_name(str(path))[0])):
+        return open_files([path])  # a part of a volume
+    if text and _exists(path):
+        if path.is_dir():
+            return folder.open_folder(path)
+        suffix = path.suffix.lower()
+        if suffix in table.TABLE_SUFFIXES:
+            return table.open_table(path)
+        if suffix == ".npz":
+            return named.open_npz(path)
+        if is_image(path.name) or is_dicom(Folder(path.parent).head(path.name)):
+            return open_files([path])
+        raise DataError(
+            f"{path}: expected a folder, an image ({' '.join(sorted((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES)))}), a table "
+            f"({' '.join(sorted(table.TABLE_SUFFIXES))}) or .npz, got a file of another kind."
+        )
+    name, colon, choice = text.rpartition(":") if ":" in text else (text, "", "")
+    if colon and name.lower().endswith(".npz") and _exists(Path(name)):
+        return named.open_npz(Path(name), choice)
+    if isinstance(spec, str) and name in named.NAMED:
+        return named.open_named(name, choice, root)
+    known = {**{key: key for key in named.NAMED}, **{str(p): str(p) for p in _siblings(path)}}
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.75)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    raise DataError(
+        f"{text!r} is neither a file or folder nor a named data set; named sets are {', '.join(named.USAGE)}.{hint}"
+    )
+
+
+def open_files(paths: Sequence[str | Path]) -> DataSet:
+    """Image files, in the order given; folders among them are searched. All are of unknown label."""
+    files: list[Path] = []
+    for given in paths:
+        path = Path(os.path.abspath(Path(given).expanduser()))
+        if path.is_dir():
+            below = Folder(path)
+            files += [
+                path / file
+                for _, _, image in find_images(below)[0]
+                for file in ([image] if isinstance(image, str) else image)
+            ]
+        elif _exists(Path(split_name(str(path))[0])):
+            files.append(path)
+        else:
+            raise DataError(f"{given}: no such file or folder; check the name.")
+    if not files:
+        raise DataError(f"expected at least one image, got none in {', '.join(map(str, paths)) or 'an empty list'}.")
+    root = Path(os.path.commonpath([file.parent for file in files]))
+    names = [file.relative_to(root).as_posix() for file in files]
+    twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+    if twice is not None:
+        raise DataError(f"{root / twice}: given more than once; name each image once.")
+    folder = Folder(root)
+    series = [name for name in names if not is_image(split_name(name)[0])]
+    found: list[Found] = [(name, case_of(name), name) for name in names if is_image(split_name(name)[0])]
+    found += series_in(series, folder.bytes, root.name) if series else []
+    found.sort(key=lambda one: names.index(one[2] if isinstance(one[2], str) else one[2][0]))
+    return Files(folder, [image for _, _, image in found]).data_set(root.name, [Item(*one[:2]) for one in found])
+
+
+def as_dataset(images: Any, labels: Any = None, masks: Any = None) -> DataSet:
+    """Whatever holds images, as a data set.
+
+    A data set itself; a path or name (:func:`open_data`); a list of paths; NumPy arrays with channels last, ``(N, H,
+    W)``, ``(N, H, W, C)`` or volumes ``(N, D, H, W, C)``; Torch tensors with channels first, ``(N, C, H, W)`` or ``(N,
+    C, D, H, W)``; a list of arrays ``(H, W)`` or ``(H, W, C)``, or of tensors ``(C, H, W)``, of any sizes.
+    ``labels`` are N times 0 (normal) or 1 (anomalous); ``masks`` are N masks of the images' spatial size, or None for
+    images that have none (a list of them may also name files).
+
+    >>> data = as_dataset(np.zeros((5, 32, 48), np.uint16), labels=[0, 0, 0, 1, 1])
+    >>> data.read(0).shape, data.read(0).dtype, len(data.select(label=1))
+    ((1, 32, 48), dtype('uint16'), 2)
+    """
+    if isinstance(images, DataSet):
+        data = images
+    elif isinstance(images, str | Path):
+        data = open_data(images)
+    elif isinstance(images, np.ndarray) or _is_tensor(images):
+        data = _from_stack(images)
+    elif isinstance(images, list | tuple) and images:
+        data = _from_list(images)
+    else:
+        raise DataError(
+            "expected images as a data set, a path or name, a list of paths, a NumPy array (N, H, W) or (N, H, W, C), "
+            f"a Torch tensor (N, C, H, W) or a list of arrays, got {_describe(images)}."
+        )
+    if labels is not None:
+        values = [int(v) if v in (0, 1) else v for v in _numpy(labels).ravel().tolist()]
+        if len(values) != len(data) or not set(values) <= {0, 1, None}:
+            raise DataError(
+                f"labels: expected {len(data)} of 0 (normal), 1 (anomalous) or None, one for each image, "
+                f"got {len(values)} with the values {', '.join(sorted(set(map(str, values)))[:5])}."
+            )
+        data = data.with_items([replace(item, label=value) for item, value in zip(data.items, values)])
+    if masks is not None:
+        if len(masks) != len(data):
+            raise DataError(f"masks: expected {len(data)}, one for each image, got {len(masks)}.")
+        given = Arrays((), _numpy(masks) if _is_tensor(masks) else masks)
+        # masks are in the order of this view, so what reads them must count in its positions
+        data = DataSet(
+            data.name, data.items, data.read, given.mask, data.root, size=data.size, stamp=data.stamp, space=data.space
+        )
+    return data
+
+
+def _from_stack(images: Any) -> DataSet:
+    if not _is_tensor(images):
+        return check_stack(images, "images").data_set("images", unnamed("images", len(images)))
+    if images.ndim not in (4, 5) or not len(images):
+        shape = tuple(images.shape)
+        raise DataError(f"expected a tensor (N, C, H, W) or (N, C, D, H, W), got shape {shape}; add the missing axis.")
+    return Arrays(_numpy(images), first=True).data_set("images", unnamed("images", len(images)))
+
+
+def _from_list(images: Sequence[Any]) -> DataSet:
+    if all(isinstance(image, str | Path) for image in images):
+        if len(images) == 1 and not _exists(Path(images[0])):
+            return open_data(images[0])  # a name such as mnist:3
+        return open_files(images)
+    if all(isinstance(image, np.ndarray) for image in images) or all(_is_tensor(image) for image in images):
+        tensor = _is_tensor(images[0])
+        axes = ("(C, H, W)", (3, 4)) if tensor else ("(H, W) or (H, W, C)", (2, 3, 4))
+        wrong = next((image for image in images if image.ndim not in axes[1]), None)
+        if wrong is not None:
+            raise DataError(f"expected a list of images {axes[0]}, got one of shape {tuple(wrong.shape)} in it.")
+        arrays = Arrays([_numpy(image) for image in images], first=tensor)
+        return arrays.data_set("images", unnamed("images", len(images)))
+    kinds = ", ".join(sorted({type(image).__name__ for image in images}))
+    raise DataError(f"expected a list of paths or a list of arrays, got a list of {kinds}.")
+
+
+def _is_tensor(value: Any) -> bool:
+    torch = sys.modules.get("torch")  # whoever holds a tensor has imported it
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _numpy(value: Any) -> Array:
+    if _is_tensor(value):
+        value = value.detach().cpu()
+        value = value.float() if str(value.dtype) == "torch.bfloat16" else value  # unknown to NumPy
+        return np.asarray(value.numpy())
+    return np.asarray(value)
+
+
+def _describe(value: Any) -> str:
+    return f"an empty {type(value).__name__}" if isinstance(value, list | tuple) else f"a {type(value).__name__}"
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name too long or with a null byte
+        return False
+
+
+def _siblings(path: Path) -> list[Path]:
+    try:
+        return list(path.parent.iterdir())
+    except (OSError, ValueError):
+        return []

@@ -1,0 +1,255 @@
+"""Where the bytes of images lie: files in a folder or a zip, arrays in memory; and the images below a folder."""
+
+from __future__ import annotations
+
+import builtins
+import os
+import threading
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from normalcy.arrays import Array, Mask
+from normalcy.data.dataset import DataSet, Item, case_of
+from normalcy.data.dicom import decode_series, is_dicom, series_in, series_space
+from normalcy.data.formats import DICOM_SUFFIXES, VOLUME_SUFFIXES, is_image, is_volume, own
+from normalcy.data.images import channel_first, decode_image, decode_mask, image_size, read_mask
+from normalcy.data.volumes import Space, decode_volume, select, split_name, volume_space
+from normalcy.errors import DataError
+from normalcy.files import read_bytes
+
+
+class Files:
+    """Images and masks in files that ``opener`` gives as bytes; ``masks[i]`` names a file or is None.
+
+    An image may be several files: those of a DICOM series.
+    """
+
+    def __init__(
+        self,
+        opener: Folder | Zip,
+        images: Sequence[str | tuple[str, ...]],
+        masks: Sequence[str | None] | None = None,
+    ) -> None:
+        self.opener, self.images, self.masks = opener, images, masks
+
+    def read(self, i: int) -> Array:
+        return self._decode(self.images[i])[0]
+
+    def space(self, i: int) -> Space | None:
+        image = self.images[i]
+        if isinstance(image, tuple):
+            return series_space(*self._series(image))
+        file, part = split_name(image)
+        if not file.lower().endswith(VOLUME_SUFFIXES):
+            return None
+        return volume_space(self.opener.bytes(file), self.opener.full_name(file)).part(part)
+
+    def mask(self, i: int) -> Mask | None:
+        file = None if self.masks is None else self.masks[i]
+        if file is None:
+            return None
+        if split_name(file)[1]:
+            return np.asarray((self._decode(file)[0] != 0).any(axis=0))
+        return decode_mask(self.opener.bytes(file), self.opener.full_name(file))
+
+    def size(self, i: int) -> tuple[int, ...]:
+        image = self.images[i]
+        if isinstance(image, tuple):
+            return series_space(*self._series(image)).size
+        file, part = split_name(image)
+        data, name = self.opener.bytes(file), self.opener.full_name(file)
+        return volume_space(data, name).part(part).size if part else image_size(data, name)
+
+    def _series(self, files: tuple[str, ...]) -> tuple[list[bytes], list[str], str]:
+        """Bytes and names of the files of a series, and what to call it in errors."""
+        names = [self.opener.full_name(file) for file in files]
+        whole = names[0] if len(names) == 1 else f"{names[0].rpartition('/')[0]} ({len(names)} files)"
+        return [self.opener.bytes(file) for file in files], names, whole
+
+    def _decode(self, image: str | tuple[str, ...]) -> tuple[Array, Space | None]:
+        if isinstance(image, tuple):
+            return decode_series(*self._series(image))
+        file, part = split_name(image)
+        data, name = self.opener.bytes(file), self.opener.full_name(file)
+        if not is_volume(data):
+            return decode_image(data, name), None
+        return select(*decode_volume(data, name), part, name)
+
+    def stamp(self, i: int) -> int:
+        image = self.images[i]
+        files = image if isinstance(image, tuple) else (split_name(image)[0],)
+        return sum(self.opener.stamp(file) for file in files)
+
+    def data_set(self, name: str, items: Sequence[Item], ignored: Sequence[str] = ()) -> DataSet:
+        mask = None if self.masks is None else self.mask
+        root = self.opener.path if isinstance(self.opener, Folder) else None
+        return DataSet(
+            name, items, self.read, mask, root, size=self.size, stamp=self.stamp, ignored=ignored, space=self.space
+        )
+
+
+class Folder:
+    """Files below a folder, by their path relative to it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def full_name(self, file: str) -> str:
+        return str(self.path / file)
+
+    def bytes(self, file: str) -> bytes:
+        return read_bytes(self.path / file)
+
+    def head(self, file: str) -> builtins.bytes:
+        """The first bytes of a file, by which its format is known; empty where it cannot be read."""
+        try:
+            with open(self.path / file, "rb") as opened:
+                return opened.read(132)
+        except (OSError, ValueError):
+            return b""
+
+    def stamp(self, file: str) -> int:
+        try:
+            return (self.path / file).stat().st_size
+        except OSError:
+            return -1
+
+    def names(self) -> list[str]:
+        """All files below, sorted; hidden ones are left out, links are followed."""
+        return sorted(_walk(self.path))
+
+
+class Zip:
+    """Files in a zip, read without extraction, from any number of threads and processes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._opened: tuple[int, zipfile.ZipFile, threading.Lock] | None = None
+
+    def __reduce__(self) -> tuple[type[Zip], tuple[Path]]:
+        return Zip, (self.path,)
+
+    def _zip(self) -> tuple[zipfile.ZipFile, threading.Lock]:
+        opened = self._opened
+        # one handle per process: a forked one would share the position in the file, and perhaps a held lock
+        if opened is None or opened[0] != os.getpid():
+            try:
+                opened = self._opened = os.getpid(), zipfile.ZipFile(self.path), threading.Lock()
+            except (OSError, zipfile.BadZipFile) as error:
+                raise DataError(f"{self.path}: cannot be opened as a zip ({error}); fetch it again.") from None
+        return opened[1:]
+
+    def full_name(self, file: str) -> str:
+        return f"{self.path}/{file}"
+
+    def bytes(self, file: str) -> bytes:
+        archive, lock = self._zip()
+        try:
+            with lock:  # ZipFile counts its readers without one
+                return archive.read(file)
+        except (
+            OSError,
+            KeyError,
+            RuntimeError,
+            NotImplementedError,
+            EOFError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
+            raise DataError(f"{self.full_name(file)}: cannot be read ({error}); fetch the zip again.") from None
+
+    def stamp(self, file: str) -> int:
+        return self._zip()[0].getinfo(file).CRC
+
+    def names(self) -> list[str]:
+        return sorted(name for name in self._zip()[0].namelist() if not name.endswith("/"))
+
+
+class Arrays:
+    """Images in memory, channels last (or ``first``), and masks: arrays, names of files or None."""
+
+    def __init__(
+        self, images: Sequence[Array] | Array, masks: Sequence[Any] | Array | None = None, first: bool = False
+    ) -> None:
+        self.images, self.masks, self.first = images, masks, first
+
+    def read(self, i: int) -> Array:
+        image, name = np.asarray(self.images[i]), f"image {i}"
+        return own(image, name) if self.first else channel_first(image, name)
+
+    def mask(self, i: int) -> Mask | None:
+        mask = None if self.masks is None else self.masks[i]
+        if mask is None:
+            return None
+        return read_mask(mask) if isinstance(mask, str | Path) else np.asarray(np.asarray(mask) != 0)
+
+    def size(self, i: int) -> tuple[int, ...]:
+        shape = self.images[i].shape
+        return shape[1:] if self.first else shape if len(shape) == 2 else shape[:-1]
+
+    def stamp(self, i: int) -> int:
+        return zlib.crc32(np.ascontiguousarray(self.images[i]).tobytes())
+
+    def data_set(self, name: str, items: Sequence[Item]) -> DataSet:
+        """Refuses a wrong type or order of axes now rather than in the middle of a fit."""
+        for i in range(len(self.images)) if isinstance(self.images, list) else (0,):
+            self.read(i)
+        mask = None if self.masks is None else self.mask
+        return DataSet(name, items, self.read, mask, size=self.size, stamp=self.stamp)
+
+
+def check_stack(array: Array, name: str, masks: Any = None) -> Arrays:
+    """A batch with channels last, refused where it looks like something else."""
+    shape = array.shape
+    if array.ndim == 2 or (array.ndim == 3 and shape[-1] in (3, 4) and min(shape[:2]) > 4):
+        raise DataError(
+            f"{name}: expected a batch (N, H, W) or (N, H, W, C), got shape {shape}, which looks like a single image; "
+            "pass [image] or add an axis, image[None]."
+        )
+    if array.ndim not in (3, 4, 5) or array.size == 0:
+        raise DataError(f"{name}: expected an array (N, H, W), (N, H, W, C) or (N, D, H, W, C), got shape {shape}.")
+    return Arrays(array, masks)
+
+
+Found = tuple[str, str, str | tuple[str, ...]]
+"""Path, case, and the file or the files of a series."""
+
+
+def find_images(folder: Folder) -> tuple[list[Found], list[str]]:
+    """Images below a folder, sorted, with the files of a DICOM series as one; and the files that are none."""
+    names = folder.names()
+    others = [name for name in names if not is_image(name)]
+    dicom = [name for name in others if name.lower().endswith(DICOM_SUFFIXES) or is_dicom(folder.head(name))]
+    dicom = [name for name in dicom if not name.endswith("DICOMDIR")]
+    found: list[Found] = [(name, case_of(name), name) for name in names if is_image(name)]
+    if dicom:
+        found += series_in(dicom, folder.bytes, folder.path.resolve().name)
+    return sorted(found, key=lambda one: one[0]), sorted(set(others) - set(dicom))
+
+
+def files_of(folder: Folder, name: str) -> str | tuple[str, ...]:
+    """What a row of a table names: a file, or a folder with (or one file of) a DICOM series."""
+    if is_image(split_name(name)[0]):
+        return name
+    if (folder.path / name).is_dir():
+        inside = [f"{name}/{file}" for file in Folder(folder.path / name).names()]
+        return tuple(file for file in inside if is_dicom(folder.head(file))) or name
+    return (name,) if is_dicom(folder.head(name)) else name
+
+
+def _walk(root: Path) -> Iterator[str]:
+    seen = set()
+    for folder, below, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link to a folder above
+            below.clear()
+            continue
+        seen.add(real)
+        below[:] = [name for name in below if not name.startswith(".")]
+        relative = Path(folder).relative_to(root)
+        yield from ((relative / file).as_posix() for file in files if not file.startswith("."))

@@ -1,0 +1,71 @@
+"""Model folders: ``detector.json``, ``weights.safetensors``, ``calibration.json``, ``CARD.md`` and ``train.jsonl``.
+
+Written whole or not at all. Reading runs no code from the files: JSON, and tensors that must match, by name and shape,
+what the method builds from its settings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from normalcy.errors import ModelFileError
+from normalcy.files import _write_json, read_json, write_folder
+
+FORMAT = 1
+DESCRIPTION, WEIGHTS, CALIBRATION = "detector.json", "weights.safetensors", "calibration.json"
+
+
+def save(
+    folder: Path,
+    description: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    calibration: Mapping[str, Any] | None,
+    texts: Mapping[str, str],
+    overwrite: bool = False,
+) -> None:
+    """Write a model folder. ``description`` and ``calibration`` hold JSON values, ``texts`` further files by name."""
+
+    def fill(partial: Path) -> None:
+        save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, partial / WEIGHTS)
+        digest = hashlib.sha256((partial / WEIGHTS).read_bytes()).hexdigest()
+        _write_json(partial / DESCRIPTION, {"format": FORMAT, **description, "weights_sha256": digest})
+        if calibration is not None:
+            _write_json(partial / CALIBRATION, calibration)
+        for name, text in texts.items():
+            (partial / name).write_text(text, encoding="utf-8")
+
+    write_folder(folder, fill, overwrite)
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """``detector.json``. Raises ModelFileError when it is missing, damaged or of another format version."""
+    if not folder.is_dir():
+        raise ModelFileError(f"There is no model folder {folder}: give the folder that fit wrote with --out.")
+    description = read_json(folder / DESCRIPTION)
+    if description.get("format") != FORMAT:
+        raise ModelFileError(
+            f"{folder} has format version {description.get('format')!r}, this normalcy reads {FORMAT}: "
+            "use the version of normalcy that wrote it, or fit again."
+        )
+    return description
+
+
+def read_weights(folder: Path, description: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Tensors by name. Raises ModelFileError when the file is missing or not the one that was saved."""
+    path = folder / WEIGHTS
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if digest != description.get("weights_sha256"):
+            raise ModelFileError(f"{path} is damaged or was exchanged (its checksum is another): copy the model again.")
+        return load_file(path)
+    except OSError as error:
+        raise ModelFileError(f"Cannot read {path}: {error.strerror}.") from error
+    except SafetensorError as error:
+        raise ModelFileError(f"{path} is not a valid safetensors file ({error}).") from error

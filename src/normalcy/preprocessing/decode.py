@@ -1,0 +1,130 @@
+"""A data set decoded and preprocessed once: an array in memory, or on disk where memory would not hold it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from normalcy.arrays import Float32, Indices
+from normalcy.data.dataset import DataSet
+from normalcy.errors import DataError
+from normalcy.preprocessing.pipeline import Preprocess
+from normalcy.preprocessing.views import Cutting
+
+Failure = tuple[str, str]
+"""(path, reason) of an image that could not be used."""
+WHOLE = Cutting()
+
+
+class DiskImages:
+    """Images (N, C, *spatial), float32, in a raw file; read where indexed. Travels to other processes by name."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
+        self.path, self.shape = path, shape
+        self._map = np.memmap(path, np.float32, "r", shape=shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> Float32:
+        return np.asarray(self._map[index])
+
+    def __reduce__(self) -> tuple[type[DiskImages], tuple[Path, tuple[int, ...]]]:
+        return DiskImages, (self.path, self.shape)
+
+
+def decode(
+    data: DataSet,
+    preprocess: Preprocess,
+    spill: Path,
+    *,
+    cutting: Cutting = WHOLE,
+    memory: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[Float32 | DiskImages, Indices, list[Failure]]:
+    """All images as one float32 array (N, C, *spatial), the item each row comes from, and the images that failed.
+
+    Every image gives all the pieces that ``cutting`` makes of it. Beyond ``memory`` bytes (default: a
+    quarter of what is free) rows go to the file ``spill``. Images that cannot be read are listed and left out.
+
+    Raises DataError when all are bad, or when their pieces differ in size.
+    """
+    limit = memory if memory is not None else free_memory() // 4
+    rows: list[Float32] = []
+    origin: list[int] = []
+    failures: list[Failure] = []
+    held, on_disk, shape = 0, 0, None
+    file = None
+    try:
+        for i, result in enumerate(_in_order(data, lambda i: _one(data, preprocess, cutting, i))):
+            if on_progress is not None:
+                on_progress(i + 1, len(data))
+            if isinstance(result, DataError):
+                failures.append((data.items[i].path, str(result)))
+                continue
+            if shape is None:
+                shape = result.shape[1:]
+            if result.shape[1:] != shape:
+                raise DataError(
+                    f"{data.name} has images of several sizes: {data.items[i].path} gives {result.shape[1:]}, earlier ones "
+                    f"{shape}. Give one size for all (size=256) or tiles of it (tile=256)."
+                )
+            rows.append(result)
+            origin += [i] * len(result)
+            held += result.nbytes
+            if held > limit:
+                spill.parent.mkdir(parents=True, exist_ok=True)
+                file = file or open(spill, "wb")  # noqa: SIM115 (closed below, only opened where needed)
+                for row in rows:
+                    row.tofile(file)
+                    on_disk += len(row)
+                rows, held = [], 0
+        if shape is None:
+            first = f": {failures[0][0]}: {failures[0][1]}" if failures else ""
+            raise DataError(f"None of the {len(data)} images of {data.name} can be used{first}")
+        if file is None:
+            return np.concatenate(rows), np.array(origin), failures
+        for row in rows:
+            row.tofile(file)
+            on_disk += len(row)
+    finally:
+        if file is not None:
+            file.close()
+    return DiskImages(spill, (on_disk, *shape)), np.array(origin), failures
+
+
+def free_memory() -> int:
+    """Bytes of memory that new data can take."""
+    try:
+        with open("/proc/meminfo") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 4 * 1024**3  # no such file (macOS, Windows): assume a small machine
+
+
+def _one(data: DataSet, preprocess: Preprocess, cutting: Cutting, i: int) -> Float32 | DataError:
+    try:
+        return cutting.cut(preprocess, data.read(i))[0]
+    except DataError as error:
+        return error
+
+
+def _in_order(data: DataSet, work: Callable[[int], Float32 | DataError]) -> Iterator[Float32 | DataError]:
+    """``work`` for all items in threads, in order, with few waiting."""
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = []
+        for i in range(len(data)):
+            waiting.append(pool.submit(work, i))
+            if len(waiting) > 4 * workers:
+                yield waiting.pop(0).result()
+        for future in waiting:
+            yield future.result()

@@ -1,0 +1,208 @@
+"""Results as DICOM, to look at beside the images in any viewer: a parametric map, a segmentation and pictures.
+
+They belong to the study of the images that they refer to, so unlike everything else that normalcy writes they name the
+patient, as those images do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from normalcy.arrays import Array
+from normalcy.data.dataset import DataSet
+from normalcy.data.dicom import require_pydicom, sources
+from normalcy.data.images import read_raw
+from normalcy.data.open import open_data
+from normalcy.data.volumes import Space
+from normalcy.errors import DataError
+from normalcy.provenance import versions
+from normalcy.results.folder import MAPS, Results, look, read_results
+from normalcy.scoring import NOTICE
+
+
+def write_dicom(
+    results: Path, out: Path, data: DataSet | None = None, on_progress: Callable[[int, int], None] | None = None
+) -> tuple[int, list[tuple[str, str]]]:
+    """DICOM files for each DICOM image of a results folder, in ``out/<path>/``: how many images, and (path, reason) of those
+    for which none could be written.
+
+    ``map.dcm`` is a parametric map with the values of the map; ``regions.dcm`` a segmentation of what is above the pixel
+    threshold, where there is one and something is; ``overlay-<slice>.dcm`` secondary captures of those slices, or of the one
+    with the peak. All refer to the source instances. ``data`` is opened again from run.json unless given.
+    """
+    read = read_results(results)
+    if data is None:
+        spec = look(read.run, "data", "spec")
+        if spec is None:
+            raise DataError(f"{results}: run.json does not say which data set was scored; name it with --data.")
+        data = open_data(spec, look(read.run, "data", "data_root"))
+    places = {item.path: i for i, item in enumerate(data.items)}
+    threshold = look(read.run, "calibration", "pixel_threshold")
+    span = look(read.run, "calibration", "map_range")
+    written, failed = 0, []
+    for i, path in enumerate(read.paths):
+        if on_progress is not None:
+            on_progress(i + 1, len(read))
+        try:
+            place = places.get(path)
+            space = None if place is None else data.space(place)
+            if place is None or space is None or not space.files:
+                raise DataError(f"{path}: is no DICOM image of {data.name}; only those get DICOM results.")
+            _write_one(out / path, path, _map(read, i), data.read(place), space, threshold, span)
+            written += 1
+        except DataError as error:
+            failed.append((path, str(error)))
+    if not written:
+        raise DataError(f"{results}: no DICOM result could be written: {failed[0][1]}")
+    return written, failed
+
+
+# -- private -----------------------------------------------------------------------------------------------------------
+
+
+def _map(read: Results, i: int) -> Array:
+    file = read.file("maps", i, *MAPS)
+    if file is None:
+        raise DataError(f"{read.paths[i]}: has no map; score the images again without --no-maps.")
+    return np.asarray(read_raw(file), np.float32)
+
+
+def _write_one(
+    folder: Path, path: str, values: Array, image: Array, space: Space, threshold: float | None, span: Any
+) -> None:
+    try:
+        import highdicom
+    except ImportError:
+        raise DataError('DICOM results need highdicom; pip install "normalcy[medical]".') from None
+    datasets, order = sources(space, path)
+
+    def frames(x: Array) -> Array:
+        """([C,] *size) -> (frames, rows, columns[, C]) in the order of the source's frames."""
+        stored = space.to_file(x)
+        stored = stored.transpose(2, 1, 0, *range(3, stored.ndim))
+        unsorted = np.empty_like(stored)
+        unsorted[order] = stored
+        return np.ascontiguousarray(unsorted)
+
+    heat = frames(values)
+    marked = heat > threshold if threshold is not None else np.zeros(heat.shape, bool)
+    common = {
+        "series_instance_uid": None,
+        "manufacturer": "normalcy",
+        "manufacturer_model_name": "normalcy",
+        "software_versions": versions()["normalcy"],
+        "device_serial_number": "0",
+        "instance_number": 1,
+    }
+
+    def identity(number: int) -> dict[str, Any]:
+        return {
+            **common,
+            "series_instance_uid": highdicom.UID(),
+            "sop_instance_uid": highdicom.UID(),
+            "series_number": number,
+        }
+
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        number = 9000 + int(datasets[0].get("SeriesNumber") or 0) % 100 * 10
+        _parametric_map(highdicom, datasets, heat, identity(number)).save_as(folder / "map.dcm")
+        if marked.any():
+            _segmentation(highdicom, datasets, marked, identity(number + 1)).save_as(folder / "regions.dcm")
+        shown = np.flatnonzero(marked.any((1, 2))) if marked.any() else [int(heat.max((1, 2)).argmax())]
+        series = highdicom.UID()
+        grey, limits = frames(image), span or (float(heat.min()), float(heat.max()))
+        for k in shown:
+            source = datasets[k] if len(datasets) > 1 else datasets[0]
+            one = _overlay(highdicom, source, _blend(grey[k], heat[k], grey, limits), series, number + 2, int(k) + 1)
+            one.save_as(folder / f"overlay-{int(k):04d}.dcm")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        missing = (
+            str(error).partition("attribute ")[2][:60] if isinstance(error, AttributeError) else type(error).__name__
+        )
+        raise DataError(
+            f"{path}: the source lacks what DICOM results need ({missing}); use the NIfTI map in the results folder."
+        ) from None
+
+
+def _parametric_map(highdicom: Any, datasets: list[Any], heat: Array, identity: dict[str, Any]) -> Any:
+    unit = highdicom.sr.CodedConcept("1", "UCUM", "no units")
+    low, high = float(heat.min()), float(heat.max())
+    meaning = highdicom.pm.RealWorldValueMapping(
+        lut_label="anomaly", lut_explanation="anomaly map", unit=unit, value_range=(low, high), slope=1, intercept=0
+    )
+    return highdicom.pm.ParametricMap(
+        datasets,
+        heat,
+        contains_recognizable_visual_features=False,
+        real_world_value_mappings=[meaning],
+        window_center=(low + high) / 2,
+        window_width=max(high - low, 1e-6),
+        content_label="ANOMALY_MAP",
+        content_description=NOTICE[:64],
+        **identity,
+    )
+
+
+def _segmentation(highdicom: Any, datasets: list[Any], marked: Array, identity: dict[str, Any]) -> Any:
+    abnormal = highdicom.sr.CodedConcept("49755003", "SCT", "Morphologically Abnormal Structure")
+    algorithm = highdicom.AlgorithmIdentificationSequence(
+        name="normalcy",
+        version=versions()["normalcy"],
+        family=highdicom.sr.CodedConcept("123109", "DCM", "Artificial Intelligence"),
+    )
+    segment = highdicom.seg.SegmentDescription(
+        segment_number=1,
+        segment_label="above the pixel threshold",
+        segmented_property_category=abnormal,
+        segmented_property_type=abnormal,
+        algorithm_type="AUTOMATIC",
+        algorithm_identification=algorithm,
+    )
+    return highdicom.seg.Segmentation(datasets, marked, "BINARY", [segment], content_label="ANOMALY", **identity)
+
+
+def _overlay(highdicom: Any, source: Any, pixels: Array, series: str, number: int, instance: int) -> Any:
+    """A secondary capture that refers to the slice it shows."""
+    letters = [("L", "P", "H"), ("R", "A", "F")]
+    cosines = [float(v) for v in source.get("ImageOrientationPatient") or [1, 0, 0, 0, 1, 0]]
+    rows = [cosines[:3], cosines[3:]]
+    largest = [int(np.abs(row).argmax()) for row in rows]
+    towards = tuple(letters[row[axis] < 0][axis] for row, axis in zip(rows, largest))
+    image = highdicom.sc.SCImage.from_ref_dataset(
+        source,
+        pixels,
+        photometric_interpretation="RGB",
+        bits_allocated=8,
+        coordinate_system="PATIENT",
+        series_instance_uid=series,
+        series_number=number,
+        sop_instance_uid=highdicom.UID(),
+        instance_number=instance,
+        manufacturer="normalcy",
+        patient_orientation=towards,
+    )
+    reference = require_pydicom().Dataset()
+    reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = source.SOPClassUID, source.SOPInstanceUID
+    image.SourceImageSequence = [reference]
+    image.SeriesDescription = "Anomaly map over image: no diagnosis"
+    return image
+
+
+def _blend(plane: Array, heat: Array, whole: Array, limits: Any) -> Array:
+    """(rows, columns[, C]) under its map, uint8 (rows, columns, 3)."""
+    from matplotlib import colormaps
+
+    def scaled(x: Array, low: float, high: float) -> Array:
+        return np.asarray(np.clip((x.astype(np.float64) - low) / max(high - low, 1e-12), 0, 1))
+
+    low, high = np.percentile(whole, (0.5, 99.5))
+    grey = scaled(plane if plane.ndim == 2 else plane.mean(-1), float(low), float(high))
+    strength = scaled(heat, *limits)
+    colours = colormaps["inferno"](strength)[..., :3]
+    mixed = grey[..., None] * (1 - 0.7 * strength[..., None]) + 0.7 * strength[..., None] * colours
+    return np.asarray(np.rint(255 * np.clip(mixed, 0, 1)), np.uint8)

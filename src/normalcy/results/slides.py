@@ -1,0 +1,203 @@
+"""A detector of tiles over whole slides, in memory that does not grow with the slide: heat maps, regions, slide scores."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from normalcy.arrays import Float32, Float64
+from normalcy.config import build
+from normalcy.data.slides import Slide, TileSettings, slide_files, tiles_of
+from normalcy.detector import Detector
+from normalcy.errors import DataError, SettingsError
+from normalcy.files import write_bytes, write_folder
+from normalcy.preprocessing.decode import Failure
+from normalcy.provenance import versions
+from normalcy.scoring import NOTICE, Result
+
+
+def score_slides(
+    detector: Detector,
+    slides: Sequence[Slide],
+    out: Path,
+    *,
+    quantile: float = 0.95,
+    cell: int = 32,
+    batch_size: int = 32,
+    overwrite: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[tuple[str, float]], list[Failure]]:
+    """Score slides tile by tile into the folder ``out``; returns name and score of each, the ``quantile`` of its tiles' scores,
+    and the slides that could not be scored, with the reason.
+
+    ``slides.csv``     slide, score, tiles, and the share of its tiles that is flagged
+    ``<name>/tiles.csv``     x, y (pixels of the finest level), score and p-value of each tile
+    ``<name>/heatmap.tif``   a tiled pyramid of float32, one pixel for ``cell`` x ``cell`` of a tile (mean of the map); NaN
+                             where there is no tissue
+    ``<name>/regions.geojson``  outlines of what is above the pixel threshold, in pixels of the finest level, as QuPath reads
+                             them; only for a calibrated detector
+
+    Raises DataError when no slide can be scored and SettingsError for a tile that ``cell`` does not divide.
+    """
+    names = [slide.path.stem for slide in slides]
+    if len(set(names)) < len(names):
+        raise DataError("slides: expected names that differ, got one twice; rename a slide.")
+    if not 0 <= quantile <= 1:
+        raise SettingsError(f"quantile must be in [0, 1], got {quantile}.")
+    found: list[tuple[str, float]] = []
+    failed: list[Failure] = []
+    decision = detector.decide()
+
+    def fill(folder: Path) -> None:
+        rows: list[list[Any]] = []
+        for slide, name in zip(slides, names):
+            if slide.settings.tile % cell:
+                raise SettingsError(f"cell must divide the tile of {slide.settings.tile} pixels, got {cell}.")
+            try:
+                heat, scores, flagged = _score(detector, slide, folder / name, cell, batch_size, on_progress)
+            except DataError as error:
+                failed.append((str(slide.path), str(error)))
+                shutil.rmtree(folder / name, ignore_errors=True)
+                continue
+            score = float(np.quantile(scores, quantile, method="higher"))
+            side = cell * slide.downsample
+            write_pyramid(folder / name / "heatmap.tif", heat, None if slide.mpp is None else slide.mpp * side)
+            if decision is not None and np.isfinite(decision.pixel_threshold or np.nan):
+                regions = outlines(heat, float(decision.pixel_threshold or 0), side)
+                write_bytes(folder / name / "regions.geojson", json.dumps(regions).encode())
+            rows.append([name, repr(score), len(scores), "" if decision is None else repr(flagged / len(scores))])
+            found.append((name, score))
+        if not found:
+            raise DataError(f"slides: none of {len(slides)} could be scored; the first says: {failed[0][1]}")
+        with open(folder / "slides.csv", "w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow(("slide", "score", "tiles", "flagged_share"))
+            table.writerows(rows)
+        facts = {
+            "format": 1,
+            "method": detector.name,
+            "quantile": quantile,
+            "cell": cell,
+            "notice": NOTICE,
+            "failed": failed,
+        }
+        (folder / "run.json").write_text(json.dumps({**facts, "versions": versions()}, indent=1), encoding="utf-8")
+
+    write_folder(out, fill, overwrite)
+    return found, failed
+
+
+def open_for_scoring(paths: Sequence[Path], detector: Detector, changed: Mapping[str, Any]) -> list[Slide]:
+    """The slides that are named or lie in folders that are, cut like those of the training but for what is ``changed``."""
+    as_in_training = {word: value for word, value in detector.facts["data"].get("made", {}).items() if word != "most"}
+    settings = build(TileSettings, {**as_in_training, **changed}, "slides")
+    return [Slide(file, settings) for path in paths for file in slide_files(path)]
+
+
+def write_pyramid(path: Path, heat: Float32, mpp: float | None) -> None:
+    """(H, W) as a tiled TIFF with levels of half the size each (mean of what is known), down to one tile of 256 pixels."""
+    import tifffile
+
+    levels = [heat]
+    while max(levels[-1].shape) > 256:
+        levels.append(_halved(levels[-1]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tifffile.TiffWriter(path, bigtiff=True) as file:
+        for k, level in enumerate(levels):
+            scale = None if mpp is None else 1e4 / (mpp * 2**k)
+            file.write(
+                level,
+                tile=(256, 256),
+                photometric="minisblack",
+                compression="zlib",
+                subifds=len(levels) - 1 if k == 0 else None,
+                subfiletype=int(k > 0),
+                resolution=None if scale is None else (scale, scale),
+                resolutionunit=None if scale is None else "CENTIMETER",
+            )
+
+
+def outlines(heat: Float32, threshold: float, side: float) -> dict[str, Any]:
+    """GeoJSON of the connected regions above ``threshold``, with holes; ``side``: pixels of the slide in one of ``heat``."""
+    from skimage import measure
+
+    trace: Any = measure  # its functions have no types
+    labels = trace.label(np.nan_to_num(heat, nan=-np.inf) > threshold)
+    features = []
+    for region in trace.regionprops(labels):
+        top, left, bottom, right = region.bbox
+        lines = trace.find_contours(np.pad(region.image.astype(float), 1), 0.5)
+        lines = sorted(lines, key=lambda line: float(np.ptp(line[:, 0]) * np.ptp(line[:, 1])), reverse=True)
+        rings = [((line[:, ::-1] + (left - 0.5, top - 0.5)) * side).round(1).tolist() for line in lines]
+        inside = heat[top:bottom, left:right][region.image]
+        features.append(
+            {
+                "type": "Feature",
+                "id": f"region-{region.label}",
+                "geometry": {"type": "Polygon", "coordinates": rings},
+                "properties": {
+                    "objectType": "annotation",
+                    "classification": {"name": "anomaly", "color": [200, 0, 0]},
+                    "measurements": {"largest": float(inside.max()), "mean": float(inside.mean())},
+                },
+            }
+        )
+    return {"type": "FeatureCollection", "features": features}
+
+
+# -- private -----------------------------------------------------------------------------------------------------------
+
+
+def _score(
+    detector: Detector,
+    slide: Slide,
+    folder: Path,
+    cell: int,
+    batch_size: int,
+    on_progress: Callable[[int, int], None] | None,
+) -> tuple[Float32, Float64, int]:
+    """The heat map, the scores of all tiles that could be read, and how many are flagged."""
+    data = tiles_of([slide], [slide.path.stem], slide.path.name)
+    places = slide.tiles()
+    width, height = slide.size
+    side = cell * slide.downsample
+    heat = np.full((-(-height // round(side)), -(-width // round(side))), np.nan, np.float32)
+    folder.mkdir(parents=True, exist_ok=True)
+    scores, flagged = [], 0
+    with open(folder / "tiles.csv", "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(("x", "y", "score", "p_value"))
+        for k, r in enumerate(detector.stream(data, batch_size=batch_size, decision=detector.decide())):
+            if on_progress is not None:
+                on_progress(k + 1, len(data))
+            if not isinstance(r, Result):
+                continue
+            x, y = places[k]
+            table.writerow((x, y, repr(r.score), "" if r.p_value is None else repr(r.p_value)))
+            scores.append(r.score)
+            flagged += bool(r.flagged)
+            values = r.map if r.map is not None else np.full((slide.settings.tile,) * 2, r.score, np.float32)
+            n = slide.settings.tile // cell
+            means = values.reshape(n, cell, n, cell).mean((1, 3))
+            row, column = round(y / side), round(x / side)
+            box = heat[row : row + n, column : column + n]
+            box[...] = means[: box.shape[0], : box.shape[1]]
+    if not scores:
+        raise DataError(f"{slide.path}: no tile could be scored; see normalcy check.")
+    return heat, np.array(scores), flagged
+
+
+def _halved(level: Float32) -> Float32:
+    """Means of 2 x 2 pixels, of those that are known; NaN where none is."""
+    padded = np.pad(level, [(0, n % 2) for n in level.shape], constant_values=np.nan)
+    blocks = padded.reshape(padded.shape[0] // 2, 2, padded.shape[1] // 2, 2)
+    known = np.isfinite(blocks)
+    total = np.where(known, blocks, 0).sum((1, 3))
+    count = known.sum((1, 3))
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)

@@ -1,0 +1,415 @@
+"""Settings chosen by a few anomalies, for any method: section III-C, "weakly supervised", of DPA (Shvetsova et al. 2021).
+
+The normal training images are parted in three, the anomalies too. With each of three fits a part of the normal images is
+left out and ranked against each part of the anomalies: nine AUROC, whose mean is to be as large as possible. The anomalies
+take part in nothing but this choice; images of the test split are refused. (The paper has three of these nine: part k of
+the normal images against part k of the anomalies.) Without anomalies, ``"synthetic"`` plants defects in the left-out images.
+
+Optuna searches what the method declares (``Method.search``) or what is asked for. After each fit a setting that is below the
+median of earlier ones at the same point is given up. The study lies in a database: a second call goes on with it, and several
+workers can share it. Everything is written to ``out``: ``study.db``, ``trials.csv``, ``select.json``, ``best.toml``,
+``report.html``.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import optuna
+
+from normalcy import config
+from normalcy.arrays import Array, Float64
+from normalcy.data.dataset import DataSet, Item
+from normalcy.data.open import as_dataset
+from normalcy.data.splits import folds, normal_training_images, with_split
+from normalcy.data.synthetic import SYNTHETIC, make
+from normalcy.detector import Detector
+from normalcy.errors import DataError, NormalcyError, SettingsError
+from normalcy.files import write_bytes
+from normalcy.methods import get
+from normalcy.metrics import auroc
+from normalcy.report.markup import definitions, document, number, table, tag
+from normalcy.settings import DecisionSettings, InputSettings
+from normalcy.training.settings import TrainSettings
+
+FOLDS = 3
+AT_FIRST = 5
+"""Trials before one can be given up."""
+GIVEN = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED, optuna.trial.TrialState.FAIL)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting tried."""
+
+    number: int
+    words: Mapping[str, Any]
+    state: Literal["complete", "given up", "failed"]
+    aurocs: Float64
+    """(fits done, 3): part of the normal images left out x part of the anomalies."""
+    reason: str = ""
+    """Why it failed."""
+
+    @property
+    def mean(self) -> float:
+        return float(self.aurocs.mean()) if self.aurocs.size else math.nan
+
+    @property
+    def spread(self) -> float:
+        """Deviation over the folds."""
+        return float(self.aurocs.std(ddof=1)) if self.aurocs.size > 1 else math.nan
+
+    def summary(self) -> str:
+        words = ", ".join(f"{word}={_text(value)}" for word, value in self.words.items())
+        if self.state == "failed":
+            return f"{words}: {self.reason}"
+        return f"{words}: AUROC {self.mean:.3f} +- {self.spread:.3f}{' (given up)' * (self.state == 'given up')}"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a search found."""
+
+    method: str
+    trials: Sequence[Trial]
+    """All, in order; number 0 has the method's own settings."""
+    best: Trial
+    default: Trial | None
+    """The method's own settings, where they were tried to the end."""
+    normal: int
+    anomalies: int
+    synthetic: bool
+
+    @property
+    def words(self) -> dict[str, Any]:
+        """The best settings, those that were searched."""
+        return dict(self.best.words)
+
+    def gain(self) -> tuple[float, float, int] | None:
+        """Best minus default on the same folds: mean, deviation, and in how many folds the best is ahead."""
+        if self.default is None:
+            return None
+        difference = self.best.aurocs - self.default.aurocs
+        return float(difference.mean()), float(difference.std(ddof=1)), int((difference > 0).sum())
+
+    def sentence(self) -> str:
+        """How good the choice is and how sure."""
+        kind = "synthetic anomalies" if self.synthetic else "anomalies"
+        text = (
+            f"Best of {len(self.trials)} settings of {self.method}: AUROC {self.best.mean:.3f} +- {self.best.spread:.3f} over "
+            f"{self.best.aurocs.size} folds of {self.normal} normal images and {self.anomalies} {kind}"
+        )
+        gain = self.gain()
+        if gain is None:
+            return f"{text}; the method's own settings were not tried to the end."
+        if self.best is self.default:
+            return f"{text}; these are the method's own settings."
+        unsure = abs(gain[0]) < gain[1]
+        judged = "less than its spread, so the choice is not sure" if unsure else "more than its spread"
+        return (
+            f"{text}; {gain[0]:+.3f} +- {gain[1]:.3f} against the method's own settings ({judged}; ahead in {gain[2]} of "
+            f"{self.best.aurocs.size} folds). It was chosen on these folds, so expect somewhat less."
+        )
+
+
+def select(
+    data: Any,
+    method: str,
+    anomalies: DataSet | Literal["synthetic"],
+    out: Path,
+    *,
+    trials: int = 20,
+    space: Mapping[str, Sequence[Any]] | None = None,
+    words: Mapping[str, Any] | None = None,
+    storage: str | None = None,
+    on_trial: Callable[[Trial], None] | None = None,
+) -> Selection:
+    """Try ``trials`` settings of ``method`` in all, those of earlier calls into the same study included.
+
+    ``data`` gives the normal training images; ``anomalies`` a few images, all taken as anomalous where none is labelled so.
+    ``space``: setting -> values to choose from (default: ``Method.search``); the method's own value is always among them,
+    and the first trial has all of these. ``words`` are settings that stay as they are. ``storage`` is a database URL (default
+    SQLite in ``out``).
+
+    Raises SettingsError for impossible settings or a study of other data, DataError for too few images or anomalies out of
+    the test split, NormalcyError when every trial failed.
+    """
+    if trials < 1:
+        raise SettingsError(f"select: trials must be at least 1, got {trials}.")
+    fixed = dict(words or {})
+    choices = _choices(method, space, fixed)
+    seed = int(fixed.get("seed", 0))
+    normal_parts, anomaly_parts = _parts(data, anomalies, seed)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    out.mkdir(parents=True, exist_ok=True)
+    study = optuna.create_study(
+        storage=storage or f"sqlite:///{out / 'study.db'}",
+        study_name=f"normalcy-{method}",
+        sampler=_sampler(choices, trials, seed),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=AT_FIRST),
+        direction="maximize",
+        load_if_exists=True,
+    )
+    _check_identity(study, method, choices, fixed, normal_parts, anomaly_parts)
+    if not study.trials:
+        study.enqueue_trial({word: values[0] for word, values in _texts(choices).items()})
+
+    def objective(trial: optuna.Trial) -> float:
+        chosen = {word: trial.suggest_categorical(word, list(texts)) for word, texts in _texts(choices).items()}
+        settings = {word: choices[word][_texts(choices)[word].index(text)] for word, text in chosen.items()}
+        found: list[list[float]] = []
+        for k in range(FOLDS):
+            rest = _joined([part for j, part in enumerate(normal_parts) if j != k])
+            try:
+                detector = Detector(method, **{**fixed, **settings, "calibration": 0.0}).fit(rest)
+                normal = detector.score(normal_parts[k]).scores
+                strange = [detector.score(part).scores for part in anomaly_parts[k]]
+            except NormalcyError as error:
+                trial.set_user_attr("reason", str(error))
+                raise
+            found.append([auroc(np.r_[np.zeros(len(normal)), np.ones(len(s))], np.r_[normal, s]) for s in strange])
+            trial.set_user_attr("aurocs", found)
+            trial.report(float(np.mean(found)), k)
+            if k + 1 < FOLDS and trial.should_prune():
+                raise optuna.TrialPruned
+        return float(np.mean(found))
+
+    def tell(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        if on_trial is not None:
+            on_trial(_trial(trial, choices))
+
+    missing = trials - sum(t.state in GIVEN for t in study.trials)
+    if missing > 0:
+        stop = optuna.study.MaxTrialsCallback(trials, states=GIVEN)
+        study.optimize(objective, n_trials=missing, callbacks=[stop, tell], catch=(NormalcyError,))
+    tried = [_trial(t, choices) for t in study.trials if t.state in GIVEN]
+    complete = [t for t in tried if t.state == "complete"]
+    if not complete:
+        raise NormalcyError(
+            "select: no setting could be tried to the end; the first says: " + (tried[0].reason or "none")
+        )
+    own = {word: values[0] for word, values in choices.items()}
+    selection = Selection(
+        method,
+        tried,
+        best=max(complete, key=lambda t: t.mean),
+        default=next((t for t in complete if dict(t.words) == own), None),
+        normal=sum(map(len, normal_parts)),
+        anomalies=sum(map(len, anomaly_parts[0])),
+        synthetic=isinstance(anomalies, str),
+    )
+    _write(out, selection, fixed)
+    return selection
+
+
+# -- private ---------------------------------------------------------------------------------------------------------
+
+
+def _choices(
+    method: str, space: Mapping[str, Sequence[Any]] | None, fixed: Mapping[str, Any]
+) -> dict[str, tuple[Any, ...]]:
+    """Setting -> values to choose from, the one in force without a search first; checked and of the settings' own types."""
+    cls = get(method)
+    parts = {"method": cls.Settings, "input": InputSettings, "train": TrainSettings, "decision": DecisionSettings}
+    space = {word: values for word, values in (cls.search if space is None else space).items() if word not in fixed}
+    if not space:
+        raise SettingsError(
+            f"select: {method} declares no settings to search: name some, such as --try latent=16|32|64."
+        )
+
+    def read(word: str, value: Any) -> Any:
+        given = {**fixed} if value is None else {**fixed, word: value}
+        settings = config.share_out(given, parts, method)
+        owner = next(part for part in settings.values() if word in config.known_words(type(part)))
+        return getattr(owner, word)
+
+    for word in space:
+        if not any(word in config.known_words(part) for part in parts.values()):
+            raise config.unknown_word(word, set().union(*map(config.known_words, parts.values())), f"select, {method}")
+    return {
+        word: tuple(dict.fromkeys([read(word, None), *(read(word, value) for value in values)]))
+        for word, values in space.items()
+    }
+
+
+def _texts(choices: Mapping[str, Sequence[Any]]) -> dict[str, list[str]]:
+    """The same as text, which any database keeps."""
+    return {word: [_text(value) for value in values] for word, values in choices.items()}
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _sampler(choices: Mapping[str, Sequence[Any]], trials: int, seed: int) -> optuna.samplers.BaseSampler:
+    """All of a space that is no larger than the number of trials, each once; else the tree of Parzen estimators."""
+    if math.prod(map(len, choices.values())) <= trials:
+        with warnings.catch_warnings():  # that the sampler is "experimental" is nothing a user can act on
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return optuna.samplers.BruteForceSampler(seed=seed)
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=AT_FIRST)
+
+
+def _parts(
+    data: Any, anomalies: DataSet | Literal["synthetic"], seed: int
+) -> tuple[list[DataSet], list[list[DataSet]]]:
+    """The parts of the normal images, and for each of them the parts of the anomalies that it is ranked against."""
+    whole = with_split(as_dataset(data), seed)
+    normal = normal_training_images(whole)
+    normal_parts = [normal.subset(part) for part in folds(normal.cases, FOLDS, seed)]
+    if isinstance(anomalies, str):
+        if anomalies != "synthetic":
+            raise SettingsError(f'select expects anomalies as a data set or "synthetic", got {anomalies!r}.')
+        planted = [synthetic_anomalies(part, seed + k) for k, part in enumerate(normal_parts)]
+        return normal_parts, [[p.subset(part) for part in folds(p.cases, FOLDS, seed)] for p in planted]
+    strange = anomalies.select(label=1) if any(item.label == 1 for item in anomalies.items) else anomalies
+    test = {whole.source(i) or item.path for i, item in enumerate(whole.items) if item.split == "test"}
+    if anomalies.name == whole.name or anomalies.root is not None:
+        shared = [item.path for i, item in enumerate(strange.items) if (strange.source(i) or item.path) in test]
+        if shared:
+            raise DataError(
+                f"select: {len(shared)} of the anomalies are test images of {whole.name}, as {shared[0]}; test data choose "
+                "nothing, so take other anomalies or move these out of the test split."
+            )
+    parts = [strange.subset(part) for part in folds(strange.cases, FOLDS, seed)]
+    return normal_parts, [parts] * FOLDS
+
+
+def synthetic_anomalies(data: DataSet, seed: int = 0) -> DataSet:
+    """Each image of ``data`` with one planted defect, in its own dtype: the kinds of :mod:`normalcy.data.synthetic` in turn,
+    where an image does not allow one (a constant image cannot be mirrored) the next."""
+    rng = np.random.default_rng(seed)
+    kinds = sorted(SYNTHETIC)
+    images, types = [], []
+    for i in range(len(data)):
+        image = data.read(i)
+        low, high = (
+            (0.0, float(np.iinfo(image.dtype).max))
+            if image.dtype.kind == "u"
+            else (float(image.min()), float(image.max()))
+        )
+        unit = ((image.astype(np.float32) - low) / max(high - low, 1e-12)).clip(0, 1)
+        for kind in [*kinds[i % len(kinds) :], *kinds[: i % len(kinds)]]:
+            try:
+                changed, _ = make(unit, kind, rng, area=0.02)
+                break
+            except DataError as error:
+                reason = error
+        else:
+            raise reason
+        types.append(kind)
+        back = changed.astype(np.float64) * (high - low) + low
+        images.append((back.round() if image.dtype.kind in "ui" else back).astype(image.dtype))
+    items = [Item(f"synthetic/{i:05}", item.case, label=1, type=types[i]) for i, item in enumerate(data.items)]
+    return DataSet(f"{data.name} with planted defects", items, lambda i: images[i])
+
+
+def _joined(parts: Sequence[DataSet]) -> DataSet:
+    """Several sets, whose items count as normal training images, as one."""
+    items = [replace(item, split=None, label=0) for part in parts for item in part.items]
+    places = [(part, i) for part in parts for i in range(len(part))]
+
+    def read(i: int) -> Array:
+        part, inside = places[i]
+        return part.read(inside)
+
+    return DataSet(parts[0].name, items, read)
+
+
+def _check_identity(
+    study: optuna.Study,
+    method: str,
+    choices: Mapping[str, Sequence[Any]],
+    fixed: Mapping[str, Any],
+    normal: Sequence[DataSet],
+    strange: Sequence[Sequence[DataSet]],
+) -> None:
+    """A study that goes on must be about the same images and choices."""
+    identity = {
+        "method": method,
+        "choices": json.dumps(_texts(choices), sort_keys=True),
+        "settings": json.dumps({word: _text(value) for word, value in fixed.items()}, sort_keys=True),
+        "images": ",".join(part.fingerprint() for part in normal),
+        "anomalies": ",".join(part.fingerprint() for part in strange[0]),
+    }
+    for what, value in identity.items():
+        before = study.user_attrs.get(what)
+        if before is None:
+            study.set_user_attr(what, value)
+        elif before != value:
+            raise SettingsError(
+                f"select: the study there is about other {what} ({before}, now {value}): give another folder or storage."
+            )
+
+
+def _trial(trial: optuna.trial.FrozenTrial, choices: Mapping[str, Sequence[Any]]) -> Trial:
+    texts = _texts(choices)
+    state: Literal["complete", "given up", "failed"] = "failed"
+    if trial.state == optuna.trial.TrialState.COMPLETE:
+        state = "complete"
+    elif trial.state == optuna.trial.TrialState.PRUNED:
+        state = "given up"
+    words = {word: choices[word][texts[word].index(text)] for word, text in trial.params.items()}
+    aurocs = np.array(trial.user_attrs.get("aurocs", []), np.float64).reshape(-1, FOLDS)
+    return Trial(trial.number, words, state, aurocs, trial.user_attrs.get("reason", ""))
+
+
+def _write(out: Path, selection: Selection, fixed: Mapping[str, Any]) -> None:
+    ranked = sorted(
+        selection.trials, key=lambda t: (t.state != "complete", -t.mean if t.aurocs.size else 1.0, t.number)
+    )
+    words = list(selection.best.words)
+    columns = ["trial", *words, "state", "auroc", "spread", "folds"]
+    rows: list[list[str | int]] = [
+        [
+            t.number,
+            *(_text(t.words.get(word, "")) for word in words),
+            t.state if not t.reason else f"{t.state}: {t.reason}",
+            *(("", "") if not t.aurocs.size else (f"{t.mean:.4f}", f"{t.spread:.4f}")),
+            t.aurocs.size,
+        ]
+        for t in ranked
+    ]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+    write_bytes(out / "trials.csv", text.getvalue().encode())
+    best = {**fixed, **selection.words}
+    toml = f"# {selection.sentence()}\n{config.write_toml({'method': selection.method, **best})}"
+    write_bytes(out / "best.toml", toml.encode())
+    facts = {
+        "method": selection.method,
+        "best": {word: _text(value) for word, value in selection.words.items()},
+        "auroc": selection.best.mean,
+        "spread": selection.best.spread,
+        "aurocs": selection.best.aurocs.tolist(),
+        "default_aurocs": None if selection.default is None else selection.default.aurocs.tolist(),
+        "normal_images": selection.normal,
+        "anomalies": selection.anomalies,
+        "synthetic": selection.synthetic,
+        "trials": len(selection.trials),
+    }
+    write_bytes(out / "select.json", json.dumps(facts, indent=1).encode())
+    numbers = [
+        (f"normal part {k + 1}", ", ".join(number(v, 3) for v in row)) for k, row in enumerate(selection.best.aurocs)
+    ]
+    page = document(
+        f"Settings of {selection.method}",
+        tag("h1", f"Settings of {selection.method}"),
+        tag("p", selection.sentence()),
+        tag("h2", "Best settings"),
+        definitions([(word, _text(value)) for word, value in selection.words.items()]),
+        tag("h2", "Its AUROC against each part of the anomalies"),
+        definitions(numbers),
+        tag("h2", "All trials"),
+        table(columns, rows),
+    )
+    write_bytes(out / "report.html", page.encode())

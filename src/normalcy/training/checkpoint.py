@@ -1,0 +1,106 @@
+"""The checkpoint of a run folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from normalcy.config import to_words
+from normalcy.errors import SettingsError, TrainingError
+from normalcy.method import Method
+from normalcy.training.batches import Augment, Images, first_image
+from normalcy.training.settings import TrainSettings
+
+
+@dataclass
+class Job:
+    """What is to be trained, on what, and how."""
+
+    method: Method
+    images: Images
+    settings: TrainSettings
+    accelerator: str
+    held_out: Images | None
+    augment: Augment | None
+    run_dir: Path | None
+    resume: bool
+
+
+@dataclass
+class State:
+    """What a checkpoint holds beside weights and optimisers."""
+
+    stage: int = 0
+    step: int = -1  # -1: the stage is not prepared yet
+    seconds: float = 0.0
+    total_steps: int = 0
+    best: float = math.inf
+    looks_since_best: int = 0
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Checkpoint:
+    """``checkpoint.pt`` in the run folder: written whole or not at all, read without running code from it."""
+
+    def __init__(self, job: Job, steps: Sequence[int]) -> None:
+        self.method = job.method
+        self.path = job.run_dir / "checkpoint.pt" if job.run_dir is not None else None
+        kept = replace(
+            job.settings, checkpoint_seconds=60.0, checkpoint_steps=None, log_steps=50, devices=1, device="auto"
+        )
+        self.identity = {
+            "method": job.method.name,
+            "settings": json.dumps(to_words(job.method.settings), sort_keys=True),
+            "training": json.dumps(to_words(kept), sort_keys=True),
+            "images": json.dumps([*job.images.shape]),
+            "first image": hashlib.sha256(np.ascontiguousarray(first_image(job.images)).tobytes()).hexdigest()[:16],
+            "steps": json.dumps(list(steps)),
+        }
+
+    def save(self, state: State, optimisers: Sequence[Mapping[str, Any]]) -> None:
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        content = {
+            "identity": self.identity,
+            "state": dict(vars(state)),
+            "weights": self.method.state_dict(),
+            "optimisers": list(optimisers),
+        }
+        partial = self.path.with_suffix(".partial")
+        with open(partial, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, self.path)
+
+    def load(self, device: torch.device) -> tuple[State, list[Mapping[str, Any]]]:
+        if self.path is None or not self.path.exists():
+            return State(), []
+        try:
+            content = torch.load(self.path, map_location=device, weights_only=True)
+            saved = content["identity"]
+            state, optimisers = State(**content["state"]), content["optimisers"]
+        except Exception as error:  # whatever a damaged file makes of the reader
+            sentence = (
+                f"The checkpoint {self.path} cannot be read, it is damaged or no checkpoint: start without --resume."
+            )
+            raise TrainingError(sentence) from error
+        for what, value in self.identity.items():
+            if saved.get(what) != value:
+                raise SettingsError(
+                    f"The checkpoint {self.path} belongs to another run (its {what} was {saved.get(what)}, now {value}): "
+                    "repeat the first command with --resume, or start without it."
+                )
+        self.method.load_state_dict(content["weights"])
+        return state, optimisers

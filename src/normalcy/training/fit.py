@@ -1,0 +1,172 @@
+"""Train a method in one process or several: :func:`fit` moves it through its stages."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
+from torch.multiprocessing.spawn import ProcessRaisedException
+
+from normalcy.errors import NormalcyError, SettingsError
+from normalcy.method import Method, Stage
+from normalcy.training.batches import Augment, Images, batch_size_of, draws_per_step, first_image, on_device
+from normalcy.training.checkpoint import Checkpoint, Job, State
+from normalcy.training.log import Log
+from normalcy.training.loop import StageRun
+from normalcy.training.settings import FitSummary, TrainSettings, accelerator_of, precision_of
+
+
+def fit(
+    method: Method,
+    images: Images,
+    settings: TrainSettings | None = None,
+    *,
+    held_out: Images | None = None,
+    augment: Augment | None = None,
+    run_dir: Path | None = None,
+    resume: bool = False,
+    log: Log | None = None,
+) -> FitSummary:
+    """Train ``method`` in place on normal ``images`` (N, C, *spatial), float32.
+
+    ``held_out`` normal images serve early stopping and the conclusion of stages only. With ``run_dir`` there is a
+    checkpoint at an interval and after each stage, and ``resume=True`` goes on from it. ``log`` gets one record (JSON values)
+    at each ``log_steps``.
+
+    Raises SettingsError when the settings do not go together or the checkpoint belongs to another run, TrainingError when a
+    loss is not finite.
+    """
+    settings = settings or TrainSettings()
+    if len(images) == 0:
+        raise SettingsError(f"{method.name} needs at least one normal image to fit, got none.")
+    cropped = getattr(augment, "size_of", tuple)(images.shape[2:])
+    if (images.shape[1], *cropped) != method.shape:
+        raise SettingsError(f"{method.name} was built for images {method.shape}, got {(images.shape[1], *cropped)}.")
+    if (dtype := first_image(images).dtype) != np.float32:
+        raise SettingsError(f"{method.name} learns from float32 images, got {dtype}: convert them first.")
+    accelerator = accelerator_of(settings.device)
+    job = Job(method, images, settings, accelerator, held_out, augment, run_dir, resume)
+    if settings.devices == 1:
+        return _train(
+            Fabric(accelerator=accelerator, devices=1, precision=precision_of(settings, accelerator)), job, log
+        )
+    return _launch(job, log)
+
+
+def plan_steps(stages: Sequence[Stage], settings: TrainSettings, count: int) -> list[int]:
+    """Steps of each stage (0 for one without objectives) on ``count`` images.
+
+    A given total is shared in the proportion of the stages' defaults.
+    """
+    per_epoch = [max(1, count // batch_size_of(stage, settings, count)) / draws_per_step(stage) for stage in stages]
+    default = [float(stage.steps or (stage.epochs or 0) * rate) for stage, rate in zip(stages, per_epoch)]
+    total = math.fsum(default)
+    if settings.steps is not None and total:
+        default = [settings.steps * d / total for d in default]
+    elif settings.epochs is not None and total:
+        passes = [d / rate for d, rate in zip(default, per_epoch)]
+        default = [settings.epochs * p / math.fsum(passes) * rate for p, rate in zip(passes, per_epoch)]
+    return [max(1, round(d)) if stage.objectives else 0 for stage, d in zip(stages, default)]
+
+
+def _launch(job: Job, log: Log | None) -> FitSummary:
+    """Train in several processes, started afresh; the parent waits, passes records on and takes the weights back."""
+    if not any(stage.objectives for stage in job.method.stages()):
+        raise SettingsError(
+            f"{job.method.name} does not train by gradients, so more devices do not help: use --devices 1."
+        )
+    backend = "nccl" if job.accelerator == "cuda" else "gloo"
+    strategy = DDPStrategy(start_method="spawn", find_unused_parameters=True, process_group_backend=backend)
+    fabric = Fabric(
+        accelerator=job.accelerator,
+        devices=job.settings.devices,
+        strategy=strategy,
+        precision=precision_of(job.settings, job.accelerator),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        records = torch.multiprocessing.get_context("spawn").SimpleQueue()
+        errors: list[Exception] = []
+        reader = threading.Thread(target=_pass_on, args=(records, log, errors), daemon=True)
+        reader.start()
+        weights = Path(folder) / "weights.pt"
+        try:
+            summary = fabric.launch(partial(_worker, job=job, records=records, weights=weights))
+        except ProcessRaisedException:
+            if not errors:
+                raise
+        finally:
+            records.put(None)
+            reader.join()
+        if errors:
+            raise errors[0]
+        job.method.load_state_dict(torch.load(weights, weights_only=True))
+    return FitSummary(**cast(Any, summary))
+
+
+def _pass_on(records: Any, log: Log | None, errors: list[Exception]) -> None:
+    while (record := records.get()) is not None:
+        try:
+            if isinstance(record, NormalcyError):
+                errors.append(record)
+            elif log is not None and not errors:
+                log(record)
+        except Exception as error:  # raised again by the parent; the processes must not wait for a reader
+            errors.append(error)
+
+
+def _worker(fabric: Fabric, job: Job, records: Any, weights: Path) -> dict[str, Any]:
+    if job.accelerator == "cpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // job.settings.devices))
+    job.method = copy.deepcopy(job.method)  # what arrives lies in memory that all processes share
+    try:
+        summary = _train(fabric, job, records.put)
+    except NormalcyError as error:
+        records.put(error)
+        raise
+    if fabric.global_rank == 0:
+        torch.save(job.method.state_dict(), weights)
+    fabric.barrier()
+    return asdict(summary)
+
+
+def _train(fabric: Fabric, job: Job, log: Log | None) -> FitSummary:
+    method, settings = job.method, job.settings
+    if settings.channels_last and len(method.shape) == 3:
+        method.to(memory_format=torch.channels_last)
+    method.to(fabric.device)
+    stages = list(method.stages())
+    steps = plan_steps(stages, settings, len(job.images))
+    checkpoint = Checkpoint(job, steps)
+    state, optimiser_states = checkpoint.load(fabric.device) if job.resume else (State(), [])
+    if state.stage == 0 and state.step == -1:
+        method.load_pretrained()
+        method.to(fabric.device)
+    if fabric.global_rank > 0:
+        log = None
+    started = time.monotonic() - state.seconds
+    images = on_device(job.images, fabric.device)
+    for index in range(state.stage, len(stages)):
+        runner = StageRun(fabric, job, images, stages[index], index, steps[index], checkpoint, log, started)
+        runner.run(state, optimiser_states)
+        runner.conclude()
+        method._fitted.fill_(index == len(stages) - 1)  # type: ignore[operator]
+        state = State(stage=index + 1, total_steps=state.total_steps, seconds=time.monotonic() - started)
+        optimiser_states = []
+        if fabric.global_rank == 0:
+            checkpoint.save(state, [])
+    method.eval()
+    precision = str(precision_of(settings, job.accelerator)) if any(steps) else "32-true"  # prepare works in 32 bits
+    return FitSummary(state.seconds, state.total_steps, precision, str(fabric.device))

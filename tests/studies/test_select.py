@@ -1,0 +1,218 @@
+"""Choosing settings by a few anomalies: a planted best setting is found, and the choice says how sure it is."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from typer.testing import CliRunner
+
+from normalcy import methods
+from normalcy.cli.app import app
+from normalcy.config import build, read_toml
+from normalcy.data.open import as_dataset
+from normalcy.data.splits import folds
+from normalcy.detector import Detector
+from normalcy.errors import DataError, NormalcyError, SettingsError
+from normalcy.method import Method, Scores, Stage
+from normalcy.methods.dpa import DPASettings
+from normalcy.methods.pca import PCA
+from normalcy.studies.select import select, synthetic_anomalies
+
+
+@dataclass(frozen=True)
+class PlantedSettings:
+    level: int = 0
+    kind: Literal["plain", "sharp", "broken"] = "plain"
+
+
+class Planted(Method):
+    """Sees the anomalies less well the farther ``level`` is from 3, best with ``kind="sharp"``. Source: this test."""
+
+    name = "planted"
+    Settings = PlantedSettings
+    search: ClassVar = {"level": (0, 1, 2, 3, 4), "kind": ("plain", "sharp")}
+    settings: PlantedSettings
+
+    def stages(self) -> list[Stage]:
+        def prepare(batches: Any) -> None:
+            if self.settings.kind == "broken":
+                raise SettingsError("planted: broken.")
+
+        return [Stage("nothing", prepare=prepare)]
+
+    def _score(self, x: Tensor) -> Scores:
+        spread = 0.05 * abs(self.settings.level - 3) + (0.0 if self.settings.kind == "sharp" else 0.03)
+        noise = torch.sin(1e4 * x.flatten(1)[:, 0])  # the same for an image each time
+        return Scores(image=x.flatten(1).mean(1) + spread * noise)
+
+
+@pytest.fixture(autouse=True)
+def _planted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(methods.METHODS, "planted", f"{__name__}:Planted")  # type: ignore[arg-type]
+
+
+def _images(count: int, brighter: float = 0.0, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return (0.4 + brighter + 0.1 * rng.random((count, 8, 8))).astype(np.float32)
+
+
+NORMAL, STRANGE = _images(60), _images(18, brighter=0.02, seed=1)
+
+
+def test_finds_the_planted_best(tmp_path: Path) -> None:
+    seen = []
+    found = select(NORMAL, "planted", as_dataset(STRANGE), tmp_path, trials=10, on_trial=seen.append)
+    assert found.words == {"level": 3, "kind": "sharp"}
+    assert len(found.trials) == len(seen) == 10  # the whole space
+    assert found.trials[0].words == {"level": 0, "kind": "plain"}
+    assert found.best.aurocs.shape == (3, 3)
+    gain = found.gain()
+    assert gain is not None
+    assert gain[0] > 0.2
+    assert read_toml(tmp_path / "best.toml") == {"method": "planted", "level": 3, "kind": "sharp"}
+
+
+def test_mean_auroc_is_that_of_fits_by_hand(tmp_path: Path) -> None:
+    found = select(NORMAL, "pca", as_dataset(STRANGE), tmp_path, trials=1, space={"components": [3]})
+    default = found.trials[0]
+    data, strange = as_dataset(NORMAL), as_dataset(STRANGE)
+    normal_parts, strange_parts = folds(data.cases, 3), folds(strange.cases, 3)
+    for k, left_out in enumerate(normal_parts):
+        rest = np.concatenate([part for j, part in enumerate(normal_parts) if j != k])
+        detector = Detector("pca", calibration=0.0).fit(data.subset(rest))
+        normal = detector.score(data.subset(left_out)).scores
+        for j, part in enumerate(strange_parts):
+            scores = detector.score(strange.subset(part)).scores
+            above = (scores[:, None] > normal).mean() + 0.5 * (scores[:, None] == normal).mean()
+            assert default.aurocs[k, j] == pytest.approx(above)
+
+
+def test_a_large_space_is_searched_and_bad_settings_are_given_up(tmp_path: Path) -> None:
+    space = {"level": list(range(3, 40)), "kind": ["plain", "sharp"]}
+    found = select(NORMAL, "planted", as_dataset(STRANGE), tmp_path, trials=25, space=space)
+    assert found.best.mean > 0.9
+    states = {t.state for t in found.trials}
+    assert states == {"complete", "given up"}
+    assert all(len(t.aurocs) < 3 for t in found.trials if t.state == "given up")
+
+
+def test_goes_on_where_it_was_and_refuses_other_data(tmp_path: Path) -> None:
+    strange = as_dataset(STRANGE)
+    first = select(NORMAL, "planted", strange, tmp_path, trials=3, space={"level": range(9)})
+    more = select(NORMAL, "planted", strange, tmp_path, trials=5, space={"level": range(9)})
+    assert [t.words for t in more.trials[:3]] == [t.words for t in first.trials]
+    assert len(more.trials) == 5
+    again = select(NORMAL, "planted", strange, tmp_path, trials=5, space={"level": range(9)})
+    assert len(again.trials) == 5
+    with pytest.raises(SettingsError, match="other anomalies"):
+        select(NORMAL, "planted", as_dataset(STRANGE[:9]), tmp_path, trials=5, space={"level": range(9)})
+    with pytest.raises(SettingsError, match="other choices"):
+        select(NORMAL, "planted", strange, tmp_path, trials=5, space={"level": range(8)})
+
+
+def test_workers_share_a_database(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path / 'shared.db'}"
+    strange = as_dataset(STRANGE)
+    select(NORMAL, "planted", strange, tmp_path / "one", trials=2, space={"level": range(9)}, storage=storage)
+    found = select(NORMAL, "planted", strange, tmp_path / "two", trials=4, space={"level": range(9)}, storage=storage)
+    assert len(found.trials) == 4
+    assert not (tmp_path / "two" / "study.db").exists()
+
+
+def test_failed_settings_are_listed_not_fatal(tmp_path: Path) -> None:
+    space = {"kind": ["plain", "broken"]}
+    found = select(NORMAL, "planted", as_dataset(STRANGE), tmp_path, trials=2, space=space)
+    assert [t.state for t in found.trials] == ["complete", "failed"]
+    rows = list(csv.DictReader((tmp_path / "trials.csv").open()))
+    assert rows[-1]["state"] == "failed: planted: broken."
+    with pytest.raises(NormalcyError, match="broken"):
+        select(NORMAL, "planted", as_dataset(STRANGE), tmp_path / "b", trials=1, words={"kind": "broken"})
+
+
+def test_synthetic_anomalies_are_the_images_with_a_defect() -> None:
+    images = (255 * _images(12)).astype(np.uint8)
+    data = as_dataset(images)
+    planted = synthetic_anomalies(data, seed=3)
+    assert {item.label for item in planted.items} == {1}
+    assert len({item.type for item in planted.items}) == 5
+    for i in range(12):
+        assert planted.read(i).dtype == np.uint8
+        share = float((planted.read(i) != data.read(i)).mean())
+        assert 0 < share < 0.2
+
+
+def test_synthetic_study_prefers_what_sees_defects(tmp_path: Path) -> None:
+    found = select(NORMAL, "pca", "synthetic", tmp_path, trials=3, space={"components": [1, 40]})
+    assert found.synthetic
+    assert "synthetic anomalies" in found.sentence()
+
+
+def test_test_images_choose_nothing(tmp_path: Path) -> None:
+    data = as_dataset(np.concatenate([NORMAL, STRANGE]), labels=[0] * 60 + [1] * 18)
+    with pytest.raises(DataError, match="test data choose nothing"):
+        select(data, "planted", data.select(label=1), tmp_path, trials=1)
+
+
+def test_sentence_says_when_the_choice_is_not_sure(tmp_path: Path) -> None:
+    found = select(NORMAL, "planted", as_dataset(_images(18, seed=5)), tmp_path, trials=5)
+    sentence = found.sentence()
+    assert "not sure" in sentence or "own settings" in sentence
+
+
+def test_refusals(tmp_path: Path) -> None:
+    strange = as_dataset(STRANGE)
+    with pytest.raises(SettingsError, match="no setting 'levle'"):
+        select(NORMAL, "planted", strange, tmp_path, space={"levle": [1]})
+    with pytest.raises(SettingsError, match="whole number"):
+        select(NORMAL, "planted", strange, tmp_path, space={"level": ["much"]})
+    with pytest.raises(SettingsError, match="declares no settings"):
+        select(NORMAL, "zscore", strange, tmp_path)
+    with pytest.raises(SettingsError, match="at least 1"):
+        select(NORMAL, "planted", strange, tmp_path, trials=0)
+    with pytest.raises(DataError, match="at least 3"):
+        select(NORMAL, "planted", strange.subset([0, 1]), tmp_path)
+
+
+def test_folds_keep_cases_together() -> None:
+    cases = [f"case {i // 4}" for i in range(40)]
+    parts = folds(cases, 3, seed=1)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(40))
+    owners = [{cases[i] for i in part} for part in parts]
+    assert not owners[0] & owners[1] | owners[0] & owners[2] | owners[1] & owners[2]
+    assert max(map(len, parts)) - min(map(len, parts)) <= 4
+
+
+def test_search_of_methods_is_of_their_own_words() -> None:
+    assert "latent" in methods.get("dpa").search
+    assert not PCA.search
+    assert build(DPASettings, {"layers": methods.get("dpa").search["layers"][0]}, "dpa").layers == (0,)
+
+
+def test_command(tmp_path: Path) -> None:
+    np.savez(tmp_path / "normal.npz", x_train=(255 * NORMAL).astype(np.uint8))
+    np.savez(tmp_path / "strange.npz", x_train=(255 * STRANGE).astype(np.uint8))
+    out = tmp_path / "out"
+    arguments = [
+        "select",
+        str(tmp_path / "normal.npz"),
+        "--method",
+        "pca",
+        "--anomalies",
+        str(tmp_path / "strange.npz"),
+    ]
+    arguments += ["--out", str(out), "--trials", "3", "--try", "components=2|20"]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "trial 0" in result.output
+    assert {p.name for p in out.iterdir()} == {"study.db", "trials.csv", "select.json", "best.toml", "report.html"}
+    assert json.loads((out / "select.json").read_text())["trials"] == 3
+    assert "Settings of pca" in (out / "report.html").read_text()
+    Detector("pca", **{k: v for k, v in read_toml(out / "best.toml").items() if k != "method"})
