@@ -17,7 +17,7 @@ from scipy.spatial.transform import Rotation
 from typer.testing import CliRunner
 
 from normalcy.cli.app import app
-from normalcy.data.check import check
+from normalcy.data.check import check, refuse_mixed
 from normalcy.data.dicom import decode_series, windows
 from normalcy.data.open import open_data
 from normalcy.errors import DataError
@@ -299,6 +299,28 @@ def test_check_lists_modality_and_damage(tmp_path: Path):
     write(tmp_path / "s9", [slices[0], slices[2], *series(volume[:1] + 7, np.eye(3), SeriesInstanceUID="1.9")][:2])
     problems = {fault.path: fault.problem for fault in check(open_data(tmp_path)) if fault.severity == "error"}
     assert "modality MR, while 3 of 4 images have modality CT" in problems["s1"]
+
+
+def test_mixed_modalities_and_units_are_refused_with_a_list(tmp_path: Path):
+    volume = np.random.default_rng(0).integers(0, 99, (3, 8, 8), dtype=np.int16)
+
+    def add(name: str, **words: Any) -> None:
+        write(tmp_path / name, series(volume, np.eye(3), SeriesInstanceUID=f"1.{len(name)}.{ord(name[-1])}", **words))
+
+    for i in range(5):
+        add(f"ct{i}")
+    (tmp_path / "bad.dcm").write_bytes(b"nothing")
+    refuse_mixed(open_data(tmp_path))
+    add("mr", Modality="MR")
+    add("zeff", RescaleType="Z_EFF", RescaleSlope=1, RescaleIntercept=0)
+    with pytest.raises(DataError) as caught:
+        refuse_mixed(open_data(tmp_path))
+    assert (
+        "expected images of one modality in one unit, got 5 of CT in HU (ct0, ct1, ct2, ...); 1 of MR in no unit (mr); "
+        "1 of CT in Z_EFF (zeff); choose some with a table of paths."
+    ) in str(caught.value)
+    problems = {fault.path: fault.problem for fault in check(open_data(tmp_path)) if fault.severity == "error"}
+    assert "modality CT in Z_EFF, while 5 of 7 images have modality CT in HU" in problems["zeff"]
 
 
 SECRETS = (b"Doe", b"Jane", b"MRN-", b"4711", b"19700101", b"Roe")

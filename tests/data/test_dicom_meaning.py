@@ -437,8 +437,10 @@ def scaled_dose(file: Path) -> np.ndarray:
 
 @pytest.mark.parametrize("file", sorted(SHIPPED.rglob("*.dcm")), ids=lambda file: file.stem)
 def test_shipped_files_are_read_as_itk_does_or_refused(file: Path, tmp_path: Path):
-    """Values and places. ITK reads no dose of one frame or with the high byte first, misreads run lengths of wide colours, and gives
-    colours of 8 bits for a palette of 16."""
+    """Values and places.
+
+    ITK reads no dose of one frame or with the high byte first, misreads run lengths of wide colours, and cuts palettes to 8 bits.
+    """
     data = file.read_bytes()
     known = REFUSED.get(file.stem, None if data[128:132] == b"DICM" else "the mark DICM is missing")
     if known is not None:
