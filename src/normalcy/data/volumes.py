@@ -16,7 +16,7 @@ import io
 import math
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -295,7 +295,7 @@ def _nifti_header(raw: bytes) -> Any:
         raise ValueError("a NIfTI header whose voxels are in another file; convert the pair to one .nii file")
     logger = nibabel.imageglobals.logger
     logger.disabled = True  # its remarks on damaged headers end as our errors
-    return kind.from_fileobj(io.BytesIO(raw))
+    return kind(raw[: kind.sizeof_hdr])  # without extensions, which may be long
 
 
 def _nifti_space(header: Any) -> Space:
@@ -355,21 +355,58 @@ def _nrrd(data: bytes) -> tuple[Array, Space]:
     if math.prod(sizes) > MAX_VALUES or min(sizes) < 1:
         raise ValueError(f"claims the shape {tuple(sizes)}, at most {MAX_VALUES:,} values are read")
     x = nrrd.read_data(header, file, index_order="F")
-    directions = np.asarray(header.get("space directions", np.eye(3)[: min(3, len(sizes))]), np.float64)
-    in_space = (
-        np.flatnonzero(np.isfinite(directions).all(1)) if "space directions" in header else np.arange(len(directions))
-    )
-    if not 2 <= len(in_space) <= 3 or directions.shape[1] != 3:
-        raise ValueError(f"has {len(in_space)} axes in space, expected 2 or 3 axes of 3 numbers")
+    in_space, directions, steps = _nrrd_axes(header, len(sizes))
     signs = _signs(str(header.get("space", "left-posterior-superior")))
     affine = np.eye(4)
-    affine[:3, : len(in_space)] = directions[in_space].T
+    affine[:3, : len(in_space)] = directions.T
     if len(in_space) == 2:
-        affine[:3, 2] = np.cross(affine[:3, 0], affine[:3, 1])
-    affine[:3, 3] = header.get("space origin", np.zeros(3))
+        normal = np.cross(affine[:3, 0], affine[:3, 1])
+        affine[:3, 2] = normal / max(float(np.linalg.norm(normal)), 1e-12)
+    origin = np.asarray(header.get("space origin", np.zeros(3)), np.float64)[:3]
+    affine[: len(origin), 3] = origin
     x = np.moveaxis(x, in_space, range(len(in_space)))
     x = x[:, :, None] if len(in_space) == 2 else x
-    return x, _make_space(x.shape, np.diag([*signs, 1.0]) @ affine, x.dtype, None)
+    space = _make_space(x.shape, np.diag([*signs, 1.0]) @ affine, x.dtype, None)
+    return x, replace(space, step=steps[0] if len(steps) == 1 else None)
+
+
+def _nrrd_axes(header: Mapping[str, Any], count: int) -> tuple[list[int], Float64, list[float]]:
+    """Which axes run through space, their directions (N, 3), and the steps along those others that have one.
+
+    Space directions go before kinds, kinds before spacings; without any of them the first three axes are those of space.
+    """
+    kinds = [str(kind).lower() for kind in header.get("kinds", [])]
+    spacings = np.asarray(header.get("spacings", np.full(count, np.nan)), np.float64)
+    if "space directions" in header:
+        given = np.asarray(header["space directions"], np.float64)
+        finite = np.isfinite(given).all(1)
+        in_time = finite & (given[:, 3:] != 0).any(1)  # of a space with time, such as right-anterior-superior-time
+        axes = np.flatnonzero(finite & ~in_time).tolist()
+        directions = np.pad(given[axes, :3], [(0, 0), (0, max(0, 3 - given.shape[1]))])
+        others = [float(given[axis, 3]) for axis in np.flatnonzero(in_time)]
+    else:
+        if "space" in header or "axis mins" in header or "axis maxs" in header:
+            raise ValueError(
+                "places its axes by a space, minima or maxima alone, expected space directions or spacings"
+            )
+        axes = [axis for axis in range(count) if not kinds or kinds[axis] in ("domain", "space")][:3]
+        directions = np.diag(np.where(np.isfinite(spacings), spacings, 1.0)[axes])
+        directions = np.pad(directions, [(0, 0), (0, max(0, 3 - len(axes)))])
+        others = [float(spacings[axis]) for axis in range(count) if axis not in axes and np.isfinite(spacings[axis])]
+    if not 2 <= len(axes) <= 3:
+        raise ValueError(f"has {len(axes)} axes in space, expected 2 or 3 axes")
+    units = [
+        *header.get("space units", []),
+        *(unit for axis, unit in enumerate(header.get("units", [])) if axis in axes),
+    ]
+    _check_millimetres(units)
+    return axes, directions, others
+
+
+def _check_millimetres(units: Iterable[str]) -> None:
+    for unit in units:
+        if not re.fullmatch(r'"?(mm|millimet(er|re)s?|none|\?*|)"?', str(unit).strip(), flags=re.IGNORECASE):
+            raise ValueError(f"gives lengths in {str(unit)[:20]}, expected mm; write it again in mm")
 
 
 def _signs(space: str) -> tuple[float, float, float]:
@@ -421,15 +458,24 @@ def _meta_image(data: bytes) -> tuple[Array, Space]:
         raise ValueError("truncated: the values need more bytes than the file has")
     x = np.frombuffer(raw, kind, wanted // kind.itemsize).reshape(channels, *sizes, order="F")
     x = np.moveaxis(x, 0, -1) if channels > 1 else x[0]
-    matrix = np.array(fields.get("TransformMatrix", " ".join(map(str, np.eye(count).ravel()))).split(), float)
-    spacing = np.array(fields.get("ElementSpacing", "1 " * count).split(), float)
-    origin = next((fields[key] for key in ("Offset", "Position", "Origin") if key in fields), "0 " * count)
+    _check_millimetres([fields.get("DistanceUnits", "mm")])
+    if int(fields.get("HeaderSize", 0)):
+        raise ValueError("has a second header (HeaderSize) before its values; save it without one")
+
+    def numbers(names: str, default: str) -> Float64:
+        """Of the first of these synonyms that is there."""
+        return np.array(next((fields[key] for key in names.split() if key in fields), default).split(), float)
+
+    matrix = numbers("TransformMatrix Rotation Orientation", " ".join(map(str, np.eye(count).ravel())))
+    spacing = numbers("ElementSpacing ElementSize", "1 " * count)
+    origin = numbers("Offset Position Origin", "0 " * count)
     used = min(count, 3)
     affine = np.eye(4)
     affine[:used, :used] = (matrix.reshape(count, count) * spacing[:, None])[:used, :used].T
-    affine[:used, 3] = np.array(origin.split(), float)[:used]
+    affine[:used, 3] = origin[:used]
     x = x[:, :, None] if count == 2 else x
-    return x, _make_space(x.shape, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine, kind.newbyteorder("="), None)
+    space = _make_space(x.shape, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine, kind.newbyteorder("="), None)
+    return x, replace(space, step=float(spacing[3]) if count == 4 else None)
 
 
 def _make_space(
