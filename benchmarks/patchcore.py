@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from normalcy.config import to_words
+from normalcy.config import to_dict
 from normalcy.methods.patchcore import PatchCore, PatchCoreSettings
 from normalcy.nets.neighbours import covering_radius, k_centre
 from normalcy.provenance import write_record
@@ -114,7 +114,7 @@ def main() -> None:
         {
             "benchmark": "patchcore on 256x256",
             "wanted": {"fit_seconds": 120, "images_per_second": 15},
-            "settings": to_words(settings),
+            "settings": to_dict(settings),
             "seed": SEED,
             "threads": torch.get_num_threads(),
             "found": found,

@@ -99,11 +99,11 @@ def methods_table(folder: str) -> str:
 
 def settings_table(cls: type) -> str:
     """Word, values, default and meaning of each setting."""
-    notes = config.meanings(cls)
+    notes = config.field_docs(cls)
     hints = get_type_hints(cls)
     rows = [
         (f"`{word}`", values(hints[word]), shown(config.default_of(f)), markdown(notes.get(word, "")))
-        for word, f in config.known_words(cls).items()
+        for word, f in config.fields_of(cls).items()
     ]
     return table(("setting", "values", "default", "meaning"), rows)
 

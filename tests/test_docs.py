@@ -16,11 +16,11 @@ import typer
 
 from normalcy import Detector, Method
 from normalcy.cli.app import app
-from normalcy.config import parse_words
+from normalcy.config import parse_settings
 from normalcy.data.named import NAMED
 from normalcy.preprocessing.augment import TRANSFORMS
 from normalcy.preprocessing.steps import STEPS
-from normalcy.settings import words_for
+from normalcy.settings import settings_for_method
 from normalcy.testing import check_method
 
 if sys.version_info >= (3, 11):
@@ -151,13 +151,13 @@ def test_commands_parse(block: Block):
         command = group.commands.get(words[1])
         assert command is not None, f"{block.place}: there is no command {words[1]}"
         options = command.make_context(words[1], words[2:]).params  # raises for an unknown option or a missing argument
-        settings = parse_words(options.get("set_") or [])
+        settings = parse_settings(options.get("set_") or [])
         if words[1] == "fit" and options["config_file"] is None:
             Detector(options["method"] or "patchcore", **settings)
         if words[1] == "compare":
             methods = options["methods"].split(",")
             for method in methods:
-                Detector(method, **words_for(method, settings, methods))
+                Detector(method, **settings_for_method(method, settings, methods))
 
 
 @pytest.mark.parametrize("page", [pytest.param(p, id=str(p.relative_to(ROOT))) for p in PAGES])

@@ -22,8 +22,8 @@ from normalcy.data.open import open_data
 from normalcy.data.volumes import write_volume
 from normalcy.errors import NormalcyError
 from normalcy.files import write_bytes
-from normalcy.results.folder import NIFTI, NOTICE, named
-from normalcy.scoring import Result
+from normalcy.results.folder import NIFTI, named
+from normalcy.scoring import NOTICE, Result
 
 
 def main(arguments: list[str]) -> int:

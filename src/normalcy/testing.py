@@ -38,7 +38,7 @@ from normalcy.training.fit import fit
 from normalcy.training.settings import TrainSettings
 
 RESERVED = frozenset(
-    {"method", "channels"}.union(*(config.known_words(c) for c in (TrainSettings, InputSettings, DecisionSettings)))
+    {"method", "channels"}.union(*(config.fields_of(c) for c in (TrainSettings, InputSettings, DecisionSettings)))
 )
 """Words that a method's settings may not take: they mean something for every method."""
 
@@ -59,7 +59,7 @@ class Trial:
         self.cls, self.words, self.shape = cls, dict(words or {}), tuple(shape)
         parts = {"method": cls.Settings, "train": TrainSettings}
         given = {"device": "cpu", "precision": "32-true", "log_steps": 1000, **self.words}
-        settings = config.share_out(given, parts, cls.name)
+        settings = config.assign_settings(given, parts, cls.name)
         self.settings: Any = settings["method"]
         self.train: TrainSettings = settings["train"]
         self.normal = smooth_textures(48, self.shape, seed=0)
@@ -148,7 +148,7 @@ def check_settings(trial: Trial) -> None:
     _expect(dataclasses.is_dataclass(cls.Settings), f"{who}: Settings must be a dataclass, got {cls.Settings!r}.")
     frozen = cls.Settings.__dataclass_params__.frozen  # type: ignore[attr-defined]
     _expect(frozen, f"{who}: {cls.Settings.__name__} must be frozen: @dataclass(frozen=True).")
-    words = config.known_words(cls.Settings)
+    words = config.fields_of(cls.Settings)
     for word, setting in words.items():
         has_default = (setting.default, setting.default_factory) != (dataclasses.MISSING, dataclasses.MISSING)
         _expect(has_default, f"{who}: the setting {word!r} has no default.")
@@ -156,13 +156,13 @@ def check_settings(trial: Trial) -> None:
             word not in RESERVED, f"{who}: the setting {word!r} means something for every method, choose another word."
         )
     for settings in (cls.Settings(), trial.settings):
-        again: Any = config.build(cls.Settings, json.loads(json.dumps(config.to_words(settings))), who)
+        again: Any = config.build(cls.Settings, json.loads(json.dumps(config.to_dict(settings))), who)
         _expect(again == settings, f"{who}: settings change on the way through JSON: {settings} became {again}.")
     for word, values in cls.search.items():
         _expect(bool(values), f"{who}: search has no values for {word!r}.")
         for value in values:
             try:
-                config.share_out(
+                config.assign_settings(
                     {word: value}, {"method": cls.Settings, "train": TrainSettings, "input": InputSettings}, who
                 )
             except SettingsError as error:
@@ -171,7 +171,7 @@ def check_settings(trial: Trial) -> None:
         _expect("score" in words, f"{who} offers scores {cls.scores} but has no setting 'score'.")
         _expect(cls.Settings().score in cls.scores, f"{who}: the default score is not one of {cls.scores}.")
         for score in cls.scores:
-            config.build(cls.Settings, {**config.to_words(trial.settings), "score": score}, who)
+            config.build(cls.Settings, {**config.to_dict(trial.settings), "score": score}, who)
 
 
 def check_documented(trial: Trial) -> None:
@@ -227,7 +227,12 @@ def check_shapes(trial: Trial) -> None:
         for x in (trial.mixed, trial.mixed[:1], trial.mixed.double()):
             scores = method.score(x)
             count, spatial = len(x), trial.shape[1:]
-            wanted = {"image": (count,), "map": (count, *spatial), "spread": (count, *spatial), "restored": x.shape}
+            wanted = {
+                "image": (count,),
+                "map": (count, *spatial),
+                "uncertainty": (count, *spatial),
+                "restored": x.shape,
+            }
             for name, value in _parts(scores).items():
                 got = tuple(value.shape)
                 if name == "latent":
@@ -406,7 +411,7 @@ def _refused(action: Callable[[], object], wanted: type[Exception], sentence: st
 
 def _parts(scores: Scores) -> dict[str, Tensor]:
     parts = {name: value for name, value in vars(scores).items() if isinstance(value, Tensor)}
-    return parts | {f"picture {name}": value for name, value in scores.pictures.items()}
+    return parts | {f"extra map {name}": value for name, value in scores.extra_maps.items()}
 
 
 def _same(got: Mapping[str, Tensor], wanted: Mapping[str, Tensor], sentence: str) -> None:

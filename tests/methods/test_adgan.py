@@ -54,7 +54,7 @@ def test_scores_are_those_of_one_copy_at_a_time(tuning_lr: float) -> None:
     scores = method.score(x)
     assert scores.restored is not None
     assert scores.map is not None
-    assert scores.spread is not None
+    assert scores.uncertainty is not None
     for i, image in enumerate(x):
         found = [_one_by_one(method, image, code) for code in method.gan.generator.prior(3, seed=0)]
         errors = torch.tensor([error for error, _ in found])
@@ -62,7 +62,7 @@ def test_scores_are_those_of_one_copy_at_a_time(tuning_lr: float) -> None:
         torch.testing.assert_close(scores.image[i], errors.mean(), rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(scores.restored[i], images[errors.argmin()], rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(scores.map[i], (image - images).square().mean((0, 1)), rtol=1e-3, atol=1e-5)
-        torch.testing.assert_close(scores.spread[i], images.std(0, correction=0).mean(0), rtol=1e-2, atol=1e-5)
+        torch.testing.assert_close(scores.uncertainty[i], images.std(0, correction=0).mean(0), rtol=1e-2, atol=1e-5)
 
 
 def test_tuning_helps_the_restoration() -> None:

@@ -193,12 +193,12 @@ def test_components_add_up_to_the_image() -> None:
     x = _images(16, seed=3)
     scores = method.score(x)
     assert scores.restored is not None
-    total = scores.restored + scores.pictures["residual"]
+    total = scores.restored + scores.extra_maps["residual"]
     assert (total - x).square().mean() < 0.25 * x.var()
     torch.testing.assert_close(scores.map, (x - scores.restored).abs().mean(1))
     residual = DDRID(DDRIDSettings(**SMALL, map="residual"), SHAPE)
     residual.load_state_dict(method.state_dict())
-    torch.testing.assert_close(residual.score(x).map, scores.pictures["residual"].abs().mean(1))
+    torch.testing.assert_close(residual.score(x).map, scores.extra_maps["residual"].abs().mean(1))
 
 
 def test_finetuning_draws_codes_to_the_centre() -> None:

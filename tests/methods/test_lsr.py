@@ -77,7 +77,7 @@ def test_a_break_is_restored_and_shown(fitted: LSR) -> None:
     assert (bad.image > good.image.max()).float().mean() > 0.8
     assert (bad.map[:, mask].mean(1) > 3 * bad.map[:, ~mask].mean(1)).float().mean() > 0.8
     assert (bad.restored - normal).square().mean() < 0.5 * (broken - normal).square().mean()
-    assert bad.pictures["changed_codes"].sum() > 5 * good.pictures["changed_codes"].sum()
+    assert bad.extra_maps["changed_codes"].sum() > 5 * good.extra_maps["changed_codes"].sum()
 
 
 def test_the_prior_is_kept_as_it_suits_held_out_codes_best() -> None:
@@ -117,7 +117,7 @@ def test_map_is_equation_6(fitted: LSR) -> None:
     scores = fitted.score(x)
     torch.testing.assert_close(scores.map, distance)
     torch.testing.assert_close(scores.image, distance.flatten(1).amax(1))
-    torch.testing.assert_close(scores.pictures["reconstruction"], fitted.decode(codes))
+    torch.testing.assert_close(scores.extra_maps["reconstruction"], fitted.decode(codes))
     filtered = LSR(LSRSettings(**SMALL), SHAPE)
     filtered.load_state_dict(fitted.state_dict())
     torch.testing.assert_close(filtered.score(x).map, bilateral(distance, 10, 75.0, 75 / 255))

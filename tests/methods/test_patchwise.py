@@ -194,7 +194,7 @@ class Recorder(Method):
                 steps=4,
                 batch_size=8,
                 prepare=passes,
-                inputs=inputs,
+                derive=inputs,
                 on_progress=lambda fraction: self.note("progress", torch.empty(round(4 * fraction))),
                 early_stop=EarlyStop(held_out, every=2),
             )

@@ -82,12 +82,12 @@ def test_noise_limits_what_the_code_can_carry() -> None:
 
 def test_spread_is_the_deviation_over_noisy_decodings() -> None:
     x = smooth_textures(3, SHAPE, seed=1)
-    spread = [_fitted(steps=20, sigma=sigma).score(x).spread for sigma in (0.0, 0.5)]
+    spread = [_fitted(steps=20, sigma=sigma).score(x).uncertainty for sigma in (0.0, 0.5)]
     assert spread[0] is not None
     assert spread[1] is not None
     assert not spread[0].any()
     assert (spread[1] > 0).float().mean() > 0.9
-    assert _fitted(steps=2, samples=0).score(x).spread is None
+    assert _fitted(steps=2, samples=0).score(x).uncertainty is None
 
 
 @pytest.mark.parametrize("words", [{"latent": 0}, {"sigma": -1.0}], ids=str)

@@ -70,13 +70,13 @@ def test_a_slice_out_of_place_is_restored(fitted: VQRestoration) -> None:
     good, bad = fitted.score(normal), fitted.score(wrong)
     assert bad.map is not None
     assert bad.restored is not None
-    assert bad.spread is not None
+    assert bad.uncertainty is not None
     assert float(bad.image.min()) > float(good.image.max())
     by_slice = bad.map.mean((2, 3))
     assert (by_slice.argmax(1) == 1).all()
     assert (bad.restored[:, :, 1] - normal[:, :, 1]).abs().mean() < 0.5 * (wrong - normal)[:, :, 1].abs().mean()
-    assert bad.pictures["changed_codes"][:, 1].mean() > 5 * good.pictures["changed_codes"].mean()
-    assert float(bad.spread.max()) > 0
+    assert bad.extra_maps["changed_codes"][:, 1].mean() > 5 * good.extra_maps["changed_codes"].mean()
+    assert float(bad.uncertainty.max()) > 0
 
 
 def test_scores_are_those_of_the_paper(fitted: VQRestoration) -> None:
@@ -101,7 +101,7 @@ def test_scores_are_those_of_the_paper(fitted: VQRestoration) -> None:
             expected = sum(w * d.numpy() for w, d in zip(weights, distances))
             np.testing.assert_allclose(scores.map[1, z].numpy(), expected, rtol=1e-3, atol=1e-4)  # type: ignore[index]
             spread = np.std([d.numpy() for d in distances], axis=0)
-            np.testing.assert_allclose(scores.spread[1, z].numpy(), spread, rtol=1e-3, atol=1e-4)  # type: ignore[index]
+            np.testing.assert_allclose(scores.uncertainty[1, z].numpy(), spread, rtol=1e-3, atol=1e-4)  # type: ignore[index]
 
 
 def test_limits_are_quantiles_of_held_out_codes(fitted: VQRestoration) -> None:
@@ -112,7 +112,7 @@ def test_limits_are_quantiles_of_held_out_codes(fitted: VQRestoration) -> None:
         assert float((nll > limit).float().mean()) <= 1 - quantile <= float((nll > next_below - 1e-3).float().mean())
     given = VQRestoration(VQRestorationSettings(**SMALL, sample_limit=7.0, pixel_limit=5.0), VOLUME)
     assert (float(given.sample_limit), float(given.pixel_limit)) == (7.0, 5.0)
-    assert given.stages()[1].conclude is None
+    assert given.stages()[1].finalise is None
 
 
 def test_scores_do_not_depend_on_how_much_fits_at_once(fitted: VQRestoration, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +121,7 @@ def test_scores_do_not_depend_on_how_much_fits_at_once(fitted: VQRestoration, mo
     whole = fitted.score(x)
     monkeypatch.setattr("normalcy.methods.vq_restoration.AT_ONCE", 1)
     one = fitted.score(x)
-    for name in ("image", "map", "restored", "spread"):
+    for name in ("image", "map", "restored", "uncertainty"):
         torch.testing.assert_close(getattr(one, name), getattr(whole, name), rtol=1e-4, atol=1e-5)
 
 

@@ -110,5 +110,5 @@ class ADGAN(Method):
             image=loss.mean(1),
             map=(x[:, None] - found).square().mean((1, 2)),
             restored=found[torch.arange(count, device=x.device), loss.argmin(1)],
-            spread=found.std(1, correction=0).mean(1),
+            uncertainty=found.std(1, correction=0).mean(1),
         )

@@ -4,7 +4,7 @@ Lin et al. 2020, "DDR-ID: dual deep reconstruction networks based image decompos
 here are the paper's. R_C is drawn to what normal images have in common: its codes to their centre Z_C (equation 3), and,
 against the discriminator D_L, to the Gaussian N(Z_C, sigma^2 I) (equation 4). R_N takes what R_C leaves, so that both
 add up to the image (equation 5). First both are trained as plain autoencoders (Algorithm 1). ``restored`` is R_C(x), the
-class-specific component; R_N(x), the residual one, is among the pictures.
+class-specific component; R_N(x), the residual one, is among the extra_maps.
 
 Scores: ``latent``, |E_C(x) - Z_C|^2 (equation 7); ``image``, |R_C(x) - D_C(Z_C)|^2 (equation 8); ``sum`` of the two;
 ``validation``, the one of the first two with the smaller mean on normal images held out from training (Algorithm 2), sums
@@ -246,7 +246,7 @@ class DDRID(Method):
                 epochs=s.finetuning_epochs,
                 batch_size=256,
                 prepare=self.place_centre,
-                conclude=self.validate,
+                finalise=self.validate,
             ),
         ]
 
@@ -285,7 +285,7 @@ class DDRID(Method):
             map=difference.abs().mean(1),
             restored=restored,
             latent=code,
-            pictures={"residual": residual},
+            extra_maps={"residual": residual},
         )
 
 

@@ -330,7 +330,7 @@ class DPA(Method):
             steps=steps,
             batch_size=128,
             prepare=self.measure if first else None,
-            inputs=partial(self._with_features, level) if s.cache and s.perceptual else None,
+            derive=partial(self._with_features, level) if s.cache and s.perceptual else None,
             early_stop=EarlyStop(loss, every=1000, patience=3, min_delta=0.001) if level == 0 else None,
         )
 

@@ -235,9 +235,9 @@ class LSR(Method):
                 ],
                 epochs=75 if small else 150,
                 batch_size=32,
-                inputs=self.to_codes,
+                derive=self.to_codes,
                 early_stop=EarlyStop(self.prior_likelihood, every=3, patience=5, after=LATE if small else 0.0),
-                conclude=None if not isinstance(s.eta, str) else self.choose_eta,
+                finalise=None if not isinstance(s.eta, str) else self.choose_eta,
             ),
         ]
 
@@ -271,13 +271,13 @@ class LSR(Method):
             case "likelihood":
                 map = nll
         likelihood = self.settings.score == "likelihood"
-        pictures: dict[str, Any] = {
+        extra_maps: dict[str, Any] = {
             "reconstruction": reconstruction,
             "code_nll": nll,
             "changed_codes": self._to_pixels(found.changed.float()),
         }
         image = found.nll.flatten(1).sum(1) if likelihood else reduce_map(map, self.settings.reduce)
-        return Scores(image=image, map=map, restored=restored, pictures=pictures)
+        return Scores(image=image, map=map, restored=restored, extra_maps=extra_maps)
 
     def _to_pixels(self, values: Tensor) -> Tensor:
         """(B, *grid) -> (B, H, W)"""

@@ -79,7 +79,7 @@ class OCCNN(Method):
 
     def stages(self) -> Sequence[Stage]:
         objective = Objective(self.cross_entropy, self.classifier.parameters(), lr=self.settings.lr)
-        return [Stage("classifier", [objective], epochs=30, batch_size=64, inputs=self.features)]
+        return [Stage("classifier", [objective], epochs=30, batch_size=64, derive=self.features)]
 
     def _score(self, x: Tensor) -> Scores:
         features = self.features(x)

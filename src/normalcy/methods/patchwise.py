@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from normalcy.config import build, parse_words
+from normalcy.config import build, parse_settings
 from normalcy.errors import SettingsError
 from normalcy.method import Batches, Loss, Method, Scores, Stage
 from normalcy.methods import get
@@ -78,7 +78,7 @@ class PatchwiseSettings:
                 pairs.append(part)
             else:
                 pairs[-1] += f",{part}"
-        return parse_words(pairs)
+        return parse_settings(pairs)
 
 
 class Patchwise(Method):
@@ -117,7 +117,7 @@ class Patchwise(Method):
 
         Where the stage derives inputs, those of one image's patches stay together, (B, patches, ...), up to the loss.
         """
-        derive = stage.inputs
+        derive = stage.derive
 
         def patches(x: Tensor) -> Tensor:
             return self.random_patches(x, Random(random_state())).flatten(0, 1)
@@ -140,8 +140,8 @@ class Patchwise(Method):
             objectives=[replace(objective, loss=on(rows, objective.loss)) for objective in stage.objectives],
             batch_size=max(1, stage.batch_size // self.patch_count),
             prepare=over_patches(stage.prepare) if stage.prepare else None,
-            conclude=over_patches(stage.conclude) if stage.conclude else None,
-            inputs=derived if derive else None,
+            finalise=over_patches(stage.finalise) if stage.finalise else None,
+            derive=derived if derive else None,
             early_stop=replace(stop, loss=on(rows, stop.loss)) if stop else None,
         )
 
@@ -176,7 +176,7 @@ class Patchwise(Method):
                 pixels = given.image.view(-1, *[1] * len(self.patch)).expand(-1, *self.patch)
             for place in places:
                 weight[place] += window
-            for name, values in (("map", pixels), ("restored", given.restored), ("spread", given.spread)):
+            for name, values in (("map", pixels), ("restored", given.restored), ("uncertainty", given.uncertainty)):
                 if values is None:
                     continue
                 values = values.reshape(len(x), len(places), *values.shape[1:])  # (B, patches, [C,] *patch)
@@ -186,7 +186,7 @@ class Patchwise(Method):
                     canvas[place] += window * values[:, k]
         blended = {name: total / weight for name, total in sums.items()}
         return Scores(
-            self._reduce(torch.cat(scores, 1)), blended["map"], blended.get("restored"), blended.get("spread")
+            self._reduce(torch.cat(scores, 1)), blended["map"], blended.get("restored"), blended.get("uncertainty")
         )
 
     def _reduce(self, scores: Tensor) -> Tensor:

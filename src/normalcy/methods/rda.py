@@ -108,7 +108,7 @@ class RDA(Method):
             epochs=10,
             batch_size=64,
             prepare=self.standardise.measure,
-            inputs=self.standardise,
+            derive=self.standardise,
         )
         later = [
             Stage(
@@ -118,7 +118,7 @@ class RDA(Method):
                 batch_size=64,
                 prepare=self.begin_round,
                 skip=self.converged,
-                inputs=self.clean,
+                derive=self.clean,
             )
             for k in range(1, self.settings.rounds)
         ]
@@ -227,4 +227,4 @@ class RDA(Method):
         asked = noise if self.settings.score == "noise" else error
         image = noise.flatten(1).mean(1) if self.settings.score == "noise" else error.flatten(1).mean(1).sqrt()
         restored = self.standardise.inverse(said)
-        return Scores(image=image, map=asked, restored=restored, pictures={"sparse": sparse * self.standardise.scale})
+        return Scores(image=image, map=asked, restored=restored, extra_maps={"sparse": sparse * self.standardise.scale})

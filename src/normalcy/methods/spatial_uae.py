@@ -128,4 +128,4 @@ class SpatialUAE(Method):
             noise = torch.randn(s.samples, *code.shape[1:], generator=generator).to(code.device)
             noisy = torch.stack([self.decode(code + s.sigma * e) for e in noise])
             spread = noisy.std(0, correction=0).mean(1)
-        return Scores(image=reduce_map(error, s.reduce), map=error, restored=restored, spread=spread)
+        return Scores(image=reduce_map(error, s.reduce), map=error, restored=restored, uncertainty=spread)

@@ -223,9 +223,9 @@ class VQRestoration(Method):
                 [Objective(self.prior_likelihood, self.prior.parameters(), lr=s.lr, clip_value=1.0)],
                 epochs=150,
                 batch_size=size,
-                inputs=self.to_codes,
+                derive=self.to_codes,
                 early_stop=EarlyStop(self.prior_likelihood, every=3, patience=5),
-                conclude=self.choose_limits if chosen else None,
+                finalise=self.choose_limits if chosen else None,
             ),
         ]
 
@@ -262,20 +262,20 @@ class VQRestoration(Method):
         reconstruction = torch.cat([self.images(*part) for part in self._split(tables, numbers)])
         sample = torch.where(nll > self.sample_limit, nll, 0).flatten(1).sum(1)
         nats = self._to_pixels(nll.flatten(0, 1))
-        pictures = {"reconstruction": self.whole(reconstruction), "code_nll": nats}
+        extra_maps = {"reconstruction": self.whole(reconstruction), "code_nll": nats}
         if s.score == "likelihood":
-            return Scores(sample, map=nats, pictures=pictures)
+            return Scores(sample, map=nats, extra_maps=extra_maps)
         if s.score == "reconstruction":
             map = self._map((planes - reconstruction).abs().mean(1))
-            return Scores(map.flatten(1).mean(1), map=map, restored=pictures["reconstruction"], pictures=pictures)
+            return Scores(map.flatten(1).mean(1), map=map, restored=extra_maps["reconstruction"], extra_maps=extra_maps)
         found = [self._weigh(*part) for part in self._split(planes, tables, numbers, copies=s.copies)]
         distance, spread, restored, changed = (torch.cat(part) for part in zip(*found))
         return Scores(
             sample,
             map=self._map(distance),
             restored=self.whole(restored),
-            spread=self.whole(spread[:, None])[:, 0],
-            pictures={**pictures, "changed_codes": self._to_pixels(changed)},
+            uncertainty=self.whole(spread[:, None])[:, 0],
+            extra_maps={**extra_maps, "changed_codes": self._to_pixels(changed)},
         )
 
     def _weigh(self, planes: Tensor, tables: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
