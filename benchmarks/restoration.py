@@ -4,8 +4,8 @@
 
 Wanted: k + 1 passes for k changed codes; at least 15 times as fast as the scan for one copy of an image, 12 times for 15 copies
 in one batch, each with its own random numbers. A PixelSNAIL with random weights, width 64, 2 blocks, 128 codes; codes are drawn
-again if their likelihood is in the lowest 6 %, after which about 5 % differ. For one copy the complete scan is run and its codes are
-compared; for 15 copies its first passes are timed (all take the same time). "whole passes": without cached activations. Pass
+again if their likelihood is in the lowest 6 %, after which about 5 % differ. For one copy the complete scan is run and its codes
+are compared; for 15 copies its first passes are timed (all take the same time). "whole passes": without cached activations. Pass
 equivalents are the number of positions whose logits were computed, as a multiple of the grid; the first pass, which is the same
 for all copies, is counted for each although it is computed once. Writes results/restoration.json.
 """

@@ -2,7 +2,7 @@
 
     python benchmarks/score.py
 
-Wanted: at least 0.8 from files to arrays. A results folder adds, for each image, a raw map, its picture and the restored PNG;
+Wanted: at least 0.8 from files to arrays. A results folder adds, for each image, a raw map, a PNG of it and the restored PNG;
 with two cores, which the network keeps busy, this is visible. Writes results/score.json.
 """
 

@@ -19,7 +19,7 @@ from normalcy.provenance import commit, write_record
 
 
 def steps_in(method: str, words: dict[str, Any], data: DataSet, seconds: float) -> int:
-    """Steps that fit into so many seconds of processor time, from the difference of two short runs (stages share both alike); of
+    """Steps that fit into ``seconds`` of processor time, from the difference of two short runs (stages share both alike); of
     longer ones where steps are quick. Ends the recipe if the difference is within noise."""
     words = {word: value for word, value in words.items() if word != "eta"}  # no search with an untrained prior
     few = data.subset(range(min(96, len(data))))
@@ -65,7 +65,7 @@ def tiles(data_root: Path | None, images: int | None) -> tuple[DataSet, DataSet,
 def located(
     name: str, score: str | None, found: dict[str, Any], run: dict[str, Any], seconds: float, words: dict[str, Any]
 ) -> dict[str, Any]:
-    """A row of a table, from what :func:`normalcy.evaluate.evaluate` and ``predict`` give; its measures are printed."""
+    """A row of a table, from the results of :func:`normalcy.results.evaluate.evaluate` and ``predict``; its metrics are printed."""
     measures = {
         "image_auroc": found["image"]["auroc"],
         "pixel_auroc": found["pixel"]["auroc"],

@@ -85,7 +85,7 @@ def epoch(model: DDRID, x: Tensor, losses: Sequence[Any], optimisers: Sequence[t
 def path(
     train: Tensor, test: Tensor, labels: npt.NDArray[np.int64], pretraining: int, finetuning: int, mean: bool
 ) -> list[dict[str, float]]:
-    """Before finetuning and after each epoch of it, at a constant rate."""
+    """Before finetuning and after each of its epochs, at a constant learning rate."""
     torch.manual_seed(0)
     model = DDRID(DDRIDSettings(width=WORDS["width"], lr=WORDS["lr"]), train.shape[1:])
     adam = partial(torch.optim.Adam, lr=WORDS["lr"], weight_decay=model.settings.weight_decay)

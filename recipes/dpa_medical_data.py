@@ -47,7 +47,7 @@ LEFT_OUT = {"normal_027", "normal_045", "normal_108", "normal_144", "normal_150"
 COARSE = 64
 """Pixels of the finest level to a pixel of the mask of metastases."""
 INSIDE = 0.99
-"""Share of a tile that must be tissue, and metastasis."""
+"""Minimum fraction of a tile that must be tissue, and metastasis."""
 
 
 # -- Camelyon16 ------------------------------------------------------------------------------------------------------

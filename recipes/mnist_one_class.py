@@ -31,7 +31,7 @@ from normalcy.provenance import write_record
 WANTED = {"kde": 0.86, "ocsvm": 0.91, "isolation_forest": 0.92, "autoencoder": 0.91}
 PUBLISHED = {"kde": 0.868, "ocsvm": 0.913, "isolation_forest": 0.926, "autoencoder": 0.914}
 WORDS: dict[str, dict[str, Any]] = {"autoencoder": {"network": "dcgan", "epochs": 15}}
-"""Where not the method's defaults; tried on the test images of two digits (3 and 5)."""
+"""Settings that differ from the defaults; tried on the test images of two digits (3 and 5)."""
 RESULT = Path(__file__).parent / "results" / "mnist_one_class.json"
 
 
