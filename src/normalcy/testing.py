@@ -196,7 +196,10 @@ def check_documented(trial: Trial) -> None:
         vague = [word for word, meaning in meanings.items() if meaning.startswith("Of ")]
         _expect(not vague, f"{who}: the meaning of a setting says what it is, not of what: {', '.join(vague)}.")
         _expect(cls.family in FAMILIES, f"{who}: family must be one of {', '.join(FAMILIES)}, got {cls.family!r}.")
-        _expect(bool(cls.reference.strip()), f"{who}: reference must be the full citation of its paper.")
+        _expect(
+            isinstance(cls.reference, str) and cls.reference.strip() != "",
+            f"{who}: reference must be the full citation of its paper.",
+        )
 
 
 def check_stages(trial: Trial) -> None:

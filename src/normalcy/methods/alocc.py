@@ -17,10 +17,10 @@ reconstructs other images poorly.
 | updates of R for one of D |  | 2 | ``refiner_steps``, 1 |
 | optimiser |  | RMSprop, 2e-3 | Adam, 1e-5; ``optimiser``, ``lr`` |
 | bottleneck of R |  |  | a vector, as in DDR-ID |
-| noise | Gaussian | in [0, 1] (twice as strong), once, clipped | in [-1, 1], new at each step |
+| noise | Gaussian | digits: in [0, 1] (twice as strong), once, clipped | in [-1, 1], new at each step |
 
 Learning rate, epochs and batch size are those of DDR-ID. Images are mapped to [-1, 1] by the minimum and maximum of the training
-images before the noise is added; what the script does with the noise holds for its digits.
+images before the noise is added.
 """
 
 from __future__ import annotations

@@ -3,13 +3,13 @@
 Ruff et al. 2018, with the lengths and learning rates of section 4.1 of DDR-ID (Lin et al. 2020), whose baseline it is. An
 autoencoder is trained first; its encoder gives the centre c (the mean latent code, coordinates near 0 moved to +-0.1, since a
 network of zeros would otherwise be a trivial solution); then the encoder alone is trained. For the same reason its layers have no
-biases and its batch norms no shift. ``one_class`` minimises the mean squared distance to c; ``soft_boundary`` the radius R of a
-sphere around c and the distances outside of it; its score is the squared distance minus R^2.
+biases and its batch norms no shift. ``one_class`` minimises the mean squared distance to c; ``soft_boundary`` the squared
+radius R^2 of a sphere around c plus the distances outside of it, and R^2 is subtracted from its scores.
 
 | | paper | authors' code | normalcy |
 | --- | --- | --- | --- |
 | epochs, pretraining + training | 150 + 100 (DDR-ID) | MNIST 150 + 150, CIFAR-10 350 + 150 | 150 + 100 |
-| learning rate a tenth after | 50 (DDR-ID) | 50; CIFAR-10: 250 and 50 | 50 |
+| learning rate a tenth after epoch | 50 (DDR-ID) | 50; CIFAR-10: 250 and 50 | 50 |
 | radius | line search every 5 epochs | quantile of each batch | quantile of recent distances, every 20th of the stage |
 | radius is 0 for the first | | 10 epochs | tenth of the stage |
 | radius of the score | | | that of all training images |
