@@ -348,15 +348,16 @@ def check_processes(trial: Trial) -> None:
 
 
 def check_finds_defect(trial: Trial) -> None:
-    """Larger is stranger: a bright square is above normal images (AUROC > 0.8), and higher in the map than around it."""
+    """Higher scores are more anomalous: a bright square is above normal images (AUROC > 0.8), in the map above what is around
+    it."""
     method, who = trial.fitted(), trial.cls.name
-    normal, strange = method.score(trial.unseen), method.score(trial.defective)
-    above = (strange.image[:, None] > normal.image).float() + 0.5 * (strange.image[:, None] == normal.image).float()
+    normal, anomalous = method.score(trial.unseen), method.score(trial.defective)
+    above = (anomalous.image[:, None] > normal.image).float() + 0.5 * (anomalous.image[:, None] == normal.image).float()
     auroc = float(above.mean())
     _expect(auroc > 0.8, f"{who}: AUROC of a planted bright square is {auroc:.2f}, expected above 0.8.")
-    if strange.map is not None:
-        inside = torch.stack([m[mask].mean() for m, mask in zip(strange.map, trial.masks)])
-        outside = torch.stack([m[~mask].mean() for m, mask in zip(strange.map, trial.masks)])
+    if anomalous.map is not None:
+        inside = torch.stack([m[mask].mean() for m, mask in zip(anomalous.map, trial.masks)])
+        outside = torch.stack([m[~mask].mean() for m, mask in zip(anomalous.map, trial.masks)])
         share = float((inside > outside).float().mean())
         _expect(share > 0.8, f"{who}: the map is higher inside a planted square in {share:.0%} of the images only.")
 

@@ -82,7 +82,7 @@ class GANomaly(Method):
         self.decoder = Generator(self.shape, s.latent, s.width)
         self.second_encoder = Encoder(self.shape, s.latent, s.width)
         self.discriminator = Encoder(self.shape, 1, s.width)
-        self.register_load_state_dict_pre_hook(_rename_second_encoder)
+        self.register_load_state_dict_pre_hook(_rename_second_encoder)  # type: ignore[no-untyped-call]
 
     def stages(self) -> Sequence[Stage]:
         betas, lr = (0.5, 0.999), self.settings.lr
