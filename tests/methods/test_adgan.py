@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import pytest
@@ -85,7 +86,15 @@ def test_images_in_turn_when_copies_do_not_fit(monkeypatch: pytest.MonkeyPatch) 
     torch.testing.assert_close(apart.restored, together.restored, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("words", [{"restarts": 0}, {"search_lr": 0.0}, {"tuning_lr": -1.0}], ids=str)
-def test_impossible_settings(words: dict[str, Any]) -> None:
-    with pytest.raises(SettingsError, match="adgan"):
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"restarts": 0}, "adgan: restarts must be at least 1, got 0."),
+        ({"search_lr": 0.0}, "adgan: search_lr must be greater than 0, got 0.0."),
+        ({"tuning_lr": -1.0}, "adgan: tuning_lr must be at least 0, got -1.0."),
+    ],
+    ids=str,
+)
+def test_impossible_settings(words: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(message)):
         ADGANSettings(**words)

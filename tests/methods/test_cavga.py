@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -97,8 +98,16 @@ def test_the_code_is_small_unless_asked_for(side: int, grid: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [{"latent": 0}, {"halvings": 0}, {"expansion": -1.0}, {"lr": 0.0}, {"reduce": 2.0}], ids=str
+    ("words", "message"),
+    [
+        ({"latent": 0}, "cavga: latent must be at least 1, got 0."),
+        ({"halvings": 0}, "cavga: halvings must be at least 1, got 0."),
+        ({"expansion": -1.0}, "cavga: expansion must be at least 0, got -1.0."),
+        ({"lr": 0.0}, "cavga: lr must be greater than 0, got 0.0."),
+        ({"reduce": 2.0}, "cavga: reduce must be "),
+    ],
+    ids=str,
 )
-def test_impossible_settings(words: dict[str, Any]) -> None:
-    with pytest.raises(SettingsError, match="cavga"):
+def test_impossible_settings(words: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(message)):
         CAVGASettings(**words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -70,7 +71,16 @@ def test_score_is_the_mean_distance_to_the_nearest_words(nearest: int) -> None:
     torch.testing.assert_close(scores.map, full, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("words", [{"words": 0}, {"pool": 2}, {"variance": 1.0}, {"top": 2.0}], ids=str)
-def test_impossible_settings(words: dict[str, Any]) -> None:
-    with pytest.raises(SettingsError, match="cnn_dictionary"):
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"words": 0}, "cnn_dictionary: words must be at least 1, got 0."),
+        ({"pool": 2}, "cnn_dictionary: pool must be an odd number of at least 1, got 2."),
+        ({"variance": 1.0}, "cnn_dictionary: variance must be between 0 and 1, both excluded, got 1.0."),
+        ({"top": 2.0}, "cnn_dictionary: top must be between 0 and 1, got 2.0."),
+    ],
+    ids=str,
+)
+def test_impossible_settings(words: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(message)):
         CNNDictionarySettings(**words)

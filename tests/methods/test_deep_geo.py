@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,15 @@ def test_oblong_images_are_refused() -> None:
         DeepGEO(DeepGEOSettings(), (1, 32, 48))
 
 
-@pytest.mark.parametrize("words", [{"widen": 0}, {"lr": 0.0}, {"epochs_of_all": 0.0}], ids=str)
-def test_impossible_settings(words: dict[str, Any]) -> None:
-    with pytest.raises(SettingsError, match="deep_geo"):
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"widen": 0}, "deep_geo: widen must be at least 1, got 0."),
+        ({"lr": 0.0}, "deep_geo: lr must be greater than 0, got 0.0."),
+        ({"epochs_of_all": 0.0}, "deep_geo: epochs_of_all must be greater than 0, got 0.0."),
+    ],
+    ids=str,
+)
+def test_impossible_settings(words: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(message)):
         DeepGEOSettings(**words)

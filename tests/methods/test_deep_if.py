@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -65,11 +66,19 @@ def test_small_images_are_magnified_by_default() -> None:
 def test_one_layer_is_enough_for_a_plain_defect() -> None:
     method = _fitted(layers=(1,))
     normal = method.score(smooth_textures(10, SHAPE, seed=1)).image
-    strange = method.score(with_defect(smooth_textures(10, SHAPE, seed=2), seed=3)[0]).image
-    assert (strange[:, None] > normal).float().mean() > 0.9
+    anomalous = method.score(with_defect(smooth_textures(10, SHAPE, seed=2), seed=3)[0]).image
+    assert (anomalous[:, None] > normal).float().mean() > 0.9
 
 
-@pytest.mark.parametrize("words", [{"trees": 0}, {"images_per_tree": 1}, {"magnify": 0}], ids=str)
-def test_impossible_settings(words: dict[str, Any]) -> None:
-    with pytest.raises(SettingsError, match="deep_if"):
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"trees": 0}, "deep_if: trees must be at least 1, got 0."),
+        ({"images_per_tree": 1}, "deep_if: images_per_tree must be at least 2, got 1."),
+        ({"magnify": 0}, "deep_if: magnify must be at least 1, got 0."),
+    ],
+    ids=str,
+)
+def test_impossible_settings(words: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(message)):
         DeepIFSettings(**words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -86,7 +87,16 @@ def test_scores_are_energy_and_squared_step() -> None:
     torch.testing.assert_close(method.with_score("reconstruction").score(x).image, step.square().mean((1, 2, 3)))
 
 
-@pytest.mark.parametrize("words", [{"width": 0}, {"noise": 0.0}, {"lr": 0.0}, {"smoothing": -1.0}], ids=str)
-def test_impossible_settings(words: dict[str, Any]) -> None:
-    with pytest.raises(SettingsError, match="dsebm"):
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"width": 0}, "dsebm: width must be at least 1, got 0."),
+        ({"noise": 0.0}, "dsebm: noise must be greater than 0, got 0.0."),
+        ({"lr": 0.0}, "dsebm: lr must be greater than 0, got 0.0."),
+        ({"smoothing": -1.0}, "dsebm: smoothing must be at least 0, got -1.0."),
+    ],
+    ids=str,
+)
+def test_impossible_settings(words: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(message)):
         DSEBMSettings(**words)

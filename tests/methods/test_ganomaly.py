@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ def test_loss_is_the_weighted_sum_of_its_parts_restated() -> None:
         y = method.range(x)
         z = method.encoder(y)
         fake = method.decoder(z)
-        z2 = method.again(fake)
+        z2 = method.second_encoder(fake)
         features = [method.discriminator.trunk(t).flatten(1) for t in (y, fake)]
         adversarial = nn.MSELoss()(features[0], features[1])
         expected = 2 * adversarial + 30 * nn.L1Loss()(y, fake) + 3 * nn.MSELoss()(z, z2)
@@ -51,7 +52,7 @@ def test_scores_are_equation_5_and_the_context() -> None:
         y = method.range(x)
         z = method.encoder(y)
         fake = method.decoder(z)
-        latent = torch.stack([(a - b).abs().sum() / 6 for a, b in zip(z, method.again(fake))])
+        latent = torch.stack([(a - b).abs().sum() / 6 for a, b in zip(z, method.second_encoder(fake))])
     torch.testing.assert_close(method.with_score("latent").score(x).image, latent)
     context = method.with_score("context").score(x)
     torch.testing.assert_close(context.image, (y - fake).abs().mean((1, 2, 3)))
@@ -79,7 +80,27 @@ def test_training_brings_codes_together() -> None:
     assert context[1] < 0.95 * context[0]
 
 
-@pytest.mark.parametrize("words", [{"latent": 0}, {"lr": 0.0}, {"context": -1.0}, {"smoothing": -1.0}], ids=str)
-def test_impossible_settings(words: dict[str, Any]) -> None:
-    with pytest.raises(SettingsError, match="ganomaly"):
+def test_models_saved_under_the_former_name_of_the_second_encoder_load() -> None:
+    method, fresh = _fitted(), GANomaly(GANomalySettings(latent=6, width=4), SHAPE)
+    former = {key.replace("second_encoder.", "again."): value for key, value in method.state_dict().items()}
+    assert any(key.startswith("again.") for key in former)
+    fresh.load_state_dict(former)
+    for key, value in fresh.state_dict().items():
+        torch.testing.assert_close(value, method.state_dict()[key], rtol=0, atol=0)
+    # As a part of another method, where the names have a prefix.
+    nn.ModuleDict({"inner": fresh}).load_state_dict({f"inner.{key}": value for key, value in former.items()})
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"latent": 0}, "ganomaly: latent must be at least 1, got 0."),
+        ({"lr": 0.0}, "ganomaly: lr must be greater than 0, got 0.0."),
+        ({"context": -1.0}, "ganomaly: context must be at least 0, got -1.0."),
+        ({"smoothing": -1.0}, "ganomaly: smoothing must be at least 0, got -1.0."),
+    ],
+    ids=str,
+)
+def test_impossible_settings(words: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(message)):
         GANomalySettings(**words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -52,12 +53,21 @@ def test_fewer_images_than_gaussians() -> None:
     assert fitted(images(3, 0)).score(images(2, 1)).image.isfinite().all()
 
 
-def test_strange_images_score_higher() -> None:
+def test_anomalous_images_score_higher() -> None:
     method = fitted(images(200, 0))
     assert method.score(images(20, 1, shift=0.5)).image.min() > method.score(images(20, 2)).image.max()
 
 
-@pytest.mark.parametrize("wrong", [{"components": ()}, {"components": (0,)}, {"held_out": 0.0}, {"floor": 0.0}])
-def test_refusals(wrong: dict[str, object]) -> None:
-    with pytest.raises(SettingsError, match="gmm"):
-        GMMSettings(**wrong)
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"components": ()}, "gmm: components must be a list of at least one number, got ()."),
+        ({"components": (0,)}, "gmm: components must be at least 1, got (0,)."),
+        ({"held_out": 0.0}, "gmm: held_out must be between 0 and 1, both excluded, got 0.0."),
+        ({"floor": 0.0}, "gmm: floor must be greater than 0, got 0.0."),
+    ],
+    ids=str,
+)
+def test_impossible_settings(words: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        GMMSettings(**words)

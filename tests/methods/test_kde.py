@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ def test_bandwidth_is_that_of_scikit_learns_cross_validation() -> None:
     assert min(grid["bandwidth"]) < float(method.bandwidth) < max(grid["bandwidth"])
 
 
-def test_strange_images_score_higher_and_points_are_bounded() -> None:
+def test_anomalous_images_score_higher_and_points_are_bounded() -> None:
     method = fitted(images(80, 0), max_points=30)
     assert len(method.points) == 30
     assert method.score(images(20, 1, shift=0.5)).image.min() > method.score(images(20, 2)).image.max()
@@ -59,7 +60,16 @@ def test_volumes() -> None:
     assert method.score(torch.rand(2, 1, 4, 3, 3)).image.isfinite().all()
 
 
-@pytest.mark.parametrize("wrong", [{"bandwidths": ()}, {"bandwidths": (0.0,)}, {"folds": 1}, {"max_points": 1}])
-def test_refusals(wrong: dict[str, object]) -> None:
-    with pytest.raises(SettingsError, match="kde"):
-        KDESettings(**wrong)
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"bandwidths": ()}, "kde: bandwidths must be a list of at least one number, got ()."),
+        ({"bandwidths": (0.0,)}, "kde: bandwidths must be greater than 0, got (0.0,)."),
+        ({"folds": 1}, "kde: folds must be at least 2, got 1."),
+        ({"max_points": 1}, "kde: max_points must be at least 2, got 1."),
+    ],
+    ids=str,
+)
+def test_impossible_settings(words: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        KDESettings(**words)

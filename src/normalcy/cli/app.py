@@ -95,11 +95,11 @@ def methods(name: Annotated[str | None, typer.Argument(help="Show one method's s
         table = Table("method", "what it does", "scores", box=None, pad_edge=False)
         for known in sorted(available()):
             cls = get(known)
-            table.add_row(known, _first_line(cls), ", ".join(cls.scores))
+            table.add_row(known, cls.summary(), ", ".join(cls.scores))
         _print(table)
         return
     cls = get(name)
-    _print(f"{name}: {_first_line(cls)}")
+    _print(f"{name}: {cls.summary()}")
     for title, part in (
         (name, cls.Settings),
         ("input", InputSettings),
@@ -812,11 +812,6 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
-def _first_line(cls: type) -> str:
-    text = sys.modules[cls.__module__].__doc__ or cls.__doc__ or ""
-    return text.strip().splitlines()[0] if text.strip() else ""
 
 
 def _print(what: Any) -> None:

@@ -149,7 +149,6 @@ def _run_facts(
         raise SettingsError(f"The {detector.name} detector is not fitted yet.")
     calibration = detector.calibration if calibrated else None
     words = detector.words()
-    lines = (type(method).__doc__ or __import__(type(method).__module__, fromlist=["_"]).__doc__ or "").splitlines()
     return {
         "format": FORMAT,
         "normalcy": versions()["normalcy"],
@@ -160,7 +159,7 @@ def _run_facts(
         "seed": detector.train.seed,
         "model": {
             "method": detector.name,
-            "description": lines[0] if lines else "",
+            "description": method.summary(),
             "words": words,
             "shape": list(method.shape),
             "preprocess": [" ".join(map(str, step)) for step in detector.preprocess.plan],
