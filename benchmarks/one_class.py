@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from normalcy.train import TrainSettings, best_precision, fit
 from torch import Tensor
 from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.utils.data import DataLoader, TensorDataset
@@ -26,7 +27,6 @@ from normalcy.methods import get
 from normalcy.nets import halving
 from normalcy.nets.convnets import choose
 from normalcy.provenance import write_record
-from normalcy.train import TrainSettings, best_precision, fit
 
 ROUNDS = 2
 BATCH = 256

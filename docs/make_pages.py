@@ -20,13 +20,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
+from normalcy.train import TrainSettings
 from typer.models import ArgumentInfo, OptionInfo
 
 from normalcy import config
 from normalcy.cli import app
 from normalcy.detector import DecisionSettings, InputSettings
 from normalcy.methods import FAMILIES, METHODS, get
-from normalcy.train import TrainSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -342,7 +342,7 @@ def label(row: Mapping[str, Any], owner: str) -> str:
     """The label of a row; of one without, that of its recipe's method and the settings that differ."""
     if given := row.get("row") or row.get("name") or row.get("method"):
         return str(given)
-    known = config.known_words(get(owner).Settings)
+    known = config.fields_of(get(owner).Settings)
     own = row.get("settings") or {key: value for key, value in row.items() if key in known and key != "score"}
     return ", ".join([owner, *(f"{key}={value}" for key, value in own.items())])
 

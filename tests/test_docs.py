@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import pytest
 import typer
+from normalcy.data.preprocess import STEPS
 
 from normalcy import Detector, Method
 from normalcy.cli.app import app
 from normalcy.config import parse_settings
 from normalcy.data.named import NAMED
-from normalcy.data.preprocess import STEPS
 from normalcy.methods import METHODS
 from normalcy.testing import check_method
 

@@ -186,10 +186,10 @@ def check_documented(trial: Trial) -> None:
         whole, f"{who}: the first line of its docstring must be a sentence with a full stop, got {cls.summary()!r}."
     )
     try:
-        meanings = config.meanings(cls.Settings)
+        meanings = config.field_docs(cls.Settings)
     except OSError:  # typed at a prompt: there is no source to read
         return
-    silent = [word for word in config.known_words(cls.Settings) if not meanings.get(word)]
+    silent = [word for word in config.fields_of(cls.Settings) if not meanings.get(word)]
     _expect(not silent, f"{who}: each setting needs a meaning, a text below it; none below {', '.join(silent)}.")
     if METHODS.get(who) == f"{cls.__module__}:{cls.__name__}":
         vague = [word for word, meaning in meanings.items() if meaning.startswith("Of ")]

@@ -119,5 +119,5 @@ class ADGAN(Method):
             image=loss.mean(1),
             map=(x[:, None] - restored).square().mean((1, 2)),
             restored=restored[torch.arange(count, device=x.device), loss.argmin(1)],
-            spread=restored.std(1, correction=0).mean(1),
+            uncertainty=restored.std(1, correction=0).mean(1),
         )
