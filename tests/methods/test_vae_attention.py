@@ -9,7 +9,6 @@ import torch
 
 from normalcy.errors import SettingsError
 from normalcy.methods.vae_attention import VAEAttention, VAEAttentionSettings
-from normalcy.nets.gaussian_code import draw, kl_to_standard
 from normalcy.testing import smooth_textures
 from normalcy.train import TrainSettings, fit
 
@@ -63,18 +62,6 @@ def test_attention_explains_the_image_score() -> None:
     normal = torch.distributions.Normal(method.code_mean, method.code_std)
     expected = (normal.log_prob(method.code_mean) - normal.log_prob(code)).sum(1)
     torch.testing.assert_close(method.score(x).image, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_kl_and_draws_are_those_of_torch_distributions() -> None:
-    torch.manual_seed(0)
-    mean, logvar = torch.randn(5, 3), torch.randn(5, 3)
-    posterior = torch.distributions.Normal(mean, (0.5 * logvar).exp())
-    prior = torch.distributions.Normal(torch.zeros(3), torch.ones(3))
-    expected = torch.distributions.kl_divergence(posterior, prior).sum(1)
-    torch.testing.assert_close(kl_to_standard(mean, logvar), expected)
-    many = draw(mean[:1].expand(20_000, -1), logvar[:1].expand(20_000, -1))
-    torch.testing.assert_close(many.mean(0), mean[0], atol=0.05, rtol=0)
-    torch.testing.assert_close(many.std(0), posterior.stddev[0], rtol=0.05, atol=0)
 
 
 def test_codes_are_standardised_over_the_training_images() -> None:

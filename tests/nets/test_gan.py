@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from normalcy.errors import DataError
-from normalcy.nets.gan import DCGAN, Encoder, Generator, Range, taken_for_real, told_apart
+from normalcy.nets.gan import DCGAN, Encoder, Generator, taken_for_real, told_apart
 
 SHAPES = [(1, 8, 8), (3, 28, 28), (2, 9, 31), (1, 64, 40)]
 
@@ -56,26 +56,6 @@ def test_networks_end_at_a_small_grid() -> None:
 def test_too_small() -> None:
     with pytest.raises(DataError, match="8 pixels"):
         Generator((1, 7, 30), 5, 4)
-
-
-def test_range_of_the_training_images() -> None:
-    images = torch.rand(20, 2, 8, 9) * 5 - 3
-    values = Range()
-    values.measure(images.split(7))
-    mapped = values(images)
-    assert mapped.min().item() == pytest.approx(-1)
-    assert mapped.max().item() == pytest.approx(1)
-    torch.testing.assert_close(values.inverse(mapped), images)
-    assert values(images.max() + 1) > 1, "what training images did not have lies outside"
-
-
-@pytest.mark.parametrize("value", [0.5, 40_000.0, -3e5])
-def test_range_of_images_all_alike(value: float) -> None:
-    values = Range()
-    values.measure([torch.full((2, 1, 8, 8), value)])
-    x = torch.tensor([value, 1.001 * value])
-    assert values(x).isfinite().all()
-    torch.testing.assert_close(values.inverse(values(x)), x)
 
 
 def test_losses_are_cross_entropies() -> None:

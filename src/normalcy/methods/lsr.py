@@ -45,11 +45,11 @@ from torch.nn import functional as F
 from normalcy.errors import SettingsError
 from normalcy.method import Batches, EarlyStop, Method, Objective, Scores, Stage
 from normalcy.nets import vqvae
-from normalcy.nets.convnets import Standardise
 from normalcy.nets.filters import Reduce, bilateral, check_reduce, reduce_map
 from normalcy.nets.pixelsnail import Memory, PixelSNAIL, mean_nats
 from normalcy.nets.quantise import Quantised, Quantiser
 from normalcy.nets.restore import LikelyCodes, Restored, limit_of, negative_log_likelihood, restore
+from normalcy.nets.scaling import Standardise
 from normalcy.nets.schedules import LATE, late_drop
 
 Score = Literal["restored", "input", "likelihood"]

@@ -34,7 +34,8 @@ from torch import Tensor, nn
 
 from normalcy.errors import SettingsError
 from normalcy.method import Batches, Method, Objective, Scores, Stage
-from normalcy.nets.convnets import CLIP, Network, Norm, Standardise, choose
+from normalcy.nets.convnets import CLIP, Network, Norm, choose
+from normalcy.nets.scaling import Standardise
 from normalcy.nets.schedules import late_drop
 
 

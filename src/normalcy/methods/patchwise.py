@@ -22,8 +22,8 @@ from normalcy.config import build, parse_words
 from normalcy.errors import SettingsError
 from normalcy.method import Batches, Loss, Method, Scores, Stage
 from normalcy.methods import get
-from normalcy.nets.features import random_state
 from normalcy.nets.filters import map_quantile
+from normalcy.nets.seeds import random_state
 
 PATCHES_AT_ONCE = 256
 """Given to the inner method together when scoring."""

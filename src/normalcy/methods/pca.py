@@ -15,8 +15,8 @@ from torch import Tensor
 
 from normalcy.errors import SettingsError
 from normalcy.method import Batches, Method, Scores, Stage
-from normalcy.nets.features import Mapped, mean_and_deviation, principal_components
 from normalcy.nets.filters import gaussian_smooth, map_quantile
+from normalcy.nets.statistics import Mapped, mean_and_std, principal_components
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class PCA(Method):
         return [Stage("components", prepare=self._learn)]
 
     def _learn(self, batches: Batches) -> None:
-        self.centre, _ = mean_and_deviation(Mapped(batches, lambda x: x.flatten(1)))
+        self.centre, _ = mean_and_std(Mapped(batches, lambda x: x.flatten(1)))
         centred = Mapped(batches, lambda x: x.flatten(1) - self.centre)
         self.basis, _ = principal_components(centred, batches.count, self.settings.components)
 

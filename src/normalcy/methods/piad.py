@@ -24,10 +24,11 @@ from torch import Tensor, nn
 
 from normalcy.errors import SettingsError
 from normalcy.method import Batches, Method, Objective, Scores, Stage
-from normalcy.nets.features import Mapped
 from normalcy.nets.filters import gaussian_smooth
-from normalcy.nets.gan import Encoder, Generator, Range, wasserstein_loss
+from normalcy.nets.gan import Encoder, Generator, wasserstein_loss
 from normalcy.nets.perceptual import PerceptualFeatures, relative_l1, relative_map
+from normalcy.nets.scaling import Range
+from normalcy.nets.statistics import Mapped
 
 
 @dataclass(frozen=True)

@@ -35,19 +35,19 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast, get_args
+from typing import ClassVar, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from normalcy.errors import SettingsError
 from normalcy.method import Batches, Method, Objective, Scores, Stage
-from normalcy.nets.features import Mapped, mean_and_deviation
+from normalcy.nets.convnets import conv
 from normalcy.nets.filters import Reduce, check_reduce, reduce_map
 from normalcy.nets.neighbours import LARGEST_BLOCK, Reservoir, nearest
+from normalcy.nets.statistics import Mapped, mean_and_std
 
 Score = Literal["reconstruction", "stochastic_mean", "stochastic_min", "kl", "nearest", "bhattacharyya", "density"]
-_CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class QSpaceVAE(Method):
 
     def __init__(self, settings: QSpaceVAESettings, shape: Sequence[int]) -> None:
         super().__init__(settings, shape)
-        s, conv = settings, _CONV[len(self.shape) - 1]
+        s, layer = settings, conv(len(self.shape) - 1)
         self.b0 = list(s.b0 or ())
         wrong = [c for c in self.b0 if not 0 <= c < self.shape[0]]
         self.directions = [c for c in range(self.shape[0]) if c not in self.b0]
@@ -105,7 +105,7 @@ class QSpaceVAE(Method):
         def layers(*widths: int) -> nn.Sequential:
             parts: list[nn.Module] = []
             for before, after in itertools.pairwise(widths):
-                parts += [conv(before, after, 1), nn.LeakyReLU(0.1)]
+                parts += [layer(before, after, 1), nn.LeakyReLU(0.1)]
             return nn.Sequential(*parts[:-1])
 
         self.encoder = layers(count, *s.hidden, 2 * s.latent)
@@ -140,7 +140,7 @@ class QSpaceVAE(Method):
         """Mean and deviation of each direction over the voxels of the brain."""
         self.largest.copy_(torch.stack([self.reference(x).max() for x in batches]).max())
         rows = Mapped(batches, lambda x: self._voxels(self.attenuation(x), x))
-        mean, std = mean_and_deviation(rows)
+        mean, std = mean_and_std(rows)
         self.mean.copy_(mean.view_as(self.mean))
         self.std.copy_(std.clamp(min=1e-6).view_as(self.std))
 

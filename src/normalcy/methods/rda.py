@@ -42,7 +42,8 @@ from torch import Tensor, nn
 
 from normalcy.errors import SettingsError
 from normalcy.method import Batches, Method, Objective, Scores, Stage
-from normalcy.nets.convnets import Network, Standardise, choose
+from normalcy.nets.convnets import Network, choose
+from normalcy.nets.scaling import Standardise
 
 Score = Literal["error", "noise"]
 

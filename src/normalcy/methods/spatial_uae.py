@@ -24,7 +24,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -32,11 +32,10 @@ from torch.nn import functional as F
 
 from normalcy.errors import SettingsError
 from normalcy.method import Method, Objective, Scores, Stage
-from normalcy.nets.convnets import Standardise, initialise
+from normalcy.nets.convnets import conv, initialise
 from normalcy.nets.filters import Reduce, check_reduce, gaussian_smooth, reduce_map
+from normalcy.nets.scaling import Standardise
 from normalcy.nets.schedules import late_drop
-
-_CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 
 
 @dataclass(frozen=True)
@@ -76,18 +75,18 @@ class SpatialUAE(Method):
     def __init__(self, settings: SpatialUAESettings, shape: Sequence[int]) -> None:
         super().__init__(settings, shape)
         s, channels, dims = settings, self.shape[0], len(self.shape) - 1
-        conv = _CONV[dims]
+        layer = conv(dims)
         self.standardise = Standardise(self.shape)
         widths = [channels, *(s.width * 2**i for i in range(s.halvings))]
         encoder, decoder = nn.Sequential(), nn.Sequential()
         for before, after in itertools.pairwise(widths):
-            encoder.extend([conv(before, after, 3, stride=2, padding=1), nn.LeakyReLU(0.1)])
-            encoder.extend([conv(after, after, 3, padding=1), nn.LeakyReLU(0.1)])
-        self.encoder = initialise(encoder.append(conv(widths[-1], s.latent, 1)), slope=0.1)
-        decoder.append(conv(s.latent, widths[-1], 1))
+            encoder.extend([layer(before, after, 3, stride=2, padding=1), nn.LeakyReLU(0.1)])
+            encoder.extend([layer(after, after, 3, padding=1), nn.LeakyReLU(0.1)])
+        self.encoder = initialise(encoder.append(layer(widths[-1], s.latent, 1)), slope=0.1)
+        decoder.append(layer(s.latent, widths[-1], 1))
         for before, after in zip(widths[:0:-1], [*widths[-2:0:-1], s.width], strict=True):
-            decoder.extend([nn.LeakyReLU(0.1), nn.Upsample(scale_factor=2), conv(before, after, 3, padding=1)])
-        decoder.extend([nn.LeakyReLU(0.1), conv(s.width, channels, 3, padding=1)])
+            decoder.extend([nn.LeakyReLU(0.1), nn.Upsample(scale_factor=2), layer(before, after, 3, padding=1)])
+        decoder.extend([nn.LeakyReLU(0.1), layer(s.width, channels, 3, padding=1)])
         self.decoder = initialise(decoder, slope=0.1)
         with torch.no_grad():  # begin at the mean image
             self.decoder[-1].weight.mul_(0.1)  # type: ignore[operator]

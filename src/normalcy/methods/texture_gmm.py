@@ -25,10 +25,11 @@ from torch.nn import functional as F
 
 from normalcy.errors import DataError, SettingsError
 from normalcy.method import Batches, Method, Scores, Stage
-from normalcy.nets.features import Mapped, mean_and_deviation, random_state
+from normalcy.nets.densities import log_likelihood
 from normalcy.nets.filters import Reduce, check_reduce, gaussian_smooth, reduce_map
-from normalcy.nets.mixture import log_likelihood
 from normalcy.nets.neighbours import Reservoir, random_projection
+from normalcy.nets.seeds import random_state
+from normalcy.nets.statistics import Mapped, mean_and_std
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class TextureGMM(Method):
         )
         for level in range(self.levels):
             values = Mapped(batches, lambda x, level=level: self.surprise(x, level).reshape(-1, 1))  # type: ignore[misc]
-            mean, std = mean_and_deviation(values)
+            mean, std = mean_and_std(values)
             self.level_mean[level], self.level_std[level] = mean[0], std[0].clamp(min=1e-6)
 
     def _mixture(self, batches: Batches, level: int, components: int | None = None) -> GaussianMixture:

@@ -32,9 +32,10 @@ from torch import Tensor, nn
 
 from normalcy.errors import SettingsError
 from normalcy.method import Method, Objective, Scores, Stage
-from normalcy.nets.convnets import CLIP, Network, Norm, Standardise, choose
+from normalcy.nets.convnets import CLIP, Network, Norm, choose
+from normalcy.nets.densities import kl_to_standard
 from normalcy.nets.filters import Reduce, check_reduce, gaussian_smooth, reduce_map
-from normalcy.nets.gaussian_code import kl_to_standard
+from normalcy.nets.scaling import Standardise
 from normalcy.nets.schedules import late_drop
 
 Score = Literal[

@@ -29,12 +29,13 @@ from torch.nn import functional as F
 
 from normalcy.errors import SettingsError
 from normalcy.method import Batches, Method, Objective, Scores, Stage
-from normalcy.nets.attention import grad_cam
-from normalcy.nets.convnets import CLIP, ConvNet, Standardise, choose
-from normalcy.nets.features import Mapped, mean_and_deviation
+from normalcy.nets.convnets import CLIP, ConvNet, choose
+from normalcy.nets.densities import draw, kl_to_standard
 from normalcy.nets.filters import Reduce, check_reduce, gaussian_smooth, reduce_map
-from normalcy.nets.gaussian_code import draw, kl_to_standard
+from normalcy.nets.grad_cam import grad_cam
+from normalcy.nets.scaling import Standardise
 from normalcy.nets.schedules import late_drop
+from normalcy.nets.statistics import Mapped, mean_and_std
 
 Score = Literal["attention", "reconstruction"]
 
@@ -112,7 +113,7 @@ class VAEAttention(Method):
 
     def measure(self, batches: Batches) -> None:
         """Mean and deviation of the codes of the training images."""
-        mean, std = mean_and_deviation(Mapped(batches, lambda x: self.posterior(self.standardise(x))[0]))
+        mean, std = mean_and_std(Mapped(batches, lambda x: self.posterior(self.standardise(x))[0]))
         self.code_mean.copy_(mean)
         self.code_std.copy_(std.clamp(min=1e-3 * float(std.mean()) + 1e-6))
 

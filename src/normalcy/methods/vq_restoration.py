@@ -37,11 +37,11 @@ from torch.nn import functional as F
 from normalcy.errors import SettingsError
 from normalcy.method import Batches, EarlyStop, Method, Objective, Scores, Stage
 from normalcy.nets import vqvae
-from normalcy.nets.convnets import Standardise
 from normalcy.nets.filters import mean_filter, min_filter
 from normalcy.nets.pixelsnail import Memory, PixelSNAIL, mean_nats
 from normalcy.nets.quantise import Quantised, Quantiser
 from normalcy.nets.restore import SampledCodes, limit_of, negative_log_likelihood, restore
+from normalcy.nets.scaling import Standardise
 
 Score = Literal["restored", "reconstruction", "likelihood"]
 AT_ONCE = 2**24

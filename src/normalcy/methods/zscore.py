@@ -13,8 +13,8 @@ from torch import Tensor
 
 from normalcy.errors import SettingsError
 from normalcy.method import Batches, Method, Scores, Stage
-from normalcy.nets.features import mean_and_deviation
 from normalcy.nets.filters import gaussian_smooth, map_quantile
+from normalcy.nets.statistics import mean_and_std
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ZScore(Method):
         return [Stage("statistics", prepare=self._robust if self.settings.robust else self._moments)]
 
     def _moments(self, batches: Batches) -> None:
-        self._set(*mean_and_deviation(batches))
+        self._set(*mean_and_std(batches))
 
     def _robust(self, batches: Batches) -> None:
         x = torch.cat(list(batches))

@@ -7,7 +7,7 @@ import torch
 from sklearn.ensemble import IsolationForest
 from torch import Tensor, nn
 
-from normalcy.nets.features import random_state
+from normalcy.nets.seeds import random_state
 
 
 class IsolationTrees(nn.Module):

@@ -10,7 +10,7 @@ for any grid). Their first weights, of deviation 0.02 whatever the width, are th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,38 +18,12 @@ from torch.nn import functional as F
 
 from normalcy.method import Objective, Stage
 from normalcy.nets.convnets import ConvNet, Norm
+from normalcy.nets.scaling import Range
 
 TILE = 16
 """Rows of a matrix product in :meth:`Generator.alike`."""
 DEVIATION = 0.02
 """Of the first weights in :class:`DCGAN`."""
-
-
-class Range(nn.Module):
-    """Images to [-1, 1] and back, by the smallest and the largest value of the training images.
-
-    A generator that ends in tanh reaches just the values that training images have; others lie outside [-1, 1].
-    """
-
-    low: Tensor
-    high: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("low", torch.zeros(()))
-        self.register_buffer("high", torch.ones(()))
-
-    def measure(self, batches: Iterable[Tensor]) -> None:
-        ends = torch.stack([torch.stack([x.min(), x.max()]) for x in batches])
-        self.low.copy_(ends[:, 0].min())
-        step = 1e-3 * self.low.abs().clamp(min=1)  # for images that are all the same
-        self.high.copy_(torch.maximum(ends[:, 1].max(), self.low + step))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return 2 * (x - self.low) / (self.high - self.low) - 1
-
-    def inverse(self, y: Tensor) -> Tensor:
-        return self.low + (self.high - self.low) * (y + 1) / 2
 
 
 class Generator(nn.Module):

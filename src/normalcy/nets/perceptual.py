@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from normalcy.errors import SettingsError
 from normalcy.nets.backbones import Backbone
 from normalcy.nets.contrastive import SelfTaught
-from normalcy.nets.features import Mapped, mean_and_deviation
+from normalcy.nets.statistics import Mapped, mean_and_std
 
 
 class PerceptualFeatures(nn.Module):
@@ -66,7 +66,7 @@ class PerceptualFeatures(nn.Module):
         if file:
             mean, std = _read_statistics(Path(file), self.backbone.names, self.backbone.widths)
         else:
-            found = [mean_and_deviation(Mapped(batches, partial(self._rows, place))) for place in self.places.values()]
+            found = [mean_and_std(Mapped(batches, partial(self._rows, place))) for place in self.places.values()]
             mean, std = torch.cat([mean for mean, _ in found]), torch.cat([std for _, std in found])
         self.mean.copy_(mean)
         self.std.copy_(std.clamp(min=0.01 * float(std.mean()) + 1e-6))  # channels that never fire

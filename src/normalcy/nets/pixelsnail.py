@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
+from normalcy.nets.convnets import conv
 
 
 class PixelSNAIL(nn.Module):
@@ -152,7 +151,7 @@ class _Attention(nn.Module):
 
 
 def _masked(dims: int, before: int, after: int, kernel: int, centre: bool = True) -> nn.Module:
-    return _Masked(_CONV[dims](before, after, kernel, padding=kernel // 2), centre)
+    return _Masked(conv(dims)(before, after, kernel, padding=kernel // 2), centre)
 
 
 class _Masked(nn.Module):

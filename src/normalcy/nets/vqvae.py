@@ -11,15 +11,12 @@ takes long to come back. On brain volumes, in ``vq_restoration``, they do not, a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normalcy.errors import DataError
-
-_CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
-_TRANSPOSED: dict[int, Any] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+from normalcy.nets.convnets import conv, transposed_conv
 
 
 class Residual(nn.Module):
@@ -28,7 +25,7 @@ class Residual(nn.Module):
     def __init__(self, dims: int, width: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.ReLU(), _CONV[dims](width, width, 3, padding=1), nn.ReLU(), _CONV[dims](width, width, 1)
+            nn.ReLU(), conv(dims)(width, width, 3, padding=1), nn.ReLU(), conv(dims)(width, width, 1)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -42,7 +39,7 @@ class GatedResidual(nn.Module):
     def __init__(self, dims: int, width: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.ReLU(), _CONV[dims](width, width, 3, padding=1), nn.ReLU(), _CONV[dims](width, 2 * width, 1)
+            nn.ReLU(), conv(dims)(width, width, 3, padding=1), nn.ReLU(), conv(dims)(width, 2 * width, 1)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,12 +79,12 @@ def encoder(
 ) -> nn.Sequential:
     """(B, channels, *spatial) -> z_e (B, dimension, *grid)"""
     block = GatedResidual if gated else Residual
-    conv, net = _CONV[dims], nn.Sequential()
+    net = nn.Sequential()
     for level in range(levels):
         before, after = (channels if level == 0 else width // 2 ** (level < 2), width // 2 ** (level < 1))
-        net.extend([conv(before, after, 4, 2, 1), nn.ReLU()])
-    net.append(conv(width if levels > 1 else width // 2, width, 3, padding=1))
-    net.extend([*(block(dims, width) for _ in range(residuals)), nn.ReLU(), conv(width, dimension, 1)])
+        net.extend([conv(dims)(before, after, 4, 2, 1), nn.ReLU()])
+    net.append(conv(dims)(width if levels > 1 else width // 2, width, 3, padding=1))
+    net.extend([*(block(dims, width) for _ in range(residuals)), nn.ReLU(), conv(dims)(width, dimension, 1)])
     if normalise:
         net.append(Normalise())
     return net
@@ -98,12 +95,12 @@ def decoder(
 ) -> nn.Sequential:
     """(B, dimension, *grid) -> (B, channels, *spatial), without an activation at the end"""
     block = GatedResidual if gated else Residual
-    net = nn.Sequential(_CONV[dims](dimension, width, 3, padding=1))
+    net = nn.Sequential(conv(dims)(dimension, width, 3, padding=1))
     net.extend([*(block(dims, width) for _ in range(residuals)), nn.ReLU()])
     for level in reversed(range(levels)):
         before = width if level == levels - 1 else width // 2 ** (level < 1)
         after = channels if level == 0 else width // 2 ** (level < 2)
-        net.append(_TRANSPOSED[dims](before, after, 4, 2, 1))
+        net.append(transposed_conv(dims)(before, after, 4, 2, 1))
         if level:
             net.append(nn.ReLU())
     return net
