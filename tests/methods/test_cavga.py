@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from normalcy.errors import DataError, SettingsError
 from normalcy.methods.cavga import CAVGA, CAVGASettings
-from normalcy.nets.attention import grad_cam
+from normalcy.nets.grad_cam import grad_cam
 from normalcy.testing import smooth_textures
 from normalcy.train import TrainSettings, fit
 

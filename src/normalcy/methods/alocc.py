@@ -30,7 +30,8 @@ from torch import Tensor, nn
 
 from normalcy.errors import SettingsError
 from normalcy.method import Method, Objective, Scores, Stage
-from normalcy.nets.gan import Encoder, Generator, Range, taken_for_real, told_apart
+from normalcy.nets.gan import Encoder, Generator, taken_for_real, told_apart
+from normalcy.nets.scaling import Range
 
 Score = Literal["reconstruction", "discriminator", "refined"]
 

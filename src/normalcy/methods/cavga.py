@@ -31,11 +31,12 @@ from torch.nn import functional as F
 
 from normalcy.errors import DataError, SettingsError
 from normalcy.method import Method, Objective, Scores, Stage
-from normalcy.nets.attention import grad_cam
-from normalcy.nets.convnets import Standardise, initialise
+from normalcy.nets.convnets import initialise
+from normalcy.nets.densities import draw, kl_to_standard
 from normalcy.nets.filters import Reduce, check_reduce, gaussian_smooth, reduce_map
 from normalcy.nets.gan import Encoder, taken_for_real, told_apart
-from normalcy.nets.gaussian_code import draw, kl_to_standard
+from normalcy.nets.grad_cam import grad_cam
+from normalcy.nets.scaling import Standardise
 
 Score = Literal["reconstruction", "attention"]
 

@@ -33,7 +33,8 @@ from torch import Tensor
 from normalcy.errors import SettingsError
 from normalcy.method import Method, Objective, Scores, Stage
 from normalcy.nets.filters import gaussian_smooth
-from normalcy.nets.gan import Encoder, Generator, Range, told_apart
+from normalcy.nets.gan import Encoder, Generator, told_apart
+from normalcy.nets.scaling import Range
 
 Score = Literal["latent", "context"]
 

@@ -30,9 +30,10 @@ from torch import Tensor, nn
 
 from normalcy.errors import DataError, SettingsError
 from normalcy.method import Batches, Method, Objective, Scores, Stage
-from normalcy.nets.convnets import Network, Norm, Standardise, choose
-from normalcy.nets.features import log_kernel_sum
+from normalcy.nets.convnets import Network, Norm, choose
+from normalcy.nets.densities import log_kernel_sum
 from normalcy.nets.gan import taken_for_real, told_apart
+from normalcy.nets.scaling import Standardise
 from normalcy.nets.schedules import late_drop
 
 FLOOR = 1e-4
