@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from normalcy.errors import SettingsError
 from normalcy.method import Method, Objective, Scores, Stage
 from normalcy.nets.filters import gaussian_smooth
-from normalcy.nets.gan import Encoder, Generator, taken_for_real, told_apart
+from normalcy.nets.gan import Encoder, Generator, discriminator_loss, generator_loss
 from normalcy.nets.scaling import Range
 
 Score = Literal["reconstruction", "discriminator"]
@@ -126,7 +126,7 @@ class OCGAN(Method):
         with torch.no_grad():
             good = self.restore(y)[1]
             bad = self.decoder(self.decoder.prior(len(x)))
-        return {"loss": told_apart(self.classifier, good, bad)}
+        return {"loss": discriminator_loss(self.classifier, good, bad)}
 
     def judgement(self, x: Tensor) -> Mapping[str, Tensor]:
         """Both discriminators: uniform codes from codes of images, images from images of mined uniform codes."""
@@ -135,16 +135,16 @@ class OCGAN(Method):
         mined = self.mine(uniform)
         with torch.no_grad():
             code, fake = self.restore(y)[0], self.decoder(mined)
-        latent = told_apart(self.latent_judge, uniform, code)
-        visual = told_apart(self.visual, y, fake)
+        latent = discriminator_loss(self.latent_judge, uniform, code)
+        visual = discriminator_loss(self.visual, y, fake)
         return {"loss": latent + visual, "latent": latent, "visual": visual}
 
     def autoencoding(self, x: Tensor) -> Mapping[str, Tensor]:
         y = self.range(x)
         code, restored = self.restore(y)
         error = F.mse_loss(restored, y)
-        latent = taken_for_real(self.latent_judge, code)
-        visual = taken_for_real(self.visual, self.decoder(self.mine(self.decoder.prior(len(x)))))
+        latent = generator_loss(self.latent_judge, code)
+        visual = generator_loss(self.visual, self.decoder(self.mine(self.decoder.prior(len(x)))))
         loss = self.settings.weight * error + latent + visual
         return {"loss": loss, "error": error, "latent": latent, "visual": visual}
 

@@ -74,12 +74,12 @@ class Encoder(nn.Module):
         return outputs.float()
 
 
-def told_apart(discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> Tensor:
+def discriminator_loss(discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> Tensor:
     """-log D(real) - log(1 - D(fake)), mean over the batch, in nats: what a discriminator minimises (Goodfellow et al. 2014)."""
     return F.softplus(-discriminator(real).float()).mean() + F.softplus(discriminator(fake).float()).mean()
 
 
-def taken_for_real(discriminator: Callable[[Tensor], Tensor], fake: Tensor) -> Tensor:
+def generator_loss(discriminator: Callable[[Tensor], Tensor], fake: Tensor) -> Tensor:
     """-log D(fake), mean over the batch, in nats: the non-saturating loss of a generator (Goodfellow et al. 2014)."""
     return F.softplus(-discriminator(fake).float()).mean()
 
@@ -115,10 +115,10 @@ class DCGAN(nn.Module):
     def discriminator_loss(self, x: Tensor) -> Mapping[str, Tensor]:
         with torch.no_grad():
             fake = self.generator(self.generator.prior(len(x)))
-        return {"loss": told_apart(self.discriminator, self.range(x), fake)}
+        return {"loss": discriminator_loss(self.discriminator, self.range(x), fake)}
 
     def generator_loss(self, x: Tensor) -> Mapping[str, Tensor]:
-        return {"loss": taken_for_real(self.discriminator, self.generator(self.generator.prior(len(x))))}
+        return {"loss": generator_loss(self.discriminator, self.generator(self.generator.prior(len(x))))}
 
     def stage(self, lr: float) -> Stage:
         """Adam(lr, 0.5, 0.999) for both (Radford et al. 2016), step by step in turn."""
