@@ -141,22 +141,6 @@ def test_its_auroc_is_that_of_metrics() -> None:
     assert _auroc(scores, anomalous) == pytest.approx(auroc(anomalous.numpy(), scores.numpy()))
 
 
-def test_bilateral_by_brute_force() -> None:
-    maps = torch.rand(2, 6, 7, generator=torch.Generator().manual_seed(0))
-    found = bilateral(maps, 2, 1.5, 0.3)
-    for i, j in ((3, 3), (2, 4)):  # all of the disc is inside
-        total = weight = torch.zeros(2)
-        for dy in range(-2, 3):
-            for dx in range(-2, 3):
-                if dy * dy + dx * dx <= 4 and 0 <= i + dy < 6 and 0 <= j + dx < 7:
-                    other = maps[:, i + dy, j + dx]
-                    w = torch.exp(-(dy * dy + dx * dx) / (2 * 1.5**2) - (other - maps[:, i, j]) ** 2 / (2 * 0.3**2))
-                    total, weight = total + w * other, weight + w
-        torch.testing.assert_close(found[:, i, j], total / weight)
-    constant = torch.full((1, 5, 5), 3.0)
-    torch.testing.assert_close(bilateral(constant, 3, 1.0, 0.1), constant)
-
-
 def test_sizes_and_presets() -> None:
     paper = LSR(LSRSettings(), (3, 256, 256))
     assert paper.grid == (32, 32)

@@ -7,12 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import minimum_filter, uniform_filter
 from torch import Tensor
 
 from normalcy.errors import DataError, SettingsError
 from normalcy.methods.vq_restoration import VQRestoration, VQRestorationSettings
-from normalcy.nets.filters import mean_filter, min_filter
 from normalcy.testing import check_method
 from normalcy.train import TrainSettings, fit
 
@@ -137,17 +135,6 @@ def test_planes_are_slices_in_order(fitted: VQRestoration) -> None:
     assert all(len(set(part)) == 4 for part in (which[:4].tolist(), which[4:].tolist()))
     for k, (plane, number) in enumerate(zip(drawn, which)):
         assert torch.equal(plane, x[k // 4, :, number])
-
-
-@pytest.mark.parametrize("shape", [(9, 11), (5, 9, 8)])
-def test_filters_against_scipy(shape: tuple[int, ...]) -> None:
-    maps = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
-    sides = (3, 5, 5)[-len(shape) :]
-    least, mean = min_filter(maps, sides), mean_filter(maps, sides)
-    inside = (slice(None), *(slice(2, -2) for _ in shape))  # borders are another matter
-    np.testing.assert_allclose(least[inside], minimum_filter(maps.numpy(), (1, *sides))[inside])
-    np.testing.assert_allclose(mean[inside], uniform_filter(maps.numpy(), (1, *sides))[inside], rtol=1e-5)
-    torch.testing.assert_close(mean_filter(torch.ones(1, *shape), sides), torch.ones(1, *shape))
 
 
 def test_true_3d_passes_the_battery() -> None:

@@ -71,9 +71,11 @@ def test_only_as_many_features_come_back_as_asked_for() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(SettingsError, match="variance"):
+    with pytest.raises(SettingsError, match=r"^features: variance must be between 0 and 1, both excluded, got 1\.5\.$"):
         FeatureSettings(variance=1.5)
-    with pytest.raises(SettingsError, match="layers"):
+    with pytest.raises(
+        SettingsError, match=r"^features: layers must be at least one layer of the backbone, got \(\)\.$"
+    ):
         FeatureSettings(layers=())
     with pytest.raises(DataError, match="all equal"):
         Features(FeatureSettings(), (1, 4, 4)).learn(Blocks(torch.ones(5, 1, 4, 4)))

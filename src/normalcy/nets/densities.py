@@ -1,4 +1,4 @@
-"""Formulas of a Gaussian posterior N(mean, exp(logvar)) over a code, for autoencoders that have one."""
+"""Gaussian posteriors of VAEs, Gaussian mixtures as scikit-learn fits them, and sums of Gaussian kernels, on tensors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def draw(mean: Tensor, logvar: Tensor) -> Tensor:
-    """One draw, from the global generator."""
+    """One sample of N(mean, exp(logvar)), shaped as ``mean``, from the global generator."""
     return mean + (0.5 * logvar).exp() * torch.randn_like(mean)
 
 
@@ -19,9 +19,10 @@ def kl_to_standard(mean: Tensor, logvar: Tensor) -> Tensor:
 
 
 def log_likelihood(x: Tensor, log_weights: Tensor, means: Tensor, precision_factors: Tensor) -> Tensor:
-    """log p(x) in nats, of vectors (B, d) -> (B,).
+    """log p(x) of a mixture of k Gaussians, in nats: vectors (B, d) -> (B,).
 
-    Of k Gaussians: log weights (k,), means (k, d), and upper triangular L (k, d, d) with L L^T = inverse covariance.
+    ``log_weights`` (k,), ``means`` (k, d), ``precision_factors`` (k, d, d): upper triangular L with L L^T = inverse covariance
+    (scikit-learn's ``precisions_cholesky_``).
     """
     terms = []
     for log_weight, mean, factor in zip(log_weights, means, precision_factors):
@@ -34,7 +35,7 @@ def log_likelihood(x: Tensor, log_weights: Tensor, means: Tensor, precision_fact
 def log_kernel_sum(x: Tensor, points: Tensor, gamma: Tensor | float, log_weights: Tensor | float = 0.0) -> Tensor:
     """log sum_i w_i exp(-gamma |x - p_i|^2) for x (B, k), points (n, k), log weights (n,) -> (B,).
 
-    Does not saturate far from the points, as the sum itself does. Memory: at most 64 MB of distances at once.
+    The logarithm does not saturate far from the points, where the sum itself is 0. Memory: 64 MB of distances at once.
     """
     rows = max(1, 2**24 // len(points))
     parts = [torch.logsumexp(log_weights - gamma * squared_distances(part, points), 1) for part in torch.split(x, rows)]
@@ -42,5 +43,5 @@ def log_kernel_sum(x: Tensor, points: Tensor, gamma: Tensor | float, log_weights
 
 
 def squared_distances(x: Tensor, points: Tensor) -> Tensor:
-    """(B, k), (n, k) -> (B, n)."""
+    """Squared Euclidean distances of x (B, k) to points (n, k): (B, n)."""
     return (x.square().sum(1, keepdim=True) + points.square().sum(1) - 2 * x @ points.T).clamp(min=0)

@@ -1,4 +1,4 @@
-"""Images as vectors for the classical estimators: pixels or pooled backbone features, then PCA; and Gaussian kernel sums.
+"""Feature vectors of images for classical estimators: pixels or pooled backbone features, then PCA.
 
 Source: the shallow baselines of Deep SVDD (Ruff et al. 2018, section 4): pixels after PCA to 95 % of the variance.
 """
@@ -13,35 +13,36 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from normalcy.errors import DataError, SettingsError
+from normalcy.config import require, require_that
+from normalcy.errors import DataError
 from normalcy.method import Batches
 from normalcy.nets.statistics import Mapped, gather, mean_and_std, principal_components
 
 
 @dataclass(frozen=True)
 class FeatureSettings:
-    """What ocsvm, kde, isolation_forest and gmm see of an image; each of them adds its own settings."""
+    """The input of ocsvm, kde, isolation_forest and gmm; each of them adds its own settings."""
 
     features: Literal["pixels", "backbone"] = "pixels"
-    """The pixels, or the mean over the image of each channel of a pretrained network (2D images in [0, 1])."""
+    """Input of the estimator: "pixels", or "backbone", the mean over the image of each channel of a pretrained network (2D images
+    in [0, 1])."""
     variance: float | None = 0.95
-    """Share of the variance that PCA keeps; none: no PCA."""
+    """Fraction of the variance that PCA keeps; none: no PCA."""
     backbone: str = "efficientnet_lite0"
-    """With features=backbone: timm name, local file or the embedded efficientnet_lite0."""
+    """With features=backbone: the embedded "efficientnet_lite0", a timm model, or "timm model:weights file"."""
     layers: tuple[int, ...] = (1, 2, 3, 4)
-    """With features=backbone: its layers, concatenated."""
+    """With features=backbone: feature layers of the backbone, concatenated."""
 
     def __post_init__(self) -> None:
-        if self.variance is not None and not 0 < self.variance < 1:
-            raise SettingsError(f"variance must lie in (0, 1) or be none, got {self.variance}.")
-        if not self.layers:
-            raise SettingsError("layers must name at least one layer of the backbone, got none.")
+        require("features", self, fraction=("variance",))
+        require_that(bool(self.layers), "features", "layers", "at least one layer of the backbone", self.layers)
 
 
 class Features(nn.Module):
-    """(B, C, *spatial) -> (B, k), centred on the training images. :meth:`learn` before use.
+    """(B, C, *spatial) -> (B, k), centred on the training images. Call :meth:`learn` before use.
 
-    Backbone features are divided by their deviation over the training images, since layers differ in scale; pixels are not.
+    Backbone features are divided by their standard deviations over the training images, since layers differ in scale; pixels
+    are not.
     """
 
     centre: Tensor
@@ -67,16 +68,18 @@ class Features(nn.Module):
     def learn(self, batches: Batches, most: int | None = None) -> Tensor:
         """Learn centre, scale and PCA from all images; return the features (N, k) of all, or of ``most`` evenly spaced ones.
 
-        Raises DataError when the images do not differ from one another.
+        Raises DataError when all images are equal.
         """
-        # A network runs once and its features are few; pixels are read again at each pass.
-        once = Mapped(batches, self.vectors)
-        blocks = once if self.backbone is None else list(once)
-        self.centre, deviation = mean_and_std(blocks)
-        if not bool(deviation.any()):
-            raise DataError("The training images are all equal, so how they vary cannot be learned: give more images.")
+        # Backbone features are small and computed once; pixels are read again at each pass.
+        mapped = Mapped(batches, self.vectors)
+        blocks = mapped if self.backbone is None else list(mapped)
+        self.centre, std = mean_and_std(blocks)
+        if not bool(std.any()):
+            raise DataError(
+                "The training images are all equal, so their variation cannot be learned: provide more images."
+            )
         if self.backbone is not None:
-            self.scale = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
+            self.scale = torch.where(std > 0, std, torch.ones_like(std))
         if self.variance is not None:
             standardised = Mapped(blocks, lambda v: (v - self.centre) / self.scale)
             self.basis, _ = principal_components(standardised, batches.count, self.variance)
@@ -92,5 +95,6 @@ class Features(nn.Module):
         return torch.cat([maps.flatten(2).mean(2) for maps in self.backbone(x)], 1)
 
     def project(self, vectors: Tensor) -> Tensor:
+        """Vectors (B, D) centred, scaled and projected onto the principal components: (B, k)."""
         centred = (vectors - self.centre) / self.scale
         return centred if self.variance is None else centred @ self.basis.T

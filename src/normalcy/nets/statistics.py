@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 LARGEST_MATRIX = 4096
-"""Rows of the largest matrix whose eigenvectors are computed (about 20 s on two cores)."""
+"""Side of the largest matrix whose eigenvectors are computed."""
 LARGEST_BLOCK = 2**28
-"""Numbers held at once: 1 GB of float32."""
+"""Values held at once: 1 GB of float32."""
 
 
 class Mapped:
-    """Blocks through a function, at each pass anew."""
+    """A function applied to each block, anew at each pass."""
 
     def __init__(self, blocks: Iterable[Tensor], function: Callable[[Tensor], Tensor]) -> None:
         self.blocks, self.function = blocks, function
@@ -25,9 +25,8 @@ class Mapped:
 
 
 def mean_and_std(blocks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Of each column of vectors that come in blocks (B, D), in one pass and double precision on the processor: (D,), (D,).
-
-    The deviation is that of the given vectors (divided by N).
+    """Mean (D,) and standard deviation (D,) of each column of vectors in blocks (B, D), in one pass, in double precision on the
+    CPU; the standard deviation is that of the population (divided by N).
     """
     count = 0
     mean = squares = torch.zeros((), dtype=torch.float64)
@@ -45,9 +44,9 @@ def mean_and_std(blocks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
 def principal_components(centred: Iterable[Tensor], count: int, components: float) -> tuple[Tensor, Tensor]:
     """Orthonormal rows (k, D) in falling order of variance, and their variances (k,), of ``count`` vectors in blocks (B, D).
 
-    ``components``: how many (1 or more), or the share of the variance to explain, in (0, 1). There are fewer when the
-    vectors span fewer dimensions. Exact, from the D x D covariance, or from the N x N matrix of scalar products where that
-    is smaller. Where both are large (D > 4096, and N > 4096 or more than 1 GB of vectors) from evenly spaced vectors.
+    ``components``: their number (1 or more), or the fraction of the variance to explain, in (0, 1); fewer when the vectors
+    span fewer dimensions. Exact, from the D x D covariance or the N x N Gram matrix, whichever is smaller. Where both are
+    large (D > 4096, and N > 4096 or more than 1 GB of vectors), from evenly spaced vectors.
 
     >>> line = torch.tensor([[-2.0, 0.0], [0.0, 0.0], [2.0, 0.0]])
     >>> basis, variance = principal_components([line], 3, 0.95)
@@ -73,8 +72,8 @@ def principal_components(centred: Iterable[Tensor], count: int, components: floa
     total = product.trace()
     rank = int((values > 1e-7 * total).sum())
     if components < 1:
-        share = values.cumsum(0) / total.clamp(min=1e-300)
-        rank = min(rank, int((share < components).sum()) + 1)
+        explained = values.cumsum(0) / total.clamp(min=1e-300)
+        rank = min(rank, int((explained < components).sum()) + 1)
     else:
         rank = min(rank, int(components))
     axes = axes[:, :rank].T.float().to(device)

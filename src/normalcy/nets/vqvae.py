@@ -1,11 +1,10 @@
-"""The convolutional part of VQ-VAEs, in 2D and 3D: strided convolutions down to a grid of codes, residual blocks, and back.
+"""Encoder and decoder of VQ-VAEs, in 2D and 3D (van den Oord et al. 2017; Wang et al. 2020, section 4.3.2).
 
-Levels of 4x4 convolutions of stride 2, a 3x3 convolution, residual blocks (ReLU, 3x3, ReLU, 1x1; perhaps gated); the decoder
-mirrors it with transposed convolutions (van den Oord et al. 2017; Wang et al. 2020, section 4.3.2).
+The encoder has levels of 4x4 convolutions of stride 2, a 3x3 convolution and residual blocks (ReLU, 3x3, ReLU, 1x1, optionally
+gated); the decoder mirrors it with transposed convolutions.
 
-With ``normalise`` the vector of each position leaves the encoder with mean 0 and deviation 1. Without that it outruns a
-codebook that learns by gradients in the first steps of training of LSR on textures, all positions fall to a few codes, and it
-takes long to come back. On brain volumes, in ``vq_restoration``, they do not, and it gains nothing.
+With ``normalise`` the vector of each position leaves the encoder with mean 0 and standard deviation 1. Otherwise its scale can
+outgrow a codebook that learns by gradients in the first steps of training, and most positions collapse to a few codes.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class GatedResidual(nn.Module):
 
 
 class Normalise(nn.Module):
-    """Mean 0 and deviation 1 over the channels of each position of (B, C, *grid)."""
+    """Mean 0 and standard deviation 1 over the channels of each position of (B, C, *grid)."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.layer_norm(x.movedim(1, -1).float(), (x.shape[1],))
@@ -57,11 +56,11 @@ class Normalise(nn.Module):
 
 
 def code_grid(who: str, spatial: Sequence[int], levels: int) -> tuple[int, ...]:
-    """Sides of the grid of codes. Raises DataError where they are not whole."""
+    """Sides of the grid of codes. Raises DataError where 2^levels does not divide the sides of the images."""
     step = 2**levels
     if any(side % step or side < step for side in spatial):
         raise DataError(
-            f"{who} halves images {levels} times: expected sides that {step} divides, got {tuple(spatial)}; resize them "
+            f"{who} halves images {levels} times: expected sides divisible by {step}, got {tuple(spatial)}; resize them "
             f"(--set size={max(step, round(max(spatial) / step) * step)}) or pad them (pad_to)."
         )
     return tuple(side // step for side in spatial)
@@ -93,7 +92,7 @@ def encoder(
 def decoder(
     dims: int, channels: int, width: int, levels: int, residuals: int, dimension: int, gated: bool = False
 ) -> nn.Sequential:
-    """(B, dimension, *grid) -> (B, channels, *spatial), without an activation at the end"""
+    """(B, dimension, *grid) -> (B, channels, *spatial), no final activation"""
     block = GatedResidual if gated else Residual
     net = nn.Sequential(conv(dims)(dimension, width, 3, padding=1))
     net.extend([*(block(dims, width) for _ in range(residuals)), nn.ReLU()])
