@@ -120,10 +120,10 @@ def nearest(queries: Tensor, memory: Tensor, k: int = 1) -> tuple[Tensor, Tensor
     for i in range(0, len(queries), step):
         part = queries[i : i + step]
         ranks = torch.addmm(squares, part - centre, shifted.T, alpha=-2)
-        found = ranks.argmin(1, keepdim=True) if k == 1 else ranks.topk(k, dim=1, largest=False).indices
-        exact, order = (part.unsqueeze(1) - memory[found]).norm(dim=2).sort(dim=1)
+        closest = ranks.argmin(1, keepdim=True) if k == 1 else ranks.topk(k, dim=1, largest=False).indices
+        exact, order = (part.unsqueeze(1) - memory[closest]).norm(dim=2).sort(dim=1)
         distances.append(exact)
-        indices.append(found.gather(1, order))
+        indices.append(closest.gather(1, order))
     return torch.cat(distances), torch.cat(indices)
 
 

@@ -128,18 +128,18 @@ class _Attention(nn.Module):
     def forward(self, state: Tensor, seen: Tensor, memory: Memory | None = None) -> Tensor:
         """(B, width, *grid) twice: the causal state, and the embedded codes themselves."""
         h = self.norm(state).flatten(2).transpose(1, 2)  # (B, n, width)
-        known = self.key_value(torch.cat([h, seen.flatten(2).transpose(1, 2).to(h.dtype)], 2))
+        keys = self.key_value(torch.cat([h, seen.flatten(2).transpose(1, 2).to(h.dtype)], 2))
         # Key 0 is the learned one, key j belongs to code j - 1: query i may see keys 0 ... i.
         mask = None
         if memory is not None and memory.filled:
-            known, mask = memory.keys(known)
+            keys, mask = memory.keys(keys)
         else:
-            known = torch.cat([self.none.expand(len(h), -1, -1).to(known.dtype), known], 1)
+            keys = torch.cat([self.none.expand(len(h), -1, -1).to(keys.dtype), keys], 1)
             if memory is not None:
-                memory.keep(known)
-            known = known[:, :-1]  # no position comes after the last
+                memory.keep(keys)
+            keys = keys[:, :-1]  # no position comes after the last
         # On CPUs attention, and above all its backward pass, is faster in 32 bits than in bfloat16.
-        q, k, v = self.query(h), *known.chunk(2, 2)
+        q, k, v = self.query(h), *keys.chunk(2, 2)
         if q.device.type == "cpu" and q.dtype == torch.bfloat16:
             q, k, v = q.float(), k.float(), v.float()
         q, k, v = (self._split(part) for part in (q, k, v))
@@ -254,10 +254,10 @@ class Memory:
         y = F.conv1d(around.flatten(2, 3).flatten(0, 1), self.weights[layer], layer.convolve.bias, padding=padding)
         return self._shaped(y.view(*self.lines.shape, *y.shape[1:]))
 
-    def keys(self, known: Tensor) -> tuple[Tensor, Tensor]:
+    def keys(self, new: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values at the lines (b, m, 2 width) -> all up to the last of these, and each query's mask."""
         kept = self._now()
-        kept[self.table, self.places + 1] = known
+        kept[self.table, self.places + 1] = new
         return kept[:, : self.end], self.mask
 
     def _now(self) -> Tensor:
