@@ -18,17 +18,17 @@ from normalcy.train import TrainSettings, fit
 
 @pytest.fixture(scope="session")
 def fitted() -> Callable[..., Any]:
-    """``fitted(method, shape, images=48, steps=10, batch_size=16, validation=None, **settings)``: a fitted method.
+    """``fitted(method, data, count=48, steps=10, batch_size=16, validation=None, **settings)``: a fitted method.
 
-    ``method`` is a class or a name, ``shape`` (C, *spatial), ``images`` a tensor (N, C, *spatial) or the number of smooth
-    textures, ``validation`` held-out images. ``steps`` do not matter to methods that do not learn by gradients.
+    ``method`` is a class or a name; ``data`` the training images (N, C, *spatial), or the shape (C, *spatial) of ``count``
+    smooth textures; ``validation`` held-out images. Methods that do not learn by gradients ignore ``steps``.
     """
 
     def build_and_fit(
         method: type[Method] | str,
-        shape: Sequence[int],
+        data: Tensor | Sequence[int],
         *,
-        images: Tensor | int = 48,
+        count: int = 48,
         steps: int = 10,
         batch_size: int | None = 16,
         validation: Tensor | None = None,
@@ -36,10 +36,10 @@ def fitted() -> Callable[..., Any]:
     ) -> Method:
         cls = get(method) if isinstance(method, str) else method
         torch.manual_seed(0)
-        model = cls(config.build(cls.Settings, settings, cls.name), shape)
-        x = smooth_textures(images, tuple(shape), seed=0) if isinstance(images, int) else images
+        images = data if isinstance(data, Tensor) else smooth_textures(count, tuple(data), seed=0)
+        model = cls(config.build(cls.Settings, settings, cls.name), images.shape[1:])
         train = TrainSettings(steps=steps, batch_size=batch_size, precision="32-true", device="cpu")
-        fit(model, x, train, held_out=validation)
+        fit(model, images, train, held_out=validation)
         return model
 
     return build_and_fit

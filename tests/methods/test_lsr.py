@@ -54,7 +54,7 @@ def _stripes(count: int, seed: int = 0) -> Tensor:
 @pytest.fixture(scope="module")
 def method(fitted: Callable[..., LSR]) -> LSR:
     settings = {**SMALL, "eta": "quantile", "quantile": 0.002, "filter": False}
-    return fitted(LSR, SHAPE, images=_stripes(64), validation=_stripes(16, seed=1), steps=400, **settings)
+    return fitted(LSR, _stripes(64), validation=_stripes(16, seed=1), steps=400, **settings)
 
 
 def _with_break(x: Tensor) -> tuple[Tensor, Tensor]:

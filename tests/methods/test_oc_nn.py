@@ -105,7 +105,7 @@ def images() -> Tensor:
 @pytest.mark.parametrize("fine_tune", [True, False])
 def test_boundary_and_encoder_after_fit(fitted: Callable[..., OCNN], images: Tensor, fine_tune: bool) -> None:
     settings = {**TINY, "nu": 0.25, "fine_tune": fine_tune, "lr": 1e-2}
-    method = fitted(OCNN, SHAPE, images=images, steps=30, batch_size=10, **settings)
+    method = fitted(OCNN, images, steps=30, batch_size=10, **settings)
     scores = method.score(images).image
     assert int((scores > 0).sum()) == 10, "a fraction nu of the training images lies beyond the hyperplane"
     assert method.recent.numel() == 0, "the scores of the training images need not be kept"

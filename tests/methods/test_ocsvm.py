@@ -28,7 +28,7 @@ def images(count: int, seed: int, shift: float = 0.0) -> Tensor:
 @pytest.mark.parametrize("nu", [0.1, 0.5])
 def test_score_equals_scikit_learn(fitted: Callable[..., OCSVM], gamma: float, nu: float) -> None:
     train, test = images(80, 0), images(20, 1, shift=0.1)
-    method = fitted(OCSVM, train.shape[1:], images=train, gammas=(gamma,), nu=nu)
+    method = fitted(OCSVM, train, gammas=(gamma,), nu=nu)
     reference = OneClassSVM(gamma=gamma, nu=nu).fit(method.features(train).numpy())
     sums = reference.score_samples(
         method.features(test).numpy()
@@ -41,7 +41,7 @@ def test_score_equals_scikit_learn(fitted: Callable[..., OCSVM], gamma: float, n
 
 
 def test_order_holds_far_away_where_the_decision_function_is_flat(fitted: Callable[..., OCSVM]) -> None:
-    method = fitted(OCSVM, (1, 6, 6), images=images(80, 0), gammas=(8.0,))
+    method = fitted(OCSVM, images(80, 0), gammas=(8.0,))
     far = torch.stack([torch.full((1, 6, 6), value) for value in (5.0, 6.0, 7.0)])
     scores = method.score(far).image
     assert scores.isfinite().all()
@@ -54,15 +54,15 @@ def test_gamma_separates_normal_images_from_mixed_ones(fitted: Callable[..., OCS
     side = torch.randint(0, 2, (200, 1, 1, 1), generator=rng).float()
     pattern = torch.rand(1, 1, 6, 6, generator=rng)
     x = side * pattern + (1 - side) * pattern.flip(2) + 0.1 * torch.randn(200, 1, 6, 6, generator=rng)
-    method = fitted(OCSVM, x.shape[1:], images=x)
+    method = fitted(OCSVM, x)
     widest = min(method.settings.gammas)
     assert float(method.gamma) > 10 * widest
-    again = fitted(OCSVM, x.shape[1:], images=x)
+    again = fitted(OCSVM, x)
     assert torch.equal(method.score(x).image, again.score(x).image)
 
 
 def test_anomalous_images_score_higher_and_support_is_bounded(fitted: Callable[..., OCSVM]) -> None:
-    method = fitted(OCSVM, (1, 6, 6), images=images(80, 0), max_points=30)
+    method = fitted(OCSVM, images(80, 0), max_points=30)
     assert len(method.support) <= 30
     assert method.score(images(20, 1, shift=0.5)).image.min() > method.score(images(20, 2)).image.max()
 

@@ -30,7 +30,7 @@ def textures(n: int, seed: int) -> Tensor:
 def test_finds_a_scratch_and_its_place(fitted: Callable[..., PatchCore]):
     x = textures(6, 1)
     x[0, :, 20:36, 40:48] = 0.95
-    scores = fitted(PatchCore, SHAPE, images=textures(24, 0), **SMALL).score(x)
+    scores = fitted(PatchCore, textures(24, 0), **SMALL).score(x)
     assert scores.image[0] > scores.image[1:].max() * 1.2
     assert scores.map is not None
     row, column = divmod(int(scores.map[0].argmax()), 64)
@@ -39,18 +39,15 @@ def test_finds_a_scratch_and_its_place(fitted: Callable[..., PatchCore]):
 
 
 def test_memory_is_bounded(fitted: Callable[..., PatchCore]):
-    method = fitted(PatchCore, SHAPE, images=textures(24, 0), **SMALL | {"patches": 300, "memory": 50})
+    method = fitted(PatchCore, textures(24, 0), **SMALL | {"patches": 300, "memory": 50})
     assert method.memory.shape[0] == 50
-    assert (
-        fitted(PatchCore, SHAPE, images=textures(24, 0), **SMALL | {"patches": 30, "memory": 50}).memory.shape[0] == 30
-    )
+    assert fitted(PatchCore, textures(24, 0), **SMALL | {"patches": 30, "memory": 50}).memory.shape[0] == 30
 
 
 def test_training_images_are_at_distance_zero_when_all_is_kept(fitted: Callable[..., PatchCore]):
     method = fitted(
         PatchCore,
-        SHAPE,
-        images=textures(24, 0),
+        textures(24, 0),
         **SMALL | {"patches": 10_000, "memory": 10_000, "slack": 0.0, "projection": 0},
     )
     assert method.memory.shape == (24 * 64, 152)
@@ -60,7 +57,7 @@ def test_training_images_are_at_distance_zero_when_all_is_kept(fitted: Callable[
 
 @pytest.mark.parametrize("words", [{"scale": 0.0}, {"scale": 0.5}, {"scale": 1.0}, {"whiten": True}])
 def test_scales_are_what_they_say(fitted: Callable[..., PatchCore], words: dict[str, Any]):
-    method = fitted(PatchCore, SHAPE, images=textures(24, 0), **SMALL | dict(**words, projection=0, patches=5000))
+    method = fitted(PatchCore, textures(24, 0), **SMALL | dict(**words, projection=0, patches=5000))
     with torch.no_grad():
         patches = method._patches(textures(24, 0)).flatten(0, 2)
     centred, projected = patches - patches.mean(0), method._project(patches)
@@ -74,7 +71,7 @@ def test_scales_are_what_they_say(fitted: Callable[..., PatchCore], words: dict[
 
 
 def test_image_scores_are_maximum_mean_and_fraction(fitted: Callable[..., PatchCore]):
-    method = fitted(PatchCore, SHAPE, images=textures(24, 0), **SMALL | {"top": 0.0})
+    method = fitted(PatchCore, textures(24, 0), **SMALL | {"top": 0.0})
     x = textures(3, 1)
     with torch.no_grad():
         patches = method._project(method._patches(x))
@@ -89,7 +86,7 @@ def test_image_scores_are_maximum_mean_and_fraction(fitted: Callable[..., PatchC
 
 
 def test_reweighting_is_equation_7(fitted: Callable[..., PatchCore]):
-    method = fitted(PatchCore, SHAPE, images=textures(24, 0), **SMALL | {"top": 0.0, "neighbours": 5, "projection": 16})
+    method = fitted(PatchCore, textures(24, 0), **SMALL | {"top": 0.0, "neighbours": 5, "projection": 16})
     method.memory = method.memory / 20  # distances small enough for the formula as printed
     method.transform = method.transform / 20
     x = textures(3, 1)
@@ -105,7 +102,7 @@ def test_reweighting_is_equation_7(fitted: Callable[..., PatchCore]):
 
 
 def test_map_is_as_fine_as_the_first_layer_and_at_the_images_size(fitted: Callable[..., PatchCore]):
-    method = fitted(PatchCore, SHAPE, images=textures(24, 0), **SMALL | {"pool": 3})
+    method = fitted(PatchCore, textures(24, 0), **SMALL | {"pool": 3})
     with torch.no_grad():
         assert method._patches(textures(2, 1)).shape == (2, 8, 8, 40 + 112)
     scores = method.score(textures(2, 1))

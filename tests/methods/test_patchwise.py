@@ -53,9 +53,7 @@ def test_patches_cover_the_image() -> None:
 
 @pytest.mark.parametrize("blend", ["average", "hann"])
 def test_map_of_image_scores_equals_brute_force(fitted: Callable[..., Patchwise], blend: str) -> None:
-    method = fitted(
-        Patchwise, (1, 22, 27), images=textures(12, 0, 1, 22, 27), inner="kde", patch=8, stride=5, blend=blend
-    )
+    method = fitted(Patchwise, textures(12, 0, 1, 22, 27), inner="kde", patch=8, stride=5, blend=blend)
     x = textures(3, 1, 1, 22, 27)
     bell = torch.hann_window(17, periodic=False)[1::2] if blend == "hann" else torch.ones(8)
     scores, expected = by_hand(method, x, bell[:, None] * bell)
@@ -73,7 +71,7 @@ def test_image_score_from_patch_scores(reduce: str, expected: float) -> None:
 
 @pytest.mark.parametrize("inner", ["gmm", "ocsvm", "isolation_forest"])
 def test_a_defect_is_found_where_it_is(fitted: Callable[..., Patchwise], inner: str) -> None:
-    method = fitted(Patchwise, (3, 32, 32), images=textures(20, 0, 3, 32, 32), inner=inner, patch=8, stride=4)
+    method = fitted(Patchwise, textures(20, 0, 3, 32, 32), inner=inner, patch=8, stride=4)
     good = textures(4, 1, 3, 32, 32)
     bad = good.clone()
     bad[..., 20:27, 5:12] = 0.5
@@ -84,14 +82,13 @@ def test_a_defect_is_found_where_it_is(fitted: Callable[..., Patchwise], inner: 
 
 def test_maps_and_restored_of_the_inner_method_are_blended(fitted: Callable[..., Patchwise]) -> None:
     x = textures(20, 0, 1, 24, 24)
-    method = fitted(Patchwise, x.shape[1:], images=x, inner="pca", inner_settings=("components=3",), patch=8, stride=4)
+    method = fitted(Patchwise, x, inner="pca", inner_settings=("components=3",), patch=8, stride=4)
     scores = method.score(x[:2])
     assert scores.restored.shape == x[:2].shape
     torch.testing.assert_close(scores.restored, x[:2], atol=0.2, rtol=0)
     only_scores = fitted(
         Patchwise,
-        x.shape[1:],
-        images=x,
+        x,
         inner="pca",
         inner_settings=("components=3",),
         patch=8,
@@ -104,16 +101,14 @@ def test_maps_and_restored_of_the_inner_method_are_blended(fitted: Callable[...,
 
 def test_volumes(fitted: Callable[..., Patchwise]) -> None:
     x = textures(6, 0, 1, 12, 12, 12)
-    scores = fitted(Patchwise, x.shape[1:], images=x, inner="pca", patch=6, stride=6).score(x[:2])
+    scores = fitted(Patchwise, x, inner="pca", patch=6, stride=6).score(x[:2])
     assert scores.map.shape == (2, 12, 12, 12)
     assert scores.restored.shape == (2, 1, 12, 12, 12)
 
 
 def test_around_a_method_that_learns_by_gradients(fitted: Callable[..., Patchwise]) -> None:
     x = textures(24, 0, 1, 32, 32)
-    method = fitted(
-        Patchwise, x.shape[1:], images=x, steps=3, inner="autoencoder", inner_settings=("latent=4",), patch=16, stride=8
-    )
+    method = fitted(Patchwise, x, steps=3, inner="autoencoder", inner_settings=("latent=4",), patch=16, stride=8)
     assert method.inner.shape == (1, 16, 16)
     (stage,) = method.stages()
     assert stage.batch_size == max(1, method.inner.stages()[0].batch_size // 16)
@@ -124,9 +119,7 @@ def test_around_a_method_that_learns_by_gradients(fitted: Callable[..., Patchwis
 
 def test_scores_of_the_inner_method_by_name(fitted: Callable[..., Patchwise]) -> None:
     x = textures(8, 0, 1, 32, 32)
-    method = fitted(
-        Patchwise, x.shape[1:], images=x, steps=2, inner="vae", inner_settings=("latent=4",), patch=16, stride=8
-    )
+    method = fitted(Patchwise, x, steps=2, inner="vae", inner_settings=("latent=4",), patch=16, stride=8)
     assert method.scores == method.inner.scores
     other = method.with_score("kl")
     assert (other.settings.score, method.settings.score) == ("kl", method.inner.settings.score)
@@ -140,7 +133,7 @@ def test_scores_of_the_inner_method_by_name(fitted: Callable[..., Patchwise]) ->
 
 def test_state_of_the_inner_method_travels_with_it(fitted: Callable[..., Patchwise]) -> None:
     x = textures(12, 0, 1, 20, 20)
-    method = fitted(Patchwise, x.shape[1:], images=x, inner="isolation_forest", patch=8)
+    method = fitted(Patchwise, x, inner="isolation_forest", patch=8)
     other = Patchwise(method.settings, x.shape[1:])
     other.load_state_dict(method.state_dict())
     assert torch.equal(other.score(x[:3]).map, method.score(x[:3]).map)

@@ -35,7 +35,7 @@ def test_restored_equals_scikit_learn(
     fitted: Callable[..., PCA], components: int | float, count: int, shape: tuple[int, ...]
 ) -> None:
     train, test = images(count, 0, *shape), torch.rand(5, *shape, generator=torch.Generator().manual_seed(1))
-    scores = fitted(PCA, train.shape[1:], images=train, components=components).score(test)
+    scores = fitted(PCA, train, components=components).score(test)
     reference = decomposition.PCA(components, svd_solver="full").fit(train.flatten(1).double().numpy())
     flat = test.flatten(1).double().numpy()
     restored = torch.from_numpy(reference.inverse_transform(reference.transform(flat))).view(test.shape)
@@ -46,7 +46,7 @@ def test_restored_equals_scikit_learn(
 
 
 def test_a_planted_defect_is_detected_and_removed(fitted: Callable[..., PCA]) -> None:
-    method = fitted(PCA, (1, 16, 16), images=images(100, 0, 1, 16, 16), components=4)
+    method = fitted(PCA, images(100, 0, 1, 16, 16), components=4)
     good = images(1, 1, 1, 16, 16)
     bad = good.clone()
     bad[..., 4:7, 4:7] += 0.8
@@ -60,21 +60,21 @@ def test_a_planted_defect_is_detected_and_removed(fitted: Callable[..., PCA]) ->
 
 def test_image_score_may_be_a_quantile_of_the_map(fitted: Callable[..., PCA]) -> None:
     x = images(50, 0, 1, 8, 8)
-    scores = fitted(PCA, x.shape[1:], images=x, components=2, quantile=1.0, smoothing=1.0).score(x[:3])
+    scores = fitted(PCA, x, components=2, quantile=1.0, smoothing=1.0).score(x[:3])
     assert torch.equal(scores.image, scores.map.flatten(1).amax(1))
 
 
 def test_equal_images_and_one_image_are_reconstructed_as_themselves(fitted: Callable[..., PCA]) -> None:
     for count in (1, 4):
         x = torch.full((count, 1, 8, 8), 0.5)
-        scores = fitted(PCA, x.shape[1:], images=x).score(x)
+        scores = fitted(PCA, x).score(x)
         assert scores.image.max() < 1e-6
         assert np.isclose(scores.restored.mean(), 0.5)
 
 
 def test_saved_weights_load_into_a_new_method(fitted: Callable[..., PCA]) -> None:
     x = images(50, 0, 1, 8, 8)
-    method, other = fitted(PCA, x.shape[1:], images=x), PCA(PCASettings(), (1, 8, 8))
+    method, other = fitted(PCA, x), PCA(PCASettings(), (1, 8, 8))
     other.load_state_dict(method.state_dict())
     assert torch.equal(method.score(x).map, other.score(x).map)
 

@@ -37,7 +37,7 @@ def _slices(count: int, seed: int) -> Tensor:
 
 @pytest.fixture(scope="module")
 def method(fitted: Callable[..., QSpaceVAE]) -> QSpaceVAE:
-    return fitted(QSpaceVAE, SHAPE, images=_slices(16, seed=0), **SMALL)
+    return fitted(QSpaceVAE, _slices(16, seed=0), **SMALL)
 
 
 def test_signals_are_divided_by_the_b0_image(method: QSpaceVAE) -> None:
@@ -50,7 +50,7 @@ def test_signals_are_divided_by_the_b0_image(method: QSpaceVAE) -> None:
 
 
 def test_without_b0_signal_a_voxel_is_outside(fitted: Callable[..., QSpaceVAE]) -> None:
-    method = fitted(QSpaceVAE, SHAPE, images=_slices(16, seed=0), **SMALL | {"steps": 3, "mask": 0.0})
+    method = fitted(QSpaceVAE, _slices(16, seed=0), **SMALL | {"steps": 3, "mask": 0.0})
     x = _slices(2, seed=1)
     x[:, :, 5:] = 0.0
     map = method.score(x).map

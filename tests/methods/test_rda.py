@@ -21,7 +21,7 @@ CONTRACT: dict[str, Any] = {"steps": 60, "batch_size": 8, "width": 4, "latent": 
 
 SHAPE = (1, 16, 16)
 TINY: dict[str, Any] = {"width": 4, "latent": 4, "rounds": 3, "lr": 0.01}
-SMALL = {**TINY, "images": 64, "steps": 150}
+SMALL = {**TINY, "count": 64, "steps": 150}
 
 
 def _method(**words: Any) -> RDA:
@@ -51,7 +51,7 @@ def test_threshold_minimises_its_objective(penalty: str) -> None:
 def test_fractions_of_pixels_are_the_block_threshold_over_the_training_images(fitted: Callable[..., RDA]) -> None:
     x = smooth_textures(64, SHAPE, seed=0)
     x[:, :, 3, 5] = torch.rand(64, 1, generator=torch.Generator().manual_seed(4))  # a broken pixel
-    method = fitted(RDA, SHAPE, **SMALL | {"images": x, "penalty": "pixels", "weight": 1.0})
+    method = fitted(RDA, x, **SMALL | {"penalty": "pixels", "weight": 1.0})
     assert float(method.share[0, 3, 5]) > 0.2
     assert int(method.share.argmax()) == 3 * 16 + 5
     assert int((method.share > 0).sum()) <= 12  # of 256
@@ -101,7 +101,7 @@ def test_finds_foreign_images_among_its_training_images(fitted: Callable[..., RD
     x = smooth_textures(80, SHAPE, seed=0)
     stripes = 0.45 + 0.15 * torch.sin(torch.arange(16.0) * 1.5).expand(4, 1, 16, 16)
     x[:4] = stripes + 0.01 * torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(1))
-    method = fitted(RDA, SHAPE, **SMALL | {"images": x, "penalty": "images", "weight": 0.5, "steps": 200, "latent": 2})
+    method = fitted(RDA, x, **SMALL | {"penalty": "images", "weight": 0.5, "steps": 200, "latent": 2})
     noise = method.with_score("noise").score(x).image
     assert set(noise.argsort(descending=True)[:4].tolist()) == {0, 1, 2, 3}
 
@@ -140,7 +140,7 @@ def test_rounds_end_when_the_constraint_holds(fitted: Callable[..., RDA]) -> Non
 
 def test_residuals_restated(fitted: Callable[..., RDA]) -> None:
     x = smooth_textures(64, SHAPE, seed=0)
-    method = fitted(RDA, SHAPE, **SMALL | {"images": x, "rounds": 2, "steps": 60, "constraint": 0.0})
+    method = fitted(RDA, x, **SMALL | {"rounds": 2, "steps": 60, "constraint": 0.0})
     y = method.standardise(x)
     with torch.no_grad():
         _, sparse, restored = method.split(y)

@@ -24,7 +24,7 @@ SMALL = {**TINY, "steps": 60}
 
 
 def test_restored_images_are_in_the_unit_of_the_input(fitted: Callable[..., SpatialUAE]) -> None:
-    method = fitted(SpatialUAE, SHAPE, **SMALL | {"images": 80 * smooth_textures(48, SHAPE, seed=0), "steps": 150})
+    method = fitted(SpatialUAE, 80 * smooth_textures(48, SHAPE, seed=0), **SMALL | {"steps": 150})
     x = 80 * smooth_textures(4, SHAPE, seed=1)
     scores = method.score(x)
     assert scores.restored is not None

@@ -19,7 +19,7 @@ CONTRACT: dict[str, Any] = {"components": 3, "patches": 1000, "projections": 8, 
 
 SHAPE = (2, 32, 40)
 SMALL: dict[str, Any] = {
-    "components": 3, "patches": 1500, "projections": 6, "levels": 3, "patch": 5, "smoothing": 0.0, "images": 24,
+    "components": 3, "patches": 1500, "projections": 6, "levels": 3, "patch": 5, "smoothing": 0.0, "count": 24,
 }  # fmt: skip
 
 

@@ -41,7 +41,7 @@ def _untrained(**words: Any) -> VAE:
 
 @pytest.fixture(scope="module")
 def trained(fitted: Callable[..., VAE]) -> VAE:
-    return fitted(VAE, SHAPE, images=_patterns(256), steps=150, latent=3, lr=5e-3, network="dcgan")
+    return fitted(VAE, _patterns(256), steps=150, latent=3, lr=5e-3, network="dcgan")
 
 
 # -- the terms of the bound --
@@ -225,13 +225,13 @@ def test_sigma_is_learned_from_the_noise_of_the_images(trained: VAE) -> None:
 
 
 def test_sigma_stays_where_it_is_given(fitted: Callable[..., VAE]) -> None:
-    method = fitted(VAE, SHAPE, images=_patterns(32), steps=3, latent=2, sigma=0.25)
+    method = fitted(VAE, _patterns(32), steps=3, latent=2, sigma=0.25)
     assert method.log_sigma.exp().item() == pytest.approx(0.25)
 
 
 def test_volumes(fitted: Callable[..., VAE]) -> None:
     settings = {"latent": 2, "score": "gradient_elbo", "samples": 2, "width": 2}
-    method = fitted(VAE, (1, 8, 10, 12), images=torch.rand(4, 1, 8, 10, 12), steps=1, batch_size=4, **settings)
+    method = fitted(VAE, torch.rand(4, 1, 8, 10, 12), steps=1, batch_size=4, **settings)
     scores = method.score(torch.rand(2, 1, 8, 10, 12))
     assert scores.map is not None
     assert scores.map.shape == (2, 8, 10, 12)

@@ -59,7 +59,7 @@ def method(fitted: Callable[..., VQRestoration]) -> VQRestoration:
         "steps": 600,
         "batch_size": 4,
     }
-    return fitted(VQRestoration, VOLUME, images=_volumes(64), validation=_volumes(8, seed=1), **settings)
+    return fitted(VQRestoration, _volumes(64), validation=_volumes(8, seed=1), **settings)
 
 
 def test_a_slice_out_of_place_is_restored(method: VQRestoration) -> None:

@@ -23,7 +23,7 @@ CONTRACT: dict[str, Any] = {}
 def test_map_is_in_standard_deviations_from_the_mean(fitted: Callable[..., ZScore], shape: tuple[int, ...]) -> None:
     x = torch.rand(40, *shape, generator=torch.Generator().manual_seed(0))
     z = ((x - x.mean(0)) / x.std(0, correction=0)).abs().amax(1)
-    scores = fitted(ZScore, x.shape[1:], images=x, batch_size=7, quantile=1.0).score(x)
+    scores = fitted(ZScore, x, batch_size=7, quantile=1.0).score(x)
     assert scores.map is not None
     assert_close(scores.map, z, rtol=1e-4, atol=1e-5)
     assert_close(scores.image, z.flatten(1).amax(1), rtol=1e-4, atol=1e-5)
@@ -34,8 +34,8 @@ def test_robust_form_is_not_moved_by_anomalous_training_images(fitted: Callable[
     contaminated = x.clone()
     contaminated[:4] += 10
     plain, robust = (
-        fitted(ZScore, contaminated.shape[1:], images=contaminated, batch_size=7),
-        fitted(ZScore, contaminated.shape[1:], images=contaminated, batch_size=7, robust=True),
+        fitted(ZScore, contaminated, batch_size=7),
+        fitted(ZScore, contaminated, batch_size=7, robust=True),
     )
     assert_close(robust.centre, contaminated.median(0).values)
     assert float((robust.centre - 0.5).abs().max()) < 0.1
@@ -43,7 +43,7 @@ def test_robust_form_is_not_moved_by_anomalous_training_images(fitted: Callable[
 
 
 def test_flat_background_does_not_give_infinite_scores(fitted: Callable[..., ZScore]) -> None:
-    method = fitted(ZScore, (1, 8, 8), images=torch.zeros(10, 1, 8, 8), floor=0.02)
+    method = fitted(ZScore, torch.zeros(10, 1, 8, 8), floor=0.02)
     assert_close(method.score(torch.full((1, 1, 8, 8), 0.1)).image, torch.tensor([5.0]))
 
 
