@@ -14,7 +14,7 @@ unlikely too (equation 5). The map is the distance between the images decoded fr
 | codebook | starts from N(0, 1) | starts from encoded training images; unused codes are reset |
 | encoded vectors | | normalised at each position; otherwise they outgrow the codebook at first and most collapse to a few codes |
 | widths | not given | ``preset="paper"``, or ``"small"`` for CPUs: narrow, 64 codes instead of 512 |
-| learning rates | one | ``"small"``: 3 times for the VQ-VAE, 5 times for the prior, a tenth of that in its last third |
+| learning rates | | ``"small"``: 3 times for the VQ-VAE, 5 times for the prior, a tenth of that in its last third |
 | training steps | | ``"small"``: 70 % of them for the VQ-VAE; ``"paper"``: 40 % |
 | prior kept | | that with the best likelihood of held-out normal codes, since it memorises few images |
 | eta | 0.0005 | 0.0005, or a quantile of held-out normal codes, or by search on held-out images with rectangles (section 4.3.3) |

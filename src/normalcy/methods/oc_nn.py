@@ -17,8 +17,9 @@ score is r - y, or ``two_sided``.
 | AUROC | of r - y | of the signs of r - y, in an earlier version (issue 4 of raghavchalapathy/oc-nn_old) | of the score |
 
 The objective only rewards a large y, and y grows with the norm of the code. Anomalous images often have codes of larger norm
-than normal ones, hence a larger y, and r - y ranks them as normal; ``two_sided`` detects these. The paper's AUROC on MNIST was
-not reproduced. With a linear activation nothing bounds y, so the objective has no minimum and the length of training matters.
+than normal ones, hence a larger y, and r - y ranks them as normal; ``two_sided`` counts a y that is too large as anomalous, too.
+The paper's AUROC on MNIST was not reproduced, with either score. With a linear activation nothing bounds y, so the objective
+has no minimum and the length of training matters.
 """
 
 from __future__ import annotations
