@@ -1,9 +1,9 @@
-"""Seconds for AUPRO on 579 maps of 256x256 float32: exact, streaming, and by sweeping thresholds.
+"""Seconds for AUPRO on 579 maps of 256x256 float32: exact, streaming, and by a sweep over thresholds.
 
     python benchmarks/aupro.py
 
-Wanted: exact <= 3 s, streaming (with its updates) <= 1 s, on 2 cores. The maps are made here: normal and anomalous images
-differ by blobs, the scores are smooth noise that the blobs raise. Writes benchmarks/results/aupro.json.
+Wanted: exact <= 3 s, streaming (including updates) <= 1 s, on 2 cores. Synthetic maps: anomalous images contain blobs, and the
+scores are smooth noise with higher values in the blobs. Writes benchmarks/results/aupro.json.
 """
 
 import json
@@ -56,7 +56,7 @@ def streaming(maps: Maps, masks: Masks) -> tuple[float, float]:
 
 
 def sweep(maps: Maps, masks: Masks) -> float:
-    """The textbook way: PRO and FPR at each of many thresholds, every map compared each time."""
+    """The textbook method: PRO and FPR of all maps at each of many thresholds."""
     regions = [label_regions(mask)[0] for mask in masks]
     areas = [np.bincount(labels.ravel())[1:] for labels in regions]
     normal = sum(int((~mask).sum()) for mask in masks)

@@ -1,12 +1,12 @@
-"""Training images/s of DPA with what makes it fast and without; images/s scored at 64x64.
+"""Training images/s of DPA with and without each of its optimisations; images/s scored at 64x64.
 
     python benchmarks/dpa.py
 
-Training, 32x32 and 64x64, one thread: `fit` with features of the images computed once and kept, the frozen backbone in bfloat16
-and channels last; with each of these left out; and a plain loop: features of both sides at every step, 32 bits, channels first.
-Wanted: 1.5 times the plain loop. Ratios are of pairs measured one after another in this run, in processor time, medians over
-rounds. Scoring: `Detector.score` on arrays, one thread, in processor time; wanted: 100 images a second
-at 64x64 on two cores. Writes results/dpa.json.
+Training, 32x32 and 64x64, one thread: `fit` with cached features of the images, the frozen backbone in bfloat16 and channels
+last; with each of these switched off; and a plain loop: features of both sides at every step, 32 bits, channels first. Wanted:
+1.5 times the plain loop. Ratios are of pairs measured one after the other in this run, in processor time, medians over rounds.
+Scoring: `Detector.score` on arrays, one thread, in processor time; wanted: 100 images/s at 64x64 on two cores. Writes
+results/dpa.json.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Training images/s of `fit` beside a bare loop over tensors in memory: same network, loss, optimiser, precision.
+"""Training images/s of `fit` against a bare loop over tensors in memory: same network, loss, optimiser, precision.
 
     python benchmarks/fit.py
 
-Wanted: at least 0.9. The two alternate in one process, five rounds; the ratio is of medians. Writes results/fit.json.
+Wanted: a ratio of at least 0.9. The two alternate in one process, five rounds; the ratio is of medians. Writes results/fit.json.
 """
 
 from __future__ import annotations

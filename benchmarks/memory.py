@@ -2,7 +2,7 @@
 
     python benchmarks/memory.py
 
-Wanted: the larger within 1.5 times the smaller. Each size runs in a process of its own. Writes results/memory.json.
+Wanted: the larger at most 1.5 times the smaller. Each size runs in its own process. Writes results/memory.json.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SIZES = (1_000, 100_000)
 
 
 def one(count: int) -> None:
-    """Score ``count`` images, made when read as files would be, and print peak memory (MiB) and images/s."""
+    """Score ``count`` images, generated when read, and print peak memory (MiB) and images/s."""
     import resource
 
     from normalcy import DataSet, Detector, Item

@@ -1,12 +1,11 @@
-"""Training images/s of one-class networks beside the plain loop: what makes ten small trainings cheap on a CPU.
+"""Training images/s of one-class networks against a plain loop, on a CPU.
 
     python benchmarks/one_class.py
 
-DDR-ID's two networks of table 1 on digits, 28x28, batch 256: a plain loop (a loader over tensors, 32 bits), all images in one
-tensor and channels last, bfloat16 with torch's own convolutions, and `normalcy.training.fit.fit`, which also computes the strided
-convolutions as matrix products (`normalcy.nets.halving`). Deep SVDD's LeNet: ten classes one after another, and together
-under `torch.func.vmap`. Wanted: `fit` at 1.8 times 32 bits. One thread, processor time, medians of rounds; writes
-results/one_class.json.
+DDR-ID's two networks of table 1 on digits, 28x28, batch size 256: a plain loop (a loader over tensors, 32 bits); all images in
+one tensor and channels last; bfloat16 with torch's own convolutions; and `fit`, which also computes the strided convolutions as
+matrix products (`normalcy.nets.halving`). Deep SVDD's LeNet: ten classes sequentially, and together under `torch.func.vmap`.
+Wanted: `fit` at 1.8 times the speed of 32 bits. One thread, processor time, medians of rounds; writes results/one_class.json.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ def ddr_id() -> Any:
 def loop(images: Tensor, channels_last: bool, bf16: bool, loader: bool) -> float:
     """Images/s of a bare loop over the pretraining, with torch's own convolutions."""
     method, products = ddr_id().train(), halving.CHANNELS
-    halving.CHANNELS = 1 << 30  # more channels than there are: none is computed as a product
+    halving.CHANNELS = 1 << 30  # above any number of channels: no convolution is computed as a product
     layout = torch.channels_last if channels_last else torch.contiguous_format
     method.to(memory_format=layout)
     optimiser = torch.optim.Adam(method.parameters(), lr=1e-4, weight_decay=1e-6)

@@ -1,11 +1,11 @@
-"""Seconds to fit `patchcore` on 761 images of 256x256, features included, images/s to score them, and its coreset's speed.
+"""`patchcore`: seconds to fit 761 images of 256x256, features included, images/s scored, and the speed of its coreset.
 
     python benchmarks/patchcore.py [--data-root DIR]
 
-Wanted: fit in under 120 s, 15 images/s or more, on 2 cores (a common library: 694 s with a 0.1 % coreset, 17 images/s). The
-magnetic tiles of --data-root where they are there, else random textures: speed does not depend on what is shown. Coreset:
-one centre at a time against ours, same candidates, in one run. Processor seconds are given beside the clock's, and the load
-at the start, since other work on the machine slows the clock alone. Writes results/patchcore.json.
+Wanted: fit in under 120 s, 15 images/s or more, on 2 cores (a common library: 694 s with a 0.1 % coreset, 17 images/s). Uses the
+magnetic tiles of --data-root if they are there, else random textures: speed does not depend on the content. Coreset: one centre
+at a time against the batched selection, with the same candidates, in one run. Processor seconds are given beside wall-clock
+seconds, and the load at the start, because other work on the machine affects only the clock. Writes results/patchcore.json.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from normalcy.config import to_words
+from normalcy.config import to_dict
 from normalcy.methods.patchcore import PatchCore, PatchCoreSettings
 from normalcy.nets.neighbours import covering_radius, k_centre
 from normalcy.provenance import write_record
@@ -114,7 +114,7 @@ def main() -> None:
         {
             "benchmark": "patchcore on 256x256",
             "wanted": {"fit_seconds": 120, "images_per_second": 15},
-            "settings": to_words(settings),
+            "settings": to_dict(settings),
             "seed": SEED,
             "threads": torch.get_num_threads(),
             "found": found,

@@ -1,13 +1,13 @@
-"""Restoring 32x32 codes of which 5 % change: passes through the prior and seconds, against the plain scan.
+"""Restoring 32x32 codes of which 5 % change: passes through the prior and seconds, against the position-by-position scan.
 
     python benchmarks/restoration.py          (about 2 minutes in one thread)
 
-Wanted: k + 1 passes for k changed codes; at least 15 times faster than the scan for one copy of an image, 12 times for 15
-copies in one batch, which all have random numbers of their own. A PixelSNAIL with random weights, width 64, 2 blocks, 128
-codes; codes are drawn anew where their likelihood is in the lowest 6 %, after which about 5 % differ. For one copy the scan
-is run whole and its codes are compared; for 15 it is timed over its first passes (all are alike). "whole passes": without
-memory. Pass equivalents are positions whose logits were given, as a multiple of the table; the first pass, which is the same
-for all copies, counts in each though it is computed once. Writes results/restoration.json.
+Wanted: k + 1 passes for k changed codes; at least 15 times as fast as the scan for one copy of an image, 12 times for 15 copies
+in one batch, each with its own random numbers. A PixelSNAIL with random weights, width 64, 2 blocks, 128 codes; codes are drawn
+again if their likelihood is in the lowest 6 %, after which about 5 % differ. For one copy the complete scan is run and its codes
+are compared; for 15 copies its first passes are timed (all take the same time). "whole passes": without cached activations. Pass
+equivalents are the number of positions whose logits were computed, as a multiple of the grid; the first pass, which is the same
+for all copies, is counted for each although it is computed once. Writes results/restoration.json.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RESULT = Path(__file__).parent / "results" / "restoration.json"
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    """Result, and seconds of the processor: other work on the machine does not count."""
+    """Result, and processor seconds, which other work on the machine does not affect."""
     started = time.process_time()
     result = work()
     return result, time.process_time() - started

@@ -1,9 +1,9 @@
-"""Scoring images/s from PNG files, results folder included, beside the pure forward rate: autoencoder at 256x256.
+"""Images/s of scoring PNG files, including the results folder, against the forward pass alone: autoencoder at 256x256.
 
     python benchmarks/score.py
 
-Wanted: at least 0.8 from files to arrays. A results folder adds, for each image, a raw map, its picture and the restored
-PNG; with two cores, which the network keeps busy, that shows. Writes results/score.json.
+Wanted: at least 0.8 from files to arrays. A results folder adds, for each image, a raw map, a PNG of it and the restored PNG;
+with two cores, which the network keeps busy, this is visible. Writes results/score.json.
 """
 
 from __future__ import annotations

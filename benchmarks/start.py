@@ -1,4 +1,4 @@
-"""Seconds of `import normalcy` and `normalcy --help`, beside a bare interpreter; medians of 15 fresh processes.
+"""Seconds of `import normalcy` and `normalcy --help`, against a bare interpreter; medians of 15 new processes.
 
     python benchmarks/start.py
 

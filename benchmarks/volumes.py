@@ -1,12 +1,11 @@
 """Seconds and peak memory: a volume of 256x256x160 as slices, along three axes and in patches; a slide of 20,000x20,000.
 
-    python benchmarks/volumes.py            # all, each in a process of its own
+    python benchmarks/volumes.py            # all, each in its own process
     python benchmarks/volumes.py slices     # one: slices, three_axes, patches or slide
 
-Volumes are scored by an autoencoder (defaults, one step of training: its speed does not depend on what it learned), from a
-.nii.gz file to a written map and restored volume; the slide, over a third of it tissue, by zscore, so that reading, tiling and
-writing
-are what is measured. Writes results/volumes.json with the load of the machine beside the numbers.
+Volumes are scored by an autoencoder (default settings, one training step: speed does not depend on the weights), from a .nii.gz
+file to a written map and restored volume. The slide, over a third of it tissue, is scored by zscore, so that reading, tiling and
+writing are measured. Writes results/volumes.json with the load of the machine.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def measure(way: str, folder: Path) -> dict[str, float]:
-    """Seconds of scoring, and the peak of this process and what it was before scoring, in GiB."""
+    """Seconds of scoring; memory before scoring and peak memory of this process, in GiB."""
     if way == "slide":
         path = write_slide(folder / "slide.tif")
         normal = np.stack([tile for _, tile in zip(range(40), tiles(0))])

@@ -1,19 +1,19 @@
-"""All 2D methods of normalcy on magnetic tiles of 128x128 pixels, under one small budget each: quality, speed and memory.
+"""All 2D methods of normalcy on magnetic tiles of 128x128 pixels, with equal, small compute budgets: accuracy, speed, memory.
 
     python recipes/all_methods.py --data-root DIR [--minutes 1.5] [--images 160]     (about 2 hours on one core)
 
-Data and split as in recipes/magnetic_tile.py (Huang et al. 2020): free tiles sorted by name, shuffled with random.Random(0), the
-first 80 % train (761). Of the other 191 free and the 388 defective tiles with marks so many are drawn with NumPy's
-default_rng(0), three normal ones for five defective (60 and 100 of 160), the same for all methods; maps are compared with the
-masks at each image's own size. Methods that train by gradients train for the same minutes: two short runs before measure their
-speed, from which follows their number of steps (batches of 16); what they do beside steps, such as the rounds of RDA, comes
-on top, and "fit s" counts it. Others run as they are. Settings are the defaults but for those
-in WORDS, which make slow scoring affordable. Minutes and seconds are of the processor, so other work beside changes little but
---limit. One thread, one process for each method, which also tells its peak memory; a method that takes longer than --limit
-minutes in all is ended and listed. Nothing is chosen on test images, and with so short a training the table says what a method
-gives for little, not what it can do.
+Data and split as in recipes/magnetic_tile.py (Huang et al. 2020): defect-free tiles sorted by name, shuffled with
+random.Random(0), the first 80 % for training (761). From the other 191 defect-free tiles and the 388 defective ones with
+non-empty masks, the test images are drawn with NumPy's default_rng(0), three normal for five defective (60 and 100 of 160), the
+same for all methods; maps are compared with the masks at the size of each image. Methods that train by gradients train for the
+same time: two short runs measure their speed, which determines the number of steps (batches of 16). Work outside the steps, such
+as the rounds of RDA, is added, and "fit s" includes it. Other methods run unchanged. Settings are the defaults except those in
+WORDS, which make slow scoring affordable. Times are processor times, so other load affects little except --limit. Each method
+runs in one thread and its own process, whose peak memory is reported; a method that exceeds --limit minutes is stopped and
+listed. Nothing is chosen on test images. With so little training, the table does not show each method's best performance.
 
-Each method has a file in --out; what is there is not run again, so a stopped run goes on. --table makes the table alone.
+Each method has a file in --out; finished methods are not run again, so an interrupted run can be repeated. --table only makes the
+table.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def chosen(data: DataSet, images: int) -> DataSet:
-    """Test images: three normal for five defective, at random; those with nothing marked are left out."""
+    """Test images: three normal for five defective, at random; defective images with empty masks are excluded."""
     test = data.select(split="test")
     order = np.random.default_rng(0).permutation(len(test))
     kinds: dict[int, list[int]] = {0: [], 1: []}
@@ -114,7 +114,7 @@ def _plain(interval: metrics.Interval | None) -> dict[str, float] | None:
 
 
 def table(rows: list[dict[str, Any]], minutes: float, images: int) -> str:
-    """The rows as Markdown, best image AUROC first, and what failed."""
+    """The rows as Markdown, best image AUROC first, and the failures."""
     good = sorted((r for r in rows if "failed" not in r), key=lambda r: -r["image_auroc"]["value"])
     lines = [
         f"All 2D methods on magnetic tiles of {SIZE}x{SIZE}, {minutes:g} minutes of training each where a method trains by "
@@ -180,7 +180,7 @@ def _there(folder: Path, name: str) -> bool:
 
 
 def child(name: str, file: Path, options: argparse.Namespace) -> None:
-    """Run a method in a process of its own; write down why where it leaves no result."""
+    """Run a method in its own process; record the reason if it leaves no result."""
     words = [sys.executable, __file__, "--only", name, "--out", str(options.out)]
     words += ["--minutes", str(options.minutes), "--images", str(options.images)]
     words += ["--data-root", str(options.data_root)] * (options.data_root is not None)

@@ -1,21 +1,22 @@
-"""Haemorrhage-like lesions in MR of the brain and in CT, found lesion by lesion after training on normal volumes alone.
+"""Haemorrhage-like lesions in brain MR and in CT: lesion-wise sensitivity after training on normal volumes only.
 
     python recipes/brain_lesions.py --data-root DIR [--out DIR]      (1 core, about 25 minutes)
 
-DIR holds mni152_t1_1mm.nii.gz, colin27_brain_1mm.nii.gz and ct_3mm.nii.gz. Normal volumes are these, turned, scaled, shifted and
-bent smoothly at 4 mm, as in recipes/toy_mood.py: MR with another contrast, a slow bias field and noise; CT with another offset
-and noise in Hounsfield units. In two of three test volumes lie one to three lesions with soft edges, 8 to 16 mm in radius: in MR
-brighter by 0.3 to 0.6 of the range (and 1 at most), in CT tissue of 65 to 95 HU, as blood has. The CT is no head but an abdomen
-(liver, kidneys, spine): it is looked at in the window of the brain all the same (40/80 HU, 0 to 80 HU from black to white), and
-lesions lie where tissue has 0 to 60 HU. As skulls are stripped from heads, maps count only in soft tissue a voxel from its edge.
+DIR holds mni152_t1_1mm.nii.gz, colin27_brain_1mm.nii.gz and ct_3mm.nii.gz. Normal volumes are random variants of these at 4 mm:
+rotated, scaled, translated and smoothly deformed as in recipes/toy_mood.py; MR with random contrast, a slow bias field and noise,
+CT with a random offset and noise in Hounsfield units. Two of three test volumes contain one to three lesions with soft edges, 8
+to 16 mm in radius: in MR brighter by 0.3 to 0.6 of the range (at most 1), in CT tissue of 65 to 95 HU, like blood. The CT is an
+abdomen (liver, kidneys, spine), not a head. It is nevertheless viewed in the brain window (40/80 HU, 0 to 80 HU from black to
+white), and lesions are placed in tissue of 0 to 60 HU. As skulls are stripped from heads, only soft tissue at least one voxel
+from its edge is evaluated.
 
-`spatial_uae` against `vae`, slice by slice, with the same number of slices seen, each by its own map and by the smoothed
-difference to its restored volumes, and a voxelwise `zscore`. In a first run of this recipe lesions in MR were brighter by 0.15 to
-0.3, and hardly one was found in any row; strength of lesions, lengths and the difference were then chosen on another seed.
-Lesion-wise sensitivity at a fixed rate of false alarms: the threshold is the smallest at which lesion-free volumes, held out from
-training and test, have on average so many false regions per volume; what the threshold does on the lesion-free test volumes is
-reported beside. A lesion is found when a tenth of its voxels are flagged. Intervals: 95 %, volumes drawn again. Nothing is chosen
-on test volumes. Three templates: this shows how methods compare on it, not how they would on patients.
+`spatial_uae` against `vae`, on slices, trained on the same number of slices, each scored by its own map and by the smoothed
+difference to its restored volume; and a voxelwise `zscore`. In a first run, lesions in MR were brighter by only 0.15 to 0.3, and
+hardly any was detected in any row; the contrast of lesions, training lengths and the difference map were then chosen on another
+seed. Lesion-wise sensitivity at a fixed false-positive rate: the threshold is the smallest at which held-out lesion-free volumes
+have on average the stated number of false regions per volume; the number on the lesion-free test volumes is reported beside it. A
+lesion is detected if a tenth of its voxels are flagged. Intervals: 95 %, bootstrap over volumes. Nothing is chosen on test
+volumes. With three templates, this compares methods on this task; it does not predict performance on patients.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ ROWS: Mapping[str, tuple[str, str | None, dict[str, Any]]] = {
 
 
 def mr(folder: Path) -> tuple[Maker, Callable[[Floats], Mask], Callable[[Floats, Floats, np.random.Generator], Floats]]:
-    """How to make a normal volume, where lesions may lie, and how a lesion of weights in [0, 1] changes the volume."""
+    """How to make a normal volume, where lesions may be placed, and how a lesion with weights in [0, 1] changes the volume."""
     brains = [template(folder / name) for name in TEMPLATES]
 
     def change(volume: Floats, weight: Floats, rng: np.random.Generator) -> Floats:
@@ -121,7 +122,7 @@ def with_lesions(
 
 
 def soft_tissue(volume: Floats, part: str) -> Mask:
-    """Where maps count: lesions included, bones, air and what touches them left out."""
+    """Voxels to evaluate: soft tissue and lesions, without bones, air and adjacent voxels."""
     low, high = (0.25, 2.0) if part == "mr" else (-20.0, 100.0)
     seen = gaussian_filter(volume, 1)
     return np.asarray(binary_erosion((seen > low) & (seen < high)))
@@ -135,7 +136,7 @@ def difference(volumes: Floats, restored: Sequence[Floats], part: str) -> list[F
 
 
 def threshold_at(maps: Sequence[Floats], rate: float) -> float:
-    """The smallest threshold down to which these normal maps have at most ``rate`` flagged regions each, in 150 steps."""
+    """The smallest threshold at which these normal maps have on average at most ``rate`` flagged regions, in 150 steps."""
     values = np.sort(np.concatenate([m.ravel() for m in maps]))
     least = float(values[-1])
     for share in np.geomspace(1 / values.size, 0.2, 150):

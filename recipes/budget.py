@@ -1,4 +1,4 @@
-"""What recipes under one budget share: steps that fit into a time, the magnetic tiles and their types of defect."""
+"""Shared by the recipes with equal training time: steps that fit into a time, the magnetic tiles and their types of defect."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ import torch
 
 from normalcy import Detector, open_data
 from normalcy.data.dataset import DataSet
-from normalcy.data.splits import images_to_score, normal_training_images, with_split
+from normalcy.data.splits import images_to_score
+from normalcy.detector import normal_training_images, with_split
 from normalcy.provenance import commit, write_record
 
 
 def steps_in(method: str, words: dict[str, Any], data: DataSet, seconds: float) -> int:
-    """Steps that fit into so many seconds of processor time, from the difference of two short runs (stages share both alike); of
-    longer ones where steps are quick. Ends the recipe where the difference drowns in noise."""
+    """Steps that fit into ``seconds`` of processor time, from the difference of two short runs (stages share both alike); of
+    longer ones where steps are quick. Ends the recipe if the difference is within noise."""
     words = {word: value for word, value in words.items() if word != "eta"}  # no search with an untrained prior
     few = data.subset(range(min(96, len(data))))
-    Detector(method, **words, steps=2).fit(few)  # what happens once in a process costs nothing below
+    Detector(method, **words, steps=2).fit(few)  # one-time costs of the process, not to be measured below
     for first, second in ((8, 24), (20, 120)):
         spent: list[float] = []
         for steps in (first, second):
@@ -42,7 +43,7 @@ def arguments(description: str, rows: Iterable[str], minutes: float, result: Pat
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data-root", type=Path, default=None)
     parser.add_argument("--minutes", type=float, default=minutes, help="training of each row")
-    parser.add_argument("--images", type=int, default=None, help="so many training and test images alone: a trial")
+    parser.add_argument("--images", type=int, default=None, help="maximum number of images, for a trial run")
     parser.add_argument("--rows", default=";".join(rows), help="some of them, separated by ;")
     parser.add_argument("--resamples", type=int, default=1000)
     parser.add_argument("--out", type=Path, default=None, help="keep models and results here")
@@ -51,7 +52,7 @@ def arguments(description: str, rows: Iterable[str], minutes: float, result: Pat
 
 
 def tiles(data_root: Path | None, images: int | None) -> tuple[DataSet, DataSet, str | None]:
-    """Training and test images of magnetic tiles, so many of each at most, and the name of the test split."""
+    """Training and test images of magnetic tiles, at most ``images`` of each, and the name of the test split."""
     data = with_split(open_data("magnetic_tile", data_root))
     train, (test, split) = normal_training_images(data), images_to_score(data, None)
     if images is not None:
@@ -64,7 +65,7 @@ def tiles(data_root: Path | None, images: int | None) -> tuple[DataSet, DataSet,
 def located(
     name: str, score: str | None, found: dict[str, Any], run: dict[str, Any], seconds: float, words: dict[str, Any]
 ) -> dict[str, Any]:
-    """A row of a table, from what :func:`normalcy.results.evaluate.evaluate` and ``predict`` give; its measures are printed."""
+    """A row of a table, from the results of ``evaluate`` and ``predict``; its metrics are printed."""
     measures = {
         "image_auroc": found["image"]["auroc"],
         "pixel_auroc": found["pixel"]["auroc"],

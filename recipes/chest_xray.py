@@ -1,19 +1,19 @@
-"""Pneumonia in chest X-rays by methods that saw X-rays without findings alone: DPA with and without growing, and four others.
+"""Pneumonia in chest X-rays after training on X-rays without findings: DPA with and without progressive growing, and others.
 
     python recipes/chest_xray.py --data-root DIR [--minutes 10]     (about 3 x 10 minutes, and 5 for the rest, on 2 cores)
 
 Data: chest_xray_256.zip with No_findings/*.png and Pneumonia/*.png, 500 each, 256x256, named <patient>_<number>.png as in
-ChestX-ray14 of the NIH (Wang et al. 2017); images of other folders come from elsewhere and are left out. Patients are kept
-together: all with pneumonia test, and a fifth of the images of the others; the rest (about 400) train. Preprocessing of the
-paper (Shvetsova et al. 2021, section IV-A1): the central 224 of 300 pixels, resized to 64x64. PatchCore sees the same crop at
-224x224, since its patches need resolution, and at 64x64.
+ChestX-ray14 of the NIH (Wang et al. 2017); images of other folders have another origin and are excluded. Patients are kept
+together: all patients with pneumonia are test, with a fifth of the images of the others; the rest (about 400) is for training.
+Preprocessing of the paper (Shvetsova et al. 2021, section IV-A1): the central 224 of 300 pixels, resized to 64x64. PatchCore gets
+the same crop at 224x224, because its patches need resolution, and at 64x64.
 
-Budget: each network trains for the same minutes of processor time: short runs before measure its speed, from which follows
-its number of steps. PatchCore and Deep IF fit once. Settings of DPA are the authors' for their NIH subset (16 channels of one
-pixel), with batches of 64. Nothing is chosen on test images.
+Each network trains for the same processor time: short runs measure its speed, which determines the number of steps. PatchCore
+and Deep IF are fitted once. Settings of DPA are the authors' for their NIH subset (16 channels of one pixel), with batches of 64.
+Nothing is chosen on test images.
 
-Wanted: dpa first, or a finding why not. The paper, on other images of the NIH (clear cases, 4,261 to train): DPA 0.926, without
-growing 0.920, PIAD 0.880, Deep GEO 0.858, Deep IF 0.766, L1 0.708. Intervals are DeLong's, over test images.
+Expected: dpa first. The paper, on other images of the NIH (clear cases, 4,261 for training): DPA 0.926, without growing 0.920,
+PIAD 0.880, Deep GEO 0.858, Deep IF 0.766, L1 0.708. Intervals are DeLong's, over test images.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ RESULT = Path(__file__).parent / "results" / "chest_xray.json"
 
 
 def open_chest(archive: Path, seed: int = 0) -> DataSet:
-    """No findings against pneumonia, patients kept together, with a split."""
+    """No findings against pneumonia, with a split that keeps patients together."""
     opener = Zip(archive)
     kinds = {"No_findings": 0, "Pneumonia": 1}
     names = [name for name in opener.names() if name.partition("/")[0] in kinds]
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0, help="training of each network, for each seed")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--rows", default=";".join(ROWS), help="some of them, separated by ;")
-    parser.add_argument("--images", type=int, default=None, help="so many training and test images alone: a trial")
+    parser.add_argument("--images", type=int, default=None, help="maximum number of images, for a trial run")
     parser.add_argument("--result", type=Path, default=RESULT)
     options = parser.parse_args()
     data = open_chest(options.data_root / "chest_xray_256.zip")

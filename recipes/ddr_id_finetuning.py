@@ -1,14 +1,15 @@
-"""DDR-ID: what its finetuning does to the codes, and which of the paper's open points matter.
+"""DDR-ID: effect of the finetuning on the latent codes, and which details left open by the paper matter.
 
     python recipes/ddr_id_finetuning.py --data-root DIR [--digit 5]      (one thread, about 20 minutes)
 
-Networks of a quarter of the width of table 1 (Lin et al. 2020), batches of 64, rate 3e-4, one seed; digits resized to 32 pixels.
-Training images of MNIST alone: all of a digit but 900 train, these 900 and 2,100 of other digits test, so that what is seen here
-may choose settings.
+Networks with a quarter of the width of table 1 (Lin et al. 2020), batches of 64, learning rate 3e-4, one seed; digits resized to
+32 pixels. Training images of MNIST only: all of a digit except 900 are for training, these 900 and 2,100 of other digits for
+testing, so the results may be used to choose settings.
 
-First the settings (18 epochs in all): AUROC of ``latent`` and ``image`` in percent, the means of AS_l and AS_r over held-out
-normal images, the mean deviation of a normal image's code coordinate. Then the way there: the same after each epoch of
-finetuning, from 8 and from 40 epochs of pretraining, and with squares averaged over coordinates and pixels instead of summed.
+First part, by settings (18 epochs in total): AUROC of ``latent`` and ``image`` in percent, the means of AS_l and AS_r over
+held-out normal images, the mean standard deviation of a coordinate of a normal image's latent code. Second part, over time: the
+same after each epoch of finetuning, from 8 and from 40 epochs of pretraining, and with squares averaged over coordinates and
+pixels instead of summed.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ RESULT = Path(__file__).parent / "results" / "ddr_id_finetuning.json"
 
 
 def measured(model: DDRID, x: Tensor, labels: npt.NDArray[np.int64]) -> dict[str, float]:
-    """AUROC of both scores; of the normal images mean scores and the deviation of codes."""
+    """AUROC of both scores; mean scores and standard deviation of the latent codes of normal images."""
     model.eval()
     with torch.no_grad():
         latent, image = (torch.cat(part).numpy() for part in zip(*map(model.anomaly_scores, torch.split(x, 256))))
@@ -84,7 +85,7 @@ def epoch(model: DDRID, x: Tensor, losses: Sequence[Any], optimisers: Sequence[t
 def path(
     train: Tensor, test: Tensor, labels: npt.NDArray[np.int64], pretraining: int, finetuning: int, mean: bool
 ) -> list[dict[str, float]]:
-    """Before finetuning and after each epoch of it, at a constant rate."""
+    """Before finetuning and after each of its epochs, at a constant learning rate."""
     torch.manual_seed(0)
     model = DDRID(DDRIDSettings(width=WORDS["width"], lr=WORDS["lr"]), train.shape[1:])
     adam = partial(torch.optim.Adam, lr=WORDS["lr"], weight_decay=model.settings.weight_decay)
@@ -98,7 +99,12 @@ def path(
     found = [measured(model, test, labels)]
     optimisers = [adam(model.discriminator.parameters()), adam(both)]
     for _ in range(finetuning):
-        epoch(model, train, [model.ascend, partial(means, model) if mean else model.descend], optimisers)
+        epoch(
+            model,
+            train,
+            [model.discriminator_loss, partial(means, model) if mean else model.autoencoder_loss],
+            optimisers,
+        )
         found.append(measured(model, test, labels))
         print(f"{pretraining} epochs before", "means" if mean else "sums", rounded(found[-1]), flush=True)
     return found
@@ -151,7 +157,7 @@ def main() -> None:
 
 
 def seen(detector: Detector, images: Iterable[npt.NDArray[Any]]) -> Tensor:
-    """Images as the network sees them."""
+    """Images preprocessed for the network."""
     return torch.stack([detector.preprocess.apply(image)[0] for image in images])
 
 

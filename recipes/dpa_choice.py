@@ -1,19 +1,19 @@
-"""How many anomalies, of how many kinds, does a good choice of settings need? Figure 5 of DPA, on CIFAR-10 in small.
+"""How many anomalies, of how many kinds, are needed to choose settings: figure 5 of DPA, a smaller version on CIFAR-10.
 
     python recipes/dpa_choice.py --data-root DIR [--normal automobile]     (about 25 minutes on 2 cores)
 
-Shvetsova et al. 2021, section IV-E: settings of DPA are chosen by 1 to 9 kinds of anomalies and 10 to 200 examples, seven times
-each, by the mean AUROC over 3 folds; what the chosen setting reaches on the test images is compared with the best and the worst
-of all. Their finding: 20 anomalies of one kind come within 2 % of the best.
+Shvetsova et al. 2021, section IV-E: settings of DPA are chosen with 1 to 9 kinds of anomalies and 10 to 200 examples, seven times
+each, by the mean AUROC over 3 folds; the test AUROC of the chosen setting is compared with the best and the worst of all
+settings. Their result: 20 anomalies of one kind come within 2 % of the best.
 
-Here: one class of CIFAR-10 is normal, its training images (so many as ``--images``) are parted in three; anomalies are training
-images of the other nine classes, the kinds. Every setting of a grid (bottleneck x feature layer) is fitted on each two parts,
-and on all for the test. A fitted model's scores serve every size and draw of anomalies, so that the number of fits is 4 for each
-setting, whatever is asked of them. ``normalcy select`` makes the same choice for one set of anomalies, with nine pairs of folds
-in place of the three here and in the paper.
+Here, one class of CIFAR-10 is normal, and ``--images`` of its training images are divided into three folds; the anomalies are
+training images of the other nine classes, the kinds. Every setting of a grid (bottleneck x feature layer) is fitted on each pair
+of folds, and on all of them for the test. The scores of a fitted model serve every number and draw of anomalies, so each setting
+needs 4 fits. ``normalcy select`` makes the same choice for one set of anomalies, with nine pairs of folds instead of the three
+here and in the paper.
 
-Differences: a class in place of a finding or a slide; a smaller grid and short trainings. Test images choose nothing: they only
-say what a choice was worth. (CIFAR-10 may be read from JPEG files.)
+Differences: a class instead of a finding or a slide; a smaller grid and shorter training. Test images choose nothing: they only
+evaluate the choice. (CIFAR-10 may be read from JPEG files.)
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def chosen_by(anomalies: list[list[Scores]], normal: list[list[Scores]], kinds: 
     places = np.array([row for kind in of_kinds for row in drawn[drawn[:, 0] == kind][: -(-examples // kinds)]])
     places = rng.permutation(places)[:examples]
     quality = [
-        np.mean([ranked(parts[k], strange[k][tuple(places[k::FOLDS].T)]) for k in range(FOLDS)])
-        for strange, parts in zip(anomalies, normal)
+        np.mean([ranked(parts[k], others[k][tuple(places[k::FOLDS].T)]) for k in range(FOLDS)])
+        for others, parts in zip(anomalies, normal)
     ]
     return int(np.argmax(quality))
 
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--images", type=int, default=1500, help="normal training images")
     parser.add_argument("--test-images", type=int, default=2000)
-    parser.add_argument("--settings", type=int, default=None, help="only the first so many of the grid: a trial")
+    parser.add_argument("--settings", type=int, default=None, help="number of settings of the grid, for a trial run")
     parser.add_argument("--result", type=Path, default=RESULT)
     options = parser.parse_args()
     data = open_data(f"cifar10:{options.normal}", options.data_root)

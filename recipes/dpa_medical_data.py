@@ -1,4 +1,4 @@
-"""The data of DPA's tables 2 to 4 from what Camelyon16 and the NIH give, in layouts that normalcy reads.
+"""Prepares the data of DPA's tables 2 to 4, Camelyon16 and ChestX-ray14 of the NIH, in layouts that normalcy reads.
 
     python recipes/dpa_medical_data.py camelyon16 SOURCE OUT       (hours; a slide at a time, little memory)
     python recipes/dpa_medical_data.py nih SOURCE OUT [--subset LISTS]                           (seconds)
@@ -6,24 +6,24 @@
 Shvetsova et al. 2021, section IV-A1, and the authors' preparation of the data.
 
 camelyon16. SOURCE holds training/normal/*.tif, training/tumor/*.tif, training/lesion_annotations/*.xml, testing/images/*.tif,
-testing/lesion_annotations/*.xml and testing/reference.csv, as downloaded (camelyon16.grand-challenge.org, CC0). Tissue is told
-from the background by Otsu's threshold; of each slide at most 50 tiles of 768x768 pixels at the finest level (40x) are drawn
-without overlap, all tissue; from slides with metastases, tiles that lie within an annotated metastasis. Each is normalised
-by stain (Vahadane) and reduced to 192 pixels (10x, the authors' choice). Written:
+testing/lesion_annotations/*.xml and testing/reference.csv, as downloaded (camelyon16.grand-challenge.org, CC0). Tissue is
+segmented by Otsu's threshold. From each slide, at most 50 tiles of 768x768 pixels at the finest level (40x) are drawn without
+overlap, all of tissue; from slides with metastases, tiles inside an annotated metastasis. Tiles are stain-normalised (Vahadane)
+and reduced to 192 pixels (10x, the authors' choice). Output:
 
-    OUT/train/good/*.png             192x192, of normal training slides, to be cropped to 64 at random (augment = ["crop:64"])
+    OUT/train/good/*.png             192x192, of normal training slides, for random crops of 64 (augment = ["crop:64"])
     OUT/test/good, OUT/test/tumour   the central 64x64 of tiles of test slides
     OUT/known                        the same of --known training slides with metastases (4), for ``normalcy select``
 
-Slides that the authors left out are left out (no tissue found, black, blurred, not annotated whole). Differences: tiles lie on a
-grid of 768 pixels, theirs on a grid of tissue pixels; the reference of the stains is of Macenko et al. instead of a chosen tile.
+Slides that the authors excluded are excluded (no tissue found, black, blurred, annotation incomplete). Differences: tiles lie on
+a grid of 768 pixels, theirs on a grid of tissue pixels; the stain reference is that of Macenko et al. instead of a chosen tile.
 
 nih. SOURCE holds images*/*.png (or images/*.png) of ChestX-ray14, Data_Entry_2017*.csv, train_val_list.txt and test_list.txt, as
-downloaded (nihcc.app.box.com/v/ChestXray-NIHCC). Written: OUT/PA.csv, OUT/AP.csv and, from the lists of Tang et al. as the
-authors keep them (LISTS/normal/train, LISTS/normal/test, LISTS/anomaly/test: names of images, one a line), OUT/subset.csv; and
-OUT/known_PA.csv, OUT/known_AP.csv, training images with Infiltration alone, for ``normalcy select``. The tables name the
-images where they are. Images without finding train; resizing to 300, the central crop of 224 and resizing to 64 are steps
-of preprocessing (resize:300, centre_crop:0.7467, size=64), as is histogram_equalisation, which the authors tried, too.
+downloaded (nihcc.app.box.com/v/ChestXray-NIHCC). Output: OUT/PA.csv, OUT/AP.csv and, from the lists of Tang et al. as the
+authors keep them (LISTS/normal/train, LISTS/normal/test, LISTS/anomaly/test: one image name per line), OUT/subset.csv; and
+OUT/known_PA.csv, OUT/known_AP.csv, training images with Infiltration only, for ``normalcy select``. The tables refer to the
+images in place. Images without finding are for training; resizing to 300, the central crop of 224 and resizing to 64 are
+preprocessing steps (resize:300, centre_crop:0.7467, size=64), as is histogram_equalisation, which the authors also tried.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ LEFT_OUT = {"normal_027", "normal_045", "normal_108", "normal_144", "normal_150"
 COARSE = 64
 """Pixels of the finest level to a pixel of the mask of metastases."""
 INSIDE = 0.99
-"""Share of a tile that must be tissue, and metastasis."""
+"""Minimum fraction of a tile that must be tissue, and metastasis."""
 
 
 # -- Camelyon16 ------------------------------------------------------------------------------------------------------
@@ -65,8 +65,8 @@ def camelyon16(source: Path, out: Path, known: int = 4) -> dict[str, int]:
     tests = slides(testing / "images")
     normal = [path for path in tests if path.stem not in tumour]
     count["test/good"] = write_tiles(out / "test" / "good", normal, None)
-    strange = [path for path in tests if path.stem in tumour]
-    count["test/tumour"] = write_tiles(out / "test" / "tumour", strange, of_test)
+    tumorous = [path for path in tests if path.stem in tumour]
+    count["test/tumour"] = write_tiles(out / "test" / "tumour", tumorous, of_test)
     return count
 
 
@@ -78,8 +78,8 @@ def slides(folder: Path) -> list[Path]:
 
 
 def write_tiles(out: Path, paths: Sequence[Path], annotations: Path | None, whole: bool = False) -> int:
-    """PNG files of each slide's tiles, their centre unless ``whole``; those that are there are kept, so that a second call
-    goes on. With ``annotations``, tiles of metastases alone."""
+    """PNG files of each slide's tiles, their centre unless ``whole``; existing files are kept, so that a second call
+    continues. With ``annotations``, tiles of metastases alone."""
     out.mkdir(parents=True, exist_ok=True)
     count = 0
     for path in paths:
@@ -106,8 +106,8 @@ def write_tiles(out: Path, paths: Sequence[Path], annotations: Path | None, whol
 
 
 def metastases(path: Path, annotation: Path) -> npt.NDArray[np.bool_]:
-    """Where a slide is annotated as metastasis, a pixel for COARSE of its finest level; (rows, columns). Annotations of the
-    group _2 or Exclusion are no metastasis."""
+    """Mask of the annotated metastases, one pixel per COARSE pixels of the finest level; (rows, columns). Annotations of the
+    group _2 or Exclusion are holes."""
     width, height = Slide(path).size
     mask = Image.new("1", (-(-width // COARSE), -(-height // COARSE)))
     pen = ImageDraw.Draw(mask)
@@ -115,9 +115,9 @@ def metastases(path: Path, annotation: Path) -> npt.NDArray[np.bool_]:
     for region in ElementTree.parse(annotation).iter("Annotation"):
         corners = [(float(c.get("X", 0)) / COARSE, float(c.get("Y", 0)) / COARSE) for c in region.iter("Coordinate")]
         found.append((region.get("PartOfGroup") not in ("_2", "Exclusion"), corners))
-    for strange, corners in sorted(found, key=lambda pair: not pair[0]):  # holes last
+    for tumorous, corners in sorted(found, key=lambda pair: not pair[0]):  # holes last
         if len(corners) > 2:
-            pen.polygon(corners, fill=int(strange))
+            pen.polygon(corners, fill=int(tumorous))
     return np.asarray(mask)
 
 

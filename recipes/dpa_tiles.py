@@ -1,14 +1,14 @@
-"""The map of DPA, which its authors never measured, on magnetic tiles: surface defects found and located.
+"""Localisation with the anomaly map of DPA, which its authors did not evaluate: surface defects of magnetic tiles.
 
     python recipes/dpa_tiles.py --data-root DIR [--minutes 15]     (one thread: about 4 x 22 minutes of one core)
 
-Data and split as in recipes/magnetic_tile.py (Huang et al. 2020): free tiles sorted by name, shuffled with random.Random(0), the
-first 80 % train (761); the other 191 and all 392 defective ones test; all resized to 256x256, maps compared with the masks at
-each image's own size. DPA sees them at 128x128 and 256x256, with a code of one pixel and with a spatial one, which has to keep
-the place of what it restores; below them the same network with L1 alone, whose map is the error of pixels. Every row trains for
-the same minutes. Compare with recipes/lsr_tiles.py (networks trained from scratch on the same tiles) and with PatchCore in
-recipes/magnetic_tile.py. Settings are those of the chest X-rays of the paper; nothing is chosen on test images. Intervals:
-images drawn again.
+Data and split as in recipes/magnetic_tile.py (Huang et al. 2020): defect-free tiles sorted by name, shuffled with
+random.Random(0), the first 80 % for training (761); the other 191 and all 392 defective ones for testing; all resized to 256x256,
+maps compared with the masks at the size of each image. DPA is run at 128x128 and 256x256, with a latent code of one pixel and
+with a spatial one, which has to keep positions; as a baseline, the same network with an L1 loss only, whose map is the pixel
+error. Every row trains for the same time. Compare with recipes/lsr_tiles.py (networks trained from scratch on the same tiles)
+and with PatchCore in recipes/magnetic_tile.py. Settings are those of the paper for chest X-rays; nothing is chosen on test
+images. Intervals: bootstrap over images.
 """
 
 from __future__ import annotations

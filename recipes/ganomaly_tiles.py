@@ -1,16 +1,16 @@
-"""GANomaly on surface defects of magnetic tiles, under a protocol that looks at no test image before the end.
+"""GANomaly on surface defects of magnetic tiles, under a protocol that uses no test image before the final evaluation.
 
     python recipes/ganomaly_tiles.py --data-root DIR [--out DIR]      (DIR holds magnetic_tile.zip; 1 core, about 3 minutes)
 
-Data and split as in recipes/magnetic_tile.py (Huang et al. 2020): free tiles sorted by name, shuffled with random.Random(0), the
-first 80 % train (761); the other 191 and all 392 defective ones test; all resized to 64x64. Akcay et al. 2018 with the weights of
-the paper (adversarial 1, context 50, encoder 1), its 64x64 pixels, its 15 epochs, and for the time a quarter of its channels.
-Scored after the last epoch, in evaluation mode, each image by itself: no epoch is picked by the AUROC of test images and no score
-is scaled by the test set's smallest and largest, as the authors' code does.
+Data and split as in recipes/magnetic_tile.py (Huang et al. 2020): defect-free tiles sorted by name, shuffled with
+random.Random(0), the first 80 % for training (761); the other 191 and all 392 defective ones for testing; all resized to 64x64.
+Akcay et al. 2018 with the loss weights of the paper (adversarial 1, context 50, encoder 1), its 64x64 pixels and its 15 epochs,
+and, to save time, a quarter of its channels. Images are scored after the last epoch, in evaluation mode, one by one: in contrast
+to the authors' code, no epoch is selected by test AUROC, and scores are not scaled by the minimum and maximum of the test set.
 
 Wanted: better than chance, with the whole interval (a port of another library was reported at a mean image AUROC of 0.42 on
-MVTec AD, which is worse than chance). Intervals: 95 %, images drawn again. Measured: `latent` 0.60 (0.55 to 0.65), so it is;
-`context` 0.51 (0.46 to 0.56), so it is not.
+MVTec AD, below chance). Intervals: 95 %, bootstrap over images. Expected: `latent` 0.60 (0.55 to 0.65), better than chance;
+`context` 0.51 (0.46 to 0.56), not better.
 """
 
 from __future__ import annotations

@@ -3,18 +3,18 @@
     python recipes/gtsrb_boundary_attack.py --data-root DIR     (DIR holds gtsrb_stop.npz and CIFAR-10; minutes on 2 cores)
 
 Ruff et al. 2018 and DDR-ID attack 20 stop signs of the test set; neither their images nor the classifier are published. A
-decision-based attack needs a class to leave and another to end up in. As gtsrb_stop.npz holds stop signs alone, the
-classifier here tells them from CIFAR-10 images: a small network, trained on the 780 training signs and 10,000 training
-images of CIFAR-10, half of each batch from either, and tested on the test sets of both. This is not the paper's classifier,
-so neither are the adversarial images: they are the nearest "not a stop sign" found, not another sign. The two classes lie
-far apart, so the changes are larger than an attack on a classifier of all signs would need.
+decision-based attack needs at least two classes. As gtsrb_stop.npz contains stop signs only, the classifier here separates them
+from CIFAR-10 images: a small network, trained on the 780 training signs and 10,000 training images of CIFAR-10, half of each
+batch from either, and tested on the test sets of both. This is not the paper's classifier, so the adversarial images differ
+too: they are the nearest images classified as "not a stop sign", not as another sign. The two classes are far apart, so the
+changes are larger than those of an attack on a classifier of all signs.
 
-Attack: Brendel et al. 2018 (algorithm 1), from uniform noise where that fools the classifier, else from an image of CIFAR-10
-(as their targeted attack starts from an image of the other class): a step along the sphere around the original, then one towards
-it, each kept only if the classifier is still fooled; both step sizes follow their rates of success.
+Attack: Brendel et al. 2018 (algorithm 1), from uniform noise if the classifier misclassifies it, else from an image of CIFAR-10
+(as their targeted attack starts from an image of the other class): one step along the sphere around the original, then one
+towards it, each kept only if the image is still misclassified; both step sizes follow their success rates.
 
 Writes gtsrb_stop_attacked.npz into the data root: x_train (780 signs), x_test (270 signs and 20 adversarial images), y_test
-(1: adversarial); and what was measured to recipes/results/gtsrb_boundary_attack.json.
+(1: adversarial); and the measurements to recipes/results/gtsrb_boundary_attack.json.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def boundary_attack(
     bounds: tuple[float, float] = (0.0, 1.0),
     window: int = 30,
 ) -> Tensor:
-    """Adversarial images near ``images`` (B, C, H, W), from adversarial ``start``; all walk at once, each with step sizes of
-    its own. ``adversarial``: images -> (B,) bool.
+    """Adversarial images near ``images`` (B, C, H, W), from adversarial ``start``, in parallel, each with its own step
+    sizes. ``adversarial``: images -> (B,) bool.
 
     The paper's rules: in each step Gaussian noise of length spherical_step * d, where d is the distance to the original,
     projected onto the sphere of radius d around it; then a step of source_step * d towards the original. The first step size
@@ -156,7 +156,7 @@ def main() -> None:
     images = signs_test[torch.from_numpy(chosen)]
 
     def as_stored(x: Tensor) -> Tensor:
-        """What is left of an image in eight bits: the attack must survive it."""
+        """An image rounded to eight bits: it must remain adversarial."""
         return (x * 255).round() / 255
 
     @torch.no_grad()

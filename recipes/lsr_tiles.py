@@ -1,17 +1,17 @@
-"""Surface defects of magnetic tiles by networks trained from scratch under one budget: LSR, autoencoders, a VAE.
+"""Surface defects of magnetic tiles by networks trained from scratch for the same time: LSR, autoencoders, a VAE.
 
     python recipes/lsr_tiles.py --data-root DIR [--minutes 25] [--rows NAMES]     (one thread: about 8 x 35 minutes of one core)
 
-Data and split as in recipes/magnetic_tile.py (Huang et al. 2020): free tiles sorted by name, shuffled with random.Random(0), the
-first 80 % train (761); the other 191 and all 392 defective ones test; all resized to 256x256. Every network trains for the same
-minutes of processor time: a short run before measures its speed, from which follows its number of steps. LSR with
+Data and split as in recipes/magnetic_tile.py (Huang et al. 2020): defect-free tiles sorted by name, shuffled with
+random.Random(0), the first 80 % for training (761); the other 191 and all 392 defective ones for testing; all resized to 256x256.
+Every network trains for the same processor time: a short run measures its speed, which determines the number of steps. LSR with
 ``preset="small"`` and eta from a grid search on held-out normal images with synthetic rectangles (section 4.3.3 of Wang et al.
-2020); the others with the settings of Bergmann et al. 2019 for textures, a code of 100 numbers. Thresholds of maps: the smallest
+2020); the others with the settings of Bergmann et al. 2019 for textures, latent dimension 100. Thresholds of maps: the smallest
 at which no region of the held-out normal maps is larger than 0.1 % of an image. Nothing is chosen on test images. Uneven tiles
-have 70 % of all marked pixels, so each type of defect has its own numbers, too, against the normal images.
+have 70 % of all marked pixels, so results are also given for each type of defect against the normal images.
 
-Rows "images as they are" train on the tiles as they are, the others on tiles turned by 0, 90, 180 or 270 degrees and mirrored
-at random, as the papers of LSR and of the autoencoders do with textures. The number of steps tells how busy the machine was.
+Rows "images as they are" train without augmentation, the others with rotations by multiples of 90 degrees and flips, as the
+papers of LSR and of the autoencoders do with textures. The number of steps indicates the load of the machine.
 
 Wanted: LSR above every other network trained from scratch in pixel AUROC and AUPRO (the paper, on MVTec AD: 0.94 against 0.82
 for the autoencoder with L2).
@@ -52,7 +52,7 @@ RESULT = Path(__file__).parent / "results" / "lsr_tiles.json"
 
 
 def pro_interval(folder: Path, threshold: float, resamples: int) -> metrics.Interval:
-    """Per-region overlap at a threshold, images drawn again."""
+    """Per-region overlap at a threshold, with a bootstrap interval over images."""
     read = read_results(folder)
     covered, regions = [], []
     for i in range(len(read)):
@@ -69,7 +69,7 @@ def pro_interval(folder: Path, threshold: float, resamples: int) -> metrics.Inte
 
 
 def made_before(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of an earlier run of the same length and images."""
+    """Rows of an earlier run with the same training time and images."""
     if not options.result.is_file():
         return []
     known = json.loads(options.result.read_text(encoding="utf-8"))

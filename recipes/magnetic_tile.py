@@ -1,12 +1,13 @@
-"""Surface defects of magnetic tiles, found and located after training on defect-free tiles.
+"""Surface defects of magnetic tiles, detected and localised after training on defect-free tiles.
 
     python recipes/magnetic_tile.py --data-root DIR        (DIR holds magnetic_tile.zip; about 5 minutes on 2 cores)
 
-Data: Huang et al. 2020, 1,344 images of many sizes with masks. No split is given: free tiles sorted by name, shuffled with
-random.Random(0), the first 80 % train (761); the other 191 and all 392 defective ones test. Four "uneven" images in which
-nothing is marked are left out of the pixel metrics. All images resized to 256x256; maps are compared with the masks at
-each image's own size. Settings are patchcore's defaults; these were chosen after about 60 configurations on these very test
-images (and 20 on the solar cells), so the numbers are optimistic and the intervals do not include that choice.
+Data: Huang et al. 2020, 1,344 images of various sizes with masks. There is no published split: defect-free tiles are sorted by
+name and shuffled with random.Random(0); the first 80 % are for training (761), the other 191 and all 392 defective ones for
+testing. Four "uneven" images with empty masks are excluded from the pixel metrics. All images are resized to 256x256; maps are
+compared with the masks at the size of each image. Settings are patchcore's defaults. These were chosen after about 60
+configurations on these test images (and 20 on the solar cells), so the numbers are optimistic, and the intervals do not include
+that choice.
 
 Expected (patchcore): image AUROC >= 0.92, pixel AUROC >= 0.75, AUPRO (limit 0.3) >= 0.73.
 A common library with the same backbone, same split, at 256x256: PaDiM 0.896 / 0.719 / 0.732, PatchCore 0.870 / 0.714 / 0.631.

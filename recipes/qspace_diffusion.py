@@ -1,32 +1,32 @@
-"""Planted changes of the diffusion signal, found voxel by voxel after training on the healthy voxels of the same brain.
+"""Synthetic changes of the diffusion signal, detected voxel by voxel after training on healthy voxels of the same brain.
 
     python recipes/qspace_diffusion.py --data-root DIR [--out DIR]      (1 core, about 2 minutes)
 
 DIR holds small_64D.nii with .bval and .bvec (10x10x10 voxels, 64 directions at b=1000 s/mm^2) and small_101D.nii.gz with .bval
-(6x10x10 voxels, 101 measurements up to b=4065, directions not given). Even slices are for training, odd ones for the test,
-each a 4D volume with its b-values in the layout train/good, test/<kind>, ground_truth/<kind>, read as `diffusion:FOLDER`, scored
-and written back as anyone's. A test volume has three lesions of up to 7 or 19 voxels, of one kind. They change A, the part of
-S / S0 that the first six principal components of the file hold; what they leave, noise above all, stays as it is (where it was
-changed along, in a first trial, lesions were less noisy than healthy voxels and looked more normal, with AUROCs down to 0.2):
+(6x10x10 voxels, 101 measurements up to b=4065, directions not given). Even slices are for training, odd ones for testing, each
+written as a 4D volume with its b-values in the layout train/good, test/<kind>, ground_truth/<kind>, and read as
+`diffusion:FOLDER`. A test volume has three lesions of up to 7 or 19 voxels, of one kind. The lesions change A, the part of S / S0
+that is explained by the first six principal components of the file; the remainder, mainly noise, is kept. (In a first trial it
+was changed too: lesions were then less noisy than healthy voxels and scored lower, with AUROCs down to 0.2.)
 
     restricted  diffusion is slower by half, as in acute ischaemia, A <- A^(1/2)
     free_water  half is free water, as in oedema, A <- (A + exp(-b 0.003 mm^2/s)) / 2
-    isotropic   three quarters of what directions of one b-value differ by are lost, A <- (A + 3 mean A of that b) / 4
+    isotropic   the differences between directions of one b-value are reduced to a quarter, A <- (A + 3 mean A of that b) / 4
     dropout     an artefact: half of the signal is lost in a quarter of the measurements, the same for a lesion
 
-Free water and little anisotropy are what some healthy voxels have: a method that sees one voxel at a time may be blind to them.
+Some healthy voxels have free water or little anisotropy, so a method that scores one voxel at a time may not detect these.
 
-Every score of `qspace_vae` (Vasilev et al. 2018) with its defaults, beside what needs no network: the mean squared z-score of a
-voxel's signals, and what is left of them by the principal components that hold 95 % of the variance. Voxel AUROC and AP against
-the untouched voxels of the same volumes and the volume without lesions; intervals: 95 %, volumes drawn again, which says how
-much places of lesions matter, not brains, for there is one brain in each file; ends of AUROC intervals come from bins and are
-up to 0.002 off. Nothing is chosen on test volumes.
+Every score of `qspace_vae` (Vasilev et al. 2018) with its defaults, and two baselines without a network: the mean squared z-score
+of a voxel's signals, and their residual after the principal components that explain 95 % of the variance. Voxel AUROC and AP
+against the unchanged voxels of the same volumes and the volume without lesions. Intervals: 95 %, bootstrap over volumes; they
+describe the effect of lesion positions, not of brains, because each file has one brain. The ends of AUROC intervals come from
+histograms and are accurate to 0.002. Nothing is chosen on test volumes.
 
-Measured: with 101 b-values the reconstruction error finds restricted diffusion (AUROC 1.00, AP 1.00) and dropout (0.98, 0.93);
-z-score is better on free water (0.96 to 0.62), PCA on dropout (1.00), no score finds the loss of anisotropy well (at most 0.71,
-PCA). With 64 directions of one b-value healthy voxels differ so much that nothing is above 0.68 on any change.
+Expected: with 101 b-values the reconstruction error detects restricted diffusion (AUROC 1.00, AP 1.00) and dropout (0.98, 0.93);
+the z-score is better on free water (0.96 against 0.62), PCA on dropout (1.00); no score detects the loss of anisotropy well
+(at most 0.71, PCA). With 64 directions of one b-value healthy voxels vary so much that no AUROC exceeds 0.68 for any change.
 
-A third file, S0_10slices.nii.gz, is b=0 alone: it has no q-space; the brain mask was looked at on it.
+A third file, S0_10slices.nii.gz, contains b=0 only and has no q-space; it was used to inspect the brain mask.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ KINDS: Mapping[str, Change] = {
 
 
 def smooth_part(signals: Floats, is_b0: npt.NDArray[np.bool_]) -> Floats:
-    """S / S0 of the weighted images, (X, Y, Z, N), as the first principal components hold it; in [0, 1]."""
+    """S / S0 of the weighted images, (X, Y, Z, N), projected onto the first principal components; in [0, 1]."""
     rows = (signals[..., ~is_b0] / signals[..., is_b0].mean(-1, keepdims=True)).reshape(-1, int((~is_b0).sum()))
     mean = rows.mean(0)
     axes = np.linalg.svd(rows - mean, full_matrices=False)[2][:COMPONENTS]
@@ -132,7 +132,7 @@ def write_set(folder: Path, source: Path, volumes: int, seed: int) -> None:
 
 
 def baselines(train: DataSet, test: DataSet) -> dict[str, list[npt.NDArray[np.float32]]]:
-    """Maps of what needs no network."""
+    """Maps of the baselines without a network."""
     rows = np.concatenate([x[1:, x[0] > 0].T for x in map(train.read, range(len(train)))])
     mean, std = rows.mean(0), rows.std(0)
     _, values, axes = np.linalg.svd((rows - mean) / std, full_matrices=False)

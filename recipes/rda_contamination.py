@@ -1,15 +1,16 @@
-"""RDA: foreign digits among the training images found by a fit to all of them, against lambda, beside an isolation forest.
+"""RDA on a contaminated training set: foreign digits detected by a fit to all images, as a function of lambda.
 
     python recipes/rda_contamination.py --data-root DIR      (DIR holds mnist.npz; about 70 minutes on one core)
 
-Zhou, Paffenroth 2017, section 4.3: the 4s of MNIST's training set with 5 % foreign digits, l2,1 penalty over images; there RDA
-reaches an F1 of 0.64 by its best lambda, an isolation forest 0.37. Here 1,000 training images for each share of foreign digits
-from 1 to 10 % and each seed, which draws both and the initial weights; all are fitted to and all are scored. For each lambda:
-AUROC and average precision of the score "error" (the norm of X - D(E(L)) of each image) with 95 % intervals, AUROC of "noise"
-(mean |S|, with ties at 0), F1 of the paper's rule (an anomaly has S not 0) and the largest F1 of any threshold on "error", which
-looks at the labels as the paper's choice of lambda does. lambda = 1000 leaves S at 0: a plain autoencoder of the same length.
+Zhou, Paffenroth 2017, section 4.3: the 4s of MNIST's training set with 5 % foreign digits, l2,1 penalty over images; there, RDA
+reaches an F1 of 0.64 with its best lambda, an isolation forest 0.37. Here, 1,000 training images for each fraction of foreign
+digits from 1 to 10 % and each seed, which determines both and the initial weights; the fit uses all of them, and all are scored.
+For each lambda: AUROC and average precision of the score "error" (the norm of X - D(E(L)) of each image) with 95 % intervals,
+AUROC of "noise" (mean |S|, with ties at 0), F1 of the paper's rule (an anomaly has S not 0), and the maximum F1 over all
+thresholds on "error", which uses the labels as the paper's choice of lambda does. lambda = 1000 leaves S at 0: a plain
+autoencoder of the same training length. An isolation forest is the baseline.
 
-A cell is written when it is done, and what is there is not run again.
+Finished cells are written to files and not run again.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ RESULT = Path(__file__).parent / "results" / "rda_contamination.json"
 
 
 def contaminated(data_root: Path | None, images: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Training images (N, 28, 28) of which ``share`` are other digits, shuffled, and labels (N,)."""
+    """Training images (N, 28, 28), a fraction ``share`` of which are other digits, shuffled, and labels (N,)."""
     random = np.random.default_rng(seed)
     foreign = round(share * images)
     fours = open_data(f"mnist:{DIGIT}", data_root).select(split="train")
@@ -86,7 +87,7 @@ def isolation_forest(x: np.ndarray, labels: np.ndarray, seed: int, resamples: in
 
 
 def summary(cells: dict[str, Any]) -> list[dict[str, Any]]:
-    """Means over seeds, with the deviation between them where there are several."""
+    """Means over seeds, with their standard deviation if there are several."""
     groups: dict[tuple[float, str], list[dict[str, Any]]] = {}
     for cell in cells.values():
         groups.setdefault((cell["share"], cell["row"]), []).append(cell)

@@ -1,13 +1,14 @@
-"""Defective solar cells in electroluminescence images, found after training on functional cells: the demo with a record.
+"""Defective solar cells in electroluminescence images after training on functional cells: the demo with a result file.
 
     python recipes/solar_cells.py                                          (about 5 minutes on 2 cores)
 
-Data: the package elpv-dataset (Deitsch et al. 2019), 300x300, resized to 128x128. Probability 0: names sorted, shuffled with
-random.Random(0), first 80 % train (1,206), the other 302 and all 715 of probability 1 test.
+Data: the package elpv-dataset (Deitsch et al. 2019), 300x300, resized to 128x128. Cells with defect probability 0 are sorted by
+name and shuffled with random.Random(0); the first 80 % are for training (1,206), the other 302 and all 715 cells with probability
+1 for testing.
 
-The defaults of patchcore were chosen looking at these test images too (about 20 configurations): the number is optimistic.
+The defaults of patchcore were chosen on these test images too (about 20 configurations), so the number is optimistic.
 
-Expected: the best method's image AUROC >= 0.89. A common library with the same backbone and split: PaDiM 0.882,
+Expected: image AUROC of the best method >= 0.89. A common library with the same backbone and split: PaDiM 0.882,
 PatchCore 0.850.
 """
 

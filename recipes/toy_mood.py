@@ -1,19 +1,19 @@
-"""A toy of the MOOD challenge: anomalies in brain volumes, found and located after training on normal volumes alone.
+"""A small version of the MOOD challenge: anomalies in brain volumes after training on normal volumes only.
 
     python recipes/toy_mood.py --templates DIR [--out DIR]      (1 core, about an hour)
 
 DIR holds mni152_t1_1mm.nii.gz and colin27_brain_1mm.nii.gz. Each normal volume is one of the two templates at 4 mm (48 voxels
-a side), turned, scaled, shifted and bent smoothly, with another contrast, a slow bias field and noise. Test volumes are made
-alike; in two of three a synthetic anomaly (blob, intensity, rectangle, displace, mirror) of 0.4 % of the volume lies in the
-brain. All are written as NIfTI in the layout train/good, test/<type>, ground_truth/<type>, and read, scored and evaluated as
-anyone's volumes: maps come back in the space of the files.
+a side), rotated, scaled, translated and smoothly deformed, with random contrast, a slow bias field and noise. Test volumes are
+generated in the same way; two of three contain a synthetic anomaly (blob, intensity, rectangle, displace, mirror) of 0.4 % of the
+volume inside the brain. All are written as NIfTI in the layout train/good, test/<type>, ground_truth/<type>, and read, scored and
+evaluated like any volumes: maps are in the space of the files.
 
-`vq_restoration` slice by slice and in true 3D against a 3D `vae`. Image score and map of each row are those of one score name;
-"reconstruction" of vq_restoration is the same fit without restoration. Every row trains for about 14 minutes of one core, on as
-many volumes as MOOD has. No setting was chosen on these test volumes; on volumes of another seed, by voxel AP, pixel_quantile
-(0.95 and 0.99; in 3D 0.98, too) and the halvings in 3D (2 and 3), and by sample AP sample_quantile (0.95 to 0.9995). Nothing is
-held out for thresholds of images.
-Only two templates: this shows that the path works and how methods compare on it, not how they would on patients.
+`vq_restoration` on slices and in 3D against a 3D `vae`. Image score and map of each row are those of one score; "reconstruction"
+of vq_restoration is the same fit without restoration. Every row trains for about 14 minutes of one core, on as many volumes as
+MOOD has. No setting was chosen on these test volumes; on volumes of another seed, pixel_quantile (0.95 and 0.99; in 3D also 0.98)
+and the halvings in 3D (2 and 3) were chosen by voxel AP, and sample_quantile (0.95 to 0.9995) by sample AP. There is no
+calibration set. With two templates, this tests the pipeline and compares methods on this task; it does not predict
+performance on patients.
 """
 
 from __future__ import annotations
@@ -82,13 +82,13 @@ def template(path: Path) -> Floats:
 
 
 def smooth(rng: np.random.Generator, shape: Sequence[int], points: int, deviation: float) -> Floats:
-    """A smooth random field with so many free points a side."""
+    """A smooth random field with ``points`` free points a side."""
     field = zoom(rng.normal(size=(points,) * 3), [n / points for n in shape], order=3, mode="nearest")
     return (field * (deviation / field.std())).astype(np.float32)
 
 
 def deformed(volume: Floats, rng: np.random.Generator, outside: float = 0.0) -> Floats:
-    """Another body: turned, scaled and shifted by a little, bent by about a voxel."""
+    """Random shape: small rotation, scaling and translation, deformed by about a voxel."""
     grid = np.stack(np.meshgrid(*[np.arange(n, dtype=np.float64) for n in volume.shape], indexing="ij"))
     turn = Rotation.from_euler("xyz", rng.normal(0, 3, 3), degrees=True).as_matrix() * rng.uniform(0.94, 1.06, 3)
     bend = np.stack([smooth(rng, volume.shape, 6, 1.0) for _ in range(3)])  # voxels
@@ -99,7 +99,7 @@ def deformed(volume: Floats, rng: np.random.Generator, outside: float = 0.0) -> 
 
 
 def varied(brain: Floats, rng: np.random.Generator) -> Floats:
-    """Another brain, values in [0, 1]."""
+    """Random shape and contrast, values in [0, 1]."""
     moved = deformed(brain, rng)
     bias = smooth(rng, brain.shape, 4, 0.06)
     shown = np.clip(moved, 0, 1) ** rng.uniform(0.85, 1.2) * (1 + bias)
@@ -107,7 +107,7 @@ def varied(brain: Floats, rng: np.random.Generator) -> Floats:
 
 
 def with_anomaly(volume: Floats, kind: str, rng: np.random.Generator) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    """One anomaly that lies in the brain."""
+    """One anomaly inside the brain."""
     brain = gaussian_filter(volume, 1) > 0.2
     while True:
         changed, mask = make(volume[None], kind, rng, area=AREA)

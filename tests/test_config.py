@@ -7,7 +7,16 @@ from typing import Any, Literal
 
 import pytest
 
-from normalcy.config import build, default_of, known_words, meanings, parse_words, read_toml, share_out, to_words
+from normalcy.config import (
+    assign_settings,
+    build,
+    default_of,
+    field_docs,
+    fields_of,
+    parse_settings,
+    read_toml,
+    to_dict,
+)
 from normalcy.errors import SettingsError
 
 
@@ -94,23 +103,23 @@ def test_mistakes_are_one_sentence(word: str, given: Any, sentence: str):
 
 def test_round_trip_through_json():
     for settings in (Every(), Every(7, 1e-9, True, "ü", "l1", 3, 4, (0.1, 0.2), ("a", "b"))):
-        assert build(Every, json.loads(json.dumps(to_words(settings))), "it") == settings
+        assert build(Every, json.loads(json.dumps(to_dict(settings))), "it") == settings
 
 
 def test_words_are_shared_out():
-    parts = share_out({"whole": "4", "epochs": 9}, {"a": Every, "b": Other}, "fit")
+    parts = assign_settings({"whole": "4", "epochs": 9}, {"a": Every, "b": Other}, "fit")
     assert parts == {"a": Every(whole=4), "b": Other(epochs=9)}
     with pytest.raises(SettingsError, match="fit has no setting 'epoch': did you mean 'epochs'"):
-        share_out({"epoch": 1}, {"a": Every, "b": Other}, "fit")
+        assign_settings({"epoch": 1}, {"a": Every, "b": Other}, "fit")
 
 
 def test_pairs():
-    assert parse_words(["latent=64", " loss = l1", "text=a=b", "several="]) == {
+    assert parse_settings(["latent=64", " loss = l1", "text=a=b", "several="]) == {
         "latent": "64", "loss": "l1", "text": "a=b", "several": ""
     }  # fmt: skip
     for wrong in ("latent", "=3", " =3"):
         with pytest.raises(SettingsError, match="--set expects key=value"):
-            parse_words([wrong])
+            parse_settings([wrong])
 
 
 def test_toml(tmp_path: Path):
@@ -137,5 +146,5 @@ def test_toml_mistakes(content: bytes | None, sentence: str, tmp_path: Path):
 
 
 def test_defaults_and_meanings():
-    assert {word: default_of(field) for word, field in known_words(Every).items()}["pair"] == (0.0, 0.9)
-    assert meanings(Every) == {"whole": "How many.", "several": "Names, in order. More about it."}
+    assert {word: default_of(field) for word, field in fields_of(Every).items()}["pair"] == (0.0, 0.9)
+    assert field_docs(Every) == {"whole": "How many.", "several": "Names, in order. More about it."}

@@ -1,10 +1,10 @@
-"""Score a folder of volumes: a map beside each name, a score in ``<name>.txt``, and all scores in ``scores.csv``.
+"""Score a folder of volumes: an anomaly map for each volume, its score in ``<name>.txt``, and all scores in ``scores.csv``.
 
     python entrypoint.py IN OUT [--model /model] [--device auto]
 
-Maps are NIfTI with the axes, shape and affine of the input, scaled to [0, 1] from the range of held-out normal volumes where
-the detector was calibrated. Scores are 1 - p-value then, else the detector's own. A volume that cannot be read gets the
-highest score that there is and no map, and is listed in ``failed.csv``: a challenge wants an answer for every file.
+Maps are NIfTI with the axes, shape and affine of the input, scaled to [0, 1] by the range on held-out normal volumes if the
+detector was calibrated. Scores are then 1 - p-value, else the detector's own. A volume that cannot be read gets the highest score
+and no map, and is listed in ``failed.csv``, because a challenge expects a result for every file.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from normalcy.data.open import open_data
 from normalcy.data.volumes import write_volume
 from normalcy.errors import NormalcyError
 from normalcy.files import write_bytes
-from normalcy.results.folder import NIFTI, NOTICE, named
-from normalcy.scoring import Result
+from normalcy.results.folder import NIFTI, named
+from normalcy.scoring import NOTICE, Result
 
 
 def main(arguments: list[str]) -> int:

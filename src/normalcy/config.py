@@ -23,7 +23,7 @@ from normalcy.errors import SettingsError
 T = TypeVar("T")
 
 
-def known_words(cls: type) -> dict[str, Field[Any]]:
+def fields_of(cls: type) -> dict[str, Field[Any]]:
     """The settings of a dataclass by name."""
     return {f.name: f for f in fields(cls) if f.init}
 
@@ -53,17 +53,17 @@ def build(cls: type[T], words: Mapping[str, Any], who: str) -> T:
     normalcy.errors.SettingsError: vae has no setting 'latnet': did you mean 'latent'? It knows latent, loss.
     """
     hints = get_type_hints(cls)
-    known = known_words(cls)
+    known = fields_of(cls)
     values = {}
     for word, value in words.items():
         if word not in known:
-            raise unknown_word(word, known, who)
+            raise unknown_setting(word, known, who)
         values[word] = _convert(value, hints[word], f"{who}: {word}")
     return cls(**values)
 
 
 def fill(instance: T, known: Mapping[str, Any]) -> T:
-    """Settings left at none, from what is ``known`` by their names (``DataSet.made``); all others stay.
+    """Settings left at none, from what is ``known`` by their names (``DataSet.scheme``); all others stay.
 
     >>> from dataclasses import dataclass
     >>> @dataclass(frozen=True)
@@ -72,12 +72,12 @@ def fill(instance: T, known: Mapping[str, Any]) -> T:
     >>> fill(Settings(), {"b0": [0], "scheme": []}), fill(Settings(b0=(3,)), {"b0": [0]})
     (Settings(b0=(0,)), Settings(b0=(3,)))
     """
-    open_words = [word for word in known_words(type(instance)) if getattr(instance, word) is None and word in known]
+    open_words = [word for word in fields_of(type(instance)) if getattr(instance, word) is None and word in known]
     given = {word: known[word] for word in open_words}
-    return build(type(instance), {**to_words(instance), **given}, "data") if given else instance
+    return build(type(instance), {**to_dict(instance), **given}, "data") if given else instance
 
 
-def unknown_word(word: str, known: Iterable[str], who: str) -> SettingsError:
+def unknown_setting(word: str, known: Iterable[str], who: str) -> SettingsError:
     """The error for a word that is no setting."""
     known = sorted(known)
     near = difflib.get_close_matches(word, known, n=1)
@@ -85,26 +85,26 @@ def unknown_word(word: str, known: Iterable[str], who: str) -> SettingsError:
     return SettingsError(f"{who} has no setting {word!r}:{hint} It knows {', '.join(known) or 'none'}.")
 
 
-def share_out(words: Mapping[str, Any], classes: Mapping[str, type], who: str) -> dict[str, Any]:
+def assign_settings(words: Mapping[str, Any], classes: Mapping[str, type], who: str) -> dict[str, Any]:
     """Give each word to the one dataclass that knows it: name of the part -> its instance.
 
     >>> from dataclasses import dataclass
     >>> @dataclass(frozen=True)
     ... class Train:
     ...     epochs: int = 1
-    >>> share_out({"epochs": "3"}, {"train": Train}, "fit")["train"]
+    >>> assign_settings({"epochs": "3"}, {"train": Train}, "fit")["train"]
     Train(epochs=3)
     """
-    owner = {word: part for part, cls in classes.items() for word in known_words(cls)}
+    owner = {word: part for part, cls in classes.items() for word in fields_of(cls)}
     given: dict[str, dict[str, Any]] = {part: {} for part in classes}
     for word, value in words.items():
         if word not in owner:
-            raise unknown_word(word, owner, who)
+            raise unknown_setting(word, owner, who)
         given[owner[word]][word] = value
     return {part: build(cls, given[part], who) for part, cls in classes.items()}
 
 
-def parse_words(pairs: Sequence[str]) -> dict[str, str]:
+def parse_settings(pairs: Sequence[str]) -> dict[str, str]:
     """``["latent=64"]`` -> ``{"latent": "64"}``."""
     words = {}
     for pair in pairs:
@@ -141,18 +141,18 @@ def write_toml(words: Mapping[str, Any]) -> str:
     return "".join(f"{word} = {json.dumps('none' if value is None else value)}\n" for word, value in words.items())
 
 
-def to_words(instance: Any) -> dict[str, Any]:
+def to_dict(instance: Any) -> dict[str, Any]:
     """All settings of an instance as plain JSON values."""
     words = {}
-    for word in known_words(type(instance)):
+    for word in fields_of(type(instance)):
         value = getattr(instance, word)
         words[word] = list(value) if isinstance(value, tuple) else value
     return words
 
 
-def meanings(cls: type) -> dict[str, str]:
+def field_docs(cls: type) -> dict[str, str]:
     """What each setting means: the text below it in the source of its dataclass, or of the one it extends."""
-    notes = meanings(cls.__base__) if cls.__base__ not in (None, object) else {}
+    notes = field_docs(cls.__base__) if cls.__base__ not in (None, object) else {}
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     statements = body.body if isinstance(body, ast.ClassDef) else []
     for setting, note in itertools.pairwise(statements):

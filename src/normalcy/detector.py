@@ -30,7 +30,7 @@ from normalcy.methods import get
 from normalcy.preprocessing.augment import Augment
 from normalcy.preprocessing.decode import DiskImages, Failure, decode
 from normalcy.preprocessing.pipeline import Preprocess
-from normalcy.preprocessing.views import Cutting, View
+from normalcy.preprocessing.views import View, ViewSettings
 from normalcy.provenance import versions
 from normalcy.scoring import NOTICE, Result, Results, _forward, _Part, _Ready, _slices
 from normalcy.settings import DecisionSettings, InputSettings
@@ -61,7 +61,7 @@ class Detector:
         self.name = method
         cls = get(method)
         parts = {"method": cls.Settings, "input": InputSettings, "train": TrainSettings, "decision": DecisionSettings}
-        settings = config.share_out(words, parts, method)
+        settings = config.assign_settings(words, parts, method)
         self.settings: Any = settings["method"]
         self.input: InputSettings = settings["input"]
         self.train: TrainSettings = settings["train"]
@@ -101,10 +101,10 @@ class Detector:
             rest, held_out = data.subset(kept), data.subset(carved)
         with _folder(run_dir) as folder:
             self._choose_size(rest)
-            self.settings = config.fill(self.settings, data.made)
+            self.settings = config.fill(self.settings, data.scheme)
             self.preprocess, bad = _fit_preprocess(self.preprocess, rest)
             rest = rest.subset([i for i in range(len(rest)) if i not in bad])
-            cutting, spill = self._cutting(scoring=False), folder / "images.raw"
+            cutting, spill = self._view_settings(scoring=False), folder / "images.raw"
             x, origin, failed = decode(rest, self.preprocess, spill, cutting=cutting, on_progress=on_decode)
             shape = (x.shape[1], *self.augment.size_of(x.shape[2:]))
             self.method = self._build(shape)
@@ -192,8 +192,8 @@ class Detector:
         not grow with the number of images.
         """
         method = self._fitted
-        check_scheme(self.facts.get("data", {}).get("made", {}), data.made, data.name)
-        preprocess, cutting = self.preprocess, self._cutting(scoring=True)
+        check_scheme(self.facts.get("data", {}).get("scheme", {}), data.scheme, data.name)
+        preprocess, cutting = self.preprocess, self._view_settings(scoring=True)
         calibration = self.calibration
         if tile and cutting.slices != "none":
             raise SettingsError(f"{self.name} sees volumes as slices: score them without tile.")
@@ -245,7 +245,7 @@ class Detector:
         ready: _Ready,
         part: _Part,
         preprocess: Preprocess,
-        cutting: Cutting,
+        cutting: ViewSettings,
         calibration: Calibration | None,
         decision: Decision | None,
     ) -> Result:
@@ -261,7 +261,7 @@ class Detector:
         def whole(pieces: Array | None, invert: Callable[[Array, View], Array] = plane) -> Array | None:
             return None if pieces is None else cutting.join(pieces, ready.views, invert)
 
-        score = self._piece_score(part.image)
+        score = self._view_score(part.image)
         if not np.isfinite(score):
             raise NormalcyError(
                 f"{self.name} gave a score that is not finite for {item.path}: fit again with other settings."
@@ -280,15 +280,15 @@ class Detector:
             flagged=None if decision is None else decision.flags(score, values),
             map=values,
             restored=restored,
-            spread=whole(part.spread),
+            uncertainty=whole(part.uncertainty),
             latent=None if part.latent is None else part.latent[int(part.image.argmax())].copy(),
-            pictures={name: joined for name, p in part.pictures.items() if (joined := whole(p)) is not None},
+            extra_maps={name: joined for name, p in part.extra_maps.items() if (joined := whole(p)) is not None},
             slices=_slices(ready.views, part.image),
         )
 
-    def _piece_score(self, scores: Array) -> float:
+    def _view_score(self, scores: Array) -> float:
         """The score of an image from those of its pieces."""
-        how = self.input.piece_score
+        how = self.input.view_score
         if isinstance(how, str):
             return float(scores.max() if how == "max" else scores.mean(dtype=np.float64))
         return float(np.quantile(scores, how, method="higher"))
@@ -307,10 +307,10 @@ class Detector:
             "normalcy": versions()["normalcy"],
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "method": self.name,
-            "settings": config.to_words(method.settings),
-            "input": config.to_words(self.input),
-            "train": config.to_words(self.train),
-            "decision": config.to_words(self.decision),
+            "settings": config.to_dict(method.settings),
+            "input": config.to_dict(self.input),
+            "train": config.to_dict(self.train),
+            "decision": config.to_dict(self.decision),
             "shape": list(method.shape),
             "preprocess": self.preprocess.to_json(),
             **self.facts,
@@ -372,7 +372,7 @@ class Detector:
     def words(self) -> dict[str, Any]:
         """All settings in use."""
         parts = (self.settings, self.input, self.train, self.decision)
-        return {word: value for part in parts for word, value in config.to_words(part).items()}
+        return {word: value for part in parts for word, value in config.to_dict(part).items()}
 
     def card(self) -> str:
         """CARD.md: what the detector was trained on, how it decides, how to use it."""
@@ -448,14 +448,14 @@ class Detector:
             side = crops[0]
         return None if side is None else (side,) * self.preprocess.constants.spatial_dims
 
-    def _cutting(self, scoring: bool) -> Cutting:
+    def _view_settings(self, scoring: bool) -> ViewSettings:
         i = self.input
         tile, overlap = self._tile(scoring), i.tile_overlap if scoring else 0.0
-        return Cutting(tile, overlap, i.tile_window, i.slices, i.slice_range, i.slice_body)
+        return ViewSettings(tile, overlap, i.tile_window, i.slices, i.slice_range, i.slice_body)
 
     def _hold_out(self, x: Float32 | DiskImages, cases: Sequence[str]) -> tuple[Any, Float32 | None]:
         """Training images, and held-out ones where a stage stops early or concludes on them; whole cases."""
-        if not any(stage.early_stop or stage.conclude for stage in self._fitted.stages()):
+        if not any(stage.early_stop or stage.finalise for stage in self._fitted.stages()):
             return torch.from_numpy(x) if isinstance(x, np.ndarray) else x, None
         kept, carved = hold_out(cases, 0.1, minimum=1, seed=self.train.seed + 1)
         if isinstance(x, DiskImages):
@@ -472,7 +472,7 @@ class Detector:
                 "held_out": 0 if held_out is None else len(held_out),
                 "fingerprint": data.fingerprint(),
                 "medical": data.is_medical,
-                "made": data.made,
+                "scheme": data.scheme,
                 "failed": [list(f) for f in failed],
             },
             "fit": vars(summary).copy(),

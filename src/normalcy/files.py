@@ -81,5 +81,5 @@ def read_json(path: Path) -> dict[str, Any]:
     return words
 
 
-def _write_json(path: Path, words: Mapping[str, Any]) -> None:
+def write_json(path: Path, words: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(words, indent=1, allow_nan=False), encoding="utf-8")

@@ -11,6 +11,8 @@ buffers, so that saving, resuming and several processes need no code in the meth
 
 from __future__ import annotations
 
+import inspect
+import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -38,11 +40,11 @@ class Scores:
     """(B, *spatial): how strange each pixel or voxel is."""
     restored: Tensor | None = None
     """(B, C, *spatial): the nearest normal version of each image, in the value range of the input."""
-    spread: Tensor | None = None
+    uncertainty: Tensor | None = None
     """(B, *spatial): how unsure the map is, for example the deviation over several restorations."""
     latent: Tensor | None = None
     """(B, d): where each image lies in the method's latent space, for looking at, not for scoring."""
-    pictures: Mapping[str, Tensor] = field(default_factory=dict)
+    extra_maps: Mapping[str, Tensor] = field(default_factory=dict)
     """What else explains the score, by name (a word, as in file names): planes (B, *spatial) or images (B, C, *spatial) of any
     values and number of channels. The report shows them."""
 
@@ -116,13 +118,13 @@ class Stage:
     skip: Callable[[], bool] | None = None
     """Asked once, after ``prepare``: true ends the stage there, without a step, when nothing is left to improve. It may look at
     buffers alone, so that a resumed fit and all processes get the same answer."""
-    inputs: Callable[[Tensor], Tensor] | None = None
+    derive: Callable[[Tensor], Tensor] | None = None
     """Train on this function of the images instead of the images (codes of a frozen network). Computed once, without
     gradients; once per batch where images are augmented. May depend only on parts that the stage does not train."""
     on_progress: Callable[[float], None] | None = None
     """Called before each step with the fraction of the stage done, in [0, 1): fade-ins, warm-ups, annealing."""
     early_stop: EarlyStop | None = None
-    conclude: Callable[[Batches], None] | None = None
+    finalise: Callable[[Batches], None] | None = None
     """One gradient-free pass after the stage over normal images that were held out from training (over the training images
     where none are): thresholds and choices that training images would make too easy."""
 
@@ -153,7 +155,7 @@ class Method(nn.Module):
             known = " or ".join(f"{d}D" for d in self.spatial_dims)
             raise DataError(f"{self.name} works on {known} images, got images of shape {tuple(shape)} (C, *spatial).")
         # Types and choices, which nothing has checked where the settings were made in Python.
-        self.settings = config.build(type(settings), config.to_words(settings), self.name)
+        self.settings = config.build(type(settings), config.to_dict(settings), self.name)
         self.shape = tuple(int(n) for n in shape)
         self.register_buffer("_fitted", torch.tensor(False))
 
@@ -186,6 +188,12 @@ class Method(nn.Module):
     def forward(self, loss: Loss, x: Tensor) -> Mapping[str, Tensor]:
         """A loss reached through the module, so that gradients of several processes are brought together."""
         return loss(x)
+
+    @classmethod
+    def summary(cls) -> str:
+        """What the method is and what its score is: the first line of its module's docstring, else of the class's own."""
+        text = inspect.getdoc(sys.modules.get(cls.__module__)) or cls.__doc__ or ""
+        return text.strip().partition("\n")[0].strip()
 
     def load_pretrained(self) -> None:
         """Fetch weights that come from outside, once, before training; a saved method carries them with it."""

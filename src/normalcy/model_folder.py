@@ -16,10 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from normalcy.errors import ModelFileError
-from normalcy.files import _write_json, read_json, write_folder
+from normalcy.files import read_json, write_folder, write_json
 
 FORMAT = 1
 DESCRIPTION, WEIGHTS, CALIBRATION = "detector.json", "weights.safetensors", "calibration.json"
+OLD_NAMES = {"input": {"piece_score": "view_score"}, "data": {"made": "scheme"}}
+"""Part of ``detector.json`` -> names in folders of earlier versions -> names today."""
 
 
 def save(
@@ -35,9 +37,9 @@ def save(
     def fill(partial: Path) -> None:
         save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, partial / WEIGHTS)
         digest = hashlib.sha256((partial / WEIGHTS).read_bytes()).hexdigest()
-        _write_json(partial / DESCRIPTION, {"format": FORMAT, **description, "weights_sha256": digest})
+        write_json(partial / DESCRIPTION, {"format": FORMAT, **description, "weights_sha256": digest})
         if calibration is not None:
-            _write_json(partial / CALIBRATION, calibration)
+            write_json(partial / CALIBRATION, calibration)
         for name, text in texts.items():
             (partial / name).write_text(text, encoding="utf-8")
 
@@ -54,6 +56,10 @@ def read_description(folder: Path) -> dict[str, Any]:
             f"{folder} has format version {description.get('format')!r}, this normalcy reads {FORMAT}: "
             "use the version of normalcy that wrote it, or fit again."
         )
+    for part, names in OLD_NAMES.items():
+        values = description.get(part)
+        if isinstance(values, dict):
+            description[part] = {names.get(name, name): value for name, value in values.items()}
     return description
 
 

@@ -37,9 +37,9 @@ class Result:
     """(*spatial), at the size and place of the input."""
     restored: Array | None
     """(C, *spatial), in the input's own type and value range."""
-    spread: Float32 | None
+    uncertainty: Float32 | None
     latent: Float32 | None
-    pictures: Mapping[str, Float32]
+    extra_maps: Mapping[str, Float32]
     """What else the method shows, by name: ([C,] *spatial), at the size and place of the input."""
     space: Space | None = None
     """Of a volume: where its voxels, and so those of the map, lie."""
@@ -98,7 +98,7 @@ class _Ready:
     views: list[View]
 
 
-_PARTS = ("image", "map", "restored", "spread", "latent")
+_PARTS = ("image", "map", "restored", "uncertainty", "latent")
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,9 @@ class _Part:
     image: Array
     map: Array | None
     restored: Array | None
-    spread: Array | None
+    uncertainty: Array | None
     latent: Array | None
-    pictures: Mapping[str, Array]
+    extra_maps: Mapping[str, Array]
 
 
 def _forward(method: Method, group: Sequence[_Ready], batch_size: int) -> Iterator[_Part]:
@@ -131,13 +131,13 @@ def _forward(method: Method, group: Sequence[_Ready], batch_size: int) -> Iterat
         return None if values[0] is None else torch.cat(cast(list[torch.Tensor], values)).float().cpu().numpy()
 
     columns = {name: joined([getattr(p, name) for p in pieces]) for name in _PARTS}
-    pictures = {name: joined([p.pictures[name] for p in pieces]) for name in pieces[0].pictures}
+    extra_maps = {name: joined([p.extra_maps[name] for p in pieces]) for name in pieces[0].extra_maps}
     start = 0
     for ready in group:
         rows = slice(start, start + len(ready.tiles))
         start = rows.stop
         here = {name: None if c is None else c[rows] for name, c in columns.items()}
-        yield _Part(**here, pictures={name: c[rows] for name, c in pictures.items() if c is not None})  # type: ignore[arg-type]
+        yield _Part(**here, extra_maps={name: c[rows] for name, c in extra_maps.items() if c is not None})  # type: ignore[arg-type]
 
 
 def _slices(views: Sequence[View], scores: Array) -> list[tuple[str, int, float]]:

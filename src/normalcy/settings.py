@@ -39,7 +39,7 @@ class InputSettings:
     """Part of the axis that slices are taken from: 0.2,0.9 leaves out the lowest fifth and the highest tenth."""
     slice_body: float = 0.0
     """Leave out slices of which less than this share is body (above Otsu's threshold of the volume)."""
-    piece_score: Reduce = "max"
+    view_score: Reduce = "max"
     """The score of an image that is cut in tiles or slices, from theirs: "max", "mean" or a quantile in [0, 1]."""
 
     def __post_init__(self) -> None:
@@ -56,8 +56,8 @@ class InputSettings:
                 "slice_range must be two rising numbers in [0, 1] and slice_body in [0, 1), "
                 f"got {self.slice_range} and {self.slice_body}."
             )
-        if not isinstance(self.piece_score, str) and not 0 <= self.piece_score <= 1:
-            raise SettingsError(f'piece_score must be "max", "mean" or a quantile in [0, 1], got {self.piece_score}.')
+        if not isinstance(self.view_score, str) and not 0 <= self.view_score <= 1:
+            raise SettingsError(f'view_score must be "max", "mean" or a quantile in [0, 1], got {self.view_score}.')
 
 
 @dataclass(frozen=True)
@@ -76,14 +76,14 @@ class DecisionSettings:
             raise SettingsError(f"false_alarms must be between 0 and 1, got {self.false_alarms}.")
 
 
-def words_for(method: str, words: Mapping[str, Any], methods: Sequence[str]) -> dict[str, Any]:
+def settings_for_method(method: str, words: Mapping[str, Any], methods: Sequence[str]) -> dict[str, Any]:
     """The words that concern ``method``: ``latent=64`` goes to every method that knows it, ``vae.latent=64`` to one.
 
     Raises SettingsError for a word that no method knows.
     """
     shared = (InputSettings, TrainSettings, DecisionSettings)
     known = {
-        name: {word for cls in (get(name).Settings, *shared) for word in config.known_words(cls)} for name in methods
+        name: {word for cls in (get(name).Settings, *shared) for word in config.fields_of(cls)} for name in methods
     }
     chosen = {}
     for word, value in words.items():
@@ -91,7 +91,7 @@ def words_for(method: str, words: Mapping[str, Any], methods: Sequence[str]) -> 
         if dot and owner not in methods:
             raise SettingsError(f"{word}: {owner!r} is not among the methods compared ({', '.join(methods)}).")
         if not any(own in known[name] for name in ([owner] if dot else methods)):
-            raise config.unknown_word(own, set().union(*known.values()), owner or "compare")
+            raise config.unknown_setting(own, set().union(*known.values()), owner or "compare")
         if own in known[method] and owner in ("", method):
             chosen[own] = value
     return chosen

@@ -33,12 +33,13 @@ from torch.nn import functional as F
 from normalcy import config
 from normalcy.errors import DataError, NormalcyError, SettingsError
 from normalcy.method import Method, Scores
+from normalcy.methods import FAMILIES, METHODS
 from normalcy.settings import DecisionSettings, InputSettings
 from normalcy.training.fit import fit
 from normalcy.training.settings import TrainSettings
 
 RESERVED = frozenset(
-    {"method", "channels"}.union(*(config.known_words(c) for c in (TrainSettings, InputSettings, DecisionSettings)))
+    {"method", "channels"}.union(*(config.fields_of(c) for c in (TrainSettings, InputSettings, DecisionSettings)))
 )
 """Words that a method's settings may not take: they mean something for every method."""
 
@@ -59,7 +60,7 @@ class Trial:
         self.cls, self.words, self.shape = cls, dict(words or {}), tuple(shape)
         parts = {"method": cls.Settings, "train": TrainSettings}
         given = {"device": "cpu", "precision": "32-true", "log_steps": 1000, **self.words}
-        settings = config.share_out(given, parts, cls.name)
+        settings = config.assign_settings(given, parts, cls.name)
         self.settings: Any = settings["method"]
         self.train: TrainSettings = settings["train"]
         self.normal = smooth_textures(48, self.shape, seed=0)
@@ -148,7 +149,7 @@ def check_settings(trial: Trial) -> None:
     _expect(dataclasses.is_dataclass(cls.Settings), f"{who}: Settings must be a dataclass, got {cls.Settings!r}.")
     frozen = cls.Settings.__dataclass_params__.frozen  # type: ignore[attr-defined]
     _expect(frozen, f"{who}: {cls.Settings.__name__} must be frozen: @dataclass(frozen=True).")
-    words = config.known_words(cls.Settings)
+    words = config.fields_of(cls.Settings)
     for word, setting in words.items():
         has_default = (setting.default, setting.default_factory) != (dataclasses.MISSING, dataclasses.MISSING)
         _expect(has_default, f"{who}: the setting {word!r} has no default.")
@@ -156,13 +157,13 @@ def check_settings(trial: Trial) -> None:
             word not in RESERVED, f"{who}: the setting {word!r} means something for every method, choose another word."
         )
     for settings in (cls.Settings(), trial.settings):
-        again: Any = config.build(cls.Settings, json.loads(json.dumps(config.to_words(settings))), who)
+        again: Any = config.build(cls.Settings, json.loads(json.dumps(config.to_dict(settings))), who)
         _expect(again == settings, f"{who}: settings change on the way through JSON: {settings} became {again}.")
     for word, values in cls.search.items():
         _expect(bool(values), f"{who}: search has no values for {word!r}.")
         for value in values:
             try:
-                config.share_out(
+                config.assign_settings(
                     {word: value}, {"method": cls.Settings, "train": TrainSettings, "input": InputSettings}, who
                 )
             except SettingsError as error:
@@ -171,16 +172,35 @@ def check_settings(trial: Trial) -> None:
         _expect("score" in words, f"{who} offers scores {cls.scores} but has no setting 'score'.")
         _expect(cls.Settings().score in cls.scores, f"{who}: the default score is not one of {cls.scores}.")
         for score in cls.scores:
-            config.build(cls.Settings, {**config.to_words(trial.settings), "score": score}, who)
+            config.build(cls.Settings, {**config.to_dict(trial.settings), "score": score}, who)
 
 
 def check_documented(trial: Trial) -> None:
-    """The module (or class) says what the idea is and where it comes from (a year, or the word "source")."""
-    module = sys.modules.get(trial.cls.__module__)
-    text = f"{inspect.getdoc(module) or ''}\n{trial.cls.__doc__ or ''}"
-    _expect(len(text.split()) >= 8, f"{trial.cls.name}: the docstring of its module must say what the idea is.")
+    """The module (or class) says what the method is and where it comes from (a year, or the word "source"); its first line is a
+    sentence; every setting has a meaning. Methods of normalcy also name their family and their reference."""
+    cls, who = trial.cls, trial.cls.name
+    text = f"{inspect.getdoc(sys.modules.get(cls.__module__)) or ''}\n{cls.__doc__ or ''}"
+    _expect(len(text.split()) >= 8, f"{who}: the docstring of its module must say what the idea is.")
     sourced = re.search(r"\b(19|20)\d\d\b|source", text, re.IGNORECASE) is not None
-    _expect(sourced, f"{trial.cls.name}: the docstring of its module must name the source (paper and year).")
+    _expect(sourced, f"{who}: the docstring of its module must name the source (paper and year).")
+    whole = cls.summary().endswith(".")
+    _expect(
+        whole, f"{who}: the first line of its docstring must be a sentence with a full stop, got {cls.summary()!r}."
+    )
+    try:
+        meanings = config.field_docs(cls.Settings)
+    except OSError:  # typed at a prompt: there is no source to read
+        return
+    silent = [word for word in config.fields_of(cls.Settings) if not meanings.get(word)]
+    _expect(not silent, f"{who}: each setting needs a meaning, a text below it; none below {', '.join(silent)}.")
+    if METHODS.get(who) == f"{cls.__module__}:{cls.__name__}":
+        vague = [word for word, meaning in meanings.items() if meaning.startswith("Of ")]
+        _expect(not vague, f"{who}: the meaning of a setting says what it is, not of what: {', '.join(vague)}.")
+        _expect(cls.family in FAMILIES, f"{who}: family must be one of {', '.join(FAMILIES)}, got {cls.family!r}.")
+        _expect(
+            isinstance(cls.reference, str) and cls.reference.strip() != "",
+            f"{who}: reference must be the full citation of its paper.",
+        )
 
 
 def check_stages(trial: Trial) -> None:
@@ -227,7 +247,12 @@ def check_shapes(trial: Trial) -> None:
         for x in (trial.mixed, trial.mixed[:1], trial.mixed.double()):
             scores = method.score(x)
             count, spatial = len(x), trial.shape[1:]
-            wanted = {"image": (count,), "map": (count, *spatial), "spread": (count, *spatial), "restored": x.shape}
+            wanted = {
+                "image": (count,),
+                "map": (count, *spatial),
+                "uncertainty": (count, *spatial),
+                "restored": x.shape,
+            }
             for name, value in _parts(scores).items():
                 got = tuple(value.shape)
                 if name == "latent":
@@ -329,15 +354,16 @@ def check_processes(trial: Trial) -> None:
 
 
 def check_finds_defect(trial: Trial) -> None:
-    """Larger is stranger: a bright square is above normal images (AUROC > 0.8), and higher in the map than around it."""
+    """Higher scores are more anomalous: a bright square is above normal images (AUROC > 0.8), in the map above what is around
+    it."""
     method, who = trial.fitted(), trial.cls.name
-    normal, strange = method.score(trial.unseen), method.score(trial.defective)
-    above = (strange.image[:, None] > normal.image).float() + 0.5 * (strange.image[:, None] == normal.image).float()
+    normal, anomalous = method.score(trial.unseen), method.score(trial.defective)
+    above = (anomalous.image[:, None] > normal.image).float() + 0.5 * (anomalous.image[:, None] == normal.image).float()
     auroc = float(above.mean())
     _expect(auroc > 0.8, f"{who}: AUROC of a planted bright square is {auroc:.2f}, expected above 0.8.")
-    if strange.map is not None:
-        inside = torch.stack([m[mask].mean() for m, mask in zip(strange.map, trial.masks)])
-        outside = torch.stack([m[~mask].mean() for m, mask in zip(strange.map, trial.masks)])
+    if anomalous.map is not None:
+        inside = torch.stack([m[mask].mean() for m, mask in zip(anomalous.map, trial.masks)])
+        outside = torch.stack([m[~mask].mean() for m, mask in zip(anomalous.map, trial.masks)])
         share = float((inside > outside).float().mean())
         _expect(share > 0.8, f"{who}: the map is higher inside a planted square in {share:.0%} of the images only.")
 
@@ -406,7 +432,7 @@ def _refused(action: Callable[[], object], wanted: type[Exception], sentence: st
 
 def _parts(scores: Scores) -> dict[str, Tensor]:
     parts = {name: value for name, value in vars(scores).items() if isinstance(value, Tensor)}
-    return parts | {f"picture {name}": value for name, value in scores.pictures.items()}
+    return parts | {f"extra map {name}": value for name, value in scores.extra_maps.items()}
 
 
 def _same(got: Mapping[str, Tensor], wanted: Mapping[str, Tensor], sentence: str) -> None:

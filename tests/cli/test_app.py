@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from normalcy.cli.app import app
+from normalcy.cli.app import main
 
 
 class Run:
@@ -25,7 +25,7 @@ class Run:
         self.monkeypatch.setattr(sys, "argv", ["normalcy", *map(str, words)])
         code: object = 0
         try:
-            app.main()
+            main()
         except SystemExit as stop:
             code = stop.code or 0
         captured = self.capsys.readouterr()
@@ -70,7 +70,7 @@ def model(tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             sys, "argv", ["normalcy", "fit", str(tiles), "--method", "pca", "--out", str(out), "--set", "size=32"]
         )
         with pytest.raises(SystemExit) as stop:
-            app.main()
+            main()
     assert not stop.value.code
     return out
 

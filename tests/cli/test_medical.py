@@ -124,7 +124,7 @@ def test_one_slice(folder: Path, tmp_path: Path):
     "words", [["slices=z", "slice_body=0.05"], ["slices=xyz", "size=16"], ["tile=8", "tile_window=gaussian"]], ids=str
 )
 def test_slices_and_patches(folder: Path, tmp_path: Path, words: list[str]):
-    settings = [part for word in [*words, "piece_score=0.9", "width=4", "latent=4"] for part in ("--set", word)]
+    settings = [part for word in [*words, "view_score=0.9", "width=4", "latent=4"] for part in ("--set", word)]
     run("fit", folder, "--method", "autoencoder", *settings, "--steps", 30, "--out", tmp_path / "model")
     run("score", tmp_path / "model", folder, "--out", tmp_path / "results")
     results = read_results(tmp_path / "results")

@@ -61,9 +61,9 @@ def test_attenuations_and_brain(tmp_path: Path):
     assert (inside != (base > 100)).mean() < 0.05  # the median before Otsu's threshold rounds corners
     np.testing.assert_allclose(x[1:, inside], stored[[1, 3, 4, 5, 6]][:, inside] / base[inside], rtol=1e-5)
     assert not x[:, ~inside].any()
-    assert data.made["b0"] == [0]
-    assert [row[0] for row in data.made["scheme"]] == [1000, 1000, 2000, 1000, 1000]
-    np.testing.assert_allclose(np.array(data.made["scheme"])[:, 1:], directions()[[1, 3, 4, 5, 6]], atol=1e-5)
+    assert data.scheme["b0"] == [0]
+    assert [row[0] for row in data.scheme["scheme"]] == [1000, 1000, 2000, 1000, 1000]
+    np.testing.assert_allclose(np.array(data.scheme["scheme"])[:, 1:], directions()[[1, 3, 4, 5, 6]], atol=1e-5)
     assert not [fault for fault in check(data) if fault.severity == "error" or "bval" in fault.path]
 
 

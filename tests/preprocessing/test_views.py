@@ -7,7 +7,7 @@ from normalcy.data.foreground import body_mask
 from normalcy.errors import DataError
 from normalcy.preprocessing.pipeline import Preprocess
 from normalcy.preprocessing.steps import WINDOWS
-from normalcy.preprocessing.views import Cutting, View
+from normalcy.preprocessing.views import View, ViewSettings
 
 SHAPE = (9, 12, 12)
 
@@ -25,7 +25,7 @@ def back(pieces: np.ndarray, view: View) -> np.ndarray:
 def test_joined_slices_are_the_volume(axis: str, words: tuple[str, ...]):
     image = volume()
     preprocess = Preprocess(words, plane=True).fit(lambda i: image, 1)
-    cutting = Cutting(slices=axis)
+    cutting = ViewSettings(slices=axis)
     pieces, views = cutting.cut(preprocess, image)
     joined = cutting.join(pieces[:, 0], views, back)
     seen = cutting.examined(views) > 0
@@ -37,7 +37,7 @@ def test_slices_lie_along_their_axis():
     image = volume()
     preprocess = Preprocess(plane=True).fit(lambda i: image, 1)
     for axis, name in enumerate("zyx"):
-        pieces, (view,) = Cutting(slices=name).cut(preprocess, image)
+        pieces, (view,) = ViewSettings(slices=name).cut(preprocess, image)
         np.testing.assert_allclose(pieces[4, 0] * 255, np.take(image[0], 4, axis), atol=1e-4)
         assert view.count == SHAPE[axis]
 
@@ -45,7 +45,7 @@ def test_slices_lie_along_their_axis():
 def test_three_axes_are_averaged():
     image = volume(shape=(12, 12, 12))
     preprocess = Preprocess(plane=True).fit(lambda i: image, 1)
-    cutting = Cutting(slices="xyz")
+    cutting = ViewSettings(slices="xyz")
     pieces, views = cutting.cut(preprocess, image)
     assert len(pieces) == 36
     maps = np.concatenate([np.full((12, 12, 12), value, np.float32) for value in (1, 2, 6)])
@@ -56,17 +56,17 @@ def test_three_axes_are_averaged():
 def test_three_axes_of_other_lengths_need_a_size():
     image = volume(shape=(9, 12, 14))
     with pytest.raises(DataError, match="size=128"):
-        Cutting(slices="xyz").cut(Preprocess(plane=True).fit(lambda i: image, 1), image)
-    pieces, views = Cutting(slices="xyz").cut(Preprocess(size=10, plane=True).fit(lambda i: image, 1), image)
+        ViewSettings(slices="xyz").cut(Preprocess(plane=True).fit(lambda i: image, 1), image)
+    pieces, views = ViewSettings(slices="xyz").cut(Preprocess(size=10, plane=True).fit(lambda i: image, 1), image)
     assert pieces.shape == (9 + 12 + 14, 1, 10, 10)
-    assert Cutting(slices="xyz").join(pieces[:, 0], views, back).shape == (9, 12, 14)
+    assert ViewSettings(slices="xyz").join(pieces[:, 0], views, back).shape == (9, 12, 14)
 
 
 def test_range_and_empty_slices():
     image = np.zeros((1, 20, 8, 8), np.uint8)
     image[0, 5:15, 2:6, 2:6] = 200
     preprocess = Preprocess(plane=True).fit(lambda i: image, 1)
-    cutting = Cutting(slices="z", range=(0.0, 0.6), body=0.1)
+    cutting = ViewSettings(slices="z", range=(0.0, 0.6), body=0.1)
     _, (view,) = cutting.cut(preprocess, image)
     assert view.chosen is not None
     assert view.chosen.tolist() == list(range(5, 12)), "in the first 12 slices, those with something in them"
@@ -74,14 +74,14 @@ def test_range_and_empty_slices():
     joined = cutting.join(np.ones((7, 8, 8), np.float32) * 3, [view], back)
     assert (joined == 3).all(), "what was not examined gets the least value"
     assert (cutting.examined([view]).any((1, 2)) == [5 <= z < 12 for z in range(20)]).all()
-    nothing = Cutting(slices="z", body=0.9).cut(preprocess, image)[0]
+    nothing = ViewSettings(slices="z", body=0.9).cut(preprocess, image)[0]
     assert len(nothing) == 1, "the fullest slice where none is full enough"
 
 
 def test_index_in_a_padded_volume():
     image = volume(shape=(9, 12, 12))
     preprocess = Preprocess(("pad:16",), plane=True).fit(lambda i: image, 1)
-    _, (view,) = Cutting(slices="z").cut(preprocess, image)
+    _, (view,) = ViewSettings(slices="z").cut(preprocess, image)
     assert view.count == 16
     assert view.in_image[3:12].tolist() == list(range(9))
 
@@ -89,7 +89,7 @@ def test_index_in_a_padded_volume():
 def test_pictures_have_channels():
     image = volume()
     preprocess = Preprocess(plane=True).fit(lambda i: image, 1)
-    cutting = Cutting(slices="y")
+    cutting = ViewSettings(slices="y")
     pieces, views = cutting.cut(preprocess, image)
     two = np.concatenate([pieces, 2 * pieces], 1)
     joined = cutting.join(two, views, lambda values, view: np.stack([back(v, view) for v in values]))

@@ -147,7 +147,7 @@ def full(folder, **more):
     make(folder, rows, METRICS, maps=maps, masks=masks, **more)
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 255, (1, 20, 30), dtype=np.uint8) for _ in rows]
-    for kind in ("restored", "spread"):
+    for kind in ("restored", "uncertainty"):
         for path in paths:
             file = folder / kind / (path + (".png" if kind == "restored" else ".npy"))
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -288,7 +288,7 @@ def test_galleries_show_the_right_images_in_the_right_order(written):
     assert shown[2][:3] == ["7", "6", "3"]
     assert shown[3][:3] == ["0", "1", "2"]
     assert "anomalous: dent" in missed
-    assert "⚑ flagged score 0.7 · p = 0.3 · map up to 0.8 · spread up to 0.2" in alarms
+    assert "⚑ flagged score 0.7 · p = 0.3 · map up to 0.8 · uncertainty up to 0.2" in alarms
 
 
 def test_without_inputs_the_maps_are_shown_and_the_reason_given(tmp_path):
@@ -658,11 +658,11 @@ def test_pictures_stand_between_input_and_conclusion(tmp_path):
     data = full(tmp_path)
     for path in [item.path for item in data.items]:
         for name, shape in (("code_nll", (20, 30)), ("changed_codes", (20, 30)), ("reconstruction", (1, 20, 30))):
-            file = tmp_path / "pictures" / name / f"{path}.npy"
+            file = tmp_path / "extra_maps" / name / f"{path}.npy"
             file.parent.mkdir(parents=True, exist_ok=True)
             np.save(file, np.random.default_rng(0).random(shape).astype(np.float32))
     page = write_report(tmp_path, data).read_text()
     figure = page[page.index('<figure class="card">') :].partition("</figure>")[0]
     names = re.findall(r'<span class="name">([^<]*)</span>', figure)
-    wanted = ["input", "reconstruction", "restored", "changed codes", "code nll", "map", "overlay", "spread"]
+    wanted = ["input", "reconstruction", "restored", "changed codes", "code nll", "map", "overlay", "uncertainty"]
     assert names == wanted

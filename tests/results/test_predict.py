@@ -23,13 +23,13 @@ def test_pictures_at_the_size_of_the_input(tmp_path: Path) -> None:
     data = as_dataset(images[:3])
     predict(detector, data, tmp_path / "results")
     results = read_results(tmp_path / "results")
-    assert results.pictures() == ["residual"]
+    assert results.extra_maps() == ["residual"]
     for i in range(3):
-        file = results.file("pictures/residual", i, ".npy")
+        file = results.file("extra_maps/residual", i, ".npy")
         assert file is not None
         picture = np.load(file)
         assert picture.shape == (1, 20, 28)
-        expected = detector.score(images[i : i + 1])[0].pictures["residual"]
+        expected = detector.score(images[i : i + 1])[0].extra_maps["residual"]
         np.testing.assert_allclose(picture, expected, atol=1e-5)
     page = write_report(tmp_path / "results", dataset=data).read_text(encoding="utf-8")
     assert page.count('<span class="name">residual</span>') == 2 * 3, "in the most normal and the most anomalous images"

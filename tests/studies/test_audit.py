@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from normalcy import Detector
-from normalcy.cli.app import app
+from normalcy.cli.app import main
 from normalcy.data.open import as_dataset
 from normalcy.errors import SettingsError
 from normalcy.results.folder import read_results
@@ -51,7 +51,7 @@ def test_foreign_images_head_the_list(images: np.ndarray, tmp_path: Path) -> Non
     assert int((read.flagged == 1).sum()) == 3
     assert (read.labels == -1).all()
     np.testing.assert_allclose(np.median(read.scores), 0, atol=0.2)
-    shown = [p.relative_to(tmp_path / "A/pictures/sparse") for p in (tmp_path / "A/pictures/sparse").rglob("*.npy")]
+    shown = [p.relative_to(tmp_path / "A/extra_maps/sparse") for p in (tmp_path / "A/extra_maps/sparse").rglob("*.npy")]
     assert len(shown) == 5  # S of the strangest alone
     assert {f"{name}.npy" for name in FOREIGN} <= {str(p) for p in shown}
     facts = json.loads((tmp_path / "A/run.json").read_text())["audit"]
@@ -122,13 +122,13 @@ def test_command(images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyP
     words += ["--out", tmp_path / "A"]
     monkeypatch.setattr(sys, "argv", ["normalcy", *map(str, words)])
     with pytest.raises(SystemExit) as stop:
-        app.main()
+        main()
     assert not stop.value.code
     out = capsys.readouterr().out
     assert "3 of 60 training images are suspicious" in out
     assert out.count("parts/000") == 3
     with pytest.raises(SystemExit):
-        app.main()  # what is there stays
+        main()  # what is there stays
     assert "exists and is not empty" in capsys.readouterr().err
 
 

@@ -18,7 +18,7 @@ from scipy.ndimage import label
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from normalcy import Detector, open_data
-from normalcy.cli.app import app
+from normalcy.cli.app import main
 from normalcy.data.splits import hold_out
 from normalcy.errors import SettingsError
 from normalcy.metrics import minimum_area_threshold
@@ -89,10 +89,10 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def component_word() -> str:
     """The setting of pca that counts components."""
-    from normalcy.config import known_words
+    from normalcy.config import fields_of
     from normalcy.methods import get
 
-    return next(word for word in known_words(get("pca").Settings) if word in ("components", "latent"))
+    return next(word for word in fields_of(get("pca").Settings) if word in ("components", "latent"))
 
 
 @pytest.fixture
@@ -508,7 +508,7 @@ def test_interval_over_seeds_needs_seeds_of_every_class():
 def command(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
     monkeypatch.setattr(sys, "argv", ["normalcy", "reproduce", *map(str, words)])
     try:
-        app.main()
+        main()
     except SystemExit as stop:
         return int(stop.code or 0)
     return 0

@@ -352,7 +352,7 @@ def test_inputs_are_derived_once_or_per_batch_when_augmented(augmented: bool):
         trained.extend(values(k))
         return {"loss": method.a**2}
 
-    method.given = [Stage("prior", [Objective(loss, [method.a])], epochs=2, batch_size=4, inputs=codes)]
+    method.given = [Stage("prior", [Objective(loss, [method.a])], epochs=2, batch_size=4, derive=codes)]
     train(method, numbers(8), augment=(lambda x, generator: x + 100) if augmented else None)
     assert sorted(trained) == sorted(2 * v + 200 * augmented for v in [*range(8), *range(8)])
     assert len(derived) == (16 if augmented else 8)
@@ -462,7 +462,7 @@ def test_early_stopping_sees_inputs_as_training_does():
 
     look = EarlyStop(lambda x: loss(x, "look"), every=1)
     method.given = [
-        Stage("all", [Objective(lambda x: loss(x, "loss"), [method.a])], steps=2, inputs=inputs, early_stop=look)
+        Stage("all", [Objective(lambda x: loss(x, "loss"), [method.a])], steps=2, derive=inputs, early_stop=look)
     ]
     train(method, numbers(4), held_out=numbers(2), precision="bf16-mixed")
     assert precisions == {"inputs": {False}, "loss": {True}, "look": {True}}
@@ -483,7 +483,7 @@ def test_a_stage_concludes_on_held_out_images():
             found.extend(float(image) for x in batches for image in x)
 
         one = sgd(lambda x: {"loss": -method.a}, [method.a], lr=1.0)  # noqa: B023
-        method.given = [Stage("with steps", [one], steps=5, conclude=look), Stage("without", conclude=look)]
+        method.given = [Stage("with steps", [one], steps=5, finalise=look), Stage("without", finalise=look)]
         train(method, numbers(3), held_out=held_out)
         assert found == 2 * seen
 

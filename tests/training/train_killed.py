@@ -59,14 +59,14 @@ class Staged(Method):
                 batch_size=8,
                 prepare=self.measure,
                 on_progress=self.progress.fill_,
-                conclude=self.judge,
+                finalise=self.judge,
             ),
             Stage(
                 "prior",
                 [Objective(self.prior_loss, self.prior.parameters(), optimiser="sgd", lr=1e-2)],
                 steps=12,
                 batch_size=8,
-                inputs=self.encode,
+                derive=self.encode,
                 early_stop=EarlyStop(self.prior_loss, every=2, patience=3),
             ),
         ]

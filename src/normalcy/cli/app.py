@@ -95,11 +95,11 @@ def methods(name: Annotated[str | None, typer.Argument(help="Show one method's s
         table = Table("method", "what it does", "scores", box=None, pad_edge=False)
         for known in sorted(available()):
             cls = get(known)
-            table.add_row(known, _first_line(cls), ", ".join(cls.scores))
+            table.add_row(known, cls.summary(), ", ".join(cls.scores))
         _print(table)
         return
     cls = get(name)
-    _print(f"{name}: {_first_line(cls)}")
+    _print(f"{name}: {cls.summary()}")
     for title, part in (
         (name, cls.Settings),
         ("input", InputSettings),
@@ -107,8 +107,8 @@ def methods(name: Annotated[str | None, typer.Argument(help="Show one method's s
         ("decision", DecisionSettings),
     ):
         table = Table(f"{title} setting", "default", "meaning", box=None, pad_edge=False)
-        notes = config.meanings(part)
-        for word, f in config.known_words(part).items():
+        notes = config.field_docs(part)
+        for word, f in config.fields_of(part).items():
             table.add_row(word, str(config.default_of(f)), notes.get(word, ""))
         _print("")
         _print(table)
@@ -369,7 +369,7 @@ def slides(
     overwrite: Overwrite = False,
 ) -> None:
     """Score whole slides: a heat map (pyramid TIFF), regions (GeoJSON), a score for each slide."""
-    from normalcy.config import parse_words
+    from normalcy.config import parse_settings
     from normalcy.detector import load
     from normalcy.results.slides import open_for_scoring, score_slides
     from normalcy.scoring import NOTICE
@@ -378,7 +378,7 @@ def slides(
     if device not in (None, "auto"):
         detector.to(str(device))
     with _progress("scoring tiles") as step:
-        files = open_for_scoring(inputs, detector, parse_words(set_))
+        files = open_for_scoring(inputs, detector, parse_settings(set_))
         found, failed = score_slides(
             detector, files, out, quantile=quantile, cell=cell, batch_size=batch_size, overwrite=overwrite,
             on_progress=step,
@@ -438,11 +438,11 @@ def select(
     precision: Precision = None,
 ) -> None:
     """Choose settings by how well they find a few anomalies that a fit never sees, and write them as TOML."""
-    from normalcy.config import parse_words
+    from normalcy.config import parse_settings
     from normalcy.studies.select import select as choose
 
     options = {"epochs": epochs, "steps": steps, "seed": seed, "device": device, "precision": precision}
-    space = {word: values.split("|") for word, values in parse_words(try_).items()}
+    space = {word: values.split("|") for word, values in parse_settings(try_).items()}
     found = choose(
         _open(data, data_root),
         method,
@@ -478,7 +478,7 @@ def reproduce(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Run again what is there.")] = False,
 ) -> None:
     """Run a published table: what is missing of it; print published numbers, ours and the difference."""
-    from normalcy.config import parse_words
+    from normalcy.config import parse_settings
     from normalcy.studies import tables
     from normalcy.studies.reproduce import tabulate
 
@@ -487,7 +487,7 @@ def reproduce(
         return
     if jobs is not None and jobs < 1:
         raise SettingsError(f"--jobs must be at least 1, got {jobs}.")
-    words = parse_words(set_)
+    words = parse_settings(set_)
     table = tables.read_table(name)
     table = (table.reduced() if quick else table).changed(words)
     folder = out / "-".join(["quick"] * quick + ["changed"] * bool(words))  # so that they never mix
@@ -528,10 +528,10 @@ def _open_all(inputs: list[str], data_root: Path | None) -> DataSet:
 
 
 def _words(config_file: Path | None, pairs: list[str], options: dict[str, Any]) -> dict[str, Any]:
-    from normalcy.config import parse_words, read_toml
+    from normalcy.config import parse_settings, read_toml
 
     words = read_toml(config_file) if config_file is not None else {}
-    words.update(parse_words(pairs))
+    words.update(parse_settings(pairs))
     given = {word: value for word, value in options.items() if value is not None}
     if "epochs" in given or "steps" in given:  # the option replaces the other one of a file
         words.pop("epochs", None)
@@ -812,11 +812,6 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
-def _first_line(cls: type) -> str:
-    text = sys.modules[cls.__module__].__doc__ or cls.__doc__ or ""
-    return text.strip().splitlines()[0] if text.strip() else ""
 
 
 def _print(what: Any) -> None:

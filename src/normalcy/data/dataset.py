@@ -36,7 +36,7 @@ class DataSet:
     True where anomalous, or None where no mask is known. ``root`` is the folder that the items' paths start from, where
     they are files. Optional: ``size(i)``, the spatial size of an image without decoding it, for the masks of normal
     images; ``stamp(i)``, a cheap trace of the content (a file's size, a checksum) for :meth:`fingerprint`; ``ignored``,
-    files that were found in a folder but are not images; ``space(i)``, where the voxels of a volume lie; ``made``, what a model
+    files that were found in a folder but are not images; ``space(i)``, where the voxels of a volume lie; ``scheme``, what a model
     must know to have other images made in the same way (how tiles are cut from slides). All can be called from several
     threads.
     """
@@ -53,14 +53,14 @@ class DataSet:
         stamp: Callable[[int], int] | None = None,
         ignored: Sequence[str] = (),
         space: Callable[[int], Space | None] | None = None,
-        made: Mapping[str, Any] | None = None,
+        scheme: Mapping[str, Any] | None = None,
         positions: Sequence[int] | Indices | None = None,
     ) -> None:
         self.name = name
         self.items = tuple(items)
         self.root = root
         self.ignored = tuple(ignored)
-        self.made = dict(made or {})
+        self.scheme = dict(scheme or {})
         self._read, self._mask, self._size, self._stamp, self._space = read, mask, size, stamp, space
         # a view keeps the functions of the whole and the place of each of its items in it
         self._positions = np.arange(len(self.items)) if positions is None else np.asarray(positions, dtype=np.intp)
@@ -152,7 +152,7 @@ class DataSet:
             stamp=self._stamp,
             ignored=self.ignored,
             space=self._space,
-            made=self.made,
+            scheme=self.scheme,
             positions=positions,
         )
 

@@ -25,7 +25,7 @@ import numpy as np
 from scipy import ndimage
 
 from normalcy.arrays import Array, Float32, Float64, Mask
-from normalcy.config import build, parse_words
+from normalcy.config import build, parse_settings
 from normalcy.data.dataset import DataSet
 from normalcy.data.foreground import otsu
 from normalcy.data.formats import stem
@@ -55,7 +55,7 @@ def open_diffusion(found: DataSet, options: Sequence[str] = ()) -> DataSet:
 
     Raises DataError where volumes lack b-values. A volume of another scheme than the first is refused when it is read.
     """
-    settings = build(DiffusionSettings, parse_words(options), "diffusion")
+    settings = build(DiffusionSettings, parse_settings(options), "diffusion")
     if found.root is None:
         raise DataError(
             f"diffusion expects volumes in files, got {found.name}; write them as NIfTI with .bval beside them."
@@ -93,7 +93,7 @@ def open_diffusion(found: DataSet, options: Sequence[str] = ()) -> DataSet:
         stamp=data.stamp,
         ignored=[file for file in data.ignored if not file.lower().endswith((".bval", ".bvec"))],
         space=space,
-        made={"b0": [0], "scheme": first},
+        scheme={"b0": [0], "scheme": first},
     )
 
 
@@ -190,6 +190,6 @@ def _brain_file(volume: Path) -> Mask | None:
 
 
 def check_scheme(trained: Mapping[str, Any], scored: Mapping[str, Any], name: str) -> None:
-    """Of a detector's data and of new data (``DataSet.made``): raises DataError where they are of two schemes."""
+    """Of a detector's data and of new data (``DataSet.scheme``): raises DataError where they are of two schemes."""
     if "scheme" in trained and "scheme" in scored:
         same_scheme(trained["scheme"], scored["scheme"], name, "the training volumes")

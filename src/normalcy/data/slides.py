@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image
 
 from normalcy.arrays import Array, Mask
-from normalcy.config import build, parse_words
+from normalcy.config import build, parse_settings
 from normalcy.data.dataset import DataSet, Item
 from normalcy.data.foreground import otsu
 from normalcy.data.stain import Stain, normalise
@@ -189,7 +189,7 @@ class Slide:
 def open_slides(spec: str) -> DataSet:
     """The tiles that ``PATH,option=value,...`` stands for, see this module. Raises DataError where there are none."""
     path, *options = spec.split(",")
-    settings = build(TileSettings, parse_words(options), "slides")
+    settings = build(TileSettings, parse_settings(options), "slides")
     root = Path(path).expanduser()
     files = slide_files(root)
     base = root.parent if root.is_file() else root
@@ -234,4 +234,4 @@ def tiles_of(slides: Sequence[Slide], names: Sequence[str], name: str) -> DataSe
         k, tile = places[i]
         return int(hashlib.sha256(f"{slides[k].path.stat().st_size},{tile}".encode()).hexdigest()[:8], 16)
 
-    return DataSet(name, items, read, size=size, stamp=stamp, ignored=ignored, made=asdict(slides[0].settings))
+    return DataSet(name, items, read, size=size, stamp=stamp, ignored=ignored, scheme=asdict(slides[0].settings))

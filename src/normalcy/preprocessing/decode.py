@@ -14,11 +14,11 @@ from normalcy.arrays import Float32, Indices
 from normalcy.data.dataset import DataSet
 from normalcy.errors import DataError
 from normalcy.preprocessing.pipeline import Preprocess
-from normalcy.preprocessing.views import Cutting
+from normalcy.preprocessing.views import ViewSettings
 
 Failure = tuple[str, str]
 """(path, reason) of an image that could not be used."""
-WHOLE = Cutting()
+WHOLE = ViewSettings()
 
 
 class DiskImages:
@@ -43,7 +43,7 @@ def decode(
     preprocess: Preprocess,
     spill: Path,
     *,
-    cutting: Cutting = WHOLE,
+    cutting: ViewSettings = WHOLE,
     memory: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Float32 | DiskImages, Indices, list[Failure]]:
@@ -110,7 +110,7 @@ def free_memory() -> int:
     return 4 * 1024**3  # no such file (macOS, Windows): assume a small machine
 
 
-def _one(data: DataSet, preprocess: Preprocess, cutting: Cutting, i: int) -> Float32 | DataError:
+def _one(data: DataSet, preprocess: Preprocess, cutting: ViewSettings, i: int) -> Float32 | DataError:
     try:
         return cutting.cut(preprocess, data.read(i))[0]
     except DataError as error:

@@ -53,7 +53,7 @@ class View:
 
 
 @dataclass(frozen=True)
-class Cutting:
+class ViewSettings:
     """The settings of it; the image itself where there are none."""
 
     tile: tuple[int, ...] | None = None

@@ -115,8 +115,8 @@ class _Drawing:
         maps = [p.map for p in pictures.values() if p.map is not None]
         self.map_range: Range = (ends[0] or 0.0, ends[1] or 0.0) if self.fixed else _extent(maps)
         self.has_maps = bool(maps)
-        spreads = [p.spread for p in pictures.values() if p.spread is not None]
-        self.spread_range = (0.0, _extent(spreads)[1]) if spreads else None
+        uncertainties = [p.uncertainty for p in pictures.values() if p.uncertainty is not None]
+        self.uncertainty_range = (0.0, _extent(uncertainties)[1]) if uncertainties else None
         others = {name for p in pictures.values() for name in p.others}
         self.other_ranges = {
             name: _extent([p.others[name] for p in pictures.values() if name in p.others]) for name in sorted(others)
@@ -161,12 +161,17 @@ class _Drawing:
         elif picture.map is not None:
             outlines = [_use(f"map-{i}"), *self._outlines(picture)]
             panels[-1] = ("map", _picture(width, height, f"anomaly map of {path}, with outlines", outlines))
-        if picture.spread is not None and self.spread_range is not None:
-            self._keep(f"spread-{i}", coloured(picture.spread, self.spread_range, "viridis"), picture.size, crisp)
-            words = f"spread of the restorations of {path}"
-            panels.append(("spread", _picture(width, height, words, _use(f"spread-{i}"))))
+        if picture.uncertainty is not None and self.uncertainty_range is not None:
+            self._keep(
+                f"uncertainty-{i}",
+                coloured(picture.uncertainty, self.uncertainty_range, "viridis"),
+                picture.size,
+                crisp,
+            )
+            words = f"uncertainty of the map of {path}"
+            panels.append(("uncertainty", _picture(width, height, words, _use(f"uncertainty-{i}"))))
         # From what came in, over what explains it, to what is concluded.
-        order = {"input": 0, "restored": 2, "map": 4, "overlay": 5, "spread": 6}
+        order = {"input": 0, "restored": 2, "map": 4, "overlay": 5, "uncertainty": 6}
         ranked = [(order[name], (name, drawn)) for name, drawn in panels]
         for name, values in picture.others.items():
             limits = self.other_ranges[name]
@@ -221,8 +226,8 @@ class _Drawing:
             facts.append(f"case {results.cases[i]}")
         if picture.map is not None:
             facts.append(f"map up to {number(_peak(picture), 3)}")
-        if picture.spread is not None:
-            facts.append(f"spread up to {number(float(picture.spread.max()), 3)}")
+        if picture.uncertainty is not None:
+            facts.append(f"uncertainty up to {number(float(picture.uncertainty.max()), 3)}")
         if picture.slice is not None:
             facts.append(f"slice {picture.slice[0]} of 0–{picture.slice[1] - 1}, where the map is largest")
         if max(picture.size) > 1:
@@ -246,8 +251,12 @@ def _legend(drawing: _Drawing) -> Content:
     items: list[Content] = [
         colour_bar("map", origin, palette("inferno"), (low, high), drawing.fixed, drawing.level),
     ]
-    if drawing.spread_range is not None:
-        items.append(colour_bar("spread", "spread: range of those shown", palette("viridis"), drawing.spread_range))
+    if drawing.uncertainty_range is not None:
+        items.append(
+            colour_bar(
+                "uncertainty", "uncertainty: range of those shown", palette("viridis"), drawing.uncertainty_range
+            )
+        )
     for name, limits in drawing.other_ranges.items():
         planes = all(p.others[name].ndim == 2 for p in drawing.pictures.values() if name in p.others)
         words, colours = name.replace("_", " "), "viridis" if planes else "gray"

@@ -39,7 +39,7 @@ class Picture:
     input: Array | None = None  # uint8 (h, w) or (h, w, 3)
     restored: Array | None = None
     map: Array | None = None  # float32 (h, w), the largest value of each block of pixels
-    spread: Array | None = None
+    uncertainty: Array | None = None
     others: dict[str, Array] = field(default_factory=dict)  # float32 (h, w) or (C, h, w), by name
     mask: Array | None = None  # bool (h, w)
     slice: tuple[int, int] | None = None  # shown, of how many
@@ -86,13 +86,13 @@ def load_picture(results: Results, i: int, dataset: DataSet | None, place: int |
     if restored is not None:
         picture.restored, limits, shown_as = display(np.asarray(plane(restored)), limits)
         picture.shown_as = picture.shown_as or shown_as
-    for name, volume in (("map", volume_map), ("spread", _array(results.file("spread", i, *MAPS)))):
+    for name, volume in (("map", volume_map), ("uncertainty", _array(results.file("uncertainty", i, *MAPS)))):
         part = plane(volume)
         if part is not None:
             setattr(picture, name, reduce(np.nan_to_num(part.astype(np.float32)), np.max))
-    images = look(results.run, "images_among_pictures") or []
-    for name in results.pictures():
-        shown = plane(_array(results.file(f"pictures/{name}", i, *MAPS), (2, 3, 4)))
+    images = look(results.run, "extra_maps_with_channels") or look(results.run, "images_among_pictures") or []
+    for name in results.extra_maps():
+        shown = plane(_array(results.file(f"extra_maps/{name}", i, *MAPS), (2, 3, 4)))
         if shown is not None:
             shown = shown[None] if name in images and shown.ndim == 2 else shown
             picture.others[name] = reduce(np.nan_to_num(np.asarray(shown, np.float32)), np.mean)

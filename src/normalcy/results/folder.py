@@ -20,6 +20,8 @@ NIFTI = ".nii.gz"
 MAPS = (".npy", NIFTI)
 MASKS = (".png", ".npy", NIFTI)
 """Suffixes of maps and of masks."""
+OLD_FOLDERS = {"uncertainty": "spread", "extra_maps": "pictures"}
+"""Folders of a results folder -> their names in those of earlier versions, which are read too."""
 COLUMNS = ("path", "case", "score", "p_value", "flagged", "label", "type", "split")
 Json = dict[str, Any]
 
@@ -42,21 +44,26 @@ class Results:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def pictures(self) -> list[str]:
-        """Names of what else the method shows."""
-        folder = self.folder / "pictures"
-        return sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+    def extra_maps(self) -> list[str]:
+        """Names of the method's extra maps."""
+        folders = [self.folder / name for name in ("extra_maps", OLD_FOLDERS["extra_maps"])]
+        return sorted(
+            {entry.name for folder in folders if folder.is_dir() for entry in folder.iterdir() if entry.is_dir()}
+        )
 
     def file(self, kind: str, i: int, *suffixes: str) -> Path | None:
         """``<kind>/<path of image i><suffix>``, of the first suffix that exists. None outside the folder: a path is text
         from a file, and "../../" in it must not bring foreign files into a page."""
-        for suffix in suffixes:
-            path = self.folder / kind / named(self.paths[i], suffix)
-            try:
-                if path.is_file() and path.resolve().is_relative_to((self.folder / kind).resolve()):
-                    return path
-            except (OSError, ValueError):  # a name too long, or with a null byte
-                return None
+        first, _, rest = kind.partition("/")
+        old = OLD_FOLDERS.get(first)
+        for here in (kind, *([f"{old}/{rest}".rstrip("/")] if old else [])):
+            for suffix in suffixes:
+                path = self.folder / here / named(self.paths[i], suffix)
+                try:
+                    if path.is_file() and path.resolve().is_relative_to((self.folder / here).resolve()):
+                        return path
+                except (OSError, ValueError):  # a name too long, or with a null byte
+                    return None
         return None
 
 

@@ -64,12 +64,12 @@ def predict(
         calibration = decision = None
     span = calibration.map_range if calibration is not None else None
     facts: dict[str, Any] = {}
-    images: set[str] = set()  # pictures with channels; in a volume's file a single one cannot be told from a plane
+    images: set[str] = set()  # extra maps with channels; in a volume's file a single one cannot be told from a plane
 
     def fill(folder: Path) -> None:
         def write(result: Result) -> Result:
             if result.space is not None:
-                images.update(name for name, p in result.pictures.items() if p.ndim > len(result.space.size))
+                images.update(name for name, p in result.extra_maps.items() if p.ndim > len(result.space.size))
             if maps if isinstance(maps, bool) else maps(result):
                 _write_arrays(folder, result, span)
             return result
@@ -130,7 +130,7 @@ def predict(
         facts["data"].update(
             spec=spec, data_root=None if data_root is None else str(data_root), split=split, count=count, failed=failed
         )
-        facts["images_among_pictures"] = sorted(images)
+        facts["extra_maps_with_channels"] = sorted(images)
         facts.update(seconds=round(seconds, 3), images_per_second=round(count / max(seconds, 1e-9), 2))
         (folder / "run.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
@@ -149,7 +149,6 @@ def _run_facts(
         raise SettingsError(f"The {detector.name} detector is not fitted yet.")
     calibration = detector.calibration if calibrated else None
     words = detector.words()
-    lines = (type(method).__doc__ or __import__(type(method).__module__, fromlist=["_"]).__doc__ or "").splitlines()
     return {
         "format": FORMAT,
         "normalcy": versions()["normalcy"],
@@ -160,7 +159,7 @@ def _run_facts(
         "seed": detector.train.seed,
         "model": {
             "method": detector.name,
-            "description": lines[0] if lines else "",
+            "description": method.summary(),
             "words": words,
             "shape": list(method.shape),
             "preprocess": [" ".join(map(str, step)) for step in detector.preprocess.plan],
@@ -208,7 +207,11 @@ def _case_row(case: str, images: list[_InCase]) -> list[Any]:
 
 def _write_arrays(folder: Path, r: Result, span: tuple[float, float] | None) -> None:
     """Of a volume all as NIfTI with the axes, shape and affine of its file; of other images as .npy and pictures."""
-    planes = {"maps": r.map, "spread": r.spread, **{f"pictures/{name}": p for name, p in r.pictures.items()}}
+    planes = {
+        "maps": r.map,
+        "uncertainty": r.uncertainty,
+        **{f"extra_maps/{name}": p for name, p in r.extra_maps.items()},
+    }
     for kind, values in planes.items():
         if values is None:
             continue

@@ -95,7 +95,7 @@ def score_slides(
 
 def open_for_scoring(paths: Sequence[Path], detector: Detector, changed: Mapping[str, Any]) -> list[Slide]:
     """The slides that are named or lie in folders that are, cut like those of the training but for what is ``changed``."""
-    as_in_training = {word: value for word, value in detector.facts["data"].get("made", {}).items() if word != "most"}
+    as_in_training = {word: value for word, value in detector.facts["data"].get("scheme", {}).items() if word != "most"}
     settings = build(TileSettings, {**as_in_training, **changed}, "slides")
     return [Slide(file, settings) for path in paths for file in slide_files(path)]
 

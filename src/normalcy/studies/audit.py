@@ -212,8 +212,8 @@ def _fitted(
         for r in detector.stream(own):
             if isinstance(r, Result):
                 raw[r.path] = r.score
-                if "sparse" in r.pictures:
-                    sparse.append(bool(r.pictures["sparse"].any()))
+                if "sparse" in r.extra_maps:
+                    sparse.append(bool(r.extra_maps["sparse"].any()))
         deviations = robust_deviations(np.array(list(raw.values()))) if raw else np.zeros(0)
         shares = float(np.mean(sparse)) if sparse else None
         yield _Part(detector, own, dict(zip(raw, deviations.tolist())), shares)

@@ -18,7 +18,7 @@ from normalcy.report import write_comparison, write_report
 from normalcy.results.evaluate import evaluate
 from normalcy.results.folder import FORMAT, read_results
 from normalcy.results.predict import predict
-from normalcy.settings import words_for
+from normalcy.settings import settings_for_method
 from normalcy.training.log import Log
 
 
@@ -36,14 +36,15 @@ def compare(
 ) -> dict[str, Any]:
     """Fit each method on the normal training images and evaluate it on the test split; one results folder a method.
 
-    ``words`` are settings, see :func:`words_for`. ``on_method`` gets (method, "fit" | "score" | "evaluate"). A method that
+    ``words`` are settings, see :func:`settings_for_method`. ``on_method`` gets (method,
+    "fit" | "score" | "evaluate"). A method that
     fails is listed with its reason, the others go on. The paired test against the best is DeLong's on image AUROC; the best
     is the best on these test images, so the comparison describes, it does not select. Returns what ``compare.json`` says.
     """
     methods = list(dict.fromkeys(methods))
     if not methods:
         raise SettingsError("compare needs at least one method.")
-    settings = {name: words_for(name, words or {}, methods) for name in methods}
+    settings = {name: settings_for_method(name, words or {}, methods) for name in methods}
     data = with_split(data, int(dict(words or {}).get("seed", 0)))
     test, split = images_to_score(data, None)
     refuse_existing(out, overwrite)

@@ -1,5 +1,5 @@
-"""Published tables, run again: one TOML file a table (:mod:`normalcy.studies.tables`), one JSON file a cell, and what is there is not
-run twice.
+"""Published tables, run again: one TOML file a table (:mod:`normalcy.studies.tables`), one JSON file a cell, and what
+is there is not run twice.
 
 A cell is a fit, the scores of the test images and the AUROC of the raw scores; for tables of other metrics also what the maps
 give, at thresholds that held-out normal images give.

@@ -228,13 +228,13 @@ def _choices(
 
     def read(word: str, value: Any) -> Any:
         given = {**fixed} if value is None else {**fixed, word: value}
-        settings = config.share_out(given, parts, method)
-        owner = next(part for part in settings.values() if word in config.known_words(type(part)))
+        settings = config.assign_settings(given, parts, method)
+        owner = next(part for part in settings.values() if word in config.fields_of(type(part)))
         return getattr(owner, word)
 
     for word in space:
-        if not any(word in config.known_words(part) for part in parts.values()):
-            raise config.unknown_word(word, set().union(*map(config.known_words, parts.values())), f"select, {method}")
+        if not any(word in config.fields_of(part) for part in parts.values()):
+            raise config.unknown_setting(word, set().union(*map(config.fields_of, parts.values())), f"select, {method}")
     return {
         word: tuple(dict.fromkeys([read(word, None), *(read(word, value) for value in values)]))
         for word, values in space.items()

@@ -1,4 +1,5 @@
-"""Published tables as TOML files: what they hold, and the cells that they consist of (:mod:`normalcy.studies.reproduce` runs them).
+"""Published tables as TOML files: what they hold, and the cells that they consist of
+(:mod:`normalcy.studies.reproduce` runs them).
 
 A table names its data, protocol, rows and published numbers. A *cell* is one row on one data set with one class as normal
 and one seed. Its file carries a hash of all that determines its number, so that another setting is another cell; tables in
@@ -24,7 +25,7 @@ from normalcy.data.named import CLASSES
 from normalcy.detector import Detector
 from normalcy.errors import SettingsError
 from normalcy.methods import available
-from normalcy.settings import words_for
+from normalcy.settings import settings_for_method
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -180,7 +181,8 @@ class Table:
             raise SettingsError(f"{self.name}: seeds are no setting here, choose them with --seeds.")
         methods = [row.method for row in self.rows if row.method in available()]
         rows = tuple(
-            _over(row, words_for(row.method, words, methods)) if row.method in methods else row for row in self.rows
+            _over(row, settings_for_method(row.method, words, methods)) if row.method in methods else row
+            for row in self.rows
         )
         sentence = f"{self.reduction} Settings changed by the user: {_spelled(words)}.".lstrip()
         return replace(self, rows=rows, reduction=sentence)
@@ -332,10 +334,10 @@ def select(
 
 def _build(cls: type[T], words: Words, who: str) -> T:
     """An instance from the words of a TOML table. Raises SettingsError for an unknown or a missing word."""
-    known = config.known_words(cls)
+    known = config.fields_of(cls)
     for word in words:
         if word not in known:
-            raise config.unknown_word(word, known, who)
+            raise config.unknown_setting(word, known, who)
     needed = [word for word, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
     if missing := [word for word in needed if word not in words]:
         raise SettingsError(f"{who} needs the words {_and(missing)}.")

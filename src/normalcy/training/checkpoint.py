@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from normalcy.config import to_words
+from normalcy.config import to_dict
 from normalcy.errors import SettingsError, TrainingError
 from normalcy.method import Method
 from normalcy.training.batches import Augment, Images, first_image
@@ -60,8 +60,8 @@ class Checkpoint:
         )
         self.identity = {
             "method": job.method.name,
-            "settings": json.dumps(to_words(job.method.settings), sort_keys=True),
-            "training": json.dumps(to_words(kept), sort_keys=True),
+            "settings": json.dumps(to_dict(job.method.settings), sort_keys=True),
+            "training": json.dumps(to_dict(kept), sort_keys=True),
             "images": json.dumps([*job.images.shape]),
             "first image": hashlib.sha256(np.ascontiguousarray(first_image(job.images)).tobytes()).hexdigest()[:16],
             "steps": json.dumps(list(steps)),

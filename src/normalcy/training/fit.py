@@ -161,7 +161,7 @@ def _train(fabric: Fabric, job: Job, log: Log | None) -> FitSummary:
     for index in range(state.stage, len(stages)):
         runner = StageRun(fabric, job, images, stages[index], index, steps[index], checkpoint, log, started)
         runner.run(state, optimiser_states)
-        runner.conclude()
+        runner.finalise()
         method._fitted.fill_(index == len(stages) - 1)  # type: ignore[operator]
         state = State(stage=index + 1, total_steps=state.total_steps, seconds=time.monotonic() - started)
         optimiser_states = []

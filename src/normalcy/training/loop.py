@@ -145,14 +145,14 @@ class StageRun:
         if state.best_weights:
             self.method.load_state_dict(state.best_weights)
 
-    def conclude(self) -> None:
-        if self.stage.conclude is None:
+    def finalise(self) -> None:
+        if self.stage.finalise is None:
             return
         torch.manual_seed(step_seed(self.settings.seed, self.index, -3, 0))
         self.method.eval()
         held_out = self.images if self.job.held_out is None else self.job.held_out
         with torch.no_grad():
-            self.stage.conclude(self._in_order(held_out))
+            self.stage.finalise(self._in_order(held_out))
         self.method.to(self.fabric.device)
 
     def _training_mode(self) -> None:
@@ -182,12 +182,12 @@ class StageRun:
 
     def _source(self) -> Images:
         """The images, or what the stage derives from them."""
-        if self.stage.inputs is None or self.job.augment is not None:
+        if self.stage.derive is None or self.job.augment is not None:
             return self.images
         self.method.eval()
         batches = self._in_order(self.images)
         with torch.no_grad():
-            return torch.cat([self.stage.inputs(x).cpu() for x in batches])
+            return torch.cat([self.stage.derive(x).cpu() for x in batches])
 
     def _batch(self, source: Images, draw: int) -> Tensor:
         """This process's part of the ``draw``-th batch of the stage."""
@@ -201,10 +201,10 @@ class StageRun:
             generator = torch.Generator(device=x.device)
             generator.manual_seed(step_seed(self.settings.seed, self.index, draw, self.fabric.global_rank))
             x = self.job.augment(x, generator)
-            if self.stage.inputs is not None:
+            if self.stage.derive is not None:
                 self.method.eval()
                 with torch.no_grad():
-                    x = self.stage.inputs(x)
+                    x = self.stage.derive(x)
                 self._training_mode()
         if self.channels_last and x.ndim == 4 and x.is_floating_point():
             x = x.contiguous(memory_format=torch.channels_last)
@@ -229,7 +229,7 @@ class StageRun:
         total = count = 0.0
         with torch.no_grad():
             for x in self._in_order(self.job.held_out):
-                derived = x if self.stage.inputs is None else self.stage.inputs(x)  # in 32 bits, as in training
+                derived = x if self.stage.derive is None else self.stage.derive(x)  # in 32 bits, as in training
                 with self.fabric.autocast():
                     total += float(rule.loss(derived)["loss"]) * len(x)
                 count += len(x)
