@@ -203,7 +203,7 @@ class _Slice:
             self.spacing = None  # a radiograph or photograph that does not know its scale
         self.order: Indices | None = None
         if self.oriented and self.frames > 1 and len(self.positions) == 1:
-            self.positions = self.positions * self.frames
+            self.positions = [self.positions[0]] * self.frames
         if self.oriented and len(self.positions) != self.frames:
             raise _Fault(f"has {self.frames} frames and {len(self.positions)} positions")
 
