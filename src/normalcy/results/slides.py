@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from normalcy.arrays import Float32, Float64, Mask
+from normalcy.arrays import Float32, Float64, Indices, Mask
 from normalcy.config import build
 from normalcy.data.slides import Slide, TileSettings, slide_files, tiles_of
 from normalcy.detector import Detector
@@ -236,17 +236,14 @@ class _Heat:
     """Mean of the maps of tiles in squares of ``side`` pixels of the slide, of which a pixel of a tile has ``step``."""
 
     def __init__(self, size: tuple[int, int], side: float, step: float) -> None:
-        width, height = size
-        self.side, self.step = side, step
-        # the last square has at least one pixel of the slide
-        shape = tuple(max(1, math.ceil((length - 1) / side)) for length in (height, width))
+        self.size, self.side, self.step = size, side, step
+        shape = tuple(math.ceil(length / side - 1e-9) for length in size[::-1])
         self.total, self.count = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
 
     def add(self, values: Float32, x: int, y: int) -> None:
-        """The map (H, W) of a tile whose upper left corner is at x, y; by the centres of its pixels."""
+        """The map (H, W) of a tile whose upper left corner is at x, y."""
         rows, columns = (
-            np.minimum((start + (np.arange(n) + 0.5) * self.step) // self.side, most - 1).astype(int)
-            for start, n, most in zip((y, x), values.shape, self.total.shape)
+            self._squares(start, n, length) for start, n, length in zip((y, x), values.shape, self.size[::-1])
         )
         (first_rows, row_counts), (first_columns, column_counts) = (
             np.unique(places, return_index=True, return_counts=True)[1:] for places in (rows, columns)
@@ -255,6 +252,17 @@ class _Heat:
         box = np.ix_(rows[first_rows], columns[first_columns])
         self.total[box] += sums
         self.count[box] += np.outer(row_counts, column_counts)
+
+    def _squares(self, start: int, count: int, length: int) -> Indices:
+        """In which square each of a tile's pixels lies, by its centre.
+
+        Where the tile ends at the border of the slide, its last pixel counts in the last square, which may be less than half as wide.
+        """
+        last = math.ceil(length / self.side - 1e-9) - 1
+        places: Indices = np.minimum((start + (np.arange(count) + 0.5) * self.step) // self.side, last).astype(np.intp)
+        if start + count * self.step > length - 2:
+            places[-1] = last
+        return places
 
     def mean(self) -> Float32:
         """NaN where no tile was."""
