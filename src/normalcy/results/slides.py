@@ -256,7 +256,7 @@ class _Heat:
     def _squares(self, start: int, count: int, length: int) -> Indices:
         """In which square each of a tile's pixels lies, by its centre.
 
-        Where the tile ends at the border of the slide, its last pixel counts in the last square, which may be less than half as wide.
+        Where the tile ends at the border of the slide, its last pixel counts in the last square, which may be narrower.
         """
         last = math.ceil(length / self.side - 1e-9) - 1
         places: Indices = np.minimum((start + (np.arange(count) + 0.5) * self.step) // self.side, last).astype(np.intp)
