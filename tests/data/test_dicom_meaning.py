@@ -1,9 +1,12 @@
 """DICOM: what a file is (dose, parametric map, nuclear medicine, no image at all), where its frames lie, what its values mean."""
 
+import gzip
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pydicom
 import pytest
@@ -463,3 +466,32 @@ def test_shipped_files_are_read_as_itk_does_or_refused(file: Path, tmp_path: Pat
         same_as_itk(tmp_path, file, lambda x: x * np.uint16(256))
     else:
         same_as_itk(tmp_path, file)
+
+
+NIBABEL = Path(nibabel.__file__).parent
+OTHERS = sorted(
+    [
+        *(
+            file
+            for file in SHIPPED.rglob("*")
+            if file.is_file() and file.suffix not in (".dcm", ".dump", ".json", ".txt", ".icc")
+        ),
+        *NIBABEL.rglob("*.dcm"),
+        *NIBABEL.rglob("*.dcm.gz"),
+    ]
+)
+
+
+@pytest.mark.parametrize("file", OTHERS, ids=lambda file: file.name)
+def test_other_shipped_files_are_read_as_itk_does_or_refused(file: Path, tmp_path: Path):
+    """Those without a suffix that pydicom ships, mostly headers alone, and those that nibabel ships, perhaps zipped."""
+    data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+    header = pydicom.dcmread(io.BytesIO(data), force=True)
+    if "PixelData" in header and "MOSAIC" not in header.ImageType:
+        (tmp_path / "in.dcm").write_bytes(data)
+        same_as_itk(tmp_path, tmp_path / "in.dcm")
+    else:
+        with pytest.raises(
+            DataError, match=r"^a: cannot be read as DICOM \((holds|not a DICOM file).*\); replace or remove it\.$"
+        ):
+            decode_series([data], ["a"], "a")

@@ -263,6 +263,8 @@ def _check_meaning(dataset: Any) -> None:
         raise _Fault(f"holds {_OTHER_MEANING[kind]}, expected an image")
     if "TotalPixelMatrixColumns" in dataset:
         raise _Fault("holds an image as tiles; convert it to a tiled TIFF and read it as a slide")
+    if "MOSAIC" in (dataset.get("ImageType") or []):
+        raise _Fault("holds the slices of a volume side by side in one image (MOSAIC); convert it to NIfTI")
     for vector, what in _FRAME_VECTORS.items():
         count = len({int(k) for k in np.atleast_1d(dataset.get(vector) or [])})
         if count > 1:
