@@ -154,7 +154,7 @@ class Detector:
         """Thresholds that keep the promised rate of false alarms; None without calibration."""
         if self.calibration is None:
             return None
-        return decide(self.calibration, false_alarms or self.decision.false_alarms)
+        return decide(self.calibration, self.decision.false_alarms if false_alarms is None else false_alarms)
 
     def score(
         self, images: Any, *, batch_size: int = 32, tile: bool = False, false_alarms: float | None = None
