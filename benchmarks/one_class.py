@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from normalcy.train import TrainSettings, best_precision, fit
 from torch import Tensor
 from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.utils.data import DataLoader, TensorDataset
@@ -27,6 +26,8 @@ from normalcy.methods import get
 from normalcy.nets import halving
 from normalcy.nets.convnets import choose
 from normalcy.provenance import write_record
+from normalcy.training.fit import fit
+from normalcy.training.settings import TrainSettings, best_precision
 
 ROUNDS = 2
 BATCH = 256

@@ -20,13 +20,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from normalcy.train import TrainSettings
 from typer.models import ArgumentInfo, OptionInfo
 
 from normalcy import config
-from normalcy.cli import app
+from normalcy.cli.app import app
 from normalcy.detector import DecisionSettings, InputSettings
 from normalcy.methods import FAMILIES, METHODS, get
+from normalcy.training.settings import TrainSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

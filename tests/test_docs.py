@@ -14,13 +14,15 @@ from typing import Any, NamedTuple
 
 import pytest
 import typer
-from normalcy.data.preprocess import STEPS
 
 from normalcy import Detector, Method
 from normalcy.cli.app import app
 from normalcy.config import parse_settings
 from normalcy.data.named import NAMED
 from normalcy.methods import METHODS
+from normalcy.preprocessing.augment import TRANSFORMS
+from normalcy.preprocessing.steps import STEPS
+from normalcy.settings import settings_for_method
 from normalcy.testing import check_method
 
 if sys.version_info >= (3, 11):

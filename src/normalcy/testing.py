@@ -34,7 +34,9 @@ from normalcy import config
 from normalcy.errors import DataError, NormalcyError, SettingsError
 from normalcy.method import Method, Scores
 from normalcy.methods import FAMILIES, METHODS
-from normalcy.train import TrainSettings, fit
+from normalcy.settings import DecisionSettings, InputSettings
+from normalcy.training.fit import fit
+from normalcy.training.settings import TrainSettings
 
 RESERVED = frozenset(
     {"method", "channels"}.union(*(config.fields_of(c) for c in (TrainSettings, InputSettings, DecisionSettings)))
