@@ -33,7 +33,7 @@ from normalcy.preprocessing.pipeline import Preprocess
 from normalcy.preprocessing.views import View, ViewSettings
 from normalcy.provenance import versions
 from normalcy.scoring import NOTICE, Result, Results, _forward, _Part, _Ready, _slices
-from normalcy.settings import DecisionSettings, InputSettings
+from normalcy.settings import COMMON, DecisionSettings, InputSettings
 from normalcy.training.fit import fit
 from normalcy.training.log import TRAIN_LOG, Journal, Log, Record, read_log
 from normalcy.training.settings import FitSummary, TrainSettings
@@ -60,11 +60,10 @@ class Detector:
     def __init__(self, method: str = "patchcore", **words: Any) -> None:
         self.name = method
         cls = get(method)
-        parts = {"method": cls.Settings, "input": InputSettings, "train": TrainSettings, "decision": DecisionSettings}
-        settings = config.assign_settings(words, parts, method)
+        settings = config.assign_settings(words, {"method": cls.Settings, **COMMON}, method)
         self.settings: Any = settings["method"]
         self.input: InputSettings = settings["input"]
-        self.train: TrainSettings = settings["train"]
+        self.train: TrainSettings = settings["training"]
         self.decision: DecisionSettings = settings["decision"]
         self.preprocess = Preprocess(self.input.preprocess, self.input.size, plane=self.input.slices != "none")
         self.augment = Augment(self.input.augment)
@@ -114,7 +113,7 @@ class Detector:
                 training,
                 self.train,
                 held_out=stopping,
-                augment=self.augment if self.augment.words else None,
+                augment=self.augment if self.augment.steps else None,
                 run_dir=Path(run_dir) if run_dir is not None else None,
                 resume=resume,
                 log=journal,
@@ -330,7 +329,7 @@ class Detector:
             detector.name = str(words["method"])
             method_cls = get(detector.name)
             detector.settings = config.build(method_cls.Settings, words["settings"], detector.name)
-            detector.input = config.build(InputSettings, words["input"], "input")
+            detector.input = InputSettings.from_json(words["input"])
             detector.train = config.build(TrainSettings, words["train"], "train")
             detector.decision = config.build(DecisionSettings, words["decision"], "decision")
             detector.preprocess = Preprocess.from_json(words["preprocess"])

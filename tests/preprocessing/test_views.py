@@ -107,7 +107,7 @@ def test_body_of_a_bright_object():
     inside = x[0].numpy()[mask]
     assert abs(inside.mean()) < 1e-3
     assert abs(inside.std() - 1) < 1e-3
-    x, _ = Preprocess(("percentile:0,100,body",)).fit(lambda i: image, 1).apply(image)
+    x, _ = Preprocess(("percentile:0:100:body",)).fit(lambda i: image, 1).apply(image)
     assert x.numpy()[0][mask].min() == 0
     assert x.numpy()[0][~mask].max() == 0
 
