@@ -30,7 +30,7 @@ from normalcy.methods import get
 from normalcy.preprocessing.augment import Augment
 from normalcy.preprocessing.decode import DiskImages, Failure, decode
 from normalcy.preprocessing.pipeline import Preprocess
-from normalcy.preprocessing.views import View, ViewSettings
+from normalcy.preprocessing.views import SliceView, View, ViewSettings
 from normalcy.provenance import versions
 from normalcy.scoring import NOTICE, Result, Results, _forward, _Part, _Ready, _slices
 from normalcy.settings import COMMON, DecisionSettings, InputSettings
@@ -104,7 +104,7 @@ class Detector:
             self.preprocess, bad = _fit_preprocess(self.preprocess, rest)
             rest = rest.subset([i for i in range(len(rest)) if i not in bad])
             cutting, spill = self._view_settings(scoring=False), folder / "images.raw"
-            x, origin, failed = decode(rest, self.preprocess, spill, cutting=cutting, on_progress=on_decode)
+            x, origin, failed = decode(rest, self.preprocess, spill, views=cutting, on_progress=on_decode)
             shape = (x.shape[1], *self.augment.size_of(x.shape[2:]))
             self.method = self._build(shape)
             training, stopping = self._hold_out(x, [rest.items[i].case for i in origin])
@@ -254,7 +254,9 @@ class Detector:
             return back.reshape(*values.shape[: values.ndim - len(view.size)], *back.shape[1:])
 
         def image(values: Array, view: View) -> Array:
-            original = ready.original if view.axis is None else np.moveaxis(ready.original, 1 + view.axis, 1)
+            original = ready.original
+            if isinstance(view, SliceView):
+                original = np.moveaxis(original, 1 + view.axis, 1)
             return preprocess.invert_image(values, original, view.geometry)
 
         def whole(pieces: Array | None, invert: Callable[[Array, View], Array] = plane) -> Array | None:
