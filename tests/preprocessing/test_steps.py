@@ -39,6 +39,7 @@ def test_arguments_are_separated_by_colons(text, expected):
     step = read_step(text, STEPS, "preprocess")
     assert step == expected
     assert type(step) is type(expected)
+    assert read_step(str(step), STEPS, "preprocess") == step, "the text of a step is what is typed"
 
 
 @pytest.mark.parametrize(

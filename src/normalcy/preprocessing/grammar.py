@@ -69,12 +69,15 @@ class Form(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """A step with its arguments: ``pad:32:edge`` is ``Pad(numbers=(32.0,), mode="edge")``."""
+    """A step with its arguments: ``pad:32:edge`` is ``Pad(numbers=(32.0,), mode="edge")``; as text it is what is typed."""
 
     numbers: tuple[float, ...] = ()
     mode: str = ""
     name: ClassVar[str]
     form: ClassVar[Form] = Form()
+
+    def __str__(self) -> str:
+        return ":".join([self.name, *(repr(n).removesuffix(".0") for n in self.numbers), *filter(None, [self.mode])])
 
 
 StepT = TypeVar("StepT", bound=Step)

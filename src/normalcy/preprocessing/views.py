@@ -129,7 +129,8 @@ class ViewSettings:
 
     def examined(self, views: Sequence[View]) -> Mask:
         """Where any slice was taken, (*spatial)."""
-        return np.any([view.examined for view in views if isinstance(view, SliceView)], axis=0)
+        seen: Mask = np.any([view.examined for view in views if isinstance(view, SliceView)], axis=0)
+        return seen
 
     def _cut_slices(self, preprocess: Preprocess, image: Array) -> tuple[Float32, list[View]]:
         if image.ndim != 4:
@@ -154,7 +155,8 @@ class ViewSettings:
         if body is None:
             return chosen
         fraction = body.mean((1, 2))
-        places = np.minimum((chosen * len(fraction)) // count, len(fraction) - 1)  # padding may have lengthened the axis
+        # Of the file: preprocessing may have changed the length of the axis.
+        places = np.minimum((chosen * len(fraction)) // count, len(fraction) - 1)
         kept = chosen[fraction[places] >= self.body]
         return kept if len(kept) else chosen[[int(fraction[places].argmax())]]
 
