@@ -87,7 +87,9 @@ def main() -> None:
         for first in range(0, count, 16):  # alternating, so that both meet the same machine
             part = images[first : min(first + 16, count)]
             batches = [part[k : k + size] for k in range(0, len(part), size)]
-            took, found = timed(lambda b=batches: [s for x in b for s in detector.score(x, batch_size=size).scores])
+            took, found = timed(
+                lambda b=batches, n=size: [s for x in b for s in detector.score(x, batch_size=n).scores]
+            )
             spent["normalcy"] += took
             kept["normalcy"] += found
             with torch.no_grad():
