@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -306,7 +306,7 @@ class Detector:
         method = self._fitted
         description = {
             "normalcy": versions()["normalcy"],
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "method": self.name,
             "settings": config.to_dict(method.settings),
             "input": config.to_dict(self.input),
