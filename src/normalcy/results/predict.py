@@ -162,7 +162,7 @@ def _run_facts(
             "description": method.summary(),
             "words": words,
             "shape": list(method.shape),
-            "preprocess": [" ".join(map(str, step)) for step in detector.preprocess.plan],
+            "preprocess": [str(step) for step in detector.preprocess.plan],
             "training_data": {k: v for k, v in detector.facts["data"].items() if k != "failed"},
             "fit": detector.facts["fit"],
         },

@@ -70,8 +70,9 @@ def score_slides(
             score = float(np.quantile(scores, quantile, method="higher"))
             side = cell * slide.downsample
             write_pyramid(folder / name / "heatmap.tif", heat, None if slide.mpp is None else slide.mpp * side)
-            if decision is not None and np.isfinite(decision.pixel_threshold or np.nan):
-                regions = outlines(heat, float(decision.pixel_threshold or 0), side)
+            pixel_threshold = None if decision is None else decision.pixel_threshold
+            if pixel_threshold is not None and np.isfinite(pixel_threshold):
+                regions = outlines(heat, pixel_threshold, side)
                 write_bytes(folder / name / "regions.geojson", json.dumps(regions).encode())
             rows.append([name, repr(score), len(scores), "" if decision is None else repr(flagged / len(scores))])
             found.append((name, score))
