@@ -34,13 +34,11 @@ from normalcy import config
 from normalcy.errors import DataError, NormalcyError, SettingsError
 from normalcy.method import Method, Scores
 from normalcy.methods import FAMILIES, METHODS
-from normalcy.settings import DecisionSettings, InputSettings
+from normalcy.settings import COMMON
 from normalcy.training.fit import fit
 from normalcy.training.settings import TrainSettings
 
-RESERVED = frozenset(
-    {"method", "channels"}.union(*(config.fields_of(c) for c in (TrainSettings, InputSettings, DecisionSettings)))
-)
+RESERVED = frozenset({"method", "channels"}.union(*(config.fields_of(c) for c in COMMON.values())))
 """Words that a method's settings may not take: they mean something for every method."""
 
 
@@ -163,9 +161,7 @@ def check_settings(trial: Trial) -> None:
         _expect(bool(values), f"{who}: search has no values for {word!r}.")
         for value in values:
             try:
-                config.assign_settings(
-                    {word: value}, {"method": cls.Settings, "train": TrainSettings, "input": InputSettings}, who
-                )
+                config.assign_settings({word: value}, {"method": cls.Settings, **COMMON}, who)
             except SettingsError as error:
                 raise ContractError(f"{who}: search has an impossible value for {word!r}: {error}") from error
     if cls.scores or "score" in words:
