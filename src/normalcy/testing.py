@@ -1,4 +1,4 @@
-"""The battery that every method passes, for methods of normalcy and of other packages alike::
+"""The contract tests that every method passes, for methods of normalcy and of other packages alike::
 
     from normalcy.testing import check_method
 
@@ -102,7 +102,7 @@ def check_method(
     shapes: Sequence[Sequence[int]] | None = None,
     finds_defect: bool = True,
 ) -> None:
-    """Run the whole battery; raise ContractError at the first fault.
+    """Run all contract tests; raise ContractError at the first fault.
 
     ``shapes`` (C, *spatial) are by default 1 and 3 channels of 32x32, and a volume where the method takes volumes.
     ``finds_defect=False`` leaves out the planted defect for a method that can only see other kinds of anomalies.
@@ -364,8 +364,10 @@ def check_finds_defect(trial: Trial) -> None:
     if anomalous.map is not None:
         inside = torch.stack([m[mask].mean() for m, mask in zip(anomalous.map, trial.masks)])
         outside = torch.stack([m[~mask].mean() for m, mask in zip(anomalous.map, trial.masks)])
-        share = float((inside > outside).float().mean())
-        _expect(share > 0.8, f"{who}: the map is higher inside a planted square in {share:.0%} of the images only.")
+        fraction = float((inside > outside).float().mean())
+        _expect(
+            fraction > 0.8, f"{who}: the map is higher inside a planted square in {fraction:.0%} of the images only."
+        )
 
 
 def check_oblong_images(trial: Trial) -> None:
