@@ -1,7 +1,7 @@
 """Metrics as functions over arrays: NumPy and SciPy only, no knowledge of methods, files or models.
 
 `ranking`: scores against labels. `regions`: maps against masks by region. `overlap`: maps against masks by pixel.
-`bootstrap`: intervals and tests. Larger scores are stranger; flagged is ``score > threshold``, everywhere.
+`bootstrap`: intervals and tests. Higher scores are more anomalous; flagged is ``score > threshold``, everywhere.
 """
 
 from normalcy.metrics.bootstrap import (
@@ -26,15 +26,14 @@ from normalcy.metrics.overlap import (
     pixel_ranking,
 )
 from normalcy.metrics.ranking import (
-    Accuracies,
+    AtThreshold,
     PrecisionRecallCurve,
     Ranking,
     RocCurve,
     Threshold,
-    accuracies,
+    at_threshold,
     auroc,
     average_precision,
-    f1_at,
     f1_max,
     flagged,
     fpr_at_tpr,
@@ -63,7 +62,7 @@ from normalcy.metrics.regions import (
 )
 
 __all__ = [
-    "Accuracies",
+    "AtThreshold",
     "Bounded",
     "DeLong",
     "Froc",
@@ -78,7 +77,7 @@ __all__ = [
     "StreamingAUPRO",
     "StreamingAUROC",
     "Threshold",
-    "accuracies",
+    "at_threshold",
     "aupro",
     "aupro_interval",
     "auroc",
@@ -88,7 +87,6 @@ __all__ = [
     "delong_test",
     "dice",
     "dice_per_image",
-    "f1_at",
     "f1_max",
     "flagged",
     "fpr_at_tpr",
