@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from normalcy.calibrate import Decision
     from normalcy.data.dataset import DataSet
     from normalcy.detector import Detector
+    from normalcy.results.metrics import Metrics
+    from normalcy.studies.reproduce import CellRecord, Reproduced
     from normalcy.studies.tables import Cell
     from normalcy.studies.tables import Table as PublishedTable
 
@@ -161,7 +163,7 @@ def audit(
     """Train on images that may not all be normal, and list those that look anomalous."""
     from rich.console import Console
 
-    from normalcy.scoring import NOTICE
+    from normalcy.provenance import NOTICE
     from normalcy.studies.audit import SUSPICIOUS
     from normalcy.studies.audit import audit as audit_images
 
@@ -176,18 +178,17 @@ def audit(
             images,
             out,
             method,
-            words=_words(config_file, set_, options),
-            share=share,
+            settings=_words(config_file, set_, options),
+            fraction=share,
             weights=lambdas,
             folds=folds,
             show=show,
             spec=data,
-            data_root=data_root,
             overwrite=overwrite,
             on_step=line.update,
         )
-    for path, reason in found.failed:
-        _complain(f"Skipped {path}: {reason}")
+    for failure in found.failed:
+        _complain(f"Skipped {failure.path}: {failure.reason}")
     if images.is_medical:
         _complain(NOTICE)
     for suspect in found.suspects[:20]:
@@ -277,8 +278,8 @@ def score(
     """Score images: scores.csv, maps at each image's own size, restored images."""
     from normalcy.data.splits import images_to_score
     from normalcy.detector import load
-    from normalcy.results.predict import predict
-    from normalcy.scoring import NOTICE
+    from normalcy.provenance import NOTICE
+    from normalcy.results.predict import score_into
 
     if batch_size < 1:
         raise SettingsError(f"--batch-size must be at least 1, got {batch_size}.")
@@ -290,13 +291,12 @@ def score(
     data, chosen = images_to_score(_open_all(inputs, data_root), split, detector.train.seed)
     decision = _decide(detector, rule, validation, inputs, data_root, false_alarms)
     with _progress("scoring") as step:
-        run = predict(
+        run = score_into(
             detector,
             data,
             out,
             decision=decision,
             spec=inputs[0] if len(inputs) == 1 else None,
-            data_root=data_root,
             split=chosen,
             tile=tile,
             batch_size=batch_size,
@@ -304,11 +304,13 @@ def score(
             overwrite=overwrite,
             on_progress=step,
         )
-    for path, reason in run["data"]["failed"]:
-        _complain(f"Skipped {path}: {reason}")
-    if run["data"]["medical"]:
+    for failure in run.data.failed:
+        _complain(f"Skipped {failure.path}: {failure.reason}")
+    for failure in run.data.incomplete:
+        _complain(f"Incomplete {failure.path}: {failure.reason}")
+    if run.data.medical:
         _complain(NOTICE)
-    _print(f"Scored {run['data']['count']} images at {run['images_per_second']:g} images/s -> {out}")
+    _print(f"Scored {run.data.count} images at {run.images_per_second:g} images/s -> {out}")
 
 
 @app.command()
@@ -325,16 +327,25 @@ def evaluate(
     """Metrics by image, patch, region and pixel with 95 % intervals, written to metrics.json."""
     from normalcy.results.evaluate import evaluate as evaluate_results
 
-    found = evaluate_results(results, limit=limit, patch=patch, patch_share=patch_share)
+    found = evaluate_results(results, limit=limit, patch=patch, patch_fraction=patch_share)
     _print_metrics(found)
 
 
 @app.command()
-def report(results: Annotated[Path, typer.Argument(help="A results folder, or one that compare wrote.")]) -> None:
+def report(
+    results: Annotated[Path, typer.Argument(help="A results folder, or one that compare wrote.")],
+    data: Annotated[
+        str | None, typer.Option(help="The images, where those that were scored are not found, or have changed.")
+    ] = None,
+    data_root: DataRoot = None,
+) -> None:
     """One self-contained HTML page."""
     from normalcy.report import write_comparison, write_report
 
-    page = write_comparison(results) if (results / "compare.json").exists() else write_report(results)
+    if (results / "compare.json").exists():
+        page = write_comparison(results)
+    else:
+        page = write_report(results, None if data is None else _open(data, data_root))
     _print(f"{page}")
 
 
@@ -342,15 +353,20 @@ def report(results: Annotated[Path, typer.Argument(help="A results folder, or on
 def dicom(
     results: Annotated[Path, typer.Argument(help="A results folder of DICOM images.")],
     out: Annotated[Path, typer.Option(help="Folder for the DICOM files; a folder for each image.")],
-    data: Annotated[str | None, typer.Option(help="The images, where run.json does not name them.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="The images, where those that were scored are not found, or have changed.")
+    ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Maps as DICOM: parametric map, segmentation and overlays that refer to their source images (they name the patient)."""
     from normalcy.results.dicom import write_dicom
 
     with _progress("writing") as step:
-        count, failed = write_dicom(results, out, None if data is None else _open(data, None), step)
-    for _, reason in failed:
-        _complain(f"Skipped {reason}")
+        count, failed = write_dicom(
+            results, out, None if data is None else _open(data, None), overwrite=overwrite, on_progress=step
+        )
+    for failure in failed:
+        _complain(f"Skipped {failure.reason}")
     _print(f"Wrote DICOM results of {count} images -> {out}")
 
 
@@ -371,8 +387,8 @@ def slides(
     """Score whole slides: a heat map (pyramid TIFF), regions (GeoJSON), a score for each slide."""
     from normalcy.config import parse_settings
     from normalcy.detector import load
+    from normalcy.provenance import NOTICE
     from normalcy.results.slides import open_for_scoring, score_slides
-    from normalcy.scoring import NOTICE
 
     detector = load(model)
     if device not in (None, "auto"):
@@ -384,8 +400,8 @@ def slides(
             on_progress=step,
         )  # fmt: skip
     _complain(NOTICE)
-    for _, reason in failed:
-        _complain(f"Skipped {reason}")
+    for failure in failed:
+        _complain(f"Skipped {failure.reason}")
     for name, score in found:
         _print(f"{name}: {score:.6g}")
 
@@ -450,11 +466,11 @@ def select(
         out,
         trials=trials,
         space=space or None,
-        words=_words(config_file, set_, options),
+        settings=_words(config_file, set_, options),
         storage=storage,
         on_trial=lambda trial: _print(f"trial {trial.number}: {trial.summary()}"),
     )
-    _print(f"{found.sentence()}\nBest settings: {out / 'best.toml'}; report: {out / 'report.html'}")
+    _print(f"{found.summary()}\nBest settings: {out / 'best.toml'}; report: {out / 'report.html'}")
 
 
 @app.command()
@@ -500,7 +516,7 @@ def reproduce(
     _print_reproduced(found)
     if not list_:
         _print(f"Table: {folder / table.name}.md")
-        if found["failed"]:
+        if found.failed:
             raise typer.Exit(1)
 
 
@@ -581,9 +597,6 @@ def _decide(
     data_root: Path | None,
     false_alarms: float | None,
 ) -> Decision | None:
-    from normalcy.calibrate import decide_on_validation
-    from normalcy.scoring import Result
-
     if rule == "false_alarms":
         return detector.decide(false_alarms)
     if validation is None:
@@ -592,17 +605,7 @@ def _decide(
         raise SettingsError(
             "--validation must be other images than those scored: a threshold chosen on them proves nothing."
         )
-    data = _open(validation, data_root)
-    if rule.startswith("minimum_area"):
-        data = data.subset([i for i, item in enumerate(data.items) if item.label != 1])
-    results = [(i, r) for i, r in enumerate(detector.stream(data)) if isinstance(r, Result)]
-    known = [r.item.label for _, r in results]
-    labels = [int(label) for label in known if label is not None] if None not in known else None
-    maps = [r.map for _, r in results if r.map is not None] or None
-    masks = [data.mask(i) for i, _ in results] if data.has_masks else []
-    complete = [mask for mask in masks if mask is not None]
-    usable = complete if maps is not None and len(complete) == len(maps) else None
-    return decide_on_validation(rule, [r.score for _, r in results], labels, maps, usable)
+    return detector.decide_on(_open(validation, data_root), rule)
 
 
 def _compare(
@@ -611,6 +614,7 @@ def _compare(
     from rich.console import Console
     from rich.table import Table
 
+    from normalcy.report.text import number, percent, with_interval
     from normalcy.studies.compare import compare as compare_methods
 
     status = Console(stderr=True)
@@ -628,53 +632,39 @@ def _compare(
             out,
             words,
             spec=spec,
-            data_root=data_root,
             overwrite=overwrite,
             on_method=on_method,
         )
-    table = Table(
-        title=f"{found['data']['name']}: {found['data']['test_images']} test images", title_justify="left", box=None
-    )
+    table = Table(title=f"{found.data.name}: {found.data.test_images} test images", title_justify="left", box=None)
     for title in (
         "method",
         "AUROC [95 %]",
         "pixel AUROC",
         "AUPRO",
         "false alarms",
-        "found",
+        "detected",
         "fit s",
         "images/s",
         "p vs best",
     ):
         table.add_column(title, justify="left" if title == "method" else "right")
-    for row in sorted(found["methods"], key=lambda row: -(row["auroc"]["value"] or 0)):
-        decided, paired = row["at_threshold"], row["against_best"]
+    for row in found.ranked():
+        decided, paired = row.at_threshold, row.against_best
         table.add_row(
-            row["name"],
-            _interval(row["auroc"]),
-            _interval(row["pixel_auroc"]),
-            _interval(row["aupro"]),
-            _percent(decided and decided["false_alarm_rate"]),
-            _percent(decided and decided["detection_rate"]),
-            f"{row['fit_seconds']:.0f}",
-            f"{row['images_per_second']:.0f}",
-            f"{paired['p']:.2g}" if paired else "best",
+            row.name,
+            with_interval(row.auroc),
+            with_interval(row.pixel_auroc),
+            with_interval(row.aupro),
+            percent(decided.false_positive_rate if decided else None),
+            percent(decided.true_positive_rate if decided else None),
+            number(row.fit_seconds, 3),
+            number(row.images_per_second, 3),
+            number(paired.p, 2) if paired else "best",
         )
     _print(table)
-    for failure in found["failed"]:
-        _complain(f"{failure['name']} failed: {failure['reason']}")
+    for failure in found.failed:
+        _complain(f"{failure.name} failed: {failure.reason}")
     _print(f"Report: {out / 'report.html'}")
-
-
-def _interval(value: dict[str, Any] | None) -> str:
-    if not value or value["value"] is None:
-        return "-"
-    ends = f" [{value['low']:.3f}, {value['high']:.3f}]" if value.get("low") is not None else ""
-    return f"{value['value']:.3f}{ends}"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"
 
 
 def _listed(text: str) -> list[str]:
@@ -716,8 +706,8 @@ def _print_plan(table: PublishedTable) -> None:
     _print("")
     for row in table.rows:
         places = [
-            ("", {**table.words, **row.words}),
-            *((f" on {column}", words) for column, words in row.words_on.items()),
+            ("", {**table.settings, **row.settings}),
+            *((f" on {column}", settings) for column, settings in row.settings_on.items()),
         ]
         words = "; ".join(" ".join(f"{word}={value}" for word, value in given.items()) + on for on, given in places)
         score = f", score {row.score}" if row.score else ""
@@ -740,58 +730,62 @@ def _run_cells(
     with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task("cells", total=len(cells))
 
-        def tell(cell: Cell, record: dict[str, Any]) -> None:
-            if "auroc" in record:
-                outcome = f"{100 * record['auroc']:.1f} in {record['fit']['seconds'] + record['score_seconds']:.0f} s"
+        def tell(cell: Cell, record: CellRecord) -> None:
+            if record.auroc is not None:
+                outcome = f"{100 * record.auroc:.1f} in {record.seconds:.0f} s"
             else:
-                outcome = f"failed: {record['failed']}"
+                outcome = f"failed: {record.failed}"
             console.print(f"{cell.row}, {cell.column} {cell.normal}, seed {cell.seed}: {outcome}")
             progress.advance(task)
 
         run(table, out, cells, data_root=data_root, jobs=jobs, overwrite=overwrite, on_cell=tell)
 
 
-def _print_reproduced(found: dict[str, Any]) -> None:
+def _print_reproduced(found: Reproduced) -> None:
     from rich.table import Table
 
-    from normalcy.studies.reproduce import explained, spelled
+    from normalcy.studies.reproduce import HEAD, cells_as_text, explained
 
-    grid = Table(title=f"{found['table']}: {found['paper']}", title_justify="left", box=None)
-    for title in ("method", "data", "published", "ours [95 %]", "difference", "cells"):
+    grid = Table(title=f"{found.table}: {found.paper}", title_justify="left", box=None)
+    for title in HEAD:
         grid.add_column(title, justify="left" if title in ("method", "data") else "right")
-    for line in found["lines"]:
-        grid.add_row(line["row"], line["column"], *spelled(line))
+    for line in found.lines:
+        grid.add_row(*cells_as_text(line))
     _print(grid)
     _print(explained(found))
-    if found["reduction"]:
-        _print(found["reduction"])
-    for failure in found["failed"]:
-        _complain(f"Failed: {failure['reason']} Cells: {failure['cells']}.")
+    if found.reduction:
+        _print(found.reduction)
+    for failure in found.failed:
+        _complain(f"Failed: {failure.reason} Cells: {failure.cells}.")
 
 
-def _print_metrics(found: dict[str, Any]) -> None:
-    image, case, pixel = found["image"], found["case"], found["pixel"]
-    _print(f"{image['normal']} normal and {image['anomalous']} anomalous images")
+def _print_metrics(found: Metrics) -> None:
+    from normalcy.report.text import with_interval
+
+    image, case, pixel = found.image, found.case, found.pixel
+    _print(f"{image.normal} normal and {image.anomalous} anomalous images")
     if case is not None:
-        _print(f"of {case['normal']} normal and {case['anomalous']} anomalous cases")
-    if case is not None and case["auroc"] is not None:
-        _print(f"case AUROC               {_interval(case['auroc'])}")
-    _print(f"image AUROC              {_interval(image['auroc'])}")
-    _print(f"image average precision  {_interval(image['average_precision'])}")
-    _print(f"FPR at 95 % TPR          {_interval(image['fpr_at_95_tpr'])}")
-    decided = image["at_threshold"]
+        _print(f"of {case.normal} normal and {case.anomalous} anomalous cases")
+    if case is not None and case.auroc is not None:
+        _print(f"case AUROC               {with_interval(case.auroc)}")
+    _print(f"image AUROC              {with_interval(image.auroc)}")
+    _print(f"image average precision  {with_interval(image.average_precision)}")
+    _print(f"FPR at 95 % TPR          {with_interval(image.fpr_at_95_tpr)}")
+    decided = image.at_threshold
     if decided is not None:
-        _print(f"false alarms             {decided['false_alarms']} of {image['normal']}")
-        _print(f"anomalous images found   {decided['found']} of {image['anomalous']}")
+        _print(f"false alarms             {decided.false_positives} of {image.normal}")
+        _print(f"anomalies detected       {decided.true_positives} of {image.anomalous}")
     if pixel is not None:
-        _print(f"pixel AUROC              {_interval(pixel['auroc'])}")
-        _print(f"AUPRO ({pixel['aupro']['limit']:g})              {_interval(pixel['aupro'])}")
-        if pixel["regions"]:
-            _print(f"regions found            {pixel['regions']['hit']} of {pixel['regions']['total']}")
-    if (patch := found["patch"]) is not None:
-        _print(f"patch AUROC (side {patch['size']})    {_interval(patch['auroc'])}")
-    if (region := found["region"]) is not None:
-        _print(f"mean region sensitivity  {_interval(region['mean_sensitivity'])} (1/8 to 8 false regions per image)")
+        _print(f"pixel AUROC              {with_interval(pixel.auroc)}")
+        _print(f"AUPRO ({pixel.aupro.limit:g})              {with_interval(pixel.aupro)}")
+        if pixel.regions is not None:
+            _print(f"regions detected         {pixel.regions.hit} of {pixel.regions.total}")
+    if (patch := found.patch) is not None:
+        _print(f"patch AUROC (side {patch.size})    {with_interval(patch.auroc)}")
+    if (region := found.region) is not None:
+        _print(f"mean region sensitivity  {with_interval(region.mean_sensitivity)} (1/8 to 8 false regions per image)")
+    for note in found.notes[1:]:
+        _complain(f"Note: {note}")
 
 
 def _model_line(detector: Detector, out: Path) -> str:
