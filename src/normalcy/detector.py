@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from normalcy.preprocessing.pipeline import Preprocess
 from normalcy.preprocessing.views import ViewSettings
 from normalcy.provenance import versions
 from normalcy.scoring import Pipeline, Result, Results, stream
-from normalcy.settings import DecisionSettings, InputSettings
+from normalcy.settings import COMMON, DecisionSettings, InputSettings
 from normalcy.training.fit import fit
 from normalcy.training.log import TRAIN_LOG, Journal, Log, Record, read_log
 from normalcy.training.settings import FitSummary, TrainSettings
@@ -56,11 +56,10 @@ class Detector:
     def __init__(self, method: str = "patchcore", **words: Any) -> None:
         self.name = method
         cls = get(method)
-        parts = {"method": cls.Settings, "input": InputSettings, "train": TrainSettings, "decision": DecisionSettings}
-        settings = config.assign_settings(words, parts, method)
+        settings = config.assign_settings(words, {"method": cls.Settings, **COMMON}, method)
         self.settings: Any = settings["method"]
         self.input: InputSettings = settings["input"]
-        self.train: TrainSettings = settings["train"]
+        self.train: TrainSettings = settings["training"]
         self.decision: DecisionSettings = settings["decision"]
         self.preprocess = Preprocess(self.input.preprocess, self.input.size, plane=self.input.slices != "none")
         self.augment = Augment(self.input.augment)
@@ -100,8 +99,8 @@ class Detector:
             self.settings = config.fill(self.settings, data.scheme)
             self.preprocess, bad = fit_preprocess(self.preprocess, rest)
             rest = rest.subset([i for i in range(len(rest)) if i not in bad])
-            cutting, spill = self._view_settings(scoring=False), folder / "images.raw"
-            x, origin, failed = decode(rest, self.preprocess, spill, cutting=cutting, on_progress=on_decode)
+            views, spill = self._view_settings(scoring=False), folder / "images.raw"
+            x, origin, failed = decode(rest, self.preprocess, spill, views=views, on_progress=on_decode)
             shape = (x.shape[1], *self.augment.size_of(x.shape[2:]))
             self.method = self._build(shape)
             training, stopping = self._hold_out(x, [rest.items[i].case for i in origin])
@@ -110,7 +109,7 @@ class Detector:
                 training,
                 self.train,
                 held_out=stopping,
-                augment=self.augment if self.augment.words else None,
+                augment=self.augment if self.augment.steps else None,
                 run_dir=Path(run_dir) if run_dir is not None else None,
                 resume=resume,
                 log=journal,
@@ -217,7 +216,7 @@ class Detector:
         method = self._fitted
         description = {
             "normalcy": versions()["normalcy"],
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "method": self.name,
             "settings": config.to_dict(method.settings),
             "input": config.to_dict(self.input),
@@ -238,7 +237,8 @@ class Detector:
         folder = Path(folder)
         description = model_folder.read_description(folder)
         try:
-            parts = [description[part] for part in ("settings", "input", "train", "decision")]
+            given = config.to_dict(InputSettings.from_json(description["input"]))
+            parts = [description["settings"], given, description["train"], description["decision"]]
             detector = cls(
                 str(description["method"]), **{name: value for part in parts for name, value in part.items()}
             )

@@ -19,7 +19,7 @@ from normalcy.data.volumes import Space
 from normalcy.errors import DataError, NormalcyError
 from normalcy.method import Method, Scores
 from normalcy.preprocessing.pipeline import Preprocess
-from normalcy.preprocessing.views import View, ViewSettings
+from normalcy.preprocessing.views import SliceView, View, ViewSettings
 
 AT_ONCE = 2**19
 """Pixels that a CPU scores at once, 8 images of 256x256: activations of larger batches are new memory in each layer."""
@@ -219,7 +219,9 @@ def _result(pipeline: Pipeline, data: DataSet, ready: _Ready, part: _Part) -> Re
         return back.reshape(*values.shape[: values.ndim - len(view.size)], *back.shape[1:])
 
     def image(values: Array, view: View) -> Array:
-        original = ready.original if view.axis is None else np.moveaxis(ready.original, 1 + view.axis, 1)
+        original = ready.original
+        if isinstance(view, SliceView):
+            original = np.moveaxis(original, 1 + view.axis, 1)
         return pipeline.preprocess.invert_image(values, original, view.geometry)
 
     def whole(tiles: Array | None, invert: Callable[[Array, View], Array] = plane) -> Array | None:
@@ -264,7 +266,7 @@ def _slices(views: Sequence[View], scores: Array) -> list[tuple[str, int, float]
     """Axis, index and score of each slice."""
     slices, start = [], 0
     for view in views:
-        if view.axis is not None and view.chosen is not None:
+        if isinstance(view, SliceView):
             places = zip(view.in_image, scores[start : start + view.count])
             slices += [("zyx"[view.axis], int(index), float(score)) for index, score in places]
         start += view.count

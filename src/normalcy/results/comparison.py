@@ -32,6 +32,7 @@ class Compared:
     """A method."""
 
     name: str
+    """Of the method."""
     settings: Mapping[str, Any] = field(default_factory=dict, metadata=was("words"))
     """Those given."""
     auroc: Interval | None = None
@@ -39,7 +40,9 @@ class Compared:
     aupro: AUPRO | None = None
     at_threshold: ImagesAtThreshold | None = None
     fit_seconds: Positive | None = None
+    """Of training."""
     images_per_second: Positive | None = None
+    """Of scoring, including reading and writing."""
     folder: str = ""
     """Its results folder, below this one."""
     against_best: Paired | None = None

@@ -61,16 +61,23 @@ class ImagesAtThreshold:
     """Decisions against labels."""
 
     threshold: float | None = None
+    """Of the score."""
     false_positives: Count | None = field(default=None, metadata=was("false_alarms"))
     """Normal images flagged."""
     true_positives: Count | None = field(default=None, metadata=was("found"))
     """Anomalous images flagged."""
     false_positive_rate: Rate | None = field(default=None, metadata=was("false_alarm_rate"))
+    """Of normal images."""
     true_positive_rate: Rate | None = field(default=None, metadata=was("detection_rate"))
+    """Of anomalous images."""
     accuracy_normal: Rate | None = None
+    """1 - false-positive rate."""
     accuracy_anomalous: Rate | None = None
+    """The true-positive rate."""
     mean_accuracy: Rate | None = None
+    """Of these two."""
     f1: Rate | None = None
+    """2 TP / (2 TP + FP + FN)."""
 
     @classmethod
     def of(cls, threshold: float | None, found: AtThreshold) -> ImagesAtThreshold:
@@ -92,7 +99,9 @@ class ImageMetrics:
     """How well scores separate normal from anomalous images."""
 
     normal: Count
+    """Images."""
     anomalous: Count
+    """Images."""
     auroc: Interval = field(default_factory=Interval)
     average_precision: Interval = field(default_factory=Interval)
     fpr_at_95_tpr: Interval = field(default_factory=Interval)
@@ -106,7 +115,9 @@ class CaseMetrics:
     """The same for cases of several images: the score of a case is the highest of its images, and it is anomalous if one is."""
 
     normal: Count
+    """Cases."""
     anomalous: Count
+    """Cases."""
     auroc: Interval | None = None
 
 
@@ -145,6 +156,7 @@ class PixelMetrics:
     """How well maps localise, over the pixels of normal images and of anomalous ones with a mask."""
 
     images: Count = 0
+    """Whose maps are evaluated."""
     auroc: Interval = field(default_factory=Interval)
     aupro: AUPRO = field(default_factory=AUPRO)
     average_precision: Interval | None = None
@@ -164,7 +176,9 @@ class PatchMetrics:
     fraction: Rate = field(metadata=was("share"))
     """A patch is anomalous when at least this fraction of it is marked."""
     normal: Count = 0
+    """Patches with nothing marked."""
     anomalous: Count = 0
+    """Patches with at least this fraction marked."""
     left_out: Count = 0
     """Patches with less marked."""
     auroc: Interval = field(default_factory=Interval)
@@ -178,6 +192,7 @@ class RegionMetrics:
     total: Count = 0
     """True regions."""
     images: Count = 0
+    """With and without an anomaly."""
     sensitivity: tuple[Sensitivity, ...] = ()
     mean_sensitivity: Interval = field(default_factory=Interval)
 
@@ -187,14 +202,20 @@ class TypeMetrics:
     """A type of anomaly against all normal images."""
 
     count: Count
+    """Images of the type."""
     auroc: Interval = field(default_factory=Interval)
     true_positive_rate: Rate | None = field(default=None, metadata=was("detection_rate"))
+    """Null without a threshold."""
     pixel_auroc: Rate | None = None
+    """Null without masks."""
     aupro: Rate | None = None
+    """Null without masks."""
 
 
 @dataclass(frozen=True)
 class Roc:
+    """ROC curve: false-positive and true-positive rate."""
+
     fpr: tuple[Rate, ...]
     tpr: tuple[Rate, ...]
 
@@ -204,6 +225,8 @@ class Roc:
 
 @dataclass(frozen=True)
 class PrecisionRecall:
+    """Precision-recall curve."""
+
     recall: tuple[Rate, ...]
     precision: tuple[Rate, ...]
 
@@ -213,6 +236,8 @@ class PrecisionRecall:
 
 @dataclass(frozen=True)
 class Pro:
+    """Per-region overlap over the false-positive rate of pixels."""
+
     fpr: tuple[Rate, ...]
     pro: tuple[Rate, ...]
 
@@ -222,6 +247,8 @@ class Pro:
 
 @dataclass(frozen=True)
 class Froc:
+    """Sensitivity by region over false regions per image."""
+
     false_per_image: tuple[Positive, ...]
     sensitivity: tuple[Rate, ...]
 

@@ -67,7 +67,7 @@ def file_names(paths: Sequence[str]) -> list[str]:
 
 def _ordinary(path: str) -> bool:
     parts = path.split("/")
-    if not path.isprintable() or "\\" in path or re.match("[A-Za-z]:", path):
+    if not path.isprintable() or "\\" in path or re.match(r"[A-Za-z]:(/|$)", path):
         return False
     try:
         sizes = [len(part.encode("utf-8")) for part in parts]

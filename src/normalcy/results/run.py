@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ class Model:
     """The detector."""
 
     method: str = "unknown method"
+    """Its name."""
     description: str = ""
     """First line of the method's page."""
     settings: Mapping[str, Any] = field(default_factory=dict, metadata=was("words"))
@@ -49,15 +50,19 @@ class Scored:
     """The data set that was scored."""
 
     name: str = ""
+    """Of the data set."""
     spec: str | None = None
     """The data set as it was given, by which `normalcy report` opens the inputs again; null for several inputs."""
     base: str | None = None
     """The folder that a relative ``spec`` starts from."""
     split: str | None = None
+    """``train``, ``test`` or ``all`` of it; null where it has no split."""
     fingerprint: str = ""
     """Inputs are opened again only where it is the same."""
     medical: bool = False
+    """Volumes, DICOM images or slides: shown with the notice that results are no diagnosis."""
     has_masks: bool = False
+    """Whether the data set has masks at all."""
     count: Count = 0
     """Images scored."""
     failed: tuple[Failure, ...] = ()
@@ -79,6 +84,7 @@ class Thresholds:
     threshold: float | None = None
     """An image with a higher score is flagged; null: none can be flagged."""
     pixel_threshold: float | None = None
+    """A pixel with a higher value of the map is flagged."""
     false_alarms: Rate | None = None
     """Guaranteed bound of the false-positive rate, for the rule of this name."""
     minimum_area: Count | None = None
@@ -103,13 +109,17 @@ class AuditRun:
     """How training images were audited."""
 
     folds: Count = 1
+    """Fits that each left out a part and scored it; 1: one fit to all images."""
     fraction: Rate | None = field(default=None, metadata=was("share"))
     """Expected fraction of anomalous images, if given."""
     weight: float | None = None
     """For a method that separates a sparse part from each image: the weight of its penalty (lambda) in the fits that scored."""
     with_sparse_part: Rate | None = None
+    """Fraction of the images whose sparse part is not 0."""
     rounds: Count | None = None
+    """Of the fit."""
     constraint: Positive | None = None
+    """Relative residual of X = L + S after the last round."""
     path: tuple[SparseFit, ...] = ()
     """These four for all weights that were tried."""
 
@@ -129,6 +139,7 @@ class Run:
     score: str | None = None
     """The score in use, if the method has several."""
     seed: int | None = None
+    """Of the fit, and of the split of a data set that has none."""
     normalcy: str = ""
     """Version."""
     created: str = ""
@@ -136,9 +147,11 @@ class Run:
     commit: str | None = None
     """Of the repository of normalcy, if it runs from one; "+" with changes."""
     device: str = ""
+    """Of the method: ``cpu``, ``cuda:0`` ..."""
     seconds: Positive | None = None
     """Of scoring, including reading and writing."""
     images_per_second: Positive | None = None
+    """Images scored, by these seconds."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Of Python and of libraries."""
     audit: AuditRun | None = field(default=None, metadata=ABSENT)
@@ -171,7 +184,7 @@ def describe(
             description=type(method).summary(),
             settings=settings,
             shape=method.shape,
-            preprocess=tuple(" ".join(map(str, step)) for step in detector.preprocess.plan),
+            preprocess=tuple(str(step) for step in detector.preprocess.plan),
             training_data={key: value for key, value in detector.facts["data"].items() if key != "failed"},
             fit=FitSummary(**detector.facts["fit"]),
         ),
@@ -189,7 +202,7 @@ def describe(
         score=settings.get("score"),
         seed=detector.train.seed,
         normalcy=versions()["normalcy"],
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
         commit=commit(),
         device=str(method.device),
         versions=versions(),
@@ -224,7 +237,7 @@ class ScoreRow:
     """A row of ``scores.csv``: an image."""
 
     path: str
-    """Unique in the data set; bytes of a name that are not UTF-8 are escaped (``\\\\udce9``)."""
+    """Unique in the data set; bytes of a name that are not UTF-8 are escaped (``\\udce9``)."""
     case: str
     """The case of the image; its path if it is a case of its own."""
     score: float
@@ -270,7 +283,9 @@ class CaseRow:
     """A row of ``cases.csv``: a case (patient) of several images."""
 
     case: str
+    """Name of the case."""
     images: int
+    """Their number."""
     score: float
     """The highest of its images."""
     p_value: float | None

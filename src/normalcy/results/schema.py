@@ -19,6 +19,7 @@ from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin, g
 
 import numpy as np
 
+from normalcy.config import field_docs
 from normalcy.errors import DataError
 
 T = TypeVar("T")
@@ -124,6 +125,54 @@ def get_in(tree: object, *keys: str) -> Any:
     for key in keys:
         tree = tree.get(key) if isinstance(tree, dict) else None
     return tree
+
+
+# -- for the documentation ---------------------------------------------------------------------------------------------
+
+
+def describe(cls: type, above: str = "") -> list[tuple[str, str, str]]:
+    """Key, values and meaning of the fields of a file; those of larger objects in it follow, with dots (``image.f1_max``)."""
+    notes = field_docs(cls)
+    rows = []
+    for f, hint in _fields(cls):
+        key, inner = f"{above}{f.name}", _object_in(hint)
+        about = notes.get(f.name) or (" ".join((inner.__doc__ or "").split()) if inner is not None else "")
+        rows.append((key, _values(hint), about))
+        if inner is not None and not _is_small(inner):
+            rows += describe(inner, f"{key}.")
+    return rows
+
+
+def _object_in(hint: Any) -> type | None:
+    """The dataclass of which a field holds one, some or none."""
+    if is_dataclass(hint):
+        return cast(type, hint)
+    if get_origin(hint) is Annotated:
+        return None
+    return next((found for arg in get_args(hint) if (found := _object_in(arg)) is not None), None)
+
+
+def _is_small(cls: type) -> bool:
+    """Written on one line."""
+    return len(_fields(cls)) <= 5 and all(_object_in(hint) is None for _, hint in _fields(cls))
+
+
+def _values(hint: Any) -> str:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        low, high = args[1].low, args[1].high
+        span = f" in [{low:g}, {high:g}]" if high < 2**53 else f", at least {low:g}" if low > -LARGEST else ""
+        return _values(args[0]) + span
+    if origin in (Union, types.UnionType):
+        return f"{_values(next(arg for arg in args if arg is not type(None)))} or null"
+    if origin is tuple:
+        return f"list: {_values(args[0])}" + ("" if args[-1] is Ellipsis else f" ({len(args)})")
+    if origin is not None and issubclass(origin, Mapping):
+        return f"object: name to {_values(args[1])}"
+    if is_dataclass(hint):
+        names = ", ".join(f"`{f.name}`" for f, _ in _fields(cast(type, hint)))
+        return f"{{{names}}}" if _is_small(cast(type, hint)) else "object"
+    return {bool: "true, false", int: "whole number", float: "number", str: "text", Any: "any"}[hint]
 
 
 # -- private -----------------------------------------------------------------------------------------------------------

@@ -37,8 +37,7 @@ from normalcy.metrics import auroc
 from normalcy.report.selection import write_selection
 from normalcy.results.schema import Count, Rate, dumps
 from normalcy.results.writer import Writer
-from normalcy.settings import DecisionSettings, InputSettings
-from normalcy.training.settings import TrainSettings
+from normalcy.settings import COMMON
 
 FOLDS = 3
 AT_FIRST = 5
@@ -262,7 +261,7 @@ def _choices(
 ) -> dict[str, tuple[Any, ...]]:
     """Setting -> values to choose from, the one in force without a search first; checked and of the settings' own types."""
     cls = get(method)
-    parts = {"method": cls.Settings, "input": InputSettings, "train": TrainSettings, "decision": DecisionSettings}
+    parts = {"method": cls.Settings, **COMMON}
     space = {word: values for word, values in (cls.search if space is None else space).items() if word not in fixed}
     if not space:
         raise SettingsError(
