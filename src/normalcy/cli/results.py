@@ -45,8 +45,8 @@ def dicom(results: o.Results, out: o.DicomOut, data: o.SourceImages = None) -> N
 # -- private ---------------------------------------------------------------------------------------------------------
 
 
-def _metrics(found: dict[str, Any]) -> Iterator[str]:
-    image, case, pixel = found["image"], found["case"], found["pixel"]
+def _metrics(metrics: dict[str, Any]) -> Iterator[str]:
+    image, case, pixel = metrics["image"], metrics["case"], metrics["pixel"]
     yield f"{image['normal']} normal and {image['anomalous']} anomalous images"
     if case is not None:
         yield f"of {case['normal']} normal and {case['anomalous']} anomalous cases"
@@ -64,7 +64,7 @@ def _metrics(found: dict[str, Any]) -> Iterator[str]:
         yield f"AUPRO ({pixel['aupro']['limit']:g})              {interval(pixel['aupro'])}"
         if pixel["regions"]:
             yield f"regions detected         {pixel['regions']['hit']} of {pixel['regions']['total']}"
-    if (patch := found["patch"]) is not None:
+    if (patch := metrics["patch"]) is not None:
         yield f"patch AUROC (side {patch['size']})    {interval(patch['auroc'])}"
-    if (region := found["region"]) is not None:
+    if (region := metrics["region"]) is not None:
         yield f"mean region sensitivity  {interval(region['mean_sensitivity'])} (1/8 to 8 false regions per image)"

@@ -57,7 +57,7 @@ def audit(
     lambdas = o.numbers(weights, "--weights")
     with status("reading") as on_step:
         images = training.open(data)
-        found = audit_images(
+        audited = audit_images(
             images,
             out,
             method,
@@ -71,16 +71,20 @@ def audit(
             overwrite=overwrite,
             on_step=on_step,
         )
-    for path, reason in found.failed:
+    for path, reason in audited.failed:
         complain(f"Skipped {path}: {reason}")
     if images.is_medical:
         complain(NOTICE)
-    for suspect in found.suspects[:SHOWN]:
+    for suspect in audited.suspects[:SHOWN]:
         show(f"{suspect.score:8.2f}  {suspect.path}")
-    if len(found.suspects) > SHOWN:
-        show(f"     ...  and {len(found.suspects) - SHOWN} more")
-    how = f"the rule {found.rule}, above {found.threshold:g}" if share is None else f"the expected fraction, {share:g}"
-    show(f"{len(found.suspects)} of {found.images} training images are suspicious by {how} -> {out / SUSPICIOUS}")
+    if len(audited.suspects) > SHOWN:
+        show(f"     ...  and {len(audited.suspects) - SHOWN} more")
+    how = (
+        f"the rule {audited.rule}, above {audited.threshold:g}"
+        if share is None
+        else f"the expected fraction, {share:g}"
+    )
+    show(f"{len(audited.suspects)} of {audited.images} training images are suspicious by {how} -> {out / SUSPICIOUS}")
     show(f"Report: {out / 'report.html'}")
 
 
@@ -112,7 +116,7 @@ def select(
     from normalcy.studies.select import select as choose
 
     space = {name: values.split("|") for name, values in parse_settings(try_).items()}
-    found = choose(
+    selection = choose(
         training.open(data),
         method,
         "synthetic" if anomalies == "synthetic" else training.open(anomalies),
@@ -123,7 +127,7 @@ def select(
         storage=storage,
         on_trial=lambda trial: show(f"trial {trial.number}: {trial.summary()}"),
     )
-    show(f"{found.sentence()}\nBest settings: {out / 'best.toml'}; report: {out / 'report.html'}")
+    show(f"{selection.sentence()}\nBest settings: {out / 'best.toml'}; report: {out / 'report.html'}")
 
 
 def reproduce(
@@ -161,11 +165,11 @@ def reproduce(
         _show_plan(table)
     else:
         _run_cells(table, folder, cells, data_root, jobs, overwrite)
-    found = tabulate(table, folder)
-    _show_reproduced(found)
+    reproduced = tabulate(table, folder)
+    _show_reproduced(reproduced)
     if not list_:
         show(f"Table: {folder / table.name}.md")
-        if found["failed"]:
+        if reproduced["failed"]:
             raise typer.Exit(1)
 
 
@@ -179,7 +183,7 @@ def _compare(
 
     verbs = {"fit": "fitting", "score": "scoring", "evaluate": "evaluating"}
     with status("reading") as update:
-        found = compare_methods(
+        comparison = compare_methods(
             o.open_data(data, data_root),
             names,
             out,
@@ -189,13 +193,13 @@ def _compare(
             overwrite=overwrite,
             on_method=lambda name, step: update(f"{verbs[step]} {name}"),
         )
-    _show_comparison(found)
+    _show_comparison(comparison)
     show(f"Report: {out / 'report.html'}")
 
 
-def _show_comparison(found: dict[str, Any]) -> None:
+def _show_comparison(comparison: dict[str, Any]) -> None:
     rows = []
-    for row in sorted(found["methods"], key=lambda row: -(row["auroc"]["value"] or 0)):
+    for row in sorted(comparison["methods"], key=lambda row: -(row["auroc"]["value"] or 0)):
         decided, paired = row["at_threshold"], row["against_best"]
         rows.append(
             (
@@ -219,9 +223,9 @@ def _show_comparison(found: dict[str, Any]) -> None:
         "images/s",
         "p vs best",
     )
-    title = f"{found['data']['name']}: {found['data']['test_images']} test images"
+    title = f"{comparison['data']['name']}: {comparison['data']['test_images']} test images"
     show_table(head, rows, title, left=1)
-    for failure in found["failed"]:
+    for failure in comparison["failed"]:
         complain(f"{failure['name']} failed: {failure['reason']}")
 
 
@@ -274,14 +278,14 @@ def _run_cells(
         run(table, out, cells, data_root=data_root, jobs=jobs, overwrite=overwrite, on_cell=tell)
 
 
-def _show_reproduced(found: dict[str, Any]) -> None:
+def _show_reproduced(reproduced: dict[str, Any]) -> None:
     from normalcy.studies.reproduce import explained, spelled
 
-    rows = [(line["row"], line["column"], *spelled(line)) for line in found["lines"]]
+    rows = [(line["row"], line["column"], *spelled(line)) for line in reproduced["lines"]]
     head = ("method", "data", "published", "measured [95 %]", "difference", "cells")
-    show_table(head, rows, f"{found['table']}: {found['paper']}", left=2)
-    show(explained(found))
-    if found["reduction"]:
-        show(found["reduction"])
-    for failure in found["failed"]:
+    show_table(head, rows, f"{reproduced['table']}: {reproduced['paper']}", left=2)
+    show(explained(reproduced))
+    if reproduced["reduction"]:
+        show(reproduced["reduction"])
+    for failure in reproduced["failed"]:
         complain(f"Failed: {failure['reason']} Cells: {failure['cells']}.")
