@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +35,7 @@ from normalcy.provenance import versions
 from normalcy.scoring import NOTICE, Result, Results, _forward, _Part, _Ready, _slices
 from normalcy.settings import COMMON, DecisionSettings, InputSettings
 from normalcy.training.fit import fit
+from normalcy.training.generators import caller_generators_kept, seed_generators
 from normalcy.training.log import TRAIN_LOG, Journal, Log, Record, read_log
 from normalcy.training.settings import FitSummary, TrainSettings
 
@@ -306,7 +307,7 @@ class Detector:
         method = self._fitted
         description = {
             "normalcy": versions()["normalcy"],
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "method": self.name,
             "settings": config.to_dict(method.settings),
             "input": config.to_dict(self.input),
@@ -322,6 +323,7 @@ class Detector:
         return Path(folder)
 
     @classmethod
+    @torch.inference_mode(False)  # weights loaded in inference mode could give no gradients
     def load(cls, folder: Path | str) -> Detector:
         """Read a model folder. Runs no code from it; raises ModelFileError for one that is damaged or unknown."""
         folder = Path(folder)
@@ -343,6 +345,7 @@ class Detector:
             weights = model_folder.read_weights(folder, words)
             detector.method = detector._build(tuple(shape))
             detector.method.load_state_dict(weights)
+            detector.method.eval()  # once, here: scoring switches no mode
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, SettingsError, DataError) as error:
             raise ModelFileError(f"{folder} is damaged or does not fit this normalcy ({_one_line(error)}).") from error
         detector.calibrations = {}
@@ -412,9 +415,11 @@ class Detector:
             raise SettingsError(f"The {self.name} detector is not fitted yet: call fit() or load one.")
         return self.method
 
+    @torch.inference_mode(False)  # weights made in inference mode could not be trained
     def _build(self, shape: tuple[int, ...]) -> Method:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.train.seed)
+        device = torch.device("cpu")
+        with caller_generators_kept(device):
+            seed_generators(self.train.seed, device)
             method = get(self.name)(self.settings, shape)
         if (
             self.train.channels_last and len(shape) == 3

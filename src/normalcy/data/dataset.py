@@ -104,7 +104,7 @@ class DataSet:
 
     @property
     def has_masks(self) -> bool:
-        """Whether the set comes with masks at all; single ones may still be missing."""
+        """Whether the set has masks at all; single ones may still be missing."""
         return self._mask is not None
 
     def source(self, i: int) -> Path | None:

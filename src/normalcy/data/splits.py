@@ -71,7 +71,7 @@ def train_test(data: DataSet, test_fraction: float = 0.2, seed: int = 0) -> Data
 
 
 def folds(cases: Sequence[str], count: int, seed: int = 0) -> list[Indices]:
-    """Whole cases distributed in random order over ``count`` parts of about equal numbers of images, each sorted.
+    """Whole cases assigned in random order to ``count`` parts of about equal numbers of images, each sorted.
 
     >>> [part.tolist() for part in folds(["a", "a", "b", "c", "c", "d"], 3)]
     [[3, 4], [0, 1], [2, 5]]
