@@ -133,6 +133,6 @@ def images_to_score(data: DataSet, split: str | None, seed: int = 0) -> tuple[Da
     if len(part) == 0:
         known = sorted({item.split for item in data.items if item.split}) or ["none"]
         raise DataError(
-            f"{data.name} has no images of split {chosen!r}: it has {', '.join(known)}; or use --split all."
+            f"{data.name} has no images of split {chosen!r}. Available: {', '.join(known)}; or use --split all."
         )
     return part, chosen
