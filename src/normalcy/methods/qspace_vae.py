@@ -45,6 +45,7 @@ from normalcy.method import Batches, Method, Objective, Scores, Stage
 from normalcy.nets.features import Mapped, mean_and_deviation
 from normalcy.nets.filters import Reduce, check_reduce, reduce_map
 from normalcy.nets.neighbours import LARGEST_BLOCK, Reservoir, nearest
+from normalcy.nets.noise import fixed_noise
 
 Score = Literal["reconstruction", "stochastic_mean", "stochastic_min", "kl", "nearest", "bhattacharyya", "density"]
 _CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -226,7 +227,7 @@ class QSpaceVAE(Method):
 
     def _draws(self, mean: Tensor, logvar: Tensor) -> list[Tensor]:
         """``samples`` draws (B, latent, *spatial), with one noise vector each for all voxels."""
-        noise = torch.randn(self.settings.samples, self.settings.latent, generator=torch.Generator().manual_seed(0))
+        noise = fixed_noise(self.settings.samples, self.settings.latent)
         single = (1, -1, *[1] * (mean.ndim - 2))
         return [mean + (0.5 * logvar).exp() * e.to(mean).view(single) for e in noise]
 

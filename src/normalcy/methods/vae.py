@@ -35,6 +35,7 @@ from normalcy.method import Method, Objective, Scores, Stage
 from normalcy.nets.convnets import CLIP, Network, Norm, Standardise, choose
 from normalcy.nets.filters import Reduce, check_reduce, gaussian_smooth, reduce_map
 from normalcy.nets.gaussian_code import kl_to_standard
+from normalcy.nets.noise import fixed_noise
 from normalcy.nets.schedules import late_drop
 
 Score = Literal[
@@ -184,6 +185,4 @@ class VAE(Method):
 
     def _noise(self) -> list[Tensor]:
         """``samples`` draws (1, latent), the same for every image and every call."""
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(self.settings.samples, 1, self.settings.latent, generator=generator)
-        return list(noise.to(self.device))
+        return list(fixed_noise(self.settings.samples, 1, self.settings.latent).to(self.device))

@@ -115,7 +115,8 @@ def nearest(queries: Tensor, memory: Tensor, k: int = 1) -> tuple[Tensor, Tensor
     squares = shifted.square().sum(1)
     k = min(k, len(memory))
     distances, indices = [], []
-    step = max(1, LARGEST_BLOCK // len(memory))
+    # Traced for export: one block, as the number of blocks would fix the size of a batch.
+    step = len(queries) if torch.compiler.is_compiling() else max(1, LARGEST_BLOCK // len(memory))
     for i in range(0, len(queries), step):
         part = queries[i : i + step]
         ranks = torch.addmm(squares, part - centre, shifted.T, alpha=-2)
