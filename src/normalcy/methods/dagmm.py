@@ -33,7 +33,8 @@ from torch import Tensor, nn
 
 from normalcy import config
 from normalcy.method import Batches, Method, Objective, Scores, Stage
-from normalcy.nets.convnets import Network, Standardise, choose
+from normalcy.nets.convnets import Network, choose
+from normalcy.nets.scaling import Standardise
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,9 @@ from torch.nn import functional as F
 from normalcy import config
 from normalcy.method import Batches, Method, Objective, Scores, Stage
 from normalcy.nets.convnets import LENET_UP_TO, ConvNet, Network, choose
-from normalcy.nets.features import random_state
 from normalcy.nets.neighbours import Reservoir
 from normalcy.nets.schedules import drop_after
+from normalcy.nets.seeds import random_state
 
 RECENT = 4096
 """Number of recent squared distances from which the radius is computed."""
