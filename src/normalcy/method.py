@@ -146,6 +146,9 @@ class Method(nn.Module):
     scores: ClassVar[tuple[str, ...]] = ()
     """Names that ``settings.score`` may take; one fitted model can be scored with any of them."""
     spatial_dims: ClassVar[tuple[int, ...]] = (2,)
+    not_exportable: ClassVar[Mapping[str, str]] = {}
+    """Scores ("" where there is only one) that :mod:`normalcy.export` cannot write as a graph -> reason, and what to take
+    instead."""
     search: ClassVar[Mapping[str, Sequence[Any]]] = {}
     """Settings worth choosing by a few anomalies, and the values that ``normalcy select`` tries beside the default."""
 

@@ -92,6 +92,10 @@ class QSpaceVAE(Method):
     scores = get_args(Score)
     spatial_dims = (2, 3)
     search: ClassVar = {"score": get_args(Score), "latent": (1, 2, 4, 8, 16)}
+    not_exportable: ClassVar = dict.fromkeys(
+        ("nearest", "bhattacharyya", "density"),
+        "it compares only the voxels inside the brain, whose number differs; take score=reconstruction or score=kl.",
+    )
     settings: QSpaceVAESettings
     mean: Tensor
     std: Tensor

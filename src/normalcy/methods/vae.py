@@ -104,6 +104,10 @@ class VAE(Method):
     scores = get_args(Score)
     spatial_dims = (2, 3)
     search: ClassVar = {"latent": (8, 16, 32, 64, 128), "score": get_args(Score), "beta": (0.1, 1.0, 4.0)}
+    not_exportable: ClassVar = dict.fromkeys(
+        ("gradient_elbo", "gradient_kl", "gradient_reconstruction", "combined"),
+        "it is a gradient with respect to the image; take score=elbo or score=reconstruction.",
+    )
     settings: VAESettings
 
     def __init__(self, settings: VAESettings, shape: Sequence[int]) -> None:
