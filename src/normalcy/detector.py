@@ -24,6 +24,8 @@ from normalcy.data.diffusion import check_scheme
 from normalcy.data.open import as_dataset
 from normalcy.data.splits import hold_out, normal_training_images, with_split
 from normalcy.errors import DataError, ModelFileError, NormalcyError, SettingsError
+from normalcy.export.graph import open_graph
+from normalcy.export.method import graph_method
 from normalcy.files import read_json
 from normalcy.method import Method
 from normalcy.methods import get
@@ -321,8 +323,11 @@ class Detector:
         return Path(folder)
 
     @classmethod
-    def load(cls, folder: Path | str) -> Detector:
-        """Read a model folder. Runs no code from it; raises ModelFileError for one that is damaged or unknown."""
+    def load(cls, folder: Path | str, engine: str = "auto") -> Detector:
+        """Read a model folder, or one that export wrote, whose graph runs in ``engine``.
+
+        Runs no code from it; raises ModelFileError for one that is damaged or unknown.
+        """
         folder = Path(folder)
         words = model_folder.read_description(folder)
         try:
@@ -339,9 +344,13 @@ class Detector:
             shape = [int(n) for n in words["shape"]]
             if not 3 <= len(shape) <= 4 or min(shape) < 1 or np.prod([float(n) for n in shape]) > 2**31:
                 raise ValueError(f"shape {shape} is impossible")
-            weights = model_folder.read_weights(folder, words)
-            detector.method = detector._build(tuple(shape))
-            detector.method.load_state_dict(weights)
+            if "graph" in words:
+                graph = open_graph(folder, words["graph"], engine)
+                detector.method = graph_method(method_cls, detector.settings, shape, graph)
+            else:
+                weights = model_folder.read_weights(folder, words)
+                detector.method = detector._build(tuple(shape))
+                detector.method.load_state_dict(weights)
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, SettingsError, DataError) as error:
             raise ModelFileError(f"{folder} is damaged or does not fit this normalcy ({_one_line(error)}).") from error
         detector.calibrations = {}

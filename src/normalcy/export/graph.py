@@ -1,7 +1,8 @@
 """Running an exported graph by onnxruntime or OpenVINO. Imports no torch.
 
-A graph has one input, ``images`` (B, C, *spatial), float32, preprocessed; B is free. Its outputs are ``score`` (B,) and, where the
-method has them, ``map`` and ``uncertainty`` (B, *spatial), ``restored`` (B, C, *spatial), ``latent`` (B, d) and ``extra_maps.NAME``.
+A graph has one input, ``images`` (B, C, *spatial), float32, preprocessed; B is free. Its outputs are ``score`` (B,) and, where
+the method has them, ``map`` and ``uncertainty`` (B, *spatial), ``restored`` (B, C, *spatial), ``latent`` (B, d) and
+``extra_maps.NAME``.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class Graph:
 def open_graph(folder: Path, words: Mapping[str, Any], engine: str = "auto", threads: int | None = None) -> Graph:
     """The graph of an exported folder whose ``detector.json`` has the entry ``words``.
 
-    ``engine`` "auto" is the one that the graph was written for, or onnxruntime's ONNX graph in OpenVINO where that alone is there.
+    ``engine`` "auto" is the one that the graph was written for, or OpenVINO for an ONNX graph where that alone is installed.
     Raises SettingsError for an engine that cannot run it, ModelFileError for files that are damaged.
     """
     file = GraphFile.from_json(words)
