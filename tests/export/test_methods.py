@@ -72,7 +72,7 @@ def test_refusals_name_a_way_out(name: str):
     for score, reason in cls.not_exportable.items():
         settings = cls.Settings(score=score) if score else cls.Settings()
         method = cls(settings, default_shapes(cls)[0])
-        with pytest.raises(SettingsError, match="cannot be exported: it .*; take ") as refusal:
+        with pytest.raises(SettingsError, match=r"cannot be exported: it .*; take ") as refusal:
             check_exportable(method)
         assert reason in str(refusal.value)
         advice = reason.rpartition("; take ")[2].rstrip(".")

@@ -7,7 +7,7 @@ A pipeline is a list of words, the same on the command line, in TOML and in Pyth
 >>> x, geometry = preprocess.apply(image)
 >>> tuple(x.shape), geometry.shape
 ((1, 32, 32), (30, 50))
->>> geometry.invert_map(x[0].numpy()).shape
+>>> geometry.invert_map(x[0]).shape
 (30, 50)
 
 The steps (numbers after a colon):
@@ -43,8 +43,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from skimage.exposure import equalize_adapthist
 
 from normalcy.arrays import Array, Float32, Mask
 from normalcy.data.foreground import body_mask
@@ -170,14 +168,14 @@ class Preprocess:
 
     # -- one image
 
-    def apply(self, image: Array) -> tuple[torch.Tensor, Geometry]:
+    def apply(self, image: Array) -> tuple[Float32, Geometry]:
         """Image (C, *spatial) of the training images' kind -> float32 (C, *size) and what was done to it.
 
         Never changes or aliases ``image``. Raises DataError for another kind of values, number of channels or
         dimensions than the training images had, and for values that are not finite.
         """
         x, trace = self._forward(_finite(self._checked(image)), self.plan)
-        return torch.from_numpy(np.ascontiguousarray(x)), Geometry(tuple(image.shape[1:]), trace)
+        return np.ascontiguousarray(x), Geometry(tuple(image.shape[1:]), trace)
 
     def size_of(self, shape: Iterable[int]) -> Shape:
         """Spatial shape that an input of spatial ``shape`` gets, without computing anything.
@@ -191,7 +189,7 @@ class Preprocess:
                 size = _move(step, size).after
         return size
 
-    def invert_image(self, restored: npt.ArrayLike | torch.Tensor, original: Array, geometry: Geometry) -> Array:
+    def invert_image(self, restored: npt.ArrayLike, original: Array, geometry: Geometry) -> Array:
         """A restored (C, *size) as an image like ``original``: its size, channels, type and range of values.
 
         Scale, gcn, zscore, percentile and window are undone with the original's own constants (values clipped by
@@ -348,6 +346,8 @@ def _clahe(x: Float32, limit: float) -> Float32:
 
     (In smaller tiles every value is as frequent as any other.) A constant channel becomes 0.
     """
+    from skimage.exposure import equalize_adapthist  # slow to import, and no other step needs it
+
     result = np.zeros_like(x)
     for channel, out in zip(x, result):
         low, high = float(channel.min()), float(channel.max())

@@ -71,8 +71,8 @@ class ViewSettings:
             x, geometry = preprocess.apply(image)
             size = tuple(x.shape[1:])
             if self.tile is None:
-                return x.numpy()[None], [View(geometry, size, 1)]
-            tiles, corners = cut(x.numpy(), self.tile, self.overlap)
+                return x[None], [View(geometry, size, 1)]
+            tiles, corners = cut(x, self.tile, self.overlap)
             return tiles, [View(geometry, size, len(tiles), corners)]
         if image.ndim != 4:
             raise DataError(f"slices={self.slices} expects volumes (C, z, y, x), got {image.shape}; leave slices out.")
@@ -81,7 +81,7 @@ class ViewSettings:
         for axis in ("zyx".index(name) for name in sorted(self.slices, reverse=True)):
             x, geometry = preprocess.apply(np.moveaxis(image, 1 + axis, 1))
             chosen = self._choose(x.shape[1], None if body is None else np.moveaxis(body, axis, 0))
-            pieces.append(np.moveaxis(x.numpy(), 1, 0)[chosen])
+            pieces.append(np.moveaxis(x, 1, 0)[chosen])
             views.append(View(geometry, tuple(x.shape[1:]), len(chosen), axis=axis, chosen=chosen))
         if len({piece.shape[1:] for piece in pieces}) > 1:
             shapes = ", ".join(str(piece.shape[2:]) for piece in pieces)
