@@ -23,9 +23,9 @@ from normalcy.data.dataset import DataSet, Item
 from normalcy.data.diffusion import check_scheme
 from normalcy.data.open import as_dataset
 from normalcy.data.splits import hold_out, normal_training_images, with_split
+from normalcy.engines.graph import open_graph
+from normalcy.engines.method import graph_method
 from normalcy.errors import DataError, ModelFileError, NormalcyError, SettingsError
-from normalcy.export.graph import open_graph
-from normalcy.export.method import graph_method
 from normalcy.files import read_json
 from normalcy.method import Method
 from normalcy.methods import get

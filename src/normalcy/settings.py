@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from normalcy import config
 from normalcy.errors import SettingsError
-from normalcy.methods import get
-from normalcy.nets.filters import Reduce
 from normalcy.preprocessing.tiling import Window
 from normalcy.preprocessing.views import Slices
-from normalcy.training.settings import TrainSettings
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class InputSettings:
     """Part of the axis that slices are taken from: 0.2,0.9 leaves out the lowest fifth and the highest tenth."""
     slice_body: float = 0.0
     """Leave out slices of which less than this share is body (above Otsu's threshold of the volume)."""
-    view_score: Reduce = "max"
+    view_score: float | Literal["mean", "max"] = "max"
     """The score of an image that is cut in tiles or slices, from theirs: "max", "mean" or a quantile in [0, 1]."""
 
     def __post_init__(self) -> None:
@@ -81,6 +78,9 @@ def settings_for_method(method: str, words: Mapping[str, Any], methods: Sequence
 
     Raises SettingsError for a word that no method knows.
     """
+    from normalcy.methods import get  # imports torch, which the settings alone do not need
+    from normalcy.training.settings import TrainSettings
+
     shared = (InputSettings, TrainSettings, DecisionSettings)
     known = {
         name: {word for cls in (get(name).Settings, *shared) for word in config.fields_of(cls)} for name in methods

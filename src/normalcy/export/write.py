@@ -18,10 +18,10 @@ from normalcy.data.dataset import DataSet
 from normalcy.data.open import as_dataset, open_data
 from normalcy.data.splits import hold_out, normal_training_images, with_split
 from normalcy.detector import Detector
+from normalcy.engines.graph import Engine, Graph, GraphFile, Precision, available
+from normalcy.engines.probe import largest_differences, probes
+from normalcy.engines.trace import check_exportable, to_onnx
 from normalcy.errors import DataError, NormalcyError, SettingsError
-from normalcy.export.graph import Engine, Graph, GraphFile, Precision, available
-from normalcy.export.probe import largest_differences, probes
-from normalcy.export.trace import check_exportable, to_onnx
 from normalcy.files import read_json, refuse_existing, write_folder, write_json
 from normalcy.method import Method
 from normalcy.model_folder import CALIBRATION, DESCRIPTION

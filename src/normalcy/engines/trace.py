@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normalcy.engines.graph import EXTRA, INPUT
 from normalcy.errors import SettingsError
-from normalcy.export.graph import EXTRA, INPUT
 from normalcy.method import Method, Scores
 
 OPSET = 20

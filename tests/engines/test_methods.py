@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from normalcy.engines.method import graph_method
+from normalcy.engines.probe import largest_differences
+from normalcy.engines.trace import check_exportable
 from normalcy.errors import SettingsError
-from normalcy.export.method import graph_method
-from normalcy.export.probe import largest_differences
-from normalcy.export.trace import check_exportable
 from normalcy.export.write import BOUND, graph_of
 from normalcy.method import Method
 from normalcy.methods import METHODS, get

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from normalcy.engines.graph import EXTRA, Graph
 from normalcy.errors import SettingsError
-from normalcy.export.graph import EXTRA, Graph
 from normalcy.method import Method, Scores, Stage
 
 

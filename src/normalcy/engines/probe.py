@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from normalcy.export.trace import parts_of
+from normalcy.engines.trace import parts_of
 from normalcy.method import Method, Scores
 
 
