@@ -24,16 +24,13 @@ from typer.models import ArgumentInfo, OptionInfo
 
 from normalcy import config
 from normalcy.cli.app import app
-from normalcy.detector import DecisionSettings, InputSettings
 from normalcy.methods import FAMILIES, METHODS, get
-from normalcy.training.settings import TrainSettings
+from normalcy.settings import COMMON
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 RESULTS = ROOT / "recipes" / "results"
 BENCHMARKS = ROOT / "benchmarks" / "results"
-SHARED = {"input": InputSettings, "training": TrainSettings, "decision": DecisionSettings}
-"""Settings that every method has, by the name of their table."""
 
 
 def pages() -> dict[Path, str]:
@@ -45,7 +42,7 @@ def pages() -> dict[Path, str]:
         readme: {"families": families_table("docs/methods")} if short else {"methods": methods_table("docs/methods")},
         DOCS / "reference" / "methods.md": {"methods": methods_table("../methods")},
         DOCS / "reference" / "papers.md": {"methods": papers()},
-        DOCS / "reference" / "settings.md": {name: settings_table(cls) for name, cls in SHARED.items()},
+        DOCS / "reference" / "settings.md": {name: settings_table(cls) for name, cls in COMMON.items()},
         DOCS / "reference" / "command-line.md": {"commands": command_line()},
         DOCS / "explanation" / "which-method.md": {"evidence": evidence()},
     }

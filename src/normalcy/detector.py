@@ -37,6 +37,7 @@ from normalcy.provenance import versions
 from normalcy.scoring import NOTICE, Result, Results, _forward, _Part, _Ready, _slices
 from normalcy.settings import COMMON, DecisionSettings, InputSettings
 from normalcy.training.fit import fit
+from normalcy.training.generators import caller_generators_kept, seed_generators
 from normalcy.training.log import TRAIN_LOG, Journal, Log, Record, read_log
 from normalcy.training.settings import FitSummary, TrainSettings
 
@@ -324,6 +325,7 @@ class Detector:
         return Path(folder)
 
     @classmethod
+    @torch.inference_mode(False)  # weights loaded in inference mode could give no gradients
     def load(cls, folder: Path | str, engine: str = "auto") -> Detector:
         """Read a model folder, or one that export wrote, whose graph runs in ``engine``.
 
@@ -352,6 +354,7 @@ class Detector:
                 weights = model_folder.read_weights(folder, words)
                 detector.method = detector._build(tuple(shape))
                 detector.method.load_state_dict(weights)
+                detector.method.eval()  # once, here: scoring switches no mode
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, SettingsError, DataError) as error:
             raise ModelFileError(f"{folder} is damaged or does not fit this normalcy ({_one_line(error)}).") from error
         detector.calibrations = {}
@@ -421,9 +424,11 @@ class Detector:
             raise SettingsError(f"The {self.name} detector is not fitted yet: call fit() or load one.")
         return self.method
 
+    @torch.inference_mode(False)  # weights made in inference mode could not be trained
     def _build(self, shape: tuple[int, ...]) -> Method:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.train.seed)
+        device = torch.device("cpu")
+        with caller_generators_kept(device):
+            seed_generators(self.train.seed, device)
             method = get(self.name)(self.settings, shape)
         if (
             self.train.channels_last and len(shape) == 3
