@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from normalcy.engines.cached import BOUND, graph_of
 from normalcy.engines.method import graph_method
 from normalcy.engines.probe import largest_differences
 from normalcy.engines.trace import check_exportable
 from normalcy.errors import SettingsError
-from normalcy.export.write import BOUND, graph_of
 from normalcy.method import Method
 from normalcy.methods import METHODS, get
 from normalcy.testing import Trial, default_shapes

@@ -18,19 +18,17 @@ from normalcy.data.dataset import DataSet
 from normalcy.data.open import as_dataset, open_data
 from normalcy.data.splits import hold_out, normal_training_images, with_split
 from normalcy.detector import Detector
-from normalcy.engines.graph import Engine, Graph, GraphFile, Precision, available
+from normalcy.engines.cached import BOUND, write_graph
+from normalcy.engines.graph import Engine, GraphFile, Precision, available
 from normalcy.engines.probe import largest_differences, probes
 from normalcy.engines.trace import check_exportable, to_onnx
 from normalcy.errors import DataError, NormalcyError, SettingsError
 from normalcy.files import read_json, refuse_existing, write_folder, write_json
-from normalcy.method import Method
 from normalcy.model_folder import CALIBRATION, DESCRIPTION
 from normalcy.provenance import versions
 from normalcy.scoring import Results
 
 PARITY = "parity.json"
-BOUND = 1e-4
-"""Largest difference allowed in 32 bits, of every output, relative to the output's largest absolute value."""
 COMPARED = 16
 """Images that are scored by both."""
 FORMATS: dict[str, Engine] = {"onnx": "onnxruntime", "openvino": "openvino"}
@@ -101,6 +99,7 @@ def export(
         words.pop("weights_sha256", None)
         if method.scores:
             words["settings"]["score"] = used
+        words["views"] = asdict(detector._view_settings(scoring=True))
         write_json(partial / DESCRIPTION, {**words, "graph": asdict(facts)})
         if (model / CALIBRATION).exists():
             (partial / CALIBRATION).write_bytes((model / CALIBRATION).read_bytes())
@@ -114,24 +113,6 @@ def export(
 
     write_folder(out, fill, overwrite)
     return parity
-
-
-def write_graph(onnx: bytes, folder: Path, engine: Engine) -> dict[str, bytes]:
-    """Writes the graph for an engine and returns the content of its files by name."""
-    if engine == "onnxruntime":
-        (folder / "model.onnx").write_bytes(onnx)
-        return {"model.onnx": onnx}
-    import openvino
-
-    openvino.save_model(openvino.Core().read_model(onnx), folder / "model.xml", compress_to_fp16=False)
-    return {name: (folder / name).read_bytes() for name in ("model.xml", "model.bin")}
-
-
-def graph_of(method: Method, engine: Engine) -> Graph:
-    """The graph of a fitted method, in memory, in 32 bits. Raises SettingsError as :func:`to_onnx` does."""
-    onnx, outputs = to_onnx(method)
-    with TemporaryDirectory() as folder:
-        return Graph(tuple(write_graph(onnx, Path(folder), engine).values()), outputs, engine)
 
 
 def _held_out(detector: Detector) -> DataSet | None:
