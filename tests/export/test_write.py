@@ -159,8 +159,8 @@ def test_engine_of_an_ordinary_model(model: Path, tmp_path: Path):
     mended = cached.faster(method, model, "w", "openvino")
     assert mended is not None
     assert np.allclose(mended.score(x).image, method.score(x).image, rtol=1e-4)
+    vae = fitted("vae", steps=2, latent=4, width=4).method
+    assert vae is not None
     with pytest.raises(SettingsError, match="cannot be exported"):
-        vae = fitted("vae", steps=2, latent=4, width=4).method
-        assert vae is not None
         cached.faster(vae, None, "w", "openvino")
     assert cached.faster(vae, None, "w", "auto", 10_000) is None

@@ -98,7 +98,8 @@ def load(folder: Path | str, engine: str = "auto", threads: int | None = None) -
     """Read a folder that ``normalcy export`` wrote. Runs no code from it.
 
     ``engine``: "onnxruntime", "openvino" or "auto", the one that the graph was written for. ``threads`` of one call; none: as
-    many as there are cores. Raises ModelFileError for a folder that is damaged or no exported model, SettingsError for an engine that is not installed.
+    many as there are cores. Raises ModelFileError for a folder that is damaged or no exported model, SettingsError for an engine
+    that is not installed.
     """
     folder = Path(folder)
     words = read_json(folder / "detector.json")
