@@ -25,12 +25,25 @@ from typer.models import ArgumentInfo, OptionInfo
 from normalcy import config
 from normalcy.cli.app import app
 from normalcy.methods import FAMILIES, METHODS, get
+from normalcy.report.text import markdown_table
+from normalcy.results.comparison import Comparison
+from normalcy.results.metrics import Metrics
+from normalcy.results.run import CaseRow, Run, ScoreRow
+from normalcy.results.schema import describe
 from normalcy.settings import COMMON
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 RESULTS = ROOT / "recipes" / "results"
 BENCHMARKS = ROOT / "benchmarks" / "results"
+FILES = {
+    "scores.csv": ScoreRow,
+    "cases.csv": CaseRow,
+    "run.json": Run,
+    "metrics.json": Metrics,
+    "compare.json": Comparison,
+}
+"""Files of results -> what their rows or objects hold."""
 
 
 def pages() -> dict[Path, str]:
@@ -44,6 +57,7 @@ def pages() -> dict[Path, str]:
         DOCS / "reference" / "papers.md": {"methods": papers()},
         DOCS / "reference" / "settings.md": {name: settings_table(cls) for name, cls in COMMON.items()},
         DOCS / "reference" / "command-line.md": {"commands": command_line()},
+        DOCS / "reference" / "files.md": {name: file_table(cls) for name, cls in FILES.items()},
         DOCS / "explanation" / "which-method.md": {"evidence": evidence()},
     }
     for path, texts in parts.items():
@@ -159,6 +173,14 @@ def settings_table(cls: type) -> str:
 
 def dimensions(name: str) -> str:
     return " and ".join(f"{d}D" for d in get(name).spatial_dims)
+
+
+def file_table(cls: type) -> str:
+    """Meaning of the columns of a table, or values and meaning of the keys of a JSON file."""
+    rows = [(f"`{key}`", hint, markdown(about)) for key, hint, about in describe(cls)]
+    if cls in (ScoreRow, CaseRow):
+        return table(("column", "meaning"), [(key, about) for key, _, about in rows])
+    return table(("key", "values", "meaning"), rows)
 
 
 def values(hint: Any) -> str:
@@ -564,8 +586,7 @@ def option_default(default: Any, names: Sequence[str]) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+    return "\n".join(markdown_table(head, rows))
 
 
 def markdown(text: str) -> str:

@@ -48,7 +48,7 @@ ALLOWED = {
     "detector": BELOW_DETECTOR | {"engines", "model_folder"},
     "export": USE | {"export"},
     "results": USE | {"results"},
-    "report": FOUNDATION | {"data", "metrics", "report", "results", "scoring"},
+    "report": FOUNDATION | {"data", "metrics", "report", "results", "training"},
     "studies": USE | {"report", "results", "studies"},
     "testing": USE,
 }

@@ -29,6 +29,14 @@ class Item:
     split: str | None = None  # "train", "test", None undecided
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An image that could not be used, and why."""
+
+    path: str
+    reason: str
+
+
 class DataSet:
     """Items in a fixed order, whose images are read when asked for.
 
