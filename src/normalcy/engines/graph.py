@@ -21,7 +21,6 @@ from normalcy.arrays import Float32
 from normalcy.errors import ModelFileError, SettingsError
 
 INPUT = "images"
-EXTRA = "extra_maps."
 Engine = Literal["onnxruntime", "openvino"]
 Precision = Literal["32", "bf16"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normalcy.engines.graph import EXTRA, Graph
+from normalcy.arrays import EXTRA_MAP, Array, Float32
+from normalcy.engines.graph import Graph
 from normalcy.errors import SettingsError
 from normalcy.method import Method, Scores, Stage
 
@@ -23,7 +24,7 @@ class GraphMethod(Method):
 
     def _score(self, x: Tensor) -> Scores:
         parts = {name: torch.from_numpy(v) for name, v in self.graph(x.contiguous().numpy()).items()}
-        extra = {name.removeprefix(EXTRA): v for name, v in parts.items() if name.startswith(EXTRA)}
+        extra = {name.removeprefix(EXTRA_MAP): v for name, v in parts.items() if name.startswith(EXTRA_MAP)}
         return Scores(
             parts["score"],
             parts.get("map"),
@@ -32,6 +33,9 @@ class GraphMethod(Method):
             parts.get("latent"),
             extra,
         )
+
+    def score_arrays(self, x: Float32) -> dict[str, Array]:
+        return {**self.graph(x)}
 
     def to(self, *args: Any, **kwargs: Any) -> GraphMethod:
         """Stays on the processor. Raises SettingsError for another device."""

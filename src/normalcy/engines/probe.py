@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from normalcy.engines.trace import parts_of
 from normalcy.method import Method, Scores
 
 
@@ -24,8 +23,8 @@ def probes(method: Method, count: int) -> Tensor:
 
 def largest_differences(before: Scores, after: Scores) -> dict[str, dict[str, float]]:
     """Of each output: the largest absolute difference, and that relative to the output's largest absolute value."""
-    differences, others = {}, parts_of(after)
-    for name, values in parts_of(before).items():
+    differences, others = {}, after.by_name()
+    for name, values in before.by_name().items():
         largest = float((values.double() - others[name].double()).abs().max())
         differences[name] = {"largest": largest, "relative": largest / max(float(values.abs().max()), 1e-12)}
     return differences

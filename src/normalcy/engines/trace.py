@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normalcy.engines.graph import EXTRA, INPUT
+from normalcy.engines.graph import INPUT
 from normalcy.errors import SettingsError
-from normalcy.method import Method, Scores
+from normalcy.method import Method
 
 OPSET = 20
 BATCH = 3
@@ -32,14 +32,6 @@ def check_exportable(method: Method) -> None:
         raise SettingsError(f"{who} was fitted with bf16=true: fit with bf16=false and export with --precision bf16.")
 
 
-def parts_of(scores: Scores) -> dict[str, Tensor]:
-    """The outputs of a graph by name; ``score`` is first."""
-    named = {"score": scores.image, "map": scores.map, "restored": scores.restored}
-    named |= {"uncertainty": scores.uncertainty, "latent": scores.latent}
-    named |= {EXTRA + name: values for name, values in scores.extra_maps.items()}
-    return {name: values for name, values in named.items() if values is not None}
-
-
 def to_onnx(method: Method) -> tuple[bytes, tuple[str, ...]]:
     """The graph (opset 20, any batch size) and the names of its outputs. The method is to lie on the processor.
 
@@ -50,7 +42,7 @@ def to_onnx(method: Method) -> tuple[bytes, tuple[str, ...]]:
     if missing:
         raise SettingsError(f"Exporting needs {' and '.join(missing)}: pip install 'normalcy[export]'.")
     images = torch.rand(BATCH, *method.shape, generator=torch.Generator().manual_seed(0))
-    names = tuple(parts_of(method.score(images)))  # this first run also draws the noise that the graph keeps
+    names = tuple(method.score(images).by_name())  # this first run also draws the noise that the graph keeps
     training = method.training
     method.eval()
     try:
@@ -85,7 +77,7 @@ class _Outputs(nn.Module):
         self.method = method
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        return tuple(parts_of(self.method._score(images)).values())
+        return tuple(self.method._score(images).by_name().values())
 
 
 def _remove_traces_of_the_machine(model: Any) -> None:

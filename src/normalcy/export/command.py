@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from normalcy.data.open import as_dataset
@@ -12,7 +13,7 @@ from normalcy.errors import NormalcyError
 from normalcy.export.scorer import load
 from normalcy.files import refuse_existing
 from normalcy.results.predict import predict
-from normalcy.results.run import Model, Run, Scored, now, thresholds
+from normalcy.results.run import Model, Run, Scored, thresholds
 from normalcy.settings import InputSettings
 
 
@@ -67,7 +68,7 @@ def score_into(given: argparse.Namespace) -> Run:
         map_range=None if scorer.calibration is None else scorer.calibration.map_range,
         score=words["graph"]["score"] or None,
         normalcy=words["normalcy"],
-        created=now(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
         device=f"cpu ({scorer.graph.engine})",
     )
     results = scorer.stream(data, batch_size=given.batch_size, false_alarms=given.false_alarms)

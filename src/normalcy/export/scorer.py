@@ -38,7 +38,7 @@ class GraphScores:
 
     def score_arrays(self, x: Float32) -> dict[str, Array]:
         """Preprocessed images (B, C, *spatial) -> the outputs of the graph by name, see :mod:`normalcy.engines.graph`."""
-        return self.graph(x)
+        return {**self.graph(x)}
 
 
 class Scorer:
