@@ -209,7 +209,8 @@ def _forward(method: Scored, group: Sequence[_Ready], batch_size: int) -> Iterat
         start = rows.stop
         here = {name: values[rows] for name, values in columns.items()}
         extra_maps = {name.removeprefix(EXTRA_MAP): v for name, v in here.items() if name.startswith(EXTRA_MAP)}
-        yield _Part(here["score"], *map(here.get, _OPTIONAL), extra_maps)
+        optional = {name: here.get(name) for name in _OPTIONAL}
+        yield _Part(here["score"], **optional, extra_maps=extra_maps)
 
 
 def _result(pipeline: Pipeline, data: DataSet, ready: _Ready, part: _Part) -> Result:

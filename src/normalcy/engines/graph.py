@@ -110,7 +110,7 @@ def open_graph(folder: Path, words: Mapping[str, Any], engine: str = "auto", thr
         raise SettingsError(
             f"{folder} is a graph for {' or '.join(readable)}, not for {engine}: leave out --engine, or export again with --to."
         )
-    return Graph(file.read(folder), file.outputs, engine, file.precision, threads)  # type: ignore[arg-type]
+    return Graph(file.read(folder), file.outputs, engine, file.precision, threads)
 
 
 @cache

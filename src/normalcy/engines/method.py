@@ -62,6 +62,6 @@ def graph_method(cls: type[Method], settings: Any, shape: Sequence[int], graph: 
     }
     method: GraphMethod = type(cls.__name__, (GraphMethod,), facts)(settings, shape)
     method.graph = graph
-    method._fitted.fill_(True)
+    method.mark_fitted(True)
     method.eval()
     return method

@@ -160,7 +160,7 @@ def _compare(detector: Detector, exported: Detector, held_out: DataSet | None, p
 def _of_results(before: Results, after: Results) -> dict[str, dict[str, float]]:
     if len(before) != len(after):
         raise DataError(f"The model can read {len(before)} of the images for the comparison, its graph {len(after)}.")
-    columns: dict[str, tuple[Sequence[Any], Sequence[Any]]] = {
+    columns: dict[str, tuple[Any, Any]] = {
         "score": (before.scores, after.scores),
         "p_value": (before.p_values, after.p_values),
         **{

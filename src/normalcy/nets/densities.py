@@ -38,7 +38,7 @@ def log_kernel_sum(x: Tensor, points: Tensor, gamma: Tensor | float, log_weights
     The logarithm does not saturate far from the points, where the sum itself is 0. Memory: 64 MB of distances at once.
     """
     # Traced for export: one block, as the number of blocks would fix the size of a batch.
-    blocks = [x] if torch.compiler.is_compiling() else x.split(max(1, 2**24 // len(points)))
+    blocks = [x] if torch.compiler.is_compiling() else torch.split(x, max(1, 2**24 // len(points)))
     return torch.cat([torch.logsumexp(log_weights - gamma * squared_distances(b, points), 1) for b in blocks])
 
 
