@@ -103,7 +103,7 @@ class Detector:
             rest, held_out = data.subset(kept), data.subset(carved)
         with _run_folder(run_dir) as folder:
             self._choose_size(rest)
-            self.settings = config.fill(self.settings, data.scheme)
+            self.settings = config.fill_unset(self.settings, data.scheme)
             self.preprocess, bad = fit_preprocess(self.preprocess, rest)
             rest = rest.subset([i for i in range(len(rest)) if i not in bad])
             views, spill = self._view_settings(scoring=False), folder / "images.raw"
@@ -329,7 +329,7 @@ class Detector:
         wanted = [model_folder.DESCRIPTION, model_folder.WEIGHTS, model_folder.CALIBRATION]
         return cls.load(snapshot_download(repo, revision=revision, allow_patterns=wanted))
 
-    def words(self) -> dict[str, Any]:
+    def all_settings(self) -> dict[str, Any]:
         """All settings in use."""
         parts = (self.settings, self.input, self.train, self.decision)
         return {word: value for part in parts for word, value in config.to_dict(part).items()}
@@ -340,7 +340,7 @@ class Detector:
         held_out = 0 if self.calibration is None else self.calibration.count
         threshold = None if decision is None else decision.threshold
         return model_folder.card(
-            self.name, self._fitted.shape, self.facts, self.words(), threshold, held_out, self.decision.false_alarms
+            self.name, self._fitted.shape, self.facts, self.all_settings(), threshold, held_out, self.decision.false_alarms
         )
 
     @property

@@ -18,7 +18,7 @@ from normalcy.data.dataset import DataSet, Item, case_of
 from normalcy.data.dicom import decode_series, is_dicom, series_in, series_space
 from normalcy.data.formats import DICOM_SUFFIXES, VOLUME_SUFFIXES, is_image, is_volume, own
 from normalcy.data.images import channel_first, decode_image, decode_mask, image_size, read_mask
-from normalcy.data.volumes import Space, decode_volume, select, split_name, volume_space
+from normalcy.data.volumes import Space, decode_volume, split_name, take_part, volume_space
 from normalcy.errors import DataError
 from normalcy.files import read_bytes
 
@@ -78,7 +78,7 @@ class Files:
         data, name = self.opener.bytes(file), self.opener.full_name(file)
         if not is_volume(data):
             return decode_image(data, name), None
-        return select(*decode_volume(data, name), part, name)
+        return take_part(*decode_volume(data, name), part, name)
 
     def stamp(self, i: int) -> int:
         image = self.images[i]

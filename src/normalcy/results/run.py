@@ -180,7 +180,7 @@ def describe(
     if method is None:
         raise SettingsError(f"The {detector.name} detector is not fitted yet: call fit() or load one.")
     calibration = None if tile and not detector.tiled else detector.calibration  # that of whole images
-    settings = detector.words()
+    settings = detector.all_settings()
     return Run(
         model=Model(
             method=detector.name,

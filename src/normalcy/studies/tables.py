@@ -384,7 +384,7 @@ def _known(who: str, kind: str, names: Iterable[str], known: Collection[str]) ->
 def _resolved(method: str, given: Settings) -> Json:
     """All settings that determine a fit; what was given where the method does not take it, which running will tell."""
     try:
-        settings = Detector(method, **given).words()
+        settings = Detector(method, **given).all_settings()
     except SettingsError:
         settings = dict(given)
     return {name: value for name, value in settings.items() if name not in IDLE}
