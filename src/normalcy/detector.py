@@ -340,7 +340,13 @@ class Detector:
         held_out = 0 if self.calibration is None else self.calibration.count
         threshold = None if decision is None else decision.threshold
         return model_folder.card(
-            self.name, self._fitted.shape, self.facts, self.all_settings(), threshold, held_out, self.decision.false_alarms
+            self.name,
+            self._fitted.shape,
+            self.facts,
+            self.all_settings(),
+            threshold,
+            held_out,
+            self.decision.false_alarms,
         )
 
     @property
