@@ -23,3 +23,11 @@ class ModelFileError(NormalcyError):
 
 class TrainingError(NormalcyError):
     """Training cannot go on, for example because a loss is not finite."""
+
+
+class WriteError(NormalcyError, OSError):
+    """A file or folder that cannot be written: no space, no rights, a disk that is read-only."""
+
+    def __init__(self, message: str, errno: int | None = None) -> None:
+        super().__init__(message)
+        self.errno = errno
