@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from normalcy.errors import TrainingError
+from normalcy.files import read_json_lines
 
 Record = dict[str, Any]
 """JSON values: method, stage, step, steps, images_per_second and the loss terms; or an event."""
@@ -45,14 +46,7 @@ class Journal:
 
 def read_log(path: Path) -> list[Record]:
     """Records of an earlier run; a line that was cut off by a kill is passed over."""
-    records = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                records.append(json.loads(line))
-            except ValueError:
-                continue
-    return [r for r in records if isinstance(r, dict)]
+    return read_json_lines(path) if path.exists() else []
 
 
 class Meter:
