@@ -307,7 +307,7 @@ class Detector:
             "normalcy": versions()["normalcy"],
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "method": self.name,
-            "settings": config.to_dict(method.settings),
+            "settings": model_folder.without_folders(config.to_dict(method.settings)),
             "input": config.to_dict(self.input),
             "train": config.to_dict(self.train),
             "decision": config.to_dict(self.decision),
@@ -336,13 +336,11 @@ class Detector:
             detector.preprocess = Preprocess.from_json(words["preprocess"])
             detector.augment = Augment(detector.input.augment)
             detector.facts = {key: words[key] for key in ("data", "fit", "versions")}
-            shape = [int(n) for n in words["shape"]]
-            if not 3 <= len(shape) <= 4 or min(shape) < 1 or np.prod([float(n) for n in shape]) > 2**31:
-                raise ValueError(f"shape {shape} is impossible")
-            weights = model_folder.read_weights(folder, words)
-            detector.method = detector._build(tuple(shape))
-            detector.method.load_state_dict(weights)
-        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, SettingsError, DataError) as error:
+            shape = tuple(words["shape"])
+            detector.method = model_folder.read_weights(folder, words, lambda: detector._build(shape))
+        except ModelFileError:
+            raise
+        except Exception as error:  # whatever impossible settings make of the constructors, MemoryError included
             raise ModelFileError(f"{folder} is damaged or does not fit this normalcy ({_one_line(error)}).") from error
         detector.calibrations = {}
         if (folder / model_folder.CALIBRATION).exists():
@@ -395,7 +393,7 @@ class Detector:
         if data.get("medical"):
             lines += ["", NOTICE]
         lines += ["", "## Use", "", "```", "normalcy score MODEL IMAGES --out RESULTS", "```", "", "## Settings", ""]
-        lines += [f"- {word}: {value}" for word, value in self.words().items()]
+        lines += [f"- {word}: {value}" for word, value in model_folder.without_folders(self.words()).items()]
         return "\n".join(lines) + "\n"
 
     @property
@@ -473,7 +471,7 @@ class Detector:
                 "fingerprint": data.fingerprint(),
                 "medical": data.is_medical,
                 "scheme": data.scheme,
-                "failed": [list(f) for f in failed],
+                "failed": [_private(data, *f) for f in failed],
             },
             "fit": vars(summary).copy(),
             "versions": versions(),
@@ -537,6 +535,17 @@ class _folder:
         (self.path / "images.raw").unlink(missing_ok=True)
         if not self.kept:
             shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _private(data: DataSet, path: str, reason: str) -> list[str]:
+    """A failure without the folders that name the user or a patient."""
+    medical = data.is_medical
+    name = model_folder.private_name(path, medical)
+    if medical:  # a reason starts with the file or folder
+        reason = f"{name}: {reason.partition(': ')[2] or reason}"
+    for known in ([] if data.root is None else [str(data.root / path)]) + [path]:
+        reason = reason.replace(known, name)
+    return [name, model_folder.without_folders(reason)]
 
 
 def _one_line(error: Exception) -> str:
