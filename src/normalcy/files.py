@@ -23,6 +23,7 @@ import sys
 import tempfile
 import threading
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, BinaryIO, TextIO, cast
@@ -143,20 +144,64 @@ def read_array(path: Path, error: type[NormalcyError] = DataError) -> Any:
 
     with open_regular(path, error) as file:
         try:
-            version = np.lib.format.read_magic(file)
-            header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-            shape, fortran, dtype = header[version](file)
-            if dtype.hasobject:
-                raise ValueError("it holds Python objects, not numbers")
+            shape, dtype, fortran = npy_header(file)
             start, size = file.tell(), os.fstat(file.fileno()).st_size
-            if min(shape, default=1) < 0 or math.prod(shape) * dtype.itemsize > size - start:
+            if math.prod(shape) * dtype.itemsize > size - start:
                 raise ValueError(f"shape {shape} of {dtype} needs more bytes than the file has")
             if math.prod(shape) == 0:  # nothing to map
                 return np.empty(shape, dtype)
             return np.memmap(file, dtype, "r", start, shape, "F" if fortran else "C")
-        except (ValueError, KeyError, OSError, SyntaxError, TypeError, RecursionError, MemoryError) as fault:
+        except (ValueError, OSError) as fault:
             reason = " ".join(str(fault).split())[:200]
             raise error(f"{path}: cannot be read as .npy ({reason}); write it again.") from None
+
+
+def read_arrays(path: Path, limit: int = MAX_BYTES, decoded: int = 2**32) -> dict[str, Any]:
+    """The arrays in an ``.npz`` file, by name. Never unpickles.
+
+    Raises ValueError where the file has more than ``limit`` bytes, or its arrays more than ``decoded`` when they are
+    decompressed; that is seen from their headers.
+    """
+    import numpy as np
+
+    try:
+        with open_regular(path) as file:
+            if (size := os.fstat(file.fileno()).st_size) > limit:
+                raise ValueError(f"it has {size:,} bytes, at most {limit:,} are read")
+            with zipfile.ZipFile(file) as archive:
+                members = [one for one in archive.infolist() if one.filename.endswith(".npy")]
+                if (size := sum(one.file_size for one in members)) > decoded:
+                    raise ValueError(f"its arrays have {size:,} bytes when decompressed, at most {decoded:,} are read")
+                arrays = {}
+                for one in members:
+                    with archive.open(one) as member:
+                        shape, dtype = npy_header(member)[:2]
+                    if math.prod(shape) * dtype.itemsize > one.file_size:
+                        raise ValueError(f"{one.filename} claims the shape {shape}, more than it holds")
+                    with archive.open(one) as member:
+                        arrays[one.filename[:-4]] = np.lib.format.read_array(cast(Any, member), allow_pickle=False)
+                return arrays
+    except (OSError, EOFError, MemoryError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as fault:
+        raise ValueError(" ".join(str(fault).split()) or type(fault).__name__) from None
+
+
+def npy_header(file: Any) -> tuple[tuple[int, ...], Any, bool]:
+    """Shape, type, and whether the values lie in Fortran's order. Raises ValueError for what is no array of numbers."""
+    import numpy as np
+
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    version = np.lib.format.read_magic(file)
+    if version not in readers:  # 3.0 exists for field names of structured arrays
+        raise ValueError(f"a .npy file of version {version}, which does not hold images")
+    try:
+        shape, fortran, dtype = readers[version](file)
+    except (SyntaxError, TypeError, RecursionError, MemoryError) as fault:  # it is parsed as Python text
+        raise ValueError(f"damaged header ({type(fault).__name__})") from None
+    if dtype.hasobject:
+        raise ValueError("holds Python objects, not numbers")
+    if min(shape, default=1) < 0:
+        raise ValueError(f"truncated or damaged: it claims the shape {shape}")
+    return shape, dtype, fortran
 
 
 def bounded_gunzip(data: bytes, limit: int, whole: bool = True) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
+from os.path import splitext
 
 import numpy as np
 
@@ -75,7 +75,7 @@ MAX_VALUES = LIMITS.values
 
 def is_image(name: str) -> bool:
     """Whether a file is one by its name: an image or a volume."""
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES or name.lower().endswith(VOLUME_SUFFIXES)
+    return splitext(name)[1].lower() in IMAGE_SUFFIXES or name.lower().endswith(VOLUME_SUFFIXES)
 
 
 def stem(name: str) -> str:

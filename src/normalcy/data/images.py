@@ -30,7 +30,7 @@ from normalcy.arrays import Array, Mask
 from normalcy.data.formats import IMAGE_SUFFIXES, LIMITS, VOLUME_SUFFIXES, Limits, is_volume, own
 from normalcy.data.volumes import decode_volume, volume_space
 from normalcy.errors import DataError
-from normalcy.files import read_array, read_bytes, write_bytes
+from normalcy.files import npy_header, read_array, read_bytes, write_bytes
 
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # its remarks on damaged files end as our errors
 
@@ -221,17 +221,9 @@ def _unreadable(data: bytes, name: str, error: Exception) -> DataError:
 def _npy(data: bytes, limits: Limits) -> Array:
     """An array in the .npy format. Never unpickles, and allocates no more than the bytes at hand."""
     file = io.BytesIO(data)
-    version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    elif version == (2, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
-    else:  # 3.0 exists for field names of structured arrays
-        raise ValueError(f"a .npy file of version {version}, which does not hold images")
-    if dtype.hasobject:
-        raise ValueError("holds Python objects, not numbers")
+    shape, dtype, fortran = npy_header(file)
     count, start = math.prod(shape), file.tell()
-    if min(shape, default=1) < 0 or count * dtype.itemsize > len(data) - start:
+    if count * dtype.itemsize > len(data) - start:
         raise ValueError(f"truncated: shape {shape} of {dtype} needs more bytes than the file has")
     limits.check(shape, dtype)
     flat = np.frombuffer(data, dtype, count, start)
