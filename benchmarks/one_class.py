@@ -26,7 +26,8 @@ from normalcy.methods import get
 from normalcy.nets import halving
 from normalcy.nets.convnets import choose
 from normalcy.provenance import write_record
-from normalcy.train import TrainSettings, best_precision, fit
+from normalcy.training.fit import fit
+from normalcy.training.settings import TrainSettings, best_precision
 
 ROUNDS = 2
 BATCH = 256

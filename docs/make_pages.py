@@ -2,10 +2,9 @@
 
     python docs/make_pages.py
 
-A page for each method (``docs/methods``), the table of methods, the tables of settings, the command-line reference and what
-recipes measured.
-Whole pages are written anew; in the others only what stands between a pair of markers ``<!-- NAME -->`` and
-``<!-- /NAME -->``. ``tests/test_docs.py`` fails when a part is not up to date.
+A page for each method (``docs/methods``), the tables of methods, the list of papers, the tables of settings, the command-line
+reference and what recipes and benchmarks measured. Whole pages are written anew; in the others only what stands between a pair
+of markers ``<!-- NAME -->`` and ``<!-- /NAME -->``. ``tests/test_docs.py`` fails when a part is not up to date.
 """
 
 from __future__ import annotations
@@ -15,20 +14,24 @@ import json
 import re
 import sys
 import types
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from statistics import fmean
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from typer.models import ArgumentInfo, OptionInfo
 
 from normalcy import config
 from normalcy.cli.app import app
-from normalcy.methods import METHODS, get
-from normalcy.settings import DecisionSettings, InputSettings
+from normalcy.detector import DecisionSettings, InputSettings
+from normalcy.methods import FAMILIES, METHODS, get
 from normalcy.training.settings import TrainSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
+RESULTS = ROOT / "recipes" / "results"
+BENCHMARKS = ROOT / "benchmarks" / "results"
 SHARED = {"input": InputSettings, "training": TrainSettings, "decision": DecisionSettings}
 """Settings that every method has, by the name of their table."""
 
@@ -36,9 +39,12 @@ SHARED = {"input": InputSettings, "training": TrainSettings, "decision": Decisio
 def pages() -> dict[Path, str]:
     """Every file with made parts -> its whole content as it should be."""
     made = {DOCS / "methods" / f"{name}.md": method_page(name) for name in METHODS}
+    readme = ROOT / "README.md"
+    short = "<!-- families -->" in readme.read_text(encoding="utf-8")
     parts = {
-        ROOT / "README.md": {"methods": methods_table("docs/methods")},
+        readme: {"families": families_table("docs/methods")} if short else {"methods": methods_table("docs/methods")},
         DOCS / "reference" / "methods.md": {"methods": methods_table("../methods")},
+        DOCS / "reference" / "papers.md": {"methods": papers()},
         DOCS / "reference" / "settings.md": {name: settings_table(cls) for name, cls in SHARED.items()},
         DOCS / "reference" / "command-line.md": {"commands": command_line()},
         DOCS / "explanation" / "which-method.md": {"evidence": evidence()},
@@ -64,7 +70,7 @@ def put_between(content: str, name: str, text: str, path: Path) -> str:
 
 
 def method_page(name: str) -> str:
-    """The page of a method: its module's docstring, its scores, its settings."""
+    """The page of a method: its module's docstring, its source, its scores, its settings, what was measured."""
     cls = get(name)
     source = cls.__module__.replace(".", "/")
     lines = [
@@ -72,29 +78,75 @@ def method_page(name: str) -> str:
         "",
         f"<!-- Made by docs/make_pages.py from src/{source}.py. -->",
         "",
-        markdown(docstring(name)),
-    ]
-    lines += ["", f"It works on {dimensions(name)} images. Its class is `{cls.__module__}.{cls.__name__}`."]
-    lines += [
+        markdown(inspect.getdoc(sys.modules[cls.__module__]) or ""),
+        "",
+        f"Images: {dimensions(name)}. Family: {family(name)}. Class: `{cls.__module__}.{cls.__name__}`.",
         "",
         "```sh",
         f"normalcy fit DATA --method {name} --out MODEL",
         "normalcy score MODEL DATA --out RESULTS",
         "```",
     ]
+    if works := references(name):
+        lines += ["", "## Source", "", "\n\n".join(works)]
     if cls.scores:
-        words = ", ".join(f"`{score}`" for score in cls.scores)
-        lines += ["", "## Scores", "", f"One fitted model can be scored with any of these: {words}."]
+        scores = ", ".join(f"`{score}`" for score in cls.scores)
+        lines += ["", "## Scores", "", f"One fitted model can be scored with any of these: {scores}."]
         lines += ["Choose with `--score` of `normalcy score`, or `detector.with_score(...)` in Python."]
     lines += ["", "## Settings", "", settings_table(cls.Settings)]
-    lines += ["", "Beside these it knows the [settings of every method](../reference/settings.md).", ""]
+    lines += ["", "All methods also accept the [common settings](../reference/settings.md).", ""]
+    if parts := measured(name):
+        lines += ["## Measured", "", "\n\n".join(parts), ""]
     return "\n".join(lines)
 
 
 def methods_table(folder: str) -> str:
-    """Name, idea, dimensions; the names link to the pages in ``folder``."""
-    rows = [(f"[`{name}`]({folder}/{name}.md)", idea(name), dimensions(name)) for name in METHODS]
-    return table(("method", "idea", "images"), rows)
+    """Name, summary and dimensions of each method, a table for each family; the names link to the pages in ``folder``."""
+    parts = []
+    for group, names in families().items():
+        rows = [(linked(name, folder), markdown(get(name).summary()), dimensions(name)) for name in names]
+        parts.append(
+            f"**{group.capitalize()}.** {FAMILIES.get(group, 'All others.')}\n\n"
+            + table(("method", "summary", "images"), rows)
+        )
+    return "\n\n".join(parts)
+
+
+def families_table(folder: str) -> str:
+    """Family, what it does, its methods with links to their pages in ``folder``."""
+    rows = [
+        (group, FAMILIES.get(group, "All others."), ", ".join(linked(name, folder) for name in names))
+        for group, names in families().items()
+    ]
+    return table(("family", "what it does", "methods"), rows)
+
+
+def papers() -> str:
+    """The references of all methods that have one."""
+    return "\n".join(f"- `{name}`: {' '.join(works)}" for name in METHODS if (works := references(name)))
+
+
+def references(name: str) -> list[str]:
+    """Citations of a method; none where it does not name any."""
+    text = get(name).reference
+    return text.splitlines() if isinstance(text, str) else []
+
+
+def families() -> dict[str, list[str]]:
+    """Family -> names of its methods; those of no family come last."""
+    groups = {group: [name for name in METHODS if family(name) == group] for group in [*FAMILIES, "other"]}
+    return {group: names for group, names in groups.items() if names}
+
+
+def family(name: str) -> str:
+    group = get(name).family
+    return group if group in FAMILIES else "other"
+
+
+def linked(label: str, folder: str = "../methods") -> str:
+    """A label that starts with the name of a method, which links to its page."""
+    name = re.split(r"\W", label, maxsplit=1)[0]
+    return f"[`{name}`]({folder}/{name}.md){label.removeprefix(name)}" if name in METHODS else label
 
 
 def settings_table(cls: type) -> str:
@@ -106,16 +158,6 @@ def settings_table(cls: type) -> str:
         for word, f in config.fields_of(cls).items()
     ]
     return table(("setting", "values", "default", "meaning"), rows)
-
-
-def docstring(name: str) -> str:
-    return inspect.getdoc(sys.modules[get(name).__module__]) or ""
-
-
-def idea(name: str) -> str:
-    """The first sentence of a method's docstring."""
-    paragraph = " ".join(docstring(name).split("\n\n")[0].split())
-    return markdown(re.split(r"(?<=[.])\s+(?=[A-Z])", paragraph)[0])
 
 
 def dimensions(name: str) -> str:
@@ -142,207 +184,330 @@ def shown(value: Any) -> str:
     return f"`{text.lower() if value is None or isinstance(value, bool) else text}`" if text else "empty"
 
 
-# -- evidence from recipes ---------------------------------------------------------------------------------------------
+# -- what recipes and benchmarks measured ----------------------------------------------------------------------------
+
+
+class Recipe(NamedTuple):
+    """How the result file of a recipe is shown; without a title it is on the pages of its methods alone."""
+
+    data: str
+    title: str = ""
+    words: Callable[[dict[str, Any]], str] = lambda found: ""
+    order: str = ""
+    """Column by which rows are sorted, highest first; empty: as they stand in the file."""
+
+
+RECIPES = {
+    "all_methods": Recipe(
+        "magnetic tiles",
+        "Every 2D method on magnetic tiles, one small budget each",
+        lambda found: (
+            f"{found['size']}x{found['size']} pixels, about {found['minutes']:g} minutes of training where steps can be counted, "
+            f"{found['images']} test images, one thread, one seed; processor seconds. Equal, small compute budgets: not each "
+            "method's best performance."
+        ),
+        "image_auroc",
+    ),
+    "magnetic_tile": Recipe("magnetic tiles", "Magnetic tiles at 256x256: detection and localisation"),
+    "lsr_tiles": Recipe(
+        "magnetic tiles",
+        "The same tiles, networks trained from scratch for the same time",
+        lambda found: f"{found['minutes']:g} minutes of one core for each method.",
+        "pixel_auroc",
+    ),
+    "dpa_tiles": Recipe(
+        "magnetic tiles",
+        "The same tiles, by the map of DPA",
+        lambda found: f"{found['minutes']:g} minutes of one core for each method.",
+        "pixel_auroc",
+    ),
+    "solar_cells": Recipe("solar cells (`elpv`)", "Solar cells: detection"),
+    "chest_xray": Recipe(
+        "chest X-rays",
+        "Pneumonia in chest X-rays: detection",
+        lambda found: (
+            f"{found['train']} images without findings to train; {found['test']['normal']} of other patients and "
+            f"{found['test']['pneumonia']} with pneumonia to test; the first seed. Networks train for about {found['minutes']:g} "
+            "minutes of one core each (wall-clock seconds, beside other work); p: DeLong's test against the best."
+        ),
+        "auroc",
+    ),
+    "mnist_one_class": Recipe(
+        "MNIST, ten digits", "One digit normal, nine anomalous", lambda found: "Means over ten digits.", "mean_auroc"
+    ),
+    "toy_mood": Recipe(
+        "brain volumes with synthetic anomalies",
+        "Anomalies in brain volumes: localisation",
+        lambda found: (
+            f"Two brain templates deformed into {found['volumes']['train']} training volumes; "
+            f"{found['volumes']['test_normal']} normal test volumes and {found['volumes']['test_anomalous']} with one synthetic "
+            f"anomaly. By chance the voxel AP is {found['voxel_ap_by_chance']:.3f} and the sample AP "
+            f"{found['volumes']['test_anomalous'] / (found['volumes']['test_normal'] + found['volumes']['test_anomalous']):.2f}."
+        ),
+    ),
+    "brain_lesions": Recipe(
+        "brain MR and CT volumes",
+        "Lesions in brain MR and CT volumes: detection of each lesion",
+        lambda found: (
+            f"{found['volumes']['test_with_lesions']} test volumes with lesions; thresholds from held-out normal volumes at 1 "
+            "and 5 false regions per volume, and the false regions per volume of other normal volumes at these thresholds."
+        ),
+    ),
+    "rda_contamination": Recipe(
+        "MNIST with foreign digits in training",
+        "Foreign digits among the training images",
+        lambda found: (
+            f"{found['images']} images of the digit {found['digit']}, "
+            f"{max(row['seeds'] for row in found['summary'])} seed(s). Published F1 at {100 * found['published']['share']:g} %: "
+            f"RDA {found['published']['rda_f1']}, isolation forest {found['published']['isolation_forest_f1']}."
+        ),
+    ),
+    "ganomaly_tiles": Recipe("magnetic tiles, 64x64"),
+    "qspace_diffusion": Recipe("diffusion MRI with synthetic lesions"),
+    "ddr_id_finetuning": Recipe("MNIST, digit 5"),
+    "dpa_choice": Recipe("CIFAR-10, automobile"),
+}
+
+
+def spelled(value: Any, digits: int = 3) -> str:
+    """A number or an interval: its value and, where it has one, its 95 % interval."""
+    interval = value if isinstance(value, dict) else {"value": value}
+    if interval.get("value") is None:
+        return "-"
+    low, high = interval.get("low"), interval.get("high")
+    ends = f" [{low:.{digits}f}, {high:.{digits}f}]" if low is not None else ""
+    return f"{interval['value']:.{digits}f}{ends}"
+
+
+def value_of(interval: Any) -> float:
+    return float(interval["value"] if isinstance(interval, dict) else interval)
+
+
+def seconds(value: Any) -> str:
+    return f"{fmean(value) if isinstance(value, list) else value:.0f}"
+
+
+COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "part": ("images", lambda part: part.upper() if part.isalpha() else part),
+    "share": ("foreign", lambda fraction: f"{100 * fraction:g} %"),
+    "score": ("score", lambda score: f"`{score}`"),
+    "image_auroc": ("image AUROC", spelled),
+    "auroc": ("image AUROC", spelled),
+    "mean_auroc": ("mean image AUROC", spelled),
+    "auroc_deviation": ("± between seeds", spelled),
+    "auroc_latent": ("image AUROC of `latent`", lambda percent: spelled(percent / 100)),
+    "auroc_image": ("image AUROC of `image`", lambda percent: spelled(percent / 100)),
+    "pixel_auroc": ("pixel AUROC", spelled),
+    "aupro": ("AUPRO", spelled),
+    "voxel_ap": ("voxel AP", spelled),
+    "voxel_auroc": ("voxel AUROC", spelled),
+    "sample_ap": ("sample AP", spelled),
+    "sample_auroc": ("sample AUROC", spelled),
+    "average_precision": ("AP", spelled),
+    "f1_max": ("F1 max", spelled),
+    "published": ("published", spelled),
+    "p_against_best": ("p", spelled),
+    "fit_seconds": ("fit s", seconds),
+    "fit_processor_seconds": ("fit s", seconds),
+    "images_per_second": ("images/s", lambda rate: f"{rate:.1f}"),
+    "memory_gib": ("memory GiB", lambda gib: f"{gib:.1f}"),
+}
+"""Key of a row in a result file -> heading and format, in the order of the columns."""
+
+
+@cache
+def read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def rows_of(recipe: str) -> list[dict[str, Any]]:
+    """Rows of the result file of a recipe. ``row`` is the label of each, which starts with the name of its method."""
+    found = read(RESULTS / f"{recipe}.json")
+    rows: Iterable[dict[str, Any]]
+    if parts := found.get("parts") or found.get("sets"):
+        rows = [{"part": part, **flat(row)} for part, those in parts.items() for row in those["rows"]]
+    elif isinstance(methods := found.get("methods"), dict):
+        rows = [{"row": name, **row} for name, row in methods.items()]
+    elif isinstance(settings := found.get("settings"), list):
+        rows = settings
+    else:
+        rows = found.get("summary") or methods or found.get("rows", [])
+    owner = next((name for name in METHODS if recipe.startswith(name)), "")
+    above = {key: found[key] for key in ("fit_seconds", "seeds") if key in found}
+    return [{**above, **row, "row": label(row, owner)} for row in rows]
+
+
+def label(row: Mapping[str, Any], owner: str) -> str:
+    """The label of a row; of one without, that of its recipe's method and the settings that differ."""
+    if given := row.get("row") or row.get("name") or row.get("method"):
+        return str(given)
+    known = config.fields_of(get(owner).Settings)
+    own = row.get("settings") or {key: value for key, value in row.items() if key in known and key != "score"}
+    return ", ".join([owner, *(f"{key}={value}" for key, value in own.items())])
+
+
+def flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row whose results at several operating points or of several kinds of anomalies stand beside each other."""
+    short = {"auroc": "AUROC", "ap": "AP"}
+    found: dict[str, Any] = {}
+    for key, value in row.items():
+        if key == "at_false_regions_per_volume":
+            for rate, at in value.items():
+                found[f"sensitivity at {rate}"] = at["sensitivity"]
+                found[f"false regions at {rate}"] = at["false_regions_per_test_volume"]
+        elif isinstance(value, dict) and value.keys() <= short.keys():
+            found |= {f"{key} {short[metric]}": result for metric, result in value.items()}
+        else:
+            found[key] = value
+    return found
+
+
+def cells(row: Mapping[str, Any]) -> dict[str, str]:
+    """Heading -> text of what a row holds, in the order of COLUMNS; results with names of their own come last."""
+    known = {COLUMNS[key][0]: COLUMNS[key][1](row[key]) for key in COLUMNS if row.get(key) is not None}
+    return known | {key: spelled(value) for key, value in row.items() if " " in key}
 
 
 def evidence() -> str:
     """What the recipes measured, from their result files; of one that was not run yet, how to run it."""
-    parts = [
-        ("all_methods", "Every 2D method on magnetic tiles, one small budget each", all_methods),
-        ("magnetic_tile", "Magnetic tiles at 256x256, found and located", compared),
-        ("lsr_tiles", "The same tiles, networks trained from scratch for the same time", from_scratch),
-        ("dpa_tiles", "The same tiles, by the map of DPA", from_scratch),
-        ("solar_cells", "Solar cells, found", compared),
-        ("chest_xray", "Pneumonia in chest X-rays, found", findings),
-        ("mnist_one_class", "One digit normal, nine anomalous", one_class),
-        ("toy_mood", "Anomalies in brain volumes, located", volumes),
-        ("brain_lesions", "Lesions in brain volumes and CT, found one by one", lesions),
-        ("rda_contamination", "Foreign digits among the training images", contamination),
-    ]
-    texts = []
-    for name, title, show in parts:
-        path = ROOT / "recipes" / "results" / f"{name}.json"
-        text = (
-            show(json.loads(path.read_text(encoding="utf-8")))
-            if path.exists()
-            else f"Not run yet: `python recipes/{name}.py --data-root DIR`, then `python docs/make_pages.py`."
-        )
-        texts.append(f"### {title}\n\n{text}")
+    texts = ["Intervals in brackets are at 95 %."]
+    for name, recipe in RECIPES.items():
+        if not recipe.title:
+            continue
+        if (RESULTS / f"{name}.json").exists():
+            rows = [row for row in rows_of(name) if "failed" not in row]
+            if recipe.order:
+                rows.sort(key=lambda row: -value_of(row[recipe.order]))
+            failed = [f"- `{row['row']}` failed: {row['failed']}" for row in rows_of(name) if "failed" in row]
+            parts = [
+                recipe.words(read(RESULTS / f"{name}.json")),
+                results_table(rows),
+                "\n".join(failed),
+                types_table(rows),
+            ]
+            text = "\n\n".join(part for part in parts if part)
+        else:
+            text = f"Not run yet: `python recipes/{name}.py --data-root DIR`, then `python docs/make_pages.py`."
+        texts.append(f"### {recipe.title}\n\n{text}")
     return "\n\n".join(texts)
 
 
-def spelled(interval: dict[str, float] | None) -> str:
-    """A value and, where it has one, its 95 % interval."""
-    if not interval or interval.get("value") is None:
-        return "-"
-    ends = f" [{interval['low']:.3f}, {interval['high']:.3f}]" if interval.get("low") is not None else ""
-    return f"{interval['value']:.3f}{ends}"
+def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A line for each row, a column for each result that any of them has; intervals are at 95 %."""
+    shown = [cells(row) for row in rows]
+    used = {heading for line in shown for heading in line}
+    known = list(dict.fromkeys(heading for heading, _ in COLUMNS.values()))
+    head = [heading for heading in known if heading in used]
+    head += dict.fromkeys(heading for line in shown for heading in line if heading not in known)
+    lines = [(linked(row["row"]), *(line.get(heading, "-") for heading in head)) for row, line in zip(rows, shown)]
+    return table(("method", *head), lines)
 
 
-def linked(row: str) -> str:
-    """The name of a row, which begins with that of a method, with a link to its page."""
-    name = re.split(r"\W", row, maxsplit=1)[0]
-    return f"[`{name}`](../methods/{name}.md){row.removeprefix(name)}"
-
-
-def all_methods(found: dict[str, Any]) -> str:
-    good = [row for row in found["rows"] if "failed" not in row]
-    rows = [
-        (
-            linked(row["method"]),
-            spelled(row["image_auroc"]),
-            *(spelled({"value": row[key]["value"]}) if row[key] else "-" for key in ("pixel_auroc", "aupro")),
-            f"{row['fit_seconds']:.0f}",
-            f"{row['images_per_second']:.1f}",
-            f"{row['memory_gib']:.1f}",
-        )
-        for row in sorted(good, key=lambda row: -row["image_auroc"]["value"])
-    ]
-    head = ("method", "image AUROC [95 %]", "pixel AUROC", "AUPRO", "fit s", "images/s", "memory GiB")
-    failed = [f"- `{row['method']}` failed: {row['failed']}" for row in found["rows"] if "failed" in row]
-    words = (
-        f"{found['size']}x{found['size']} pixels, about {found['minutes']:g} minutes of training where steps can be counted, "
-        f"{found['images']} test images, one thread, one seed; seconds of the processor. What a method gives for little, not "
-        "what it can do."
-    )
-    return "\n".join([words, "", table(head, rows), *([""] * bool(failed)), *failed])
-
-
-def compared(found: dict[str, Any]) -> str:
-    rows = [
-        (
-            linked(row["name"]),
-            *(spelled(row[key]) for key in ("auroc", "pixel_auroc", "aupro")),
-            f"{row['fit_seconds']:.0f}",
-            f"{row['images_per_second']:.1f}",
-        )
-        for row in found["methods"]
-    ]
-    return table(("method", "image AUROC [95 %]", "pixel AUROC [95 %]", "AUPRO [95 %]", "fit s", "images/s"), rows)
-
-
-def one_class(found: dict[str, Any]) -> str:
-    rows = [
-        (linked(name), f"{row['mean_auroc']:.3f}", str(row["published"] or "-"))
-        for name, row in sorted(found["methods"].items(), key=lambda one: -one[1]["mean_auroc"])
-    ]
-    return table(("method", "mean image AUROC over ten digits", "published"), rows)
-
-
-def findings(found: dict[str, Any]) -> str:
-    rows = [
-        (
-            linked(row["row"]),
-            spelled(row["auroc"]),
-            f"{row['p_against_best']:.3f}" if "p_against_best" in row else "-",
-            f"{sum(row['fit_seconds']) / len(row['fit_seconds']):.0f}",
-        )
-        for row in sorted(found["rows"], key=lambda row: -row["auroc"]["value"])
-    ]
-    words = (
-        f"{found['train']} images without findings to train; {found['test']['normal']} of other patients and "
-        f"{found['test']['pneumonia']} with pneumonia to test; the first seed. Networks train for about {found['minutes']:g} "
-        "minutes of one core each (seconds are of the clock, beside other work); p: DeLong's test against the best."
-    )
-    return f"{words}\n\n" + table(("method", "image AUROC [95 %]", "p", "fit s"), rows)
-
-
-def from_scratch(found: dict[str, Any]) -> str:
-    rows = [
-        (
-            linked(row["row"]),
-            f"`{row['score']}`" if row["score"] else "-",
-            *(spelled(row[key]) for key in ("image_auroc", "pixel_auroc", "aupro")),
-            f"{row['images_per_second']:.1f}",
-        )
-        for row in sorted(found["rows"], key=lambda row: -row["pixel_auroc"]["value"])
-    ]
-    head = ("method", "score", "image AUROC [95 %]", "pixel AUROC [95 %]", "AUPRO [95 %]", "images/s")
-    text = f"{found['minutes']:g} minutes of one core for each method.\n\n" + table(head, rows)
-    kinds = found["rows"][0]["types"]
-    parts = [
+def types_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Pixel AUROC of each type of defect, where rows have them."""
+    rows = [row for row in rows if "types" in row and all("pixel_auroc" in one for one in typed(row).values())]
+    if not rows:
+        return ""
+    kinds = typed(rows[0])
+    lines = [
         (
             linked(row["row"]) + (f", `{row['score']}`" if row["score"] else ""),
-            *(f"{row['types'][kind]['pixel_auroc']:.3f}" for kind in kinds),
+            *(spelled(typed(row)[kind]["pixel_auroc"]) for kind in kinds),
         )
-        for row in found["rows"]
+        for row in rows
     ]
-    counts = [f"{kind} ({entry['count']})" for kind, entry in kinds.items()]
-    return f"{text}\n\nPixel AUROC of each type of defect (so many images) against the normal images:\n\n" + table(
-        ("method", *counts), parts
-    )
+    head = ("method", *(f"{kind} ({entry['count']})" for kind, entry in kinds.items()))
+    return f"Pixel AUROC of each type of defect (number of images) against the normal images:\n\n{table(head, lines)}"
 
 
-def volumes(found: dict[str, Any]) -> str:
-    rows = [
-        (
-            linked(row["row"]),
-            f"`{row['score']}`",
-            *(spelled(row[key]) for key in ("voxel_ap", "voxel_auroc", "sample_ap")),
-        )
-        for row in found["rows"]
+def typed(row: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Type of defect -> its results; a type with a single number has no results here."""
+    return {kind: one if isinstance(one, dict) else {} for kind, one in row["types"].items()}
+
+
+def measured(name: str) -> list[str]:
+    """What was measured of a method, a table for recipes, for reproduced tables and for benchmarks."""
+    parts = [
+        (("recipe", "data", "settings", "result [95 % interval]", "fit s", "seeds"), in_recipes(name)),
+        (("published table", "data", "row", "image AUROC, %", "published", "classes", "seeds", "s"), in_tables(name)),
+        (("benchmark", "of", "result"), in_benchmarks(name)),
     ]
-    count, share = found["volumes"], found["voxel_ap_by_chance"]
-    words = (
-        f"Two brain templates bent into {count['train']} training volumes; {count['test_normal']} normal test volumes and "
-        f"{count['test_anomalous']} with one synthetic anomaly. By chance the voxel AP is {share:.3f} and the sample AP "
-        f"{count['test_anomalous'] / (count['test_normal'] + count['test_anomalous']):.2f}."
-    )
-    return f"{words}\n\n" + table(
-        ("method", "score", "voxel AP [95 %]", "voxel AUROC [95 %]", "sample AP [95 %]"), rows
-    )
+    texts = [table(head, rows) for head, found in parts if (rows := list(found))]
+    if texts:
+        texts.append("Generated from the committed result files of recipes and benchmarks: short trainings on CPUs.")
+    return texts
 
 
-def lesions(found: dict[str, Any]) -> str:
-    rows = [
-        (
-            part.upper(),
-            linked(row["row"]),
-            spelled(row["voxel_ap"]),
-            *(spelled(at["sensitivity"]) for at in row["at_false_regions_per_volume"].values()),
-            " and ".join(
-                f"{at['false_regions_per_test_volume']['value']:.1f}"
-                for at in row["at_false_regions_per_volume"].values()
-            ),
-        )
-        for part, those in found["parts"].items()
-        for row in those["rows"]
-    ]
-    rates = list(found["parts"]["mr"]["rows"][0]["at_false_regions_per_volume"])
-    words = (
-        f"{found['volumes']['test_with_lesions']} test volumes with lesions; thresholds from held-out normal volumes at so many "
-        "false regions for each, and what they gave on other normal volumes."
-    )
-    head = (
-        "images",
-        "method",
-        "voxel AP [95 %]",
-        *(f"lesions found at {rate} [95 %]" for rate in rates),
-        "false regions in the test",
-    )
-    return f"{words}\n\n" + table(head, rows)
+def in_recipes(name: str) -> Iterator[Sequence[str]]:
+    for recipe, shown in RECIPES.items():
+        if not (path := RESULTS / f"{recipe}.json").exists():
+            continue
+        for row in rows_of(recipe):
+            if re.split(r"\W", row["row"], maxsplit=1)[0] != name or "failed" in row:
+                continue
+            found = cells(row)
+            place = ", ".join(found.pop(heading) for heading in ("images", "foreign") if heading in found)
+            setting = [row["row"].removeprefix(name).strip(", "), found.pop("score", "")]
+            time = found.pop("fit s", "-")
+            yield (
+                result_link(path, recipe),
+                ", ".join(part for part in (shown.data, place) if part),
+                ", ".join(part for part in setting if part) or "-",
+                "; ".join(f"{heading} {text}" for heading, text in found.items()),
+                time,
+                str(row.get("seeds", 1)),
+            )
 
 
-def contamination(found: dict[str, Any]) -> str:
-    rows = [
-        (
-            f"{100 * row['share']:g} %",
-            linked(row["row"]),
-            f"{row['auroc']:.3f}" + (f" ± {row['auroc_deviation']:.3f}" if row["auroc_deviation"] is not None else ""),
-            f"{row['average_precision']:.3f}",
-            f"{row['f1_max']:.2f}",
-        )
-        for row in found["summary"]
-    ]
-    seeds = max(row["seeds"] for row in found["summary"])
-    published = found["published"]
-    words = (
-        f"{found['images']} images of the digit {found['digit']}, "
-        + (f"means over {seeds} seeds; ± is the deviation between them. " if seeds > 1 else "one seed. ")
-        + f"Published F1 at {100 * published['share']:g} %: RDA {published['rda_f1']}, isolation forest "
-        f"{published['isolation_forest_f1']}."
-    )
-    return f"{words}\n\n" + table(("foreign", "method", "AUROC", "average precision", "F1 max"), rows)
+def in_tables(name: str) -> Iterator[Sequence[str]]:
+    """Rows of reproduced tables: mean over the classes that were run, their number and that of seeds beside it."""
+    for path in sorted(RESULTS.glob("*/*.json")):
+        lines = [line for line in read(path)["lines"] if line["method"] == name]
+        for row in dict.fromkeys(line["row"] for line in lines):
+            own = [line for line in lines if line["row"] == row]
+            means = [line for line in own if line["column"] == "mean"]
+            done = [line for line in own if line["ours"] and line["column"] != "mean"]
+            # With a column for each class, one line for all of them; else one for each data set.
+            for those in ([done] if means else [[line] for line in done]) if done else []:
+                classes = {(line["column"], c): entry for line in those for c, entry in line["classes"].items()}
+                ours = {"value": fmean(line["ours"]["value"] for line in those)} if means else those[0]["ours"]
+                number = means[0]["published"] if means else those[0]["published"]
+                columns = ", ".join(line["column"] for line in those) if len(those) < 5 else f"{len(those)} columns"
+                yield (
+                    result_link(path.with_suffix(".md"), str(path.relative_to(RESULTS).with_suffix(""))),
+                    columns,
+                    row + (" (settings changed)" if read(path)["reduction"] else ""),
+                    spelled(ours, 1),
+                    spelled(number, 1),
+                    f"{len(classes)} of {len(own) - 1}" if means else str(len(classes)),
+                    str(max(entry["seeds"] for entry in classes.values())),
+                    f"{sum(line['cells']['seconds'] for line in those):.0f}",
+                )
+
+
+def in_benchmarks(name: str) -> Iterator[Sequence[str]]:
+    for path in sorted(BENCHMARKS.glob("*.json")):
+        found = read(path).get("found", {})
+        if isinstance(found, list):
+            found = {f"{next(iter(one))} {next(iter(one.values()))}": one for one in found}
+        owner = {"restoration": "vq_restoration"}.get(path.stem, path.stem)
+        for key, entry in found.items():
+            if (name == owner or key.split()[0] == name) and (numbers := list(leaves(entry))):
+                yield result_link(path, path.stem), key.removeprefix(name).strip().replace("_", " "), "; ".join(numbers)
+
+
+def leaves(entry: Any, name: str = "") -> Iterator[str]:
+    """Each number of nested results, with its name."""
+    if isinstance(entry, dict):
+        for key, value in entry.items():
+            yield from leaves(value, f"{name}, {key}".strip(", "))
+    elif isinstance(entry, int | float):
+        yield f"{name.replace('_', ' ')} {entry:.5g}".strip()
+
+
+def result_link(path: Path, name: str) -> str:
+    return f"[{name}](../../{path.relative_to(ROOT).as_posix()})"
 
 
 # -- command line ----------------------------------------------------------------------------------------------------
@@ -407,7 +572,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def markdown(text: str) -> str:
-    """A docstring as Markdown: literals, roles, and tables between rows of ``===``."""
+    """A docstring as Markdown: literals, roles, and tables between rows of ``===``; tables with pipes stay as they are."""
     lines = text.splitlines()
     borders = [i for i, line in enumerate(lines) if re.fullmatch(r"=+ +=+", line)]
     for first, last in reversed(list(zip(borders[::2], borders[1::2]))):

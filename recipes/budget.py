@@ -13,8 +13,8 @@ import torch
 
 from normalcy import Detector, open_data
 from normalcy.data.dataset import DataSet
+from normalcy.data.splits import images_to_score
 from normalcy.detector import normal_training_images, with_split
-from normalcy.predict import images_to_score
 from normalcy.provenance import commit, write_record
 
 

@@ -99,7 +99,12 @@ def path(
     found = [measured(model, test, labels)]
     optimisers = [adam(model.discriminator.parameters()), adam(both)]
     for _ in range(finetuning):
-        epoch(model, train, [model.ascend, partial(means, model) if mean else model.descend], optimisers)
+        epoch(
+            model,
+            train,
+            [model.discriminator_loss, partial(means, model) if mean else model.autoencoder_loss],
+            optimisers,
+        )
         found.append(measured(model, test, labels))
         print(f"{pretraining} epochs before", "means" if mean else "sums", rounded(found[-1]), flush=True)
     return found

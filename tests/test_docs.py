@@ -3,9 +3,10 @@
 import ast
 import importlib
 import importlib.util
+import json
 import re
 import shlex
-import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -18,15 +19,11 @@ from normalcy import Detector, Method
 from normalcy.cli.app import app
 from normalcy.config import parse_settings
 from normalcy.data.named import NAMED
+from normalcy.methods import METHODS
 from normalcy.preprocessing.augment import TRANSFORMS
 from normalcy.preprocessing.steps import STEPS
 from normalcy.settings import settings_for_method
 from normalcy.testing import check_method
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -110,6 +107,32 @@ def test_option_names_are_those_of_the_app(make_pages: ModuleType):
 def test_markdown_of_a_docstring(make_pages: ModuleType):
     text = "See :func:`~a.b`.\n\n=====  =====\n``x``  |one|\n=====  =====\nend"
     assert make_pages.markdown(text) == "See `a.b`.\n\n|  |  |\n| --- | --- |\n| `x` | \\|one\\| |\nend"
+
+
+def test_pipe_tables_of_a_docstring_stay(make_pages: ModuleType):
+    text = "| | paper | normalcy |\n| --- | --- | --- |\n| steps | 500 | ``steps``, 50 |"
+    assert make_pages.markdown(text) == text.replace("``", "`")
+
+
+def test_a_method_page_shows_what_was_measured(make_pages: ModuleType):
+    """By numbers read here from the result files, for one recipe, one reproduced table and one benchmark."""
+    results = make_pages.RESULTS
+    rows = json.loads((results / "all_methods.json").read_text("utf-8"))["rows"]
+    auroc = next(row for row in rows if row["method"] == "anogan")["image_auroc"]
+    lines = json.loads((results / "ddr_id" / "gans.json").read_text("utf-8"))["lines"]
+    digits = [line["ours"]["value"] for line in lines if line["method"] == "anogan" and line["column"] != "mean"]
+    benchmark = json.loads((make_pages.BENCHMARKS / "anogan.json").read_text("utf-8"))["found"]
+    recipes, tables, benchmarks, _ = make_pages.measured("anogan")
+    assert f"image AUROC {auroc['value']:.3f} [{auroc['low']:.3f}, {auroc['high']:.3f}]" in recipes
+    [line] = [line for line in tables.splitlines() if "/gans.md" in line]
+    assert [cell.strip() for cell in line.split("|")[4:8]] == [f"{sum(digits) / 10:.1f}", "91.3", "10 of 10", "1"]
+    assert all(name in benchmarks for name in benchmark)
+
+
+def test_every_method_stands_in_one_family(make_pages: ModuleType):
+    table = make_pages.families_table("docs/methods")
+    assert all(table.count(f"[`{name}`](docs/methods/{name}.md)") == 1 for name in METHODS)
+    assert make_pages.methods_table("x").count("](x/") == len(METHODS)
 
 
 # -- links -----------------------------------------------------------------------------------------------------------

@@ -145,3 +145,11 @@ def test_device_and_shape():
     method = fitted()
     assert method.device == torch.device("cpu")
     assert method.shape == (1, 4, 4)
+
+
+def test_summary_is_the_first_line_of_the_module_else_of_the_class():
+    assert DeepSVDD.summary().startswith("Deep SVDD: network that maps normal images near a centre")
+    assert "\n" not in DeepSVDD.summary()
+    alone = type("Alone", (Nearest,), {"__module__": "nowhere", "__doc__": "Nearest image.\n\nMore about it."})
+    assert alone.summary() == "Nearest image."
+    assert type("Silent", (Nearest,), {"__module__": "nowhere"}).summary() == ""

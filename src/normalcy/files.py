@@ -19,9 +19,9 @@ import math
 import os
 import shutil
 import stat
-import sys
 import tempfile
 import threading
+import tomllib
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -30,10 +30,6 @@ from typing import IO, Any, BinaryIO, TextIO, cast
 
 from normalcy.errors import DataError, ModelFileError, NormalcyError, SettingsError, WriteError
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 try:
     import fcntl
 except ImportError:  # Windows: no locks, all else as here
@@ -130,8 +126,7 @@ def read_toml(path: Path, error: type[NormalcyError] = SettingsError) -> dict[st
     """A TOML file of at most 1 MiB. Raises ``error`` with the place of a fault."""
     data = read_bytes(path, 2**20, error)
     try:
-        words: dict[str, Any] = tomllib.loads(data.decode("utf-8"))
-        return words
+        return tomllib.loads(data.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
         raise error(f"{path} is not valid TOML: {fault}.") from fault
     except (ValueError, RecursionError) as fault:  # numbers of thousands of digits, deep nesting
@@ -348,7 +343,8 @@ def inside(folder: Path, name: str) -> Path:
 def remove(path: Path) -> None:
     """Delete a file or a folder with all that is in it, as far as possible; links are not followed."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(RecursionError):  # folders nested a thousand deep, which normalcy does not write
+            shutil.rmtree(path, ignore_errors=True)
     else:
         with contextlib.suppress(OSError):
             path.unlink()

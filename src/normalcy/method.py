@@ -11,6 +11,8 @@ buffers, so that saving, resuming and several processes need no code in the meth
 
 from __future__ import annotations
 
+import inspect
+import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -186,6 +188,12 @@ class Method(nn.Module):
     def forward(self, loss: Loss, x: Tensor) -> Mapping[str, Tensor]:
         """A loss reached through the module, so that gradients of several processes are brought together."""
         return loss(x)
+
+    @classmethod
+    def summary(cls) -> str:
+        """What the method is and what its score is: the first line of its module's docstring, else of the class's own."""
+        text = inspect.getdoc(sys.modules.get(cls.__module__)) or cls.__doc__ or ""
+        return text.strip().partition("\n")[0].strip()
 
     def load_pretrained(self) -> None:
         """Fetch weights that come from outside, once, before training; a saved method carries them with it."""

@@ -33,6 +33,7 @@ from torch.nn import functional as F
 from normalcy import config
 from normalcy.errors import DataError, NormalcyError, SettingsError
 from normalcy.method import Method, Scores
+from normalcy.methods import FAMILIES, METHODS
 from normalcy.settings import DecisionSettings, InputSettings
 from normalcy.training.fit import fit
 from normalcy.training.settings import TrainSettings
@@ -175,12 +176,31 @@ def check_settings(trial: Trial) -> None:
 
 
 def check_documented(trial: Trial) -> None:
-    """The module (or class) says what the idea is and where it comes from (a year, or the word "source")."""
-    module = sys.modules.get(trial.cls.__module__)
-    text = f"{inspect.getdoc(module) or ''}\n{trial.cls.__doc__ or ''}"
-    _expect(len(text.split()) >= 8, f"{trial.cls.name}: the docstring of its module must say what the idea is.")
+    """The module (or class) says what the method is and where it comes from (a year, or the word "source"); its first line is a
+    sentence; every setting has a meaning. Methods of normalcy also name their family and their reference."""
+    cls, who = trial.cls, trial.cls.name
+    text = f"{inspect.getdoc(sys.modules.get(cls.__module__)) or ''}\n{cls.__doc__ or ''}"
+    _expect(len(text.split()) >= 8, f"{who}: the docstring of its module must say what the idea is.")
     sourced = re.search(r"\b(19|20)\d\d\b|source", text, re.IGNORECASE) is not None
-    _expect(sourced, f"{trial.cls.name}: the docstring of its module must name the source (paper and year).")
+    _expect(sourced, f"{who}: the docstring of its module must name the source (paper and year).")
+    whole = cls.summary().endswith(".")
+    _expect(
+        whole, f"{who}: the first line of its docstring must be a sentence with a full stop, got {cls.summary()!r}."
+    )
+    try:
+        meanings = config.field_docs(cls.Settings)
+    except OSError:  # typed at a prompt: there is no source to read
+        return
+    silent = [word for word in config.fields_of(cls.Settings) if not meanings.get(word)]
+    _expect(not silent, f"{who}: each setting needs a meaning, a text below it; none below {', '.join(silent)}.")
+    if METHODS.get(who) == f"{cls.__module__}:{cls.__name__}":
+        vague = [word for word, meaning in meanings.items() if meaning.startswith("Of ")]
+        _expect(not vague, f"{who}: the meaning of a setting says what it is, not of what: {', '.join(vague)}.")
+        _expect(cls.family in FAMILIES, f"{who}: family must be one of {', '.join(FAMILIES)}, got {cls.family!r}.")
+        _expect(
+            isinstance(cls.reference, str) and cls.reference.strip() != "",
+            f"{who}: reference must be the full citation of its paper.",
+        )
 
 
 def check_stages(trial: Trial) -> None:
@@ -334,15 +354,16 @@ def check_processes(trial: Trial) -> None:
 
 
 def check_finds_defect(trial: Trial) -> None:
-    """Larger is stranger: a bright square is above normal images (AUROC > 0.8), and higher in the map than around it."""
+    """Higher scores are more anomalous: a bright square is above normal images (AUROC > 0.8), in the map above what is around
+    it."""
     method, who = trial.fitted(), trial.cls.name
-    normal, strange = method.score(trial.unseen), method.score(trial.defective)
-    above = (strange.image[:, None] > normal.image).float() + 0.5 * (strange.image[:, None] == normal.image).float()
+    normal, anomalous = method.score(trial.unseen), method.score(trial.defective)
+    above = (anomalous.image[:, None] > normal.image).float() + 0.5 * (anomalous.image[:, None] == normal.image).float()
     auroc = float(above.mean())
     _expect(auroc > 0.8, f"{who}: AUROC of a planted bright square is {auroc:.2f}, expected above 0.8.")
-    if strange.map is not None:
-        inside = torch.stack([m[mask].mean() for m, mask in zip(strange.map, trial.masks)])
-        outside = torch.stack([m[~mask].mean() for m, mask in zip(strange.map, trial.masks)])
+    if anomalous.map is not None:
+        inside = torch.stack([m[mask].mean() for m, mask in zip(anomalous.map, trial.masks)])
+        outside = torch.stack([m[~mask].mean() for m, mask in zip(anomalous.map, trial.masks)])
         share = float((inside > outside).float().mean())
         _expect(share > 0.8, f"{who}: the map is higher inside a planted square in {share:.0%} of the images only.")
 

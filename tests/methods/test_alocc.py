@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -89,7 +90,16 @@ def test_the_refiner_may_move_more_often() -> None:
     assert repeats == {"discriminator_loss": 1, "refiner_loss": 2}
 
 
-@pytest.mark.parametrize("words", [{"latent": 0}, {"noise": -0.1}, {"refiner_steps": 0}, {"lr": 0.0}], ids=str)
-def test_impossible_settings(words: dict[str, Any]) -> None:
-    with pytest.raises(SettingsError, match="alocc"):
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"latent": 0}, "alocc: latent must be at least 1, got 0."),
+        ({"noise": -0.1}, "alocc: noise must be at least 0, got -0.1."),
+        ({"refiner_steps": 0}, "alocc: refiner_steps must be at least 1, got 0."),
+        ({"lr": 0.0}, "alocc: lr must be greater than 0, got 0.0."),
+    ],
+    ids=str,
+)
+def test_impossible_settings(words: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(message)):
         ALOCCSettings(**words)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from functools import lru_cache
 from typing import Any
 
@@ -93,8 +94,16 @@ def test_a_batch_is_searched_as_its_images_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [{"latent": 0}, {"lr": 0.0}, {"discrimination": 1.5}, {"patience": 0}, {"search_steps": 0}], ids=str
+    ("words", "message"),
+    [
+        ({"latent": 0}, "anogan: latent must be at least 1, got 0."),
+        ({"lr": 0.0}, "anogan: lr must be greater than 0, got 0.0."),
+        ({"discrimination": 1.5}, "anogan: discrimination must be between 0 and 1, got 1.5."),
+        ({"patience": 0}, "anogan: patience must be at least 1, got 0."),
+        ({"search_steps": 0}, "anogan: search_steps must be at least 1, got 0."),
+    ],
+    ids=str,
 )
-def test_impossible_settings(words: dict[str, Any]) -> None:
-    with pytest.raises(SettingsError, match="anogan"):
+def test_impossible_settings(words: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(message)):
         AnoGANSettings(**words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -111,8 +112,16 @@ def test_schedule_drops_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [{"latent": 0}, {"lr": 0.0}, {"weight_decay": -1.0}, {"smoothing": -1.0}, {"reduce": 1.5}], ids=str
+    ("words", "message"),
+    [
+        ({"latent": 0}, "autoencoder: latent must be at least 1, got 0."),
+        ({"lr": 0.0}, "autoencoder: lr must be greater than 0, got 0.0."),
+        ({"weight_decay": -1.0}, "autoencoder: weight_decay must be at least 0, got -1.0."),
+        ({"smoothing": -1.0}, "autoencoder: smoothing must be at least 0, got -1.0."),
+        ({"reduce": 1.5}, "autoencoder: reduce must be "),
+    ],
+    ids=str,
 )
-def test_impossible_settings(words: dict[str, Any]) -> None:
-    with pytest.raises(SettingsError, match="autoencoder"):
+def test_impossible_settings(words: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(message)):
         AutoencoderSettings(**words)

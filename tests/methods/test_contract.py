@@ -94,6 +94,7 @@ def test_honest_method_passes():
         (wrong.ReservedWord, testing.check_settings),
         (wrong.SettingsNotFrozen, testing.check_settings),
         (wrong.UnknownDefaultScore, testing.check_settings),
+        (wrong.SettingWithoutMeaning, testing.check_documented),
     ],
     ids=lambda value: value.__name__,
 )
@@ -107,6 +108,31 @@ def test_battery_wants_a_source():
     silent = type("Silent", (wrong.Honest,), {"__module__": "nowhere", "__doc__": None})
     with pytest.raises(ContractError, match="docstring"):
         testing.check_documented(Trial(silent))
+
+
+def test_battery_wants_a_sentence_first():
+    doc = "Title\n\nDistance to the mean image, after a pointless little network. Source: this test."
+    headless = type("Headless", (wrong.Honest,), {"__module__": "nowhere", "__doc__": doc})
+    with pytest.raises(ContractError, match="full stop, got 'Title'"):
+        testing.check_documented(Trial(headless))
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (wrong.WithoutFamily, "family must be one of reconstruction"),
+        (wrong.WithoutReference, "reference must be the full citation"),
+        (wrong.VagueMeaning, "not of what: lr"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_methods_of_normalcy_name_family_and_reference(
+    method: type[wrong.Honest], message: str, monkeypatch: pytest.MonkeyPatch
+):
+    testing.check_documented(Trial(method))  # methods of other packages need neither
+    monkeypatch.setattr(testing, "METHODS", {"honest": f"wrong_methods:{method.__name__}"})
+    with pytest.raises(ContractError, match=message):
+        testing.check_documented(Trial(method))
 
 
 def test_batches_first_would_miss_a_running_range():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,14 +22,7 @@ CONTRACT: dict[str, Any] = {"steps": 60, "batch_size": 16, "width": 4, "latent":
 """Settings that make the contract tests quick."""
 
 SHAPE = (1, 16, 16)
-
-
-def _fitted(steps: int = 60, **words: Any) -> DAGMM:
-    torch.manual_seed(0)
-    method = DAGMM(DAGMMSettings(**{"width": 4, "latent": 2, "components": 2, "lr": 0.005, **words}), SHAPE)
-    settings = TrainSettings(steps=steps, batch_size=16, precision="32-true", device="cpu")
-    fit(method, smooth_textures(64, SHAPE, seed=0), settings)
-    return method
+SMALL: dict[str, Any] = {"width": 4, "latent": 2, "components": 2, "lr": 0.005, "count": 64, "steps": 60}
 
 
 def test_energy_is_the_density_of_scikit_learn() -> None:
@@ -43,21 +38,21 @@ def test_energy_is_the_density_of_scikit_learn() -> None:
 
 def test_moments_are_the_m_step_of_scikit_learn() -> None:
     rng = np.random.default_rng(1)
-    points, shares = rng.normal(size=(50, 3)), rng.dirichlet([1, 1], size=50)
+    points, gamma = rng.normal(size=(50, 3)), rng.dirichlet([1, 1], size=50)
     mixture = GaussianMixture(2, reg_covar=0.0)
-    mixture._initialize(points, shares)
-    weights, means, covariances = moments(torch.from_numpy(points), torch.from_numpy(shares), floor=1e-9)
+    mixture._initialize(points, gamma)
+    weights, means, covariances = moments(torch.from_numpy(points), torch.from_numpy(gamma), floor=1e-9)
     np.testing.assert_allclose(weights, mixture.weights_, rtol=1e-6)
     np.testing.assert_allclose(means, mixture.means_, rtol=1e-6)
     np.testing.assert_allclose(covariances, mixture.covariances_, rtol=1e-5, atol=1e-8)
 
 
-def test_loss_restated() -> None:
-    method = _fitted(energy=0.3, penalty=0.02).eval()
+def test_loss_restated(fitted: Callable[..., DAGMM]) -> None:
+    method = fitted(DAGMM, SHAPE, **SMALL | {"energy": 0.3, "penalty": 0.02}).eval()
     x = smooth_textures(16, SHAPE, seed=1)
     with torch.no_grad():
         z, y, restored = method.describe(x)
-        gamma = method.shares(z).double()
+        gamma = method.memberships(z).double()
         weights, means, covariances = moments(z.double(), gamma, 1e-3)
         distributions = [torch.distributions.MultivariateNormal(m, c) for m, c in zip(means, covariances)]
         logs = torch.stack([d.log_prob(z.double()) for d in distributions], 1) + weights.log()
@@ -67,8 +62,8 @@ def test_loss_restated() -> None:
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_z_holds_code_relative_distance_and_cosine() -> None:
-    method = _fitted()
+def test_z_holds_code_relative_distance_and_cosine(fitted: Callable[..., DAGMM]) -> None:
+    method = fitted(DAGMM, SHAPE, **SMALL)
     x = smooth_textures(4, SHAPE, seed=1)
     with torch.no_grad():
         z, _, restored = method.describe(x)
@@ -77,20 +72,20 @@ def test_z_holds_code_relative_distance_and_cosine() -> None:
         assert float(row[3]) == pytest.approx(float((a * b).sum() / a.norm() / b.norm()), rel=1e-4)
 
 
-def test_score_is_the_energy_under_all_training_images() -> None:
-    method = _fitted()
+def test_score_is_the_energy_under_all_training_images(fitted: Callable[..., DAGMM]) -> None:
+    method = fitted(DAGMM, SHAPE, **SMALL)
     x = smooth_textures(64, SHAPE, seed=0)
     with torch.no_grad():
         z = method.describe(x)[0].double()
-        weights, means, covariances = moments(z, method.shares(z.float()).double(), 1e-3)
+        weights, means, covariances = moments(z, method.memberships(z.float()).double(), 1e-3)
     expected = mixture_energy(z, weights, means, torch.linalg.cholesky(covariances)).float()
     torch.testing.assert_close(method.score(x).image, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_reconstruction_is_learned_beside_energy_and_penalty() -> None:
+def test_reconstruction_is_learned_beside_energy_and_penalty(fitted: Callable[..., DAGMM]) -> None:
     """With the error as a mean over pixels the penalty outweighs it: images are then said worse than by their mean."""
     x = smooth_textures(64, SHAPE, seed=0)
-    method = _fitted(steps=200)
+    method = fitted(DAGMM, SHAPE, **SMALL | {"steps": 200})
     with torch.no_grad():
         _, y, restored = method.describe(x)
     assert (y - restored).square().mean() < 0.8 * y.square().mean()
@@ -114,7 +109,16 @@ def test_a_batch_all_alike_has_a_density() -> None:
     assert mixture_energy(z, weights, means, torch.linalg.cholesky(covariances)).isfinite().all()
 
 
-@pytest.mark.parametrize("words", [{"latent": 0}, {"floor": 0.0}, {"dropout": 1.0}, {"penalty": -1.0}], ids=str)
-def test_impossible_settings(words: dict[str, Any]) -> None:
-    with pytest.raises(SettingsError, match="dagmm"):
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"latent": 0}, "dagmm: latent must be at least 1, got 0."),
+        ({"floor": 0.0}, "dagmm: floor must be greater than 0, got 0.0."),
+        ({"dropout": 1.0}, "dagmm: dropout must be at least 0 and below 1, got 1.0."),
+        ({"penalty": -1.0}, "dagmm: penalty must be at least 0, got -1.0."),
+    ],
+    ids=str,
+)
+def test_impossible_settings(words: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(message)):
         DAGMMSettings(**words)

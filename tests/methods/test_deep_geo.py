@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,21 +16,12 @@ from torch.nn import functional as F
 from normalcy.errors import DataError, SettingsError
 from normalcy.methods.deep_geo import TRANSFORMS, DeepGEO, DeepGEOSettings, fit_dirichlet, inverse_digamma
 from normalcy.testing import smooth_textures
-from normalcy.training.fit import fit
-from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {"steps": 200, "batch_size": 32, "widen": 1, "lr": 0.003}
 """Settings that make the contract tests quick."""
 
 SHAPE = (2, 12, 12)
-
-
-def _fitted(steps: int = 3) -> DeepGEO:
-    torch.manual_seed(0)
-    method = DeepGEO(DeepGEOSettings(widen=1), SHAPE)
-    settings = TrainSettings(steps=steps, batch_size=16, precision="32-true", device="cpu")
-    fit(method, smooth_textures(24, SHAPE, seed=0), settings)
-    return method
+SMALL: dict[str, Any] = {"widen": 1, "count": 24, "steps": 3}
 
 
 def test_72_transforms_all_different_the_first_changes_nothing() -> None:
@@ -66,8 +59,8 @@ def test_inverse_digamma() -> None:
     torch.testing.assert_close(inverse_digamma(torch.digamma(x)), x)
 
 
-def test_score_is_the_normality_of_the_paper_restated() -> None:
-    method = _fitted()
+def test_score_is_the_normality_of_the_paper_restated(fitted: Callable[..., DeepGEO]) -> None:
+    method = fitted(DeepGEO, SHAPE, **SMALL)
     x = smooth_textures(2, SHAPE, seed=1)
     scores = method.score(x).image
     method.eval()
@@ -93,7 +86,15 @@ def test_oblong_images_are_refused() -> None:
         DeepGEO(DeepGEOSettings(), (1, 32, 48))
 
 
-@pytest.mark.parametrize("words", [{"widen": 0}, {"lr": 0.0}, {"epochs_of_all": 0.0}], ids=str)
-def test_impossible_settings(words: dict[str, Any]) -> None:
-    with pytest.raises(SettingsError, match="deep_geo"):
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"widen": 0}, "deep_geo: widen must be at least 1, got 0."),
+        ({"lr": 0.0}, "deep_geo: lr must be greater than 0, got 0.0."),
+        ({"epochs_of_all": 0.0}, "deep_geo: epochs_of_all must be greater than 0, got 0.0."),
+    ],
+    ids=str,
+)
+def test_impossible_settings(words: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(message)):
         DeepGEOSettings(**words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, cast
 
 import pytest
@@ -122,7 +123,15 @@ def test_the_encoder_learns_with_the_rest_frozen() -> None:
     assert method.score(images).image.mean() < before
 
 
-@pytest.mark.parametrize("words", [{"critic_steps": 0}, {"encoder_lr": 0.0}, {"kappa": -1.0}], ids=str)
-def test_impossible_settings(words: dict[str, Any]) -> None:
-    with pytest.raises(SettingsError, match="f_anogan"):
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"critic_steps": 0}, "f_anogan: critic_steps must be at least 1, got 0."),
+        ({"encoder_lr": 0.0}, "f_anogan: encoder_lr must be greater than 0, got 0.0."),
+        ({"kappa": -1.0}, "f_anogan: kappa must be at least 0, got -1.0."),
+    ],
+    ids=str,
+)
+def test_impossible_settings(words: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(message)):
         FAnoGANSettings(**words)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -210,6 +211,19 @@ def test_losses_move_their_own_side_only() -> None:
 def test_refuses() -> None:
     with pytest.raises(DataError, match="latent"):
         _method(79)
-    for words in ({"latent": 0}, {"weight": 0.0}, {"fit_images": 0}, {"lr": -1.0}, {"critic_lr": 0.0}):
-        with pytest.raises(SettingsError, match="gpnd"):
-            GPNDSettings(**words)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"latent": 0}, "gpnd: latent must be at least 1, got 0."),
+        ({"weight": 0.0}, "gpnd: weight must be greater than 0, got 0.0."),
+        ({"fit_images": 0}, "gpnd: fit_images must be at least 1, got 0."),
+        ({"lr": -1.0}, "gpnd: lr must be greater than 0, got -1.0."),
+        ({"critic_lr": 0.0}, "gpnd: critic_lr must be greater than 0, got 0.0."),
+    ],
+    ids=str,
+)
+def test_impossible_settings(words: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        GPNDSettings(**words)

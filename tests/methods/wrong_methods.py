@@ -13,7 +13,9 @@ from normalcy.method import Batches, Method, Objective, Scores, Stage
 @dataclass(frozen=True)
 class HonestSettings:
     score: str = "mean"
+    """"mean" or "max" of the map."""
     width: int = 4
+    """Channels, of nothing."""
 
 
 class Honest(Method):
@@ -285,6 +287,43 @@ class ReservedWord(Honest):
     """A setting that the training has already."""
 
     Settings = ReservedSettings
+
+
+@dataclass(frozen=True)
+class UnexplainedSettings(HonestSettings):
+    rank: int = 1
+
+
+class SettingWithoutMeaning(Honest):
+    """A setting that says nothing about itself."""
+
+    Settings = UnexplainedSettings
+
+
+@dataclass(frozen=True)
+class VagueSettings(HonestSettings):
+    lr: float = 1e-3
+    """Of Adam."""
+
+
+class VagueMeaning(Honest):
+    """A setting whose meaning does not say what it is."""
+
+    Settings = VagueSettings
+    family = "density"
+    reference = "Nobody. A method for tests. 2026."
+
+
+class WithoutReference(Honest):
+    """A method of normalcy that names no paper."""
+
+    family = "density"
+
+
+class WithoutFamily(Honest):
+    """A method of normalcy in no family."""
+
+    reference = "Nobody. A method for tests. 2026."
 
 
 @dataclass

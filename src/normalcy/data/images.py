@@ -29,7 +29,7 @@ from PIL import Image, UnidentifiedImageError
 from normalcy.arrays import Array, Mask
 from normalcy.data.formats import IMAGE_SUFFIXES, LIMITS, VOLUME_SUFFIXES, Limits, is_volume, own
 from normalcy.data.volumes import decode_volume, volume_space
-from normalcy.errors import DataError
+from normalcy.errors import DataError, NormalcyWarning
 from normalcy.files import npy_header, read_array, read_bytes, write_bytes
 
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # its remarks on damaged files end as our errors
@@ -93,6 +93,7 @@ def decode_mask(data: bytes, name: str, limits: Limits = LIMITS) -> Mask:
     warnings.warn(
         "masks with more than two values, from lossy compression or interpolation, are thresholded at half of their range: "
         "save masks as PNG with two values",
+        NormalcyWarning,
         stacklevel=2,
     )
     largest = np.iinfo(values.dtype).max if values.dtype.kind in "ui" else 0.0

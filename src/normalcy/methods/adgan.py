@@ -1,13 +1,19 @@
-"""ADGAN: an image is strange when a generator of normal images cannot show it, although it may bend a little.
+"""ADGAN: reconstruction error of an image after optimising the latent code and, slightly, the weights of a GAN's generator.
 
-A GAN learns normal images. For a new image, gradient descent begins at several random codes; with each step both the code
-and a copy of the generator's own parameters move, the latter a little. The score is the mean over the beginnings of the
-squared error that is left (Deecke et al. 2018).
+A GAN learns normal images. For each test image, gradient descent starts from several random latent codes; each step updates the
+code and, with a small learning rate, a copy of the generator's weights. The score is the mean over the starting codes of the
+remaining squared error (Deecke et al. 2018). ``restored`` is the best of the generated images, ``spread`` their standard
+deviation.
 
-The generator itself stays as it is: each image and beginning has its own copy of the parameters, all computed at once
-(torch.func). Differences: the GAN is the DCGAN of ``anogan``; images are mapped to [-1, 1] by the range of the training
-images; the lowest error of each search counts, not the last one; all images begin at the same codes. ``restored`` is the
-best of the generated images, ``spread`` the deviation between them.
+The trained generator stays unchanged: each image and starting code has its own copy of the weights, all evaluated at once
+(torch.func).
+
+| | paper | normalcy |
+| --- | --- | --- |
+| GAN |  | the DCGAN of ``anogan`` |
+| value range | as given | mapped to [-1, 1] by the minimum and maximum of the training images |
+| error that counts | after the last step | the lowest of the search |
+| starting codes | drawn for each image | the same for all images |
 """
 
 from __future__ import annotations
@@ -19,42 +25,45 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from normalcy.errors import SettingsError
+from normalcy import config
 from normalcy.method import Method, Scores, Stage
 from normalcy.nets.gan import DCGAN
 from normalcy.nets.search import search
 
 COPIES_BYTES = 2**30
-"""Memory for copies of parameters, their gradients and moments; more images than fit are searched in turn."""
+"""Memory for copies of parameters, their gradients and moments; images beyond it are searched in turn."""
 
 
 @dataclass(frozen=True)
 class ADGANSettings:
     latent: int = 256
-    """Numbers in a code, uniform in [-1, 1] in training; the search may leave that range."""
+    """Latent dimension; codes are uniform in [-1, 1] in training, the search may leave that range."""
     width: int = 32
     """Channels of the level next to the image, in generator and discriminator (Radford et al. 2016: 128)."""
     lr: float = 2e-4
-    """Of both networks in training."""
+    """Learning rate of generator and discriminator in training (Adam)."""
     restarts: int = 8
-    """Codes at which the search begins."""
+    """Number of random latent codes from which the search starts."""
     search_steps: int = 5
-    """Steps from each of them."""
+    """Gradient steps from each starting code."""
     search_lr: float = 0.25
-    """Of the code (Adam)."""
+    """Learning rate of the latent code in the search (Adam)."""
     tuning_lr: float = 5e-5
-    """Of the generator's parameters while searching (Adam); 0 leaves them as they are."""
+    """Learning rate of the generator's weights in the search (Adam); 0 keeps them fixed."""
 
     def __post_init__(self) -> None:
-        if min(self.latent, self.width, self.restarts, self.search_steps) < 1 or min(self.lr, self.search_lr) <= 0:
-            raise SettingsError("adgan: latent, width, restarts, search_steps, lr and search_lr must be positive.")
-        if self.tuning_lr < 0:
-            raise SettingsError(f"adgan: tuning_lr must not be negative, got {self.tuning_lr}.")
+        positive = ("latent", "width", "lr", "restarts", "search_steps", "search_lr")
+        config.require("adgan", self, positive=positive, non_negative=("tuning_lr",))
 
 
 class ADGAN(Method):
     name = "adgan"
     Settings = ADGANSettings
+    family = "adversarial"
+    reference = (
+        "L. Deecke, R. Vandermeulen, L. Ruff, S. Mandt, M. Kloft. Image anomaly detection with generative adversarial "
+        "networks. ECML PKDD, 2018."
+    )
     settings: ADGANSettings
 
     def __init__(self, settings: ADGANSettings, shape: Sequence[int]) -> None:
@@ -65,7 +74,7 @@ class ADGAN(Method):
         return [self.gan.stage(self.settings.lr)]
 
     def generate(self, z: Tensor, weights: Sequence[Tensor]) -> Tensor:
-        """Images (b, C, H, W) in [-1, 1] of codes (b, latent), each by the generator with weights (b, ...) of its own."""
+        """Images (b, C, H, W) in [-1, 1] of codes (b, latent), each from its own copy (b, ...) of the generator's weights."""
         generator = self.gan.generator
         names = [name for name, _ in generator.named_parameters()]
 
@@ -77,7 +86,7 @@ class ADGAN(Method):
         return images
 
     def fit_generator(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Search from codes (b, latent) for images (b, C, H, W) in [-1, 1]: errors left (b,) and images found."""
+        """Search from codes (b, latent) for images (b, C, H, W) in [-1, 1]: lowest errors (b,) and generated images."""
         s = self.settings
         weights = [p.detach() for p in self.gan.generator.parameters()] if s.tuning_lr else []
         copies = [p.expand(len(x), *p.shape) for p in weights]
@@ -86,14 +95,14 @@ class ADGAN(Method):
             images: Tensor = self.generate(variables[0], variables[1:]) if weights else self.gan.generator(variables[0])
             return images
 
-        found = search(
+        best = search(
             lambda now, targets: (targets[0] - generate(now)).square().flatten(1).mean(1),
             [z, *copies],
             [x],
             rates=[s.search_lr, *[s.tuning_lr] * len(copies)],
             steps=s.search_steps,
         )
-        return found.loss, generate(found.variables)
+        return best.loss, generate(best.variables)
 
     def _score(self, x: Tensor) -> Scores:
         count, restarts = len(x), self.settings.restarts
@@ -105,10 +114,10 @@ class ADGAN(Method):
         chunk = max(1, COPIES_BYTES // copy)
         parts = [self.fit_generator(a, b) for a, b in zip(torch.split(y, chunk), torch.split(z, chunk))]
         loss = torch.cat([part[0] for part in parts]).view(count, restarts)
-        found = self.gan.range.inverse(torch.cat([part[1] for part in parts])).view(count, restarts, *self.shape)
+        restored = self.gan.range.inverse(torch.cat([part[1] for part in parts])).view(count, restarts, *self.shape)
         return Scores(
             image=loss.mean(1),
-            map=(x[:, None] - found).square().mean((1, 2)),
-            restored=found[torch.arange(count, device=x.device), loss.argmin(1)],
-            uncertainty=found.std(1, correction=0).mean(1),
+            map=(x[:, None] - restored).square().mean((1, 2)),
+            restored=restored[torch.arange(count, device=x.device), loss.argmin(1)],
+            uncertainty=restored.std(1, correction=0).mean(1),
         )

@@ -1,22 +1,26 @@
-"""ALOCC: a refiner that turns noisy normal images into clean ones, against a discriminator, does badly on others.
+"""ALOCC: adversarially trained denoising autoencoder, scored by reconstruction error or by the discriminator.
 
-Refiner R (encoder and decoder) and discriminator D play: D tells images X from R(X + noise); R minimises -log D(R(X + noise))
-+ lambda |X - R(X + noise)|^2, lambda = 0.4 (Sabokrou et al. 2018, "Adversarially Learned One-Class Classifier").
+A refiner R (encoder and decoder) and a discriminator D are trained against each other on normal images: D separates images X
+from R(X + noise); R minimises -log D(R(X + noise)) + lambda |X - R(X + noise)|^2 with lambda = 0.4 (Sabokrou et al. 2018). R
+reconstructs other images poorly.
 
 ==================  ====================================================================================================
 ``reconstruction``  mean (x - R(x))^2, which Lin et al. (DDR-ID) report for ALOCC
-``discriminator``   -logit D(x), what the authors' script computes
-``refined``         -logit D(R(x)), the paper's
+``discriminator``   -logit D(x), computed by the authors' script
+``refined``         -logit D(R(x)), the paper's score
 ==================  ====================================================================================================
 
-Learning rate, epochs and batch are those of DDR-ID. Paper and authors' script: the script reconstructs the noisy image
-(``noisy_target``), by cross-entropy with weight 0.2, and moves R twice for each step of D (``refiner_steps=2``), both by
-RMSprop at 2e-3. Ours: R has a vector bottleneck (as in DDR-ID), images are mapped to [-1, 1] by the range of the training
-images, where the noise is added, another at each step. For digits the script adds it in [0, 1], where it is twice as strong, once
-and clipped.
+| | paper | authors' script | normalcy |
+| --- | --- | --- | --- |
+| target of R | the clean image | the noisy image | the clean image; ``noisy_target=true``: the noisy one |
+| reconstruction loss | squared error, lambda 0.4 | cross-entropy, weight 0.2 | squared error, ``weight`` |
+| updates of R for one of D |  | 2 | ``refiner_steps``, 1 |
+| optimiser |  | RMSprop, 2e-3 | Adam, 1e-5; ``optimiser``, ``lr`` |
+| bottleneck of R |  |  | a vector, as in DDR-ID |
+| noise | Gaussian | digits: in [0, 1] (twice as strong), once, clipped | in [-1, 1], new at each step |
 
-Found here (``ddr_id/gans``: 50 epochs, one seed, 2,000 test images): AUROC 95.6, 84.5 and 87.0 on digits 0, 3 and 8; the
-published mean of all ten is 84.2.
+Learning rate, epochs and batch size are those of DDR-ID. Images are mapped to [-1, 1] by the minimum and maximum of the training
+images before the noise is added.
 """
 
 from __future__ import annotations
@@ -28,9 +32,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from normalcy.errors import SettingsError
+from normalcy import config
 from normalcy.method import Method, Objective, Scores, Stage
-from normalcy.nets.gan import Encoder, Generator, Range, taken_for_real, told_apart
+from normalcy.nets.gan import Encoder, Generator, discriminator_loss, generator_loss
+from normalcy.nets.scaling import Range
 
 Score = Literal["reconstruction", "discriminator", "refined"]
 
@@ -38,32 +43,39 @@ Score = Literal["reconstruction", "discriminator", "refined"]
 @dataclass(frozen=True)
 class ALOCCSettings:
     score: Score = "reconstruction"
+    """"reconstruction": mean (x - R(x))^2; "discriminator": -logit D(x); "refined": -logit D(R(x))."""
     latent: int = 128
-    """Numbers between the refiner's encoder and decoder (DDR-ID: 128 for MNIST, else 512)."""
+    """Latent dimension of the refiner (DDR-ID: 128 for MNIST, else 512)."""
     width: int = 64
     """Channels of the level next to the image, in all networks."""
     noise: float = 0.155
-    """Deviation of the Gaussian noise in training, for images in [-1, 1]."""
+    """Standard deviation of the Gaussian noise in training, for images in [-1, 1]."""
     weight: float = 0.4
-    """lambda, of the squared error summed over the image."""
+    """lambda, weight of the squared error, which is summed over the image."""
     noisy_target: bool = False
-    """R is to give back the noisy image (the authors' script) instead of the clean one (the paper)."""
+    """Target of R in training: the noisy image (authors' script) instead of the clean one (paper)."""
     refiner_steps: int = 1
-    """Updates of R for one of D."""
+    """Updates of R for each update of D."""
     optimiser: Literal["adam", "rmsprop"] = "adam"
+    """Optimiser of both networks: "adam" (DDR-ID) or "rmsprop" (authors' script)."""
     lr: float = 1e-5
+    """Learning rate of both networks (DDR-ID: 1e-5; authors' script: 2e-3)."""
     weight_decay: float = 1e-6
+    """Weight decay of both networks (DDR-ID)."""
 
     def __post_init__(self) -> None:
-        if min(self.latent, self.width, self.refiner_steps) < 1 or self.lr <= 0:
-            raise SettingsError("alocc: latent, width, refiner_steps and lr must be positive.")
-        if min(self.noise, self.weight, self.weight_decay) < 0:
-            raise SettingsError("alocc: noise, weight and weight_decay must not be negative.")
+        positive, non_negative = ("latent", "width", "refiner_steps", "lr"), ("noise", "weight", "weight_decay")
+        config.require("alocc", self, positive=positive, non_negative=non_negative)
 
 
 class ALOCC(Method):
     name = "alocc"
     Settings = ALOCCSettings
+    family = "adversarial"
+    reference = (
+        "M. Sabokrou, M. Khalooei, M. Fathy, E. Adeli. Adversarially learned one-class classifier for novelty detection. "
+        "CVPR, 2018. arXiv:1802.09088."
+    )
     scores = get_args(Score)
     settings: ALOCCSettings
 
@@ -99,7 +111,7 @@ class ALOCC(Method):
         y = self.range(x)
         with torch.no_grad():
             fake = self.refiner(self.noisy(y))
-        return {"loss": told_apart(self.discriminator, y, fake)}
+        return {"loss": discriminator_loss(self.discriminator, y, fake)}
 
     def refiner_loss(self, x: Tensor) -> Mapping[str, Tensor]:
         y = self.range(x)
@@ -107,7 +119,7 @@ class ALOCC(Method):
         refined = self.refiner(noisy)
         target = noisy if self.settings.noisy_target else y
         error = (target - refined).square().flatten(1).sum(1).mean()
-        adversarial = taken_for_real(self.discriminator, refined)
+        adversarial = generator_loss(self.discriminator, refined)
         return {"loss": adversarial + self.settings.weight * error, "error": error, "adversarial": adversarial}
 
     def _score(self, x: Tensor) -> Scores:

@@ -1,10 +1,12 @@
-"""Convolutional autoencoder: what a narrow code of normal images cannot say is strange.
+"""Convolutional autoencoder; the anomaly score is the reconstruction error.
 
-DCAE (the baseline of Ruff et al. 2018; LeNet type, squared error), AE-L2 and AE-SSIM (Bergmann et al. 2019; DCGAN type) are
-settings of one method: ``network`` and ``loss``. The map is the error that training minimised.
+DCAE (the baseline of Ruff et al. 2018: LeNet type, squared error), AE-L2 and AE-SSIM (Bergmann et al. 2019: DCGAN type) are
+settings of one method: ``network`` and ``loss``. The map is the error that training minimises.
 
-Not in the papers: the networks see and give images as deviations from the mean training image, and have no norm layers
-unless asked for (they learn faster and better so). On MNIST ``network="dcgan"`` does better than the LeNet of its size.
+| | papers | normalcy |
+| --- | --- | --- |
+| input and output of the networks | the image | its difference from the mean training image |
+| normalisation layers | batch norm (DCAE) | none, unless ``norm`` is given |
 """
 
 from __future__ import annotations
@@ -15,10 +17,11 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from normalcy.errors import SettingsError
+from normalcy import config
 from normalcy.method import Method, Objective, Scores, Stage
-from normalcy.nets.convnets import CLIP, Network, Norm, Standardise, choose
+from normalcy.nets.convnets import CLIP, Network, Norm, choose
 from normalcy.nets.filters import Reduce, check_reduce, gaussian_smooth, reduce_map
+from normalcy.nets.scaling import Standardise
 from normalcy.nets.schedules import late_drop
 from normalcy.nets.ssim import ssim_map
 
@@ -26,34 +29,41 @@ from normalcy.nets.ssim import ssim_map
 @dataclass(frozen=True)
 class AutoencoderSettings:
     latent: int = 32
-    """Numbers in the code of an image (Ruff et al.: 32 for MNIST, 128 for CIFAR-10; Bergmann et al.: 100 and 500)."""
+    """Latent dimension (Ruff et al.: 32 for MNIST, 128 for CIFAR-10; Bergmann et al.: 100 and 500)."""
     loss: Literal["l1", "l2", "ssim"] = "l2"
-    """Error of a pixel: absolute or squared difference, mean over channels, or 1 - SSIM (for values in [0, 1])."""
+    """Error of a pixel: "l1" absolute or "l2" squared difference, mean over channels; "ssim": 1 - SSIM (values in [0, 1])."""
     network: Network = "auto"
-    """"auto": "lenet" up to 32 pixels, else "dcgan"."""
+    """"auto": "lenet" for sides of at most 32 pixels, else "dcgan". "lenet": 5x5 convolutions and max-pooling (Ruff et al. 2018);
+    "dcgan": 4x4 convolutions of stride 2 (Radford et al. 2016)."""
     width: int | None = None
     """Channels of the first level; none: 8 for a LeNet on one channel, else 32."""
     norm: Norm = "none"
+    """Normalisation after each convolution: "batch", "group" or "none"."""
     lr: float = 2e-3
-    """Of Adam; a tenth of it in the last third of the training."""
+    """Learning rate (Adam); a tenth of it in the last third of the training."""
     weight_decay: float = 1e-6
+    """Weight decay (Adam; Ruff et al.: 1e-6)."""
     smoothing: float = 0.0
-    """Deviation of a Gaussian over the map, in pixels."""
+    """Standard deviation of the Gaussian that smooths the map, in pixels."""
     reduce: Reduce = "mean"
-    """The image score: "mean" or "max" of the map, or this quantile of it, in [0, 1]."""
+    """Image score from the map: its "mean", its "max", or this quantile of it, in [0, 1]."""
 
     def __post_init__(self) -> None:
-        if self.latent < 1 or self.lr <= 0 or self.weight_decay < 0 or self.smoothing < 0:
-            raise SettingsError(
-                "autoencoder: latent and lr must be positive, weight_decay and smoothing not negative, "
-                f"got {self.latent}, {self.lr}, {self.weight_decay} and {self.smoothing}."
-            )
+        positive, non_negative = ("latent", "width", "lr"), ("weight_decay", "smoothing")
+        config.require("autoencoder", self, positive=positive, non_negative=non_negative)
         check_reduce("autoencoder", self.reduce)
 
 
 class Autoencoder(Method):
     name = "autoencoder"
     Settings = AutoencoderSettings
+    family = "reconstruction"
+    reference = (
+        "P. Bergmann, S. Löwe, M. Fauser, D. Sattlegger, C. Steger. Improving unsupervised defect segmentation by applying "
+        "structural similarity to autoencoders. VISAPP, 2019. arXiv:1807.02011.\n"
+        "LeNet type: the baseline DCAE of L. Ruff, R. Vandermeulen, N. Görnitz, L. Deecke, S. A. Siddiqui, A. Binder, "
+        "E. Müller, M. Kloft. Deep one-class classification. ICML, 2018."
+    )
     spatial_dims = (2, 3)
     search: ClassVar = {
         "latent": (8, 16, 32, 64, 128, 256),

@@ -1,20 +1,25 @@
-"""CAVGA: a convolutional VAE whose attention is trained to lie on the whole of a normal image; what it leaves out is strange.
+"""CAVGA: convolutional VAE trained so that Grad-CAM attention covers normal images; scored by error or by missing attention.
 
-The code keeps its place (a small image), so that Grad-CAM from it attends to places. Trained on normal images alone with
-reconstruction + KL, an adversarial term and the attention expansion loss, the mean of 1 - A; on a new image 1 - A is the map
-(Venkataramanan et al. 2020, "Attention Guided Anomaly Localization in Images", the unsupervised CAVGA_u, weights 1, 1, 0.01).
+The latent code is spatial (a small image), so that Grad-CAM computed from it localises. The VAE is trained on normal images with
+reconstruction + KL, an adversarial term and the attention expansion loss, the mean of 1 - A for the attention A; on a new image
+1 - A is the map (Venkataramanan et al. 2020, the unsupervised CAVGA_u, weights 1, 1, 0.01). CAVGA_w, which learns from some
+anomalous images, is not implemented: all methods of normalcy train on normal images alone.
 
 =================  =====================================================================================================
 ``attention``      1 - A and its mean
 ``reconstruction`` the squared error and its mean, by which the paper detects
 =================  =====================================================================================================
 
-Paper / ours: the encoder of a ResNet-18 or a DCGAN's discriminator, both trained before / strided convolutions with group norm
-from scratch, so a higher rate; A is a sigmoid of Grad-CAM cut at 0 / not cut, so that A can fall below one half; images as they
-are / as deviations from the mean image, without a tanh, at which the decoder stayed at the background of digits. The paper does
-not say how small the code is / 8 pixels or less. Grad-CAM follows activations: after a short training A was higher, not lower, on
-the bright squares of normalcy's battery, so look at both maps before trusting 1 - A. CAVGA_w, which learns with some anomalous
-images, is left out: no method here learns from anomalies.
+| | paper | normalcy |
+| --- | --- | --- |
+| encoder | pretrained ResNet-18 or DCGAN discriminator | strided convolutions with group norm, from scratch |
+| learning rate | 1e-4 | 1e-3, as nothing is pretrained |
+| attention A | sigmoid of Grad-CAM cut at 0 | sigmoid of Grad-CAM, not cut, so that A can fall below 0.5 |
+| value range | as given | differences from the mean training image |
+| decoder output | tanh | linear; with a tanh the decoder can remain at the background of digits |
+| size of the code | not given | at most 8 pixels a side, unless ``halvings`` is given |
+
+Grad-CAM follows activations, so A can be high on bright anomalies: compare both maps before relying on 1 - A.
 """
 
 from __future__ import annotations
@@ -29,13 +34,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normalcy.errors import DataError, SettingsError
+from normalcy import config
+from normalcy.errors import DataError
 from normalcy.method import Method, Objective, Scores, Stage
-from normalcy.nets.attention import grad_cam
-from normalcy.nets.convnets import Standardise, initialise
+from normalcy.nets.convnets import initialise
+from normalcy.nets.densities import draw, kl_to_standard
 from normalcy.nets.filters import Reduce, check_reduce, gaussian_smooth, reduce_map
-from normalcy.nets.gan import Encoder, taken_for_real, told_apart
-from normalcy.nets.gaussian_code import draw, kl_to_standard
+from normalcy.nets.gan import Encoder, discriminator_loss, generator_loss
+from normalcy.nets.grad_cam import grad_cam
+from normalcy.nets.scaling import Standardise
 
 Score = Literal["reconstruction", "attention"]
 
@@ -43,34 +50,33 @@ Score = Literal["reconstruction", "attention"]
 @dataclass(frozen=True)
 class CAVGASettings:
     score: Score = "reconstruction"
+    """"reconstruction": the squared error; "attention": 1 - A."""
     latent: int = 32
-    """Channels of the code."""
+    """Channels of the spatial latent code."""
     halvings: int | None = None
-    """The code has 1 / 2^halvings of the image's sides; none: until the longest side is 8 or less, or a side is odd. A finer code
-    has more numbers than the image and gives back anomalies too."""
+    """The code has 1 / 2^halvings of the image's sides; none: halved until the longest side is at most 8, or a side is odd. A
+    finer code has more values than the image and also reconstructs anomalies."""
     width: int = 32
     """Channels next to the image, doubled with each halving up to 8 times as many."""
     adversarial: float = 1.0
-    """Weight of the adversarial term."""
+    """Weight of the adversarial term (paper: 1)."""
     expansion: float = 0.01
-    """Weight of the attention expansion loss, which is multiplied by the number of pixels, as the other terms are sums."""
+    """Weight of the attention expansion loss (paper: 0.01), times the number of pixels, since the other terms are sums."""
     lr: float = 1e-3
-    """Of Adam, for both players (paper: 1e-4, with encoders that were trained before)."""
+    """Learning rate of autoencoder and discriminator (Adam; paper: 1e-4, with pretrained encoders)."""
     smoothing: float = 1.0
-    """Deviation of a Gaussian over the map, in pixels."""
+    """Standard deviation of the Gaussian that smooths the map, in pixels."""
     reduce: Reduce = "mean"
-    """The image score: "mean" or "max" of the map, or this quantile of it, in [0, 1]."""
+    """Image score from the map: its "mean", its "max", or this quantile of it, in [0, 1]."""
 
     def __post_init__(self) -> None:
-        if min(self.latent, self.halvings or 1, self.width) < 1 or self.lr <= 0 or self.halvings == 0:
-            raise SettingsError("cavga: latent, halvings, width and lr must be positive.")
-        if min(self.adversarial, self.expansion, self.smoothing) < 0:
-            raise SettingsError("cavga: adversarial, expansion and smoothing must not be negative.")
+        positive, non_negative = ("latent", "halvings", "width", "lr"), ("adversarial", "expansion", "smoothing")
+        config.require("cavga", self, positive=positive, non_negative=non_negative)
         check_reduce("cavga", self.reduce)
 
 
 def _halvings(sides: Sequence[int]) -> int:
-    """Until the longest side is 8 or less, or a side is odd; at least one.
+    """Number of halvings until the longest side is at most 8 or a side is odd; at least one.
 
     >>> _halvings((28, 28)), _halvings((128, 128)), _halvings((12, 200))
     (2, 4, 2)
@@ -84,6 +90,11 @@ def _halvings(sides: Sequence[int]) -> int:
 class CAVGA(Method):
     name = "cavga"
     Settings = CAVGASettings
+    family = "reconstruction"
+    reference = (
+        "S. Venkataramanan, K.-C. Peng, R. V. Singh, A. Mahalanobis. Attention guided anomaly localization in images. "
+        "ECCV, 2020. arXiv:1911.08616."
+    )
     scores = get_args(Score)
     search: ClassVar = {"score": get_args(Score), "latent": (8, 16, 32, 64), "halvings": (None, 2, 3)}
     settings: CAVGASettings
@@ -95,7 +106,7 @@ class CAVGA(Method):
         multiple = 2**halvings
         if min(self.shape[1:]) < 8 or any(n % multiple for n in self.shape[1:]):
             raise DataError(
-                f"cavga expects sides from 8 on that are multiples of {multiple}, got {self.shape}: use pad."
+                f"cavga expects sides of at least 8 that are multiples of {multiple}, got {self.shape}: use pad."
             )
         self.standardise = Standardise(self.shape)
         widths = [self.shape[0], *(s.width * min(8, 2**i) for i in range(halvings))]
@@ -109,7 +120,7 @@ class CAVGA(Method):
         last = nn.Conv2d(s.width, self.shape[0], 3, padding=1)
         self.encoder = initialise(encoder, slope=0.2)
         self.decoder = initialise(decoder.extend([nn.LeakyReLU(0.2), last]), slope=0.2)
-        with torch.no_grad():  # begin near the mean image
+        with torch.no_grad():  # the first reconstructions are near the mean image
             last.weight.mul_(0.1)
         self.posterior = nn.Sequential(nn.Conv2d(widths[-1], widths[-1], 3, padding=1), nn.LeakyReLU(0.2))
         self.posterior.append(nn.Conv2d(widths[-1], 2 * s.latent, 1))
@@ -141,7 +152,7 @@ class CAVGA(Method):
         y = self.standardise(x)
         with torch.no_grad():
             fake = self.decode(draw(*self.code(self.encoder(y))))
-        return {"loss": told_apart(self.discriminator, y, fake)}
+        return {"loss": discriminator_loss(self.discriminator, y, fake)}
 
     def autoencoder_loss(self, x: Tensor) -> Mapping[str, Tensor]:
         s, y = self.settings, self.standardise(x)
@@ -151,7 +162,7 @@ class CAVGA(Method):
         restored = self.decode(draw(mean, logvar))
         error = 0.5 * (y - restored).square().flatten(1).sum(1).mean()
         kl = kl_to_standard(mean, logvar).mean()
-        adversarial = taken_for_real(self.discriminator, restored)
+        adversarial = generator_loss(self.discriminator, restored)
         expansion = (1 - self.attention(mean, maps, create_graph=True)).mean()
         loss = (error + kl) + s.adversarial * adversarial + s.expansion * pixels * expansion
         terms = {"error": error, "kl": kl, "adversarial": adversarial, "expansion": expansion}

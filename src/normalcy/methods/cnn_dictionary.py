@@ -1,14 +1,16 @@
-"""CNN feature dictionary: a patch is strange when its features are far from the few that stand for all normal patches.
+"""CNN feature dictionary: distance of each patch's deep features to the nearest entries of a dictionary of normal patches.
 
-Features of patches by a pretrained network, reduced by principal components to 95 % of the variance, then k-means; the
-dictionary holds, for each of the ``words`` centres, the training patch nearest to it. A patch's score is its mean Euclidean
-distance to the ``nearest`` words (Napoletano, Piccoli, Schettini 2018, "Anomaly Detection in Nanofibrous Materials by CNN-Based
-Self-Similarity").
+Features of normal patches from a pretrained network are reduced by PCA to 95 % of the variance and clustered by k-means; the
+dictionary holds, for each of the ``words`` centres, the nearest training patch. The score of a patch is its mean Euclidean
+distance to the ``nearest`` entries (Napoletano, Piccoli, Schettini 2018); the score of the image is the mean over the ``top``
+highest-scoring positions.
 
-Differences: features are taken from the maps of a layer in one pass (a patch is what a place sees, averaged over ``pool``
-places) instead of running a ResNet-18 on each patch; principal components and centres are learned from at most ``patches``
-random ones. The image's score is the mean over the strangest ``top`` share of places; the paper gives pixels only, with a
-threshold on the training patches' mean and deviation, which normalcy's calibration replaces.
+| | paper | normalcy |
+| --- | --- | --- |
+| patch features | a ResNet-18 run on each patch | maps of one layer, averaged over ``pool`` x ``pool`` positions, in one pass |
+| PCA and k-means | training patches | at most ``patches`` random ones |
+| image score | none, pixels only | mean over the fraction ``top`` of positions |
+| threshold | mean and standard deviation of training patches | normalcy's calibration |
 """
 
 from __future__ import annotations
@@ -22,47 +24,58 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 from torch.nn import functional as F
 
-from normalcy.errors import DataError, SettingsError
+from normalcy import config
+from normalcy.errors import DataError
 from normalcy.method import Batches, Method, Scores, Stage
 from normalcy.nets.backbones import Backbone
-from normalcy.nets.features import principal_components, random_state
 from normalcy.nets.filters import gaussian_smooth
 from normalcy.nets.neighbours import Reservoir, nearest
+from normalcy.nets.seeds import random_state
+from normalcy.nets.statistics import principal_components
 
 
 @dataclass(frozen=True)
 class CNNDictionarySettings:
     backbone: str = "efficientnet_lite0"
-    """timm name, "name:file" or the embedded efficientnet_lite0."""
+    """Pretrained network: timm name, "name:file" or the embedded efficientnet_lite0."""
     layer: int = 2
-    """Its layer (1/8 of the image's side for the default)."""
+    """Layer of the backbone (default: at 1/8 of the image's side)."""
     pool: int = 3
-    """Places, odd, over whose square features are averaged."""
+    """Side of the square over which features are averaged, in positions of the layer; odd."""
     variance: float = 0.95
-    """Share of the variance that the principal components keep."""
+    """Fraction of the variance that PCA keeps (paper: 0.95)."""
     words: int = 100
-    """Patches in the dictionary (the paper tries 10 to 1000)."""
+    """Number of dictionary entries (the paper tries 10 to 1000)."""
     nearest: int = 5
-    """m, the words to which the distance is measured."""
+    """m, number of nearest dictionary entries whose distances are averaged."""
     patches: int = 20_000
-    """At most so many patches of the training images are looked at."""
+    """Maximum number of training patches from which PCA and centres are learned."""
     top: float = 0.1
-    """Image score: mean over this share of the strangest places; 0 is the maximum, 1 the mean of all."""
+    """Image score: mean over this fraction of the highest-scoring positions; 0 is the maximum, 1 the mean of all."""
     smoothing: float = 4.0
-    """Deviation of a Gaussian over the map, in pixels."""
+    """Standard deviation of the Gaussian that smooths the map, in pixels."""
 
     def __post_init__(self) -> None:
-        if min(self.words, self.nearest, self.patches) < 1 or self.pool < 1 or self.pool % 2 == 0:
-            raise SettingsError("cnn_dictionary: words, nearest and patches must be positive, pool odd and positive.")
-        if not 0 < self.variance < 1 or not 0 <= self.top <= 1 or self.smoothing < 0:
-            raise SettingsError(
-                "cnn_dictionary: variance must lie in (0, 1), top in [0, 1], smoothing must not be negative."
-            )
+        config.require(
+            "cnn_dictionary",
+            self,
+            positive=("words", "nearest", "patches"),
+            non_negative=("smoothing",),
+            fraction=("variance",),
+            unit=("top",),
+        )
+        odd = self.pool > 0 and self.pool % 2 == 1
+        config.require_that(odd, "cnn_dictionary", "pool", "an odd number of at least 1", self.pool)
 
 
 class CNNDictionary(Method):
     name = "cnn_dictionary"
     Settings = CNNDictionarySettings
+    family = "density"
+    reference = (
+        "P. Napoletano, F. Piccoli, R. Schettini. Anomaly detection in nanofibrous materials by CNN-based "
+        "self-similarity. Sensors 18, 2018. doi:10.3390/s18010209."
+    )
     search: ClassVar = {"layer": (1, 2, 3), "words": (10, 30, 100, 300, 1000), "nearest": (1, 5, 10)}
     settings: CNNDictionarySettings
     centre: Tensor
@@ -91,7 +104,7 @@ class CNNDictionary(Method):
         rows = sample.rows
         self.centre = rows.mean(0)
         if not bool((rows - self.centre).any()):
-            raise DataError("cnn_dictionary: the training patches are all equal: give images that differ.")
+            raise DataError("cnn_dictionary expects training images that differ, got equal patches everywhere.")
         self.basis, _ = principal_components([rows - self.centre], len(rows), self.settings.variance)
         reduced = (rows - self.centre) @ self.basis.T
         count = min(self.settings.words, len(reduced))

@@ -1,24 +1,23 @@
-"""DAGMM: a Gaussian mixture over the code and the reconstruction error of an autoencoder, all learned together.
+"""DAGMM: energy of an image's latent code and reconstruction error under a jointly learned Gaussian mixture.
 
-z holds the code, the relative Euclidean distance |x - x'| / |x| and the cosine similarity of image and reconstruction. An
-estimation network gives each z its shares in ``components`` Gaussians; their weights, means and covariances are then those of
-the batch (equation 5). Minimised: reconstruction error |x - x'|^2 + 0.1 times the mean energy E(z) = -log sum_k phi_k N(z; mu_k,
-Sigma_k) + 0.005 times the sum of 1 / Sigma_k,jj, which keeps the mixture from collapsing (Zong et al. 2018, "Deep Autoencoding
-Gaussian Mixture Model for Unsupervised Anomaly Detection"). The score is E(z) in nats under the mixture of all training images.
+z consists of the latent code, the relative Euclidean distance |x - x'| / |x| and the cosine similarity of the image x and its
+reconstruction x'. An estimation network predicts the membership of each z in ``components`` Gaussians; their weights, means and
+covariances are then those of the batch (equation 5). The loss is the reconstruction error |x - x'|^2, plus 0.1 times the mean
+energy E(z) = -log sum_k phi_k N(z; mu_k, Sigma_k), plus 0.005 times the sum of 1 / Sigma_k,jj, which keeps the mixture from
+collapsing (Zong et al. 2018). The score is E(z) in nats under the mixture of all training images.
 
-Paper / ports (of the authors there is no public code) / ours:
+| | paper | ports (the authors published no code) | normalcy |
+| --- | --- | --- | --- |
+| networks | fully connected, for tables | the same | convolutional, for images |
+| latent dimension | 1 or 2 | the same | ``latent``, 4 |
+| reconstruction error | sum over features | sum or mean | sum over pixels, in units of the training images' variance |
+| covariances | inverted as they are | 1e-12 is added | Cholesky factors in 64 bits, ``floor`` added to the variances |
+| distance and cosine | of x and x' | the same | the same, although the networks see x minus the mean image |
 
-- Fully connected networks for tables / the same / convolutional ones for images, with the tutorial's code of a few numbers.
-- The reconstruction error is a sum over features / a sum or a mean / a sum over pixels, in squared deviations of the training
-  images. As a mean over pixels it is outweighed by the penalty, which rewards spread: after 50 epochs on 400 images of the digit
-  3 the reconstructions were worse than the mean image (error 1.33 of its variance).
-- Covariances are inverted as they are / 1e-12 is added / Cholesky factors in 64 bits; to variances a share ``floor`` of their
-  mean is added, so that a small batch or images all alike give a density.
-- Distance and cosine are of the images themselves in all, though the network here sees deviations from the mean image. Of those
-  they told little apart: on the digits 3 and 8 AUROC 0.59 to 0.62 each, of the images 0.89 to 0.93, the energy 0.75 and 0.67 or
-  0.85 and 0.81 (400 training and 2,000 test images, 50 epochs, one seed).
+With a mean over pixels the penalty, which rewards large variances, would outweigh the reconstruction error. ``floor``, in units
+of the mean variance of z, keeps the density finite for small batches and for equal images.
 
-The energy has no place in the image; ``map`` is the squared error. For a map of energies score patches:
+The energy has no position in the image; ``map`` is the squared error. For a map of energies score patches:
 ``--method patchwise --set inner=dagmm --set inner_map=false``.
 """
 
@@ -32,44 +31,50 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from normalcy.errors import SettingsError
+from normalcy import config
 from normalcy.method import Batches, Method, Objective, Scores, Stage
-from normalcy.nets.convnets import Network, Standardise, choose
+from normalcy.nets.convnets import Network, choose
+from normalcy.nets.scaling import Standardise
 
 
 @dataclass(frozen=True)
 class DAGMMSettings:
     latent: int = 4
-    """Numbers in the code; z has two more (the paper: 1 or 2 for tables)."""
+    """Latent dimension; z has two more (the paper: 1 or 2 for tables)."""
     components: int = 4
-    """Gaussians."""
+    """K, number of Gaussians."""
     hidden: int = 16
     """Units in the hidden layer of the estimation network."""
     dropout: float = 0.5
-    """Of the estimation network."""
+    """Dropout rate of the estimation network."""
     energy: float = 0.1
     """lambda_1, weight of the mean energy."""
     penalty: float = 0.005
-    """lambda_2, weight of the inverse variances."""
+    """lambda_2, weight of the sum of inverse variances."""
     floor: float = 1e-3
     """Added to all variances, in units of the mean variance of z."""
     network: Network = "auto"
-    """"auto": "lenet" up to 32 pixels, else "dcgan"."""
+    """"auto": "lenet" for sides of at most 32 pixels, else "dcgan". "lenet": 5x5 convolutions and max-pooling (Ruff et al. 2018);
+    "dcgan": 4x4 convolutions of stride 2 (Radford et al. 2016)."""
     width: int | None = None
     """Channels of the first level; none: 8 for a LeNet on one channel, else 32."""
     lr: float = 1e-3
-    """Of Adam (the paper: 1e-4 and 20,000 epochs)."""
+    """Learning rate (Adam; the paper: 1e-4 and 20,000 epochs)."""
 
     def __post_init__(self) -> None:
-        if min(self.latent, self.components, self.hidden) < 1 or min(self.lr, self.floor) <= 0:
-            raise SettingsError("dagmm: latent, components, hidden, floor and lr must be positive.")
-        if min(self.energy, self.penalty) < 0 or not 0 <= self.dropout < 1:
-            raise SettingsError("dagmm: energy and penalty must not be negative, dropout in [0, 1).")
+        positive = ("latent", "components", "hidden", "floor", "width", "lr")
+        config.require("dagmm", self, positive=positive, non_negative=("energy", "penalty"))
+        config.require_that(0 <= self.dropout < 1, "dagmm", "dropout", "at least 0 and below 1", self.dropout)
 
 
 class DAGMM(Method):
     name = "dagmm"
     Settings = DAGMMSettings
+    family = "density"
+    reference = (
+        "B. Zong, Q. Song, M. R. Min, W. Cheng, C. Lumezanu, D. Cho, H. Chen. Deep autoencoding Gaussian mixture model for "
+        "unsupervised anomaly detection. ICLR, 2018."
+    )
     spatial_dims = (2, 3)
     search: ClassVar = {"latent": (1, 2, 4, 8, 16), "components": (1, 2, 4, 8)}
     settings: DAGMMSettings
@@ -87,7 +92,7 @@ class DAGMM(Method):
         self.estimator = nn.Sequential(
             nn.Linear(size, s.hidden), nn.Tanh(), nn.Dropout(s.dropout), nn.Linear(s.hidden, s.components)
         )
-        # Of all training images: phi (k,), mu (k, d) and the lower Cholesky factors of Sigma (k, d, d).
+        # The mixture of all training images: phi (k,), mu (k, d) and the lower Cholesky factors of Sigma (k, d, d).
         self.register_buffer("weights", torch.full((s.components,), 1 / s.components))
         self.register_buffer("means", torch.zeros(s.components, size))
         self.register_buffer("factors", torch.eye(size).repeat(s.components, 1, 1))
@@ -100,7 +105,7 @@ class DAGMM(Method):
         ]
 
     def describe(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of images (B, C, *spatial): z (B, latent + 2), deviations from the mean image and their reconstruction."""
+        """Of images (B, C, *spatial): z (B, latent + 2), the standardised images and their reconstruction."""
         y = self.standardise(x)
         code = self.encoder(y).float()
         restored = cast(Tensor, self.decoder(code)).float()
@@ -109,8 +114,8 @@ class DAGMM(Method):
         cosine = nn.functional.cosine_similarity(a, b, dim=1, eps=1e-6)
         return torch.cat([code, relative[:, None], cosine[:, None]], 1), y, restored
 
-    def shares(self, z: Tensor) -> Tensor:
-        """gamma: (B, d) -> (B, k)."""
+    def memberships(self, z: Tensor) -> Tensor:
+        """gamma, softmax of the estimation network: (B, d) -> (B, k)."""
         logits: Tensor = self.estimator(z)
         return logits.float().softmax(1)
 
@@ -119,7 +124,7 @@ class DAGMM(Method):
         z, y, restored = self.describe(x)
         error = (y - restored).square().flatten(1).sum(1).mean()
         with torch.autocast(x.device.type, enabled=False):
-            weights, means, covariances = moments(z.double(), self.shares(z).double(), s.floor)
+            weights, means, covariances = moments(z.double(), self.memberships(z).double(), s.floor)
             energy = mixture_energy(z.double(), weights, means, torch.linalg.cholesky(covariances)).mean()
             penalty = (1 / covariances.diagonal(dim1=1, dim2=2)).sum()
         loss = error + (s.energy * energy + s.penalty * penalty).float()
@@ -128,7 +133,7 @@ class DAGMM(Method):
     def measure(self, batches: Batches) -> None:
         """The mixture of all training images."""
         z = torch.cat([self.describe(x)[0] for x in batches])
-        weights, means, covariances = moments(z.double(), self.shares(z).double(), self.settings.floor)
+        weights, means, covariances = moments(z.double(), self.memberships(z).double(), self.settings.floor)
         self.weights.copy_(weights)
         self.means.copy_(means)
         self.factors.copy_(torch.linalg.cholesky(covariances))
@@ -144,23 +149,23 @@ class DAGMM(Method):
         )
 
 
-def moments(z: Tensor, shares: Tensor, floor: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights (k,), means (k, d) and covariances (k, d, d) of points (B, d) with shares (B, k) (equation 5).
+def moments(z: Tensor, gamma: Tensor, floor: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights (k,), means (k, d) and covariances (k, d, d) of points z (B, d) with memberships gamma (B, k) (equation 5).
 
     ``floor`` times the mean variance of the points is added to all variances.
     """
-    total = shares.sum(0).clamp(min=1e-9)
-    means = shares.T @ z / total[:, None]
-    deviation = z[:, None] - means  # (B, k, d)
-    covariances = torch.einsum("bk,bki,bkj->kij", shares, deviation, deviation) / total[:, None, None]
+    total = gamma.sum(0).clamp(min=1e-9)
+    means = gamma.T @ z / total[:, None]
+    centred = z[:, None] - means  # (B, k, d)
+    covariances = torch.einsum("bk,bki,bkj->kij", gamma, centred, centred) / total[:, None, None]
     variance = z.detach().var(0, correction=0).mean() + 1e-6
     return total / len(z), means, covariances + floor * variance * torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
 
 
 def mixture_energy(z: Tensor, weights: Tensor, means: Tensor, factors: Tensor) -> Tensor:
     """-log sum_k phi_k N(z; mu_k, L_k L_k^T) in nats, of points (B, d) -> (B,) (equation 6)."""
-    deviation = (z[:, None] - means).movedim(0, 2)  # (k, d, B)
-    whitened = torch.linalg.solve_triangular(factors, deviation, upper=False)
+    centred = (z[:, None] - means).movedim(0, 2)  # (k, d, B)
+    whitened = torch.linalg.solve_triangular(factors, centred, upper=False)
     log_density = -0.5 * (whitened.square().sum(1) + z.shape[1] * math.log(2 * math.pi))
     log_density = log_density - factors.diagonal(dim1=1, dim2=2).log().sum(1)[:, None]
     return -torch.logsumexp(log_density + weights.clamp(min=1e-300).log()[:, None], 0)

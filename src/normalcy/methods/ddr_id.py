@@ -1,43 +1,31 @@
-"""DDR-ID: two autoencoders share an image out into what belongs to the normal class and the rest.
+"""DDR-ID: two autoencoders split an image into class-specific part and residual; scored by distance to the normal class.
 
-Lin et al. 2020, "DDR-ID: dual deep reconstruction networks based image decomposition for anomaly detection"; the names
-here are the paper's. R_C is drawn to what normal images have in common: its codes to their centre Z_C (equation 3), and,
-against the discriminator D_L, to the Gaussian N(Z_C, sigma^2 I) (equation 4). R_N takes what R_C leaves, so that both
-add up to the image (equation 5). First both are trained as plain autoencoders (Algorithm 1). ``restored`` is R_C(x), the
-class-specific component; R_N(x), the residual one, is among the extra_maps.
+Names are those of Lin et al. 2020. R_C reconstructs what normal images have in common: its latent codes are drawn to their
+centre Z_C (equation 3) and, by the discriminator D_L, to the Gaussian N(Z_C, sigma^2 I) (equation 4). R_N reconstructs the rest,
+so that both sum to the image (equation 5). Both are first trained as plain autoencoders (Algorithm 1). ``restored`` is the
+class-specific component R_C(x); the residual component R_N(x) is among the extra maps.
 
-Scores: ``latent``, |E_C(x) - Z_C|^2 (equation 7); ``image``, |R_C(x) - D_C(Z_C)|^2 (equation 8); ``sum`` of the two;
-``validation``, the one of the first two with the smaller mean on normal images held out from training (Algorithm 2), sums
-over coordinates against sums over pixels as they stand.
+==============  ========================================================================================================
+``latent``      |E_C(x) - Z_C|^2 (equation 7)
+``image``       |R_C(x) - D_C(Z_C)|^2 (equation 8)
+``sum``         ``latent`` + ``image``
+``validation``  the one of ``latent`` and ``image`` with the smaller mean on held-out normal images (Algorithm 2)
+==============  ========================================================================================================
 
-Where the paper is silent or slips, and what is done here:
+Algorithm 2 compares sums over latent dimensions with sums over pixels as they are. There is no public code.
 
-- There is no public code; networks are those of table 1. Its last deconvolution has 64 channels before the tanh, here the
-  image's. Four halvings need sides of 32: 28x28 digits and other sides that do not halve evenly are resized inside, bilinear
-  (in the tables here the digits are resized before all else, by ``size=32``); larger images get more levels of 512 channels,
-  smaller ones fewer levels.
-- The template of equation 8 is "through the encoder" in the text, D_C(Z_C) in the formula: the formula.
-- sigma is "a small value": a setting, 0.1 unless given.
-- tanh outputs are summed and compared with inputs in [0, 1], as they stand.
-- The encoder minimises log(1 - D_L) as in equation 4; ``non_saturating`` has it minimise -log D_L instead.
-- Whether D_L, which has batch norms, sees Gaussian samples and codes in one batch or in two is not said: in one
-  (``joint_batches``), because batch norms of batches apart hide the difference of their means and deviations.
+| | paper | normalcy |
+| --- | --- | --- |
+| networks | table 1; the last deconvolution has 64 channels before the tanh | table 1; the last one has the image's channels |
+| image sides | 32; four halvings do not fit 28 | any from 8: resized inside (bilinear) to sides that halve evenly |
+| larger, smaller images | not given | more levels of 512 channels, fewer levels |
+| template of equation 8 | text: "through the encoder"; formula: D_C(Z_C) | D_C(Z_C) |
+| sigma | "a small value" | ``sigma``, 0.1 |
+| value range | tanh outputs, inputs in [0, 1] | compared and summed as they are |
+| loss of the encoder, equation 4 | log(1 - D_L) | log(1 - D_L); ``non_saturating=true``: -log D_L |
+| batches of D_L, which has batch norm | not given | Gaussian samples and codes in one batch (``joint_batches``) |
 
-What was found here, on a CPU (``recipes/results/ddr_id``):
-
-- Ten digits, one seed, a quarter of the width, 60 epochs at 3e-4 instead of 250 at 1e-4, D_L with a rate of 1e-3 and the
-  non-saturating form: mean AUROC 95.8 % (the paper: 96.2); ``latent`` 95.4 (95.6), ``image`` 95.8 (95.7), ``sum`` 95.5 (95.8).
-  Digit 5 is the worst, 91.0. ``validation`` takes ``image`` for every digit; the paper's took ``latent`` for six. These lengths,
-  rates and the resizing are the best of some 25 variants tried on training images of digits 2 and 5, with training images of
-  other digits as anomalies; the methods beside it in that table had no such search.
-- Digit 5, training images alone (``recipes/ddr_id_finetuning.py``: the same width, 18 epochs, batches of 64), ``latent`` and
-  ``image``: 90.1 and 90.6. sigma, D_L's rate of 1e-3 and the form of equation 4 change them by 0.6 at most. Encoders without
-  biases and affine norms, Deep SVDD's guard against constant codes: 92.5 and 91.1. With means instead of sums of squares 51 to
-  74.
-- At a constant rate, after 8 epochs of pretraining, ``image`` rises to 90.7 in four epochs of finetuning and falls to 87.0 in
-  eight, while codes shrink: R_C becomes its template and R_N draws the image.
-- Three classes of CIFAR-10 (automobile, frog, ship; 4 epochs at 3e-4, batches of 64, one seed): 64.0 %, where one-class Deep SVDD
-  reaches 68.5 in 20 epochs; the paper has 65.4 and 64.8 over ten classes.
+In separate batches, batch norm would hide the difference of mean and standard deviation between Gaussian samples and codes.
 """
 
 from __future__ import annotations
@@ -51,7 +39,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normalcy.errors import DataError, SettingsError
+from normalcy import config
+from normalcy.errors import DataError
 from normalcy.method import Batches, Method, Objective, Scores, Stage
 from normalcy.nets.convnets import initialise
 from normalcy.nets.halving import DoublingConv2d, HalvingConv2d
@@ -59,45 +48,48 @@ from normalcy.nets.schedules import drop_after
 
 Score = Literal["validation", "latent", "image", "sum"]
 SLOPE = 0.2
+"""Negative slope of the leaky ReLUs."""
 DROP = 50
-"""Epochs of a stage after which the rate is a tenth."""
+"""Epochs of a stage after which the learning rate is a tenth."""
 
 
 @dataclass(frozen=True)
 class DDRIDSettings:
     latent: int | None = None
-    """Numbers in the code; none: 128 for images of one channel, else 512 (table 1)."""
+    """Latent dimension; none: 128 for images of one channel, else 512 (table 1)."""
     score: Score = "validation"
-    """``validation`` is the one of ``latent`` and ``image`` that Algorithm 2 takes."""
+    """"latent": AS_l (equation 7); "image": AS_r (equation 8); "sum": their sum; "validation": the one of "latent" and "image"
+    that Algorithm 2 selects."""
     map: Literal["restored", "residual"] = "restored"
-    """The map is |x - R_C(x)| or |R_N(x)|, mean over channels."""
+    """The map, mean over channels: "restored": |x - R_C(x)|; "residual": |R_N(x)|."""
     sigma: float = 0.1
-    """Deviation of the Gaussian around Z_C, in units of the code; the paper: "a small value"."""
+    """Standard deviation of the Gaussian around Z_C, in units of the latent code; the paper: "a small value"."""
     width: int = 64
     """Channels of the encoder's first level (table 1); those of the others are in proportion."""
     non_saturating: bool = False
     """The encoder minimises -log D_L instead of log(1 - D_L)."""
     joint_batches: bool = True
-    """D_L sees Gaussian samples and codes in one batch."""
+    """D_L sees Gaussian samples and latent codes in one batch (its batch norms share statistics)."""
     bias: bool = True
-    """Of E_C and E_N, scales and shifts of their norms too; false: as in Deep SVDD, where a constant code cannot be learned."""
+    """E_C and E_N have biases and affine norms; false: neither, as in Deep SVDD, so that a constant code cannot be learned."""
     pretraining_epochs: int = 150
-    """Length of the first stage (GTSRB in the paper: 100)."""
+    """Epochs of the first stage, plain autoencoders (the paper, GTSRB: 100)."""
     finetuning_epochs: int = 100
-    """Of the second (GTSRB: 450); ``epochs`` keeps their proportion."""
+    """Epochs of the second stage, equations 3 to 6 (GTSRB: 450); ``epochs`` keeps the proportion of both."""
     lr: float = 1e-4
-    """Of Adam; a tenth of it past the 50th of these epochs in either stage."""
+    """Learning rate (Adam); a tenth of it after 50 of these epochs in either stage."""
     discriminator_lr: float | None = None
-    """The same for D_L; none: lr."""
+    """Learning rate of D_L (Adam), with the same schedule; none: ``lr``."""
     weight_decay: float = 1e-6
-    """Of all networks."""
+    """Weight decay of all networks."""
 
     def __post_init__(self) -> None:
-        rates = [lr for lr in (self.lr, self.discriminator_lr) if lr is not None]
-        if (self.latent is not None and self.latent < 1) or min(*rates, self.sigma) <= 0 or self.weight_decay < 0:
-            raise SettingsError("ddr_id: latent, rates and sigma must be positive, weight_decay not negative.")
-        if min(self.width, self.pretraining_epochs, self.finetuning_epochs) < 1:
-            raise SettingsError("ddr_id: width, pretraining_epochs and finetuning_epochs must be at least 1.")
+        config.require(
+            "ddr_id",
+            self,
+            positive=("latent", "sigma", "width", "pretraining_epochs", "finetuning_epochs", "lr", "discriminator_lr"),
+            non_negative=("weight_decay",),
+        )
 
 
 class ReconstructionNetwork(nn.Module):
@@ -108,11 +100,11 @@ class ReconstructionNetwork(nn.Module):
         channels, *self.sides = shape
         levels = max(1, math.ceil(math.log2(max(self.sides) / 4)))  # of the decoder, above its first grid: 3 for 32x32
         self.grid = tuple(max(2, math.ceil(side / 2**levels)) for side in self.sides)
-        self.inside = [n * 2**levels for n in self.grid]  # sides that the levels halve evenly
+        self.inside = [n * 2**levels for n in self.grid]  # sides that halve evenly
         widths = [width * min(8, 2**i) for i in range(levels + 1)]
         encoder = nn.Sequential()
         for level, (before, after) in enumerate(zip([channels, *widths], widths)):
-            # A norm makes the bias of the layer before it idle.
+            # The norm cancels a bias of the layer before it.
             convolve = HalvingConv2d(before, after, bias=bias and level == 0)
             encoder.append(nn.Sequential(convolve, *self._norm(after, bias)[0 if level else 1 :]))
         last = [n // 2 for n in self.grid]
@@ -148,6 +140,11 @@ class ReconstructionNetwork(nn.Module):
 class DDRID(Method):
     name = "ddr_id"
     Settings = DDRIDSettings
+    family = "decomposition"
+    reference = (
+        "D. Lin, Y. Li, S. Xie, T. L. Nwe, S. Dong. DDR-ID: dual deep reconstruction networks based image decomposition "
+        "for anomaly detection. Journal of Ambient Intelligence and Humanized Computing, 2021. arXiv:2007.09431."
+    )
     scores = get_args(Score)
     settings: DDRIDSettings
     centre: Tensor
@@ -177,7 +174,7 @@ class DDRID(Method):
     # -- pretraining
 
     def pretraining(self, x: Tensor) -> Mapping[str, Tensor]:
-        """Equations 1 and 2; the networks share nothing, so the sum trains each by its own."""
+        """Equations 1 and 2; the networks share no weights, so the sum trains each by its own term."""
         class_specific = _squares(x - self.class_specific(x)).mean()
         residual = _squares(x - self.residual(x)).mean()
         return {"loss": class_specific + residual, "class_specific": class_specific, "residual": residual}
@@ -196,15 +193,15 @@ class DDRID(Method):
             return both[: len(z)], both[len(z) :]
         return self.discriminator(z).float().squeeze(1), self.discriminator(code).float().squeeze(1)
 
-    def ascend(self, x: Tensor) -> Mapping[str, Tensor]:
-        """D_L ascends L_LSC, equation 4: the loss is log D_L(Z) + log(1 - D_L(E_C(X))) with the sign turned."""
+    def discriminator_loss(self, x: Tensor) -> Mapping[str, Tensor]:
+        """Of D_L, which maximises L_LSC (equation 4): -log D_L(Z) - log(1 - D_L(E_C(X)))."""
         with torch.no_grad():
             code = self.class_specific.encode(x)
         sample, coded = self.logits(code)
         return {"loss": -(F.logsigmoid(sample) + F.logsigmoid(-coded)).mean()}
 
-    def descend(self, x: Tensor) -> Mapping[str, Tensor]:
-        """L_OC + L_LSC + L_R, equations 3 to 6; of L_LSC what concerns the encoder."""
+    def autoencoder_loss(self, x: Tensor) -> Mapping[str, Tensor]:
+        """Of R_C and R_N: L_OC + L_LSC + L_R (equations 3 to 6); of L_LSC the term that depends on the encoder."""
         code = self.class_specific.encode(x)
         one_class = (code - self.centre).square().sum(1).mean()
         _, coded = self.logits(code)
@@ -230,13 +227,13 @@ class DDRID(Method):
         pretraining = Objective(self.pretraining, both, lr=s.lr, weight_decay=s.weight_decay, schedule=early)
         game = [
             Objective(
-                self.ascend,
+                self.discriminator_loss,
                 self.discriminator.parameters(),
                 lr=s.discriminator_lr or s.lr,
                 weight_decay=s.weight_decay,
                 schedule=late,
             ),
-            Objective(self.descend, both, lr=s.lr, weight_decay=s.weight_decay, schedule=late),
+            Objective(self.autoencoder_loss, both, lr=s.lr, weight_decay=s.weight_decay, schedule=late),
         ]
         return [
             Stage("pretraining", [pretraining], epochs=s.pretraining_epochs, batch_size=256),
@@ -262,7 +259,7 @@ class DDRID(Method):
         return (code - self.centre).square().sum(1), _squares(restored - template)
 
     def decompose(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The class-specific component R_C(x) and the residual one R_N(x), each (B, C, H, W); their sum is near x."""
+        """The class-specific component R_C(x) and the residual one R_N(x), each (B, C, H, W); their sum approximates x."""
         return self.class_specific(x), self.residual(x)
 
     def _score(self, x: Tensor) -> Scores:
@@ -295,7 +292,7 @@ def _squares(x: Tensor) -> Tensor:
 
 
 def _resized(x: Tensor, sides: Sequence[int]) -> Tensor:
-    """(B, C, H, W) -> (B, C, *sides), in 32 bits where anything changes"""
+    """(B, C, H, W) -> (B, C, *sides), bilinear in 32 bits where the sides differ"""
     if list(x.shape[2:]) == list(sides):
         return x
     with torch.autocast(x.device.type, enabled=False):

@@ -1,16 +1,17 @@
-"""Deep GEO: a classifier learns which of 72 geometric transforms was applied to normal images; on others it is unsure.
+"""Deep GEO: classifier of 72 geometric transforms, scored by the negative Dirichlet log-likelihood of its softmax outputs.
 
-Transforms: mirrored or not, moved by a quarter of the side or not to the left, right, up and down (reflected at the border),
-turned by 0, 90, 180 or 270 degrees. A Dirichlet distribution describes the classifier's answers on the training images, for
-each transform; the score is minus the sum over transforms of (alpha - 1) . log answer (Golan, El-Yaniv 2018, "Deep Anomaly
-Detection Using Geometric Transformations", section 4). Blind to anomalies that leave the geometry readable, and useless where
-images have no orientation (tissue, textures): so DPA's table 2.
+The classifier learns which transform was applied to a normal image: mirrored or not, shifted by a quarter of the side left,
+right, up or down or not (reflected at the border), rotated by 0, 90, 180 or 270 degrees. For each transform, a Dirichlet
+distribution is fitted to the classifier's softmax outputs on the training images; the score is minus the mean over transforms of
+(alpha - 1) . log y(x) (Golan, El-Yaniv 2018, section 4). Anomalies that leave the orientation readable go unnoticed, and images
+without orientation (tissue, textures) cannot be used: table 2 of DPA. There is no map.
 
-Paper / authors' code / ours: a Wide ResNet 10-4, Adam, 3 epochs over all images in all transforms / the same, 200 / 72
-transforms of 128 images are not held at once: each image of a batch gets a random transform, so 216 passes over the images are
-the paper's 3. Ours divides the score by 72. There is no map. Found here (``normalcy reproduce
-dpa/three-classes``), a WRN-10-1 and a sixth of the training: AUROC 91.6, 76.5 and 88.8 % on car, frog and ship of CIFAR-10;
-published 96.0, 85.2 and 94.3.
+| | paper and authors' code | normalcy |
+| --- | --- | --- |
+| network | Wide ResNet 10-4 | the same: ``blocks``, ``widen`` |
+| batch | 128 images in all 72 transforms | a random transform for each image of a batch |
+| length | 3 epochs of all images in all transforms (authors' code: 200 / 72) | 216 passes over the images, the same |
+| score | sum over transforms | mean over transforms |
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normalcy.errors import DataError, SettingsError
+from normalcy import config
+from normalcy.errors import DataError
 from normalcy.method import Batches, Method, Objective, Scores, Stage
 
 TRANSFORMS = tuple(product((False, True), (0, -1, 1), (0, -1, 1), (0, 1, 2, 3)))
@@ -34,17 +36,16 @@ TRANSFORMS = tuple(product((False, True), (0, -1, 1), (0, -1, 1), (0, 1, 2, 3)))
 @dataclass(frozen=True)
 class DeepGEOSettings:
     widen: int = 4
-    """Channels are 16, 32, 64 times this."""
+    """Widening factor k: the three resolutions have 16 k, 32 k and 64 k channels."""
     blocks: int = 1
-    """Residual blocks on each of three resolutions; the network has 6 * blocks + 4 layers."""
+    """Residual blocks at each of the three resolutions; the network has 6 * blocks + 4 layers."""
     epochs_of_all: float = 3.0
-    """Passes over all transforms of all images."""
+    """Epochs over all images in all transforms; one is 72 passes over the images."""
     lr: float = 1e-3
-    """Of Adam."""
+    """Learning rate (Adam)."""
 
     def __post_init__(self) -> None:
-        if min(self.widen, self.blocks) < 1 or min(self.epochs_of_all, self.lr) <= 0:
-            raise SettingsError("deep_geo: widen, blocks, epochs_of_all and lr must be positive.")
+        config.require("deep_geo", self, positive=("widen", "blocks", "epochs_of_all", "lr"))
 
 
 class WideBlock(nn.Module):
@@ -71,6 +72,8 @@ class WideBlock(nn.Module):
 class DeepGEO(Method):
     name = "deep_geo"
     Settings = DeepGEOSettings
+    family = "one-class"
+    reference = "I. Golan, R. El-Yaniv. Deep anomaly detection using geometric transformations. NeurIPS, 2018. arXiv:1805.10917."
     search: ClassVar = {"epochs_of_all": (1.0, 3.0, 10.0), "widen": (2, 4, 8)}
     settings: DeepGEOSettings
     places: Tensor
@@ -135,12 +138,12 @@ def source_of_pixels(side: int) -> Tensor:
     pixels = torch.arange(side * side, dtype=torch.float32).view(1, 1, side, side)
     step = side // 4
     around = F.pad(pixels, (step,) * 4, mode="reflect")
-    found = []
+    sources = []
     for mirrored, x, y, turns in TRANSFORMS:
         image = around.flip(-1) if mirrored else around
         moved = image[..., step - y * step : step - y * step + side, step - x * step : step - x * step + side]
-        found.append(torch.rot90(moved, turns, (-2, -1)).flatten().long())
-    return torch.stack(found)
+        sources.append(torch.rot90(moved, turns, (-2, -1)).flatten().long())
+    return torch.stack(sources)
 
 
 def fit_dirichlet(mean_log: Tensor, steps: int = 500, tolerance: float = 1e-5) -> Tensor:

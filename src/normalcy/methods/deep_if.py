@@ -1,12 +1,13 @@
-"""Deep IF: an isolation forest on the features of a pretrained network, each channel averaged over the image.
+"""Deep IF: isolation forest on globally averaged features of a pretrained network; scored as ``isolation_forest``.
 
-Ouardini et al. 2019, "Towards Practical Unsupervised Anomaly Detection on Retinal Images"; the strongest baseline on CIFAR-10
-in table 1 of DPA (Shvetsova et al. 2021), whose search is over the layer. Nothing is trained but the forest.
+Each channel of the network's layers is averaged over the image; only the forest is trained. Ouardini et al. 2019; the strongest
+baseline on CIFAR-10 in table 1 of DPA (Shvetsova et al. 2021), where the layer was searched.
 
-Difference: EfficientNet-Lite0, which installs offline, and by default all of its layers together, instead of one layer of an
-Inception-ResNet; small images are magnified, so that deep layers still see a grid.
-Found with it (``normalcy reproduce dpa/three-classes``): AUROC 81.1, 80.9 and 83.3 % on car, frog and ship of CIFAR-10;
-published 94.3, 90.3 and 92.0.
+| | paper | normalcy |
+| --- | --- | --- |
+| network | Inception-ResNet | EfficientNet-Lite0, which installs offline |
+| layers | one | all together by default |
+| small images | | magnified, so that deep layers still have a grid |
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from normalcy.errors import SettingsError
+from normalcy import config
 from normalcy.method import Batches, Method, Scores, Stage
 from normalcy.nets.backbones import Backbone
 from normalcy.nets.forest import IsolationTrees
@@ -28,23 +29,28 @@ from normalcy.nets.forest import IsolationTrees
 @dataclass(frozen=True)
 class DeepIFSettings:
     backbone: str = "efficientnet_lite0"
-    """timm name, "name:file" or the embedded efficientnet_lite0."""
+    """Pretrained network: timm name, "name:file" or the embedded efficientnet_lite0."""
     layers: tuple[int, ...] = (0, 1, 2, 3, 4)
-    """Of the backbone, concatenated."""
+    """Layers of the backbone whose features are concatenated."""
     magnify: int | None = None
-    """Images are magnified so much for the backbone; none: until the longer side has 128 pixels, or not at all."""
+    """Factor by which images are enlarged for the backbone; none: until the longer side has 128 pixels, or not at all."""
     trees: int = 100
+    """Number of isolation trees (Liu et al. 2008: 100)."""
     images_per_tree: int = 256
-    """Drawn at random for each tree."""
+    """Number of training images drawn at random for each tree (Liu et al. 2008: 256)."""
 
     def __post_init__(self) -> None:
-        if self.trees < 1 or self.images_per_tree < 2 or (self.magnify is not None and self.magnify < 1):
-            raise SettingsError("deep_if: trees and magnify must be at least 1, images_per_tree at least 2.")
+        config.require("deep_if", self, positive=("magnify", "trees"), at_least={"images_per_tree": 2})
 
 
 class DeepIF(Method):
     name = "deep_if"
     Settings = DeepIFSettings
+    family = "density"
+    reference = (
+        "K. Ouardini et al. Towards practical unsupervised anomaly detection on retinal images. Domain Adaptation and "
+        "Representation Transfer (MICCAI workshop), 2019."
+    )
     search: ClassVar = {"layers": ((0, 1, 2, 3, 4), (1,), (2,), (3,), (4,), (2, 3, 4)), "trees": (100, 300)}
     settings: DeepIFSettings
 

@@ -1,24 +1,22 @@
-"""Deep SVDD: a network that draws normal images together around a centre; what lies far from it is strange.
+"""Deep SVDD: network that maps normal images near a centre in latent space; scored by the squared distance to the centre.
 
-Ruff et al. 2018, with the lengths and rates of section 4.1 of DDR-ID (Lin et al. 2020), whose baseline it is: an
-autoencoder is trained first, its encoder gives the centre (the mean code, coordinates near 0 moved out to +-0.1, so that a
-network of zeros is no solution), then the encoder alone is trained. For the same reason its layers have no biases and its
-batch norms no shift. ``one_class`` minimises the mean squared distance; ``soft_boundary`` the radius of a sphere and what
-lies outside of it.
+Ruff et al. 2018, with the lengths and learning rates of section 4.1 of DDR-ID (Lin et al. 2020), whose baseline it is. An
+autoencoder is trained first; its encoder gives the centre c (the mean latent code, coordinates near 0 moved to +-0.1, since a
+network of zeros would otherwise be a trivial solution); then the encoder alone is trained. For the same reason its layers have no
+biases and its batch norms no shift. ``one_class`` minimises the mean squared distance to c; ``soft_boundary`` the squared
+radius R^2 of a sphere around c plus the distances outside of it, and R^2 is subtracted from its scores.
 
-Paper / authors' code / ours:
+| | paper | authors' code | normalcy |
+| --- | --- | --- | --- |
+| epochs, pretraining + training | 150 + 100 (DDR-ID) | MNIST 150 + 150, CIFAR-10 350 + 150 | 150 + 100 |
+| learning rate a tenth after epoch | 50 (DDR-ID) | 50; CIFAR-10: 250 and 50 | 50 |
+| radius | line search every 5 epochs | quantile of each batch | quantile of recent distances, every 20th of the stage |
+| radius is 0 for the first | | 10 epochs | tenth of the stage |
+| radius of the score | | | that of all training images |
+| first layer | random | dictionary of patches (MNIST), else random | as the authors' code (``first_filters``) |
+| decoder | code as 4x4 pixels | the same | starts with a linear layer, for images of any size |
 
-- Pretraining 150 and training 100 epochs, learning rate a tenth after 50 (DDR-ID) / 150 and 150, after 50 (their example for
-  MNIST; for CIFAR-10 350 and 150, after 250 and 50) / as DDR-ID.
-- The radius by line search every 5 epochs / the (1 - nu)-quantile of the last batch after each step, past 10 epochs / the
-  quantile, which is what the line search finds, of the latest distances in training, every 20th of the stage; past the
-  first tenth of it. The radius of the score is that of all training images.
-- The first layer begins at random / as a dictionary of image patches for MNIST, at random for CIFAR-10 / as their scripts
-  (``first_filters``). It matters: on the ten digits, one seed, 50 epochs in all instead of 250 and a rate of 1e-3 instead of
-  1e-4, mean AUROC is 94.5 % one-class (published 94.8) and 91.8 soft-boundary (93.5), and was 93.2 and 90.2 before, at random.
-  At random neither the full length nor the authors' decoder, torch's first weights, 32 bits or their weight decay of the
-  autoencoder came nearer.
-- The decoder views the code as 4x4 pixels / the same / begins with a linear layer, and takes images of any size.
+The quantile is the (1 - nu)-quantile of the squared distances, the minimum that the line search finds.
 """
 
 from __future__ import annotations
@@ -32,47 +30,48 @@ from sklearn.decomposition import MiniBatchDictionaryLearning
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normalcy.errors import SettingsError
+from normalcy import config
 from normalcy.method import Batches, Method, Objective, Scores, Stage
 from normalcy.nets.convnets import LENET_UP_TO, ConvNet, Network, choose
-from normalcy.nets.features import random_state
 from normalcy.nets.neighbours import Reservoir
 from normalcy.nets.schedules import drop_after
+from normalcy.nets.seeds import random_state
 
 RECENT = 4096
-"""Distances that are kept for the radius."""
+"""Number of recent squared distances from which the radius is computed."""
 PATCHES = 10_000
-"""From which a dictionary is learned."""
+"""Number of image patches from which a dictionary is learned."""
 
 
 @dataclass(frozen=True)
 class DeepSVDDSettings:
     objective: Literal["one_class", "soft_boundary"] = "one_class"
+    """"one_class": mean squared distance to the centre; "soft_boundary": squared radius plus distances outside of it."""
     latent: int | None = None
-    """Numbers in the code; none: 32 for images of one channel, 128 for others (the paper's for MNIST and CIFAR-10)."""
+    """Latent dimension; none: 32 for images of one channel, 128 for others (the paper's for MNIST and CIFAR-10)."""
     nu: float = 0.05
-    """Soft boundary: share of the training images that may lie outside (Ruff et al. try 0.01 and 0.1)."""
+    """nu of the soft boundary: fraction of the training images that may lie outside (Ruff et al. try 0.01 and 0.1)."""
     nudge: float = 0.1
-    """Coordinates of the centre that are nearer to 0 are moved out to this distance."""
+    """Coordinates of the centre closer to 0 than this are moved to this distance from 0, in units of the latent code."""
     network: Network = "auto"
-    """"auto": "lenet" up to 32 pixels, else "dcgan"."""
+    """"auto": "lenet" for sides of at most 32 pixels, else "dcgan". "lenet": 5x5 convolutions and max-pooling (Ruff et al. 2018);
+    "dcgan": 4x4 convolutions of stride 2 (Radford et al. 2016)."""
     width: int | None = None
     """Channels of the first level; none: 8 for a LeNet on one channel, else 32."""
     first_filters: Literal["auto", "random", "dictionary"] = "auto"
-    """How the first layer begins: "dictionary", as atoms of a sparse dictionary of patches of the training images (2D only);
-    "auto": that for images of one channel up to 32 pixels, as in the authors' scripts, else "random"."""
+    """First weights of the first layer: "random"; "dictionary": atoms of a sparse dictionary of training patches (2D only);
+    "auto": "dictionary" for images of one channel up to 32 pixels, as in the authors' scripts, else "random"."""
     lr: float = 1e-4
-    """Of Adam, in both stages."""
+    """Learning rate in both stages (Adam)."""
     weight_decay: float = 1e-6
+    """Weight decay in both stages (paper: 1e-6)."""
 
     def __post_init__(self) -> None:
-        if (self.latent is not None and self.latent < 1) or self.lr <= 0 or min(self.weight_decay, self.nudge) < 0:
-            raise SettingsError("deep_svdd: latent and lr must be positive, weight_decay and nudge not negative.")
-        if not 0 < self.nu < 1:
-            raise SettingsError(f"deep_svdd: nu must be between 0 and 1, got {self.nu}.")
+        positive, non_negative = ("latent", "width", "lr"), ("nudge", "weight_decay")
+        config.require("deep_svdd", self, positive=positive, non_negative=non_negative, fraction=("nu",))
 
     def dictionary(self, shape: Sequence[int]) -> bool:
-        """For images (C, *spatial)."""
+        """Whether the first layer starts from a dictionary, for images (C, *spatial)."""
         if self.first_filters == "auto":
             return len(shape) == 3 and shape[0] == 1 and max(shape) <= LENET_UP_TO
         return self.first_filters == "dictionary"
@@ -81,6 +80,11 @@ class DeepSVDDSettings:
 class DeepSVDD(Method):
     name = "deep_svdd"
     Settings = DeepSVDDSettings
+    family = "one-class"
+    reference = (
+        "L. Ruff, R. Vandermeulen, N. Görnitz, L. Deecke, S. A. Siddiqui, A. Binder, E. Müller, M. Kloft. Deep one-class "
+        "classification. ICML, 2018."
+    )
     spatial_dims = (2, 3)
     settings: DeepSVDDSettings
     centre: Tensor
@@ -91,8 +95,10 @@ class DeepSVDD(Method):
 
     def __init__(self, settings: DeepSVDDSettings, shape: Sequence[int]) -> None:
         super().__init__(settings, shape)
-        if settings.first_filters == "dictionary" and len(self.shape) != 3:
-            raise SettingsError('deep_svdd: first_filters="dictionary" is for 2D images, for volumes use "random".')
+        fits = settings.first_filters != "dictionary" or len(self.shape) == 3
+        config.require_that(
+            fits, "deep_svdd", "first_filters", '"auto" or "random" for volumes', settings.first_filters
+        )
         usual = choose(settings.network, self.shape, settings.width)
         net = ConvNet(usual.kind, usual.channels, norm="batch", affine=False, bias=False, slope=0.01)
         latent = settings.latent or (32 if self.shape[0] == 1 else 128)
@@ -132,7 +138,7 @@ class DeepSVDD(Method):
         return {"loss": self.distance(x).mean()}
 
     def soft_boundary(self, x: Tensor) -> Mapping[str, Tensor]:
-        """R^2 + 1/nu mean max(0, |phi(x) - c|^2 - R^2), for R as it is."""
+        """R^2 + 1/nu mean max(0, |phi(x) - c|^2 - R^2) for the current R; keeps the distances for the next one."""
         distance = self.distance(x)
         place = (self.seen + torch.arange(len(x), device=x.device)) % RECENT
         self.recent[place] = distance.detach()
@@ -141,7 +147,7 @@ class DeepSVDD(Method):
         return {"loss": self.squared_radius + outside / self.settings.nu, "squared_radius": self.squared_radius.clone()}
 
     def follow_radius(self, fraction: float) -> None:
-        """A new radius every 20th of the stage, past the first tenth; until then it is 0 and the loss that of one_class."""
+        """A new radius every 20th of the stage, after the first tenth; until then it is 0, and the loss that of one_class."""
         now = int(20 * fraction)
         if now >= 2 and now > int(self.twentieth):
             known = self.recent[: min(int(self.seen), RECENT)]
@@ -149,7 +155,7 @@ class DeepSVDD(Method):
             self.twentieth.fill_(now)
 
     def measure_radius(self, batches: Batches) -> None:
-        """Of the sphere that leaves the share nu of the training images outside."""
+        """The radius that leaves the fraction nu of the training images outside."""
         distances = torch.cat([self.distance(x) for x in batches])
         self.squared_radius.copy_(torch.quantile(distances, 1 - self.settings.nu))
 
@@ -193,7 +199,7 @@ def patch_dictionary(batches: Batches, shape: Sequence[int]) -> Tensor:
     for x in batches:
         sample.add(F.unfold(x.cpu(), tuple(kernel)).movedim(1, 2).flatten(0, 1))
     rows = sample.rows
-    spread = rows.std(0)
-    patches = ((rows - rows.mean(0)) / torch.where(spread > 0, spread, 1.0)).double().numpy()
+    std = rows.std(0)
+    patches = ((rows - rows.mean(0)) / torch.where(std > 0, std, 1.0)).double().numpy()
     learner = MiniBatchDictionaryLearning(count, alpha=1.0, max_iter=1, batch_size=10, random_state=random_state())
     return torch.from_numpy(learner.fit(patches).components_).float().view(*shape)

@@ -1,32 +1,32 @@
-"""DPA, deep perceptual autoencoder: what a narrow autoencoder cannot give back is compared by the content, not by the pixels.
+"""DPA, deep perceptual autoencoder: autoencoder trained and scored with a perceptual (deep-feature) loss.
 
-Trained and scored with the relative perceptual L1 loss alone, the distance between features of image and output divided by
-the size of the image's features; for larger images network, image and loss grow together from 8 pixels on (Shvetsova et al.
-2021, "Anomaly Detection in Medical Imaging with Deep Perceptual Autoencoders", equations 1 to 3). The output is a "content
-tensor", not an image, unless ``l1`` asks for one; it is returned as ``restored`` all the same.
+The loss is the relative perceptual L1: the L1 distance between features of image and output, divided by the L1 norm of the
+image's features. For larger images, network, image and loss grow progressively from 8 pixels on (Shvetsova et al. 2021,
+equations 1 to 3). The output is a "content tensor", not an image, unless ``l1`` adds a pixel loss; it is returned as
+``restored`` in any case.
 
-Paper / authors' code / ours:
+| | paper | authors' code | normalcy |
+| --- | --- | --- | --- |
+| features | VGG19, ReLU r12, r22, r32 or r42 | CIFAR-10: r32 or r42, by class | first layers of EfficientNet-Lite0 |
+| feature statistics | ImageNet | ImageNet | ``statistics``; without a file, the training images |
+| value range | [-1, 1] by the range of the images | the same | [-1, 1] by the range of the training images |
+| blocks | "pre-activation residual blocks" | resampling inside the block | as the authors' code |
+| channels | | at most those of the bottleneck | as the authors' code, for any side that halves to 4 to 7 pixels |
+| growing starts | | one halving above the bottleneck | the same |
+| steps of a stage, growing | 20,000; last one 3,500 to 10,000 | | 20,000; last one 10,000 |
+| steps, not growing | CIFAR-10 3,666 to 8,000; medical 16,000 to 35,000 | | 5,000 |
+| score with an L1 term | includes it (ablations) | | excludes it, unless ``perceptual=0`` |
+| adversarial term (table 4) | | critic: an encoder | full resolution only, critic of ``f_anogan`` |
+| map | not evaluated | mean error over the layer's channels | as the authors' code |
 
-- Features: VGG19 after ReLU r12, r22, r32, r32 or r42 (8, 16, 32, 64 pixels), statistics of ImageNet / for CIFAR-10 r32 or r42,
-  by class / by default the first layers of EfficientNet-Lite0, which installs offline and halves the image where VGG19 does
-  not, so that its layers 0, 1, 2 have the grids of r22, r32, r42. For the paper: ``backbone="vgg19"`` (or "vgg19:file"),
-  ``layers=(1, 3, 5)``, ``statistics`` the authors' file. ``backbone="self"`` teaches a network on the training images by SimCLR.
-- Statistics of features without a file are those of the training images.
-- Images to [-1, 1] by their range / the same / by the range of the training images.
-- Networks: "pre-activation residual blocks" / resampled inside the block, no level with more channels than the bottleneck (8 of
-  them for five classes of CIFAR-10, 256 for cats) / the same, for any side that halves to 4 to 7 pixels (8 to 15 for
-  ``bottleneck="spatial"``).
-- Growing: it begins one halving above the bottleneck; 20,000 steps a stage, at the end 3,500 to 10,000 / ours 20,000 and
-  10,000; without growing 3,666 to 8,000 for CIFAR-10, 16,000 to 35,000 for medical images / 5,000.
-- Early stopping ends the last stage where normal images are held out (``calibration`` holds some out).
-- In ablations with L1 the score has the L1 term / ours has not, unless there is nothing else.
-- The adversarial term (table 4) acts at the full resolution alone; its critic is that of ``f_anogan`` instead of an encoder.
-- The map, mean error over the channels of the layer, is in the authors' code; they never measured it. On magnetic tiles
-  (``recipes/dpa_tiles.py``, 15 minutes of one core) a spatial bottleneck locates best: AUPRO 0.68 against 0.63 of one pixel and
-  0.54 of L1 with the same network; blowholes 0.99, breaks 0.83 and cracks 0.90 by pixel AUROC, uneven tiles, as large as the
-  image, 0.61. The image score, mean over the image, drowns such small defects: 0.58.
-- Found here on car, frog and ship of CIFAR-10 (``normalcy reproduce dpa/three-classes``), 3,000 steps, 8 channels, layer 2 alone:
-  AUROC 89.4, 84.4 and 87.8 % (published, with VGG19: 92.2, 88.9, 91.4); with L1 and the same network 45.3, 68.2 and 72.3.
+VGG19 features are for 8, 16, 32 and 64 pixels: r12, r22, r32, and r32 or r42. EfficientNet-Lite0 installs offline and halves the
+image where VGG19 does not, so that its layers 0, 1, 2 have the grids of r22, r32, r42. For the paper's features:
+``backbone="vgg19"`` (or "vgg19:file"), ``layers=(1, 3, 5)``, ``statistics`` the authors' file. ``backbone="self"`` trains a
+network on the training images by SimCLR.
+
+The authors' bottleneck has 8 channels for five classes of CIFAR-10, 256 for cats. With ``bottleneck="spatial"`` sides halve to 8
+to 15 pixels. Where normal images are held out (``calibration`` holds some out), early stopping ends the last stage. The image
+score is a mean over the image, so that small defects have little weight in it; the map localises them.
 """
 
 from __future__ import annotations
@@ -43,13 +43,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normalcy.errors import DataError, SettingsError
+from normalcy import config
+from normalcy.errors import DataError
 from normalcy.method import Batches, EarlyStop, Method, Objective, Scores, Stage
 from normalcy.nets.contrastive import SelfTaught
-from normalcy.nets.features import Mapped
 from normalcy.nets.filters import gaussian_smooth
-from normalcy.nets.gan import Encoder, Range, wasserstein_loss
+from normalcy.nets.gan import Encoder, wasserstein_loss
 from normalcy.nets.perceptual import PerceptualFeatures, relative_l1, relative_map
+from normalcy.nets.scaling import Range
+from normalcy.nets.statistics import Mapped
 
 
 @dataclass(frozen=True)
@@ -57,49 +59,52 @@ class DPASettings:
     latent: int = 16
     """Channels of the bottleneck; no level has more (the authors: 8 to 256, for a spatial one 4)."""
     bottleneck: Literal["vector", "spatial"] = "vector"
-    """One pixel, or the 8 to 15 pixels that the image halves to (the paper: 1x1, or for example 4 channels of 8x8)."""
+    """"vector": one pixel (the paper: 1x1); "spatial": the 8 to 15 pixels a side that the image halves to (the paper: for example
+    4 channels of 8x8)."""
     width: int = 32
     """Channels next to the image, doubled with each halving, but never more than ``latent``."""
     blocks: int = 2
-    """Residual blocks of each resolution: the authors' "18" has two, their "9" one."""
+    """Residual blocks of each resolution (the authors' "18": 2, their "9": 1)."""
     backbone: str = "efficientnet_lite0"
-    """timm name, "name:file", the embedded efficientnet_lite0, or "self": taught by the training images (SimCLR)."""
+    """Feature network: timm name, "name:file", the embedded efficientnet_lite0, or "self": SimCLR on the training images."""
     layers: tuple[int, ...] = (0, 1, 2)
-    """Feature layers for 8, 16, 32 ... pixels; larger images take the last."""
+    """Feature layers for 8, 16, 32 ... pixels; larger images use the last."""
     magnify: int | None = 1
-    """Images are magnified so much for the backbone; none: as its first layer reduces them."""
+    """Factor by which images are enlarged for the backbone; none: as its first layer reduces them."""
     statistics: str = ""
     """.npz file with the arrays <layer>_mean and <layer>_std of natural images; empty: those of the training images."""
     grow: bool | None = None
     """Progressive growing; none: for images above 32 pixels."""
     perceptual: float = 1.0
-    """Weight of the relative perceptual L1; 0 leaves it out of loss and score."""
+    """Weight of the relative perceptual L1; 0 removes it from loss and score."""
     l1: float = 0.0
-    """Weight of the mean absolute error of pixels, images being in [-1, 1]; it takes part in the score only alone."""
+    """Weight of the mean absolute error of pixels, of images in [-1, 1]; part of the score only with ``perceptual=0``."""
     adversarial: float = 0.0
-    """Weight of a WGAN-GP term on the output."""
+    """Weight of a WGAN-GP term on the output (table 4)."""
     critic_steps: int = 2
-    """Updates of the critic for one of the autoencoder."""
+    """Updates of the critic for each update of the autoencoder."""
     lr: float | None = None
-    """Of Adam; none: 1e-3 when growing or with a spatial bottleneck, else 2.56 / (latent x side), at most 1e-2 (the authors,
-    for 32 pixels: 1e-2, 5e-3, 2e-3, 1e-3, 2e-4 with 8, 16, 32, 64, 256 channels)."""
+    """Learning rate (Adam); none: 1e-3 when growing or with a spatial bottleneck, else 2.56 / (latent x side), at most 1e-2 (the
+    authors, for 32 pixels: 1e-2, 5e-3, 2e-3, 1e-3, 2e-4 with 8, 16, 32, 64, 256 channels)."""
     cache: bool = True
     """Features of the images are computed once and kept in memory where the resolution is fixed and images are not
     augmented."""
     smoothing: float = 0.0
-    """Deviation of a Gaussian over the map, in pixels."""
+    """Standard deviation of the Gaussian that smooths the map, in pixels."""
     bf16: bool = True
     """The backbone computes in bfloat16 where the training does. Scores are computed in 32 bits."""
 
     def __post_init__(self) -> None:
-        if min(self.latent, self.width, self.blocks, self.critic_steps) < 1 or (self.lr is not None and self.lr <= 0):
-            raise SettingsError("dpa: latent, width, blocks, critic_steps and lr must be positive.")
-        if min(self.perceptual, self.l1, self.adversarial, self.smoothing) < 0 or self.perceptual + self.l1 == 0:
-            raise SettingsError(
-                "dpa: perceptual, l1, adversarial and smoothing must not be negative, nor both first 0."
-            )
-        if not self.layers or (self.magnify is not None and self.magnify < 1):
-            raise SettingsError("dpa: layers must name at least one layer, magnify must be at least 1.")
+        config.require(
+            "dpa",
+            self,
+            positive=("latent", "width", "blocks", "magnify", "critic_steps", "lr"),
+            non_negative=("perceptual", "l1", "adversarial", "smoothing"),
+        )
+        config.require_that(
+            self.perceptual + self.l1 > 0, "dpa", "perceptual", "greater than 0 where l1 is 0", self.perceptual
+        )
+        config.require_that(bool(self.layers), "dpa", "layers", "a list of at least one layer", self.layers)
 
 
 class Residual(nn.Module):
@@ -121,10 +126,10 @@ class Residual(nn.Module):
 
 
 class GrowingAutoencoder(nn.Module):
-    """g of the paper: images (B, C, H / 2^level, W / 2^level) in [-1, 1] -> their like, linear, float32.
+    """g of the paper: images (B, C, H / 2^level, W / 2^level) in [-1, 1] -> reconstructions, unbounded, float32.
 
-    ``level`` 0 is the full resolution. With ``alpha`` below 1 the parts of this level are mixed with those of the next
-    coarser one. ``code`` is (B, latent, h, w).
+    ``level`` 0 is the full resolution. With ``alpha`` below 1 the layers of this level are blended with those of the
+    next coarser one. ``code`` is (B, latent, h, w).
     """
 
     def __init__(self, shape: Sequence[int], latent: int, spatial: bool, width: int, blocks: int) -> None:
@@ -198,6 +203,11 @@ def double(x: Tensor) -> Tensor:
 class DPA(Method):
     name = "dpa"
     Settings = DPASettings
+    family = "reconstruction"
+    reference = (
+        "N. Shvetsova, B. Bakker, I. Fedulova, H. Schulz, D. V. Dylov. Anomaly detection in medical imaging with deep "
+        "perceptual autoencoders. IEEE Access 9, 2021. arXiv:2006.13265."
+    )
     search: ClassVar = {
         "latent": (16, 32, 64, 128, 256),
         "bottleneck": ("vector", "spatial"),
@@ -212,7 +222,7 @@ class DPA(Method):
         self.range = Range()
         self.autoencoder = GrowingAutoencoder(self.shape, s.latent, s.bottleneck == "spatial", s.width, s.blocks)
         grow = max(self.shape[1:]) > 32 if s.grow is None else s.grow
-        # Growing begins one halving above the bottleneck.
+        # Growing starts one halving above the bottleneck.
         self.levels = list(reversed(range(max(1, self.autoencoder.halvings)))) if grow else [0]
         used = map(self.layer, self.levels)
         self.perceptual = PerceptualFeatures(s.backbone, used, self.shape[0], s.magnify, s.bf16)
@@ -233,7 +243,7 @@ class DPA(Method):
         return features
 
     def measure(self, batches: Batches) -> None:
-        """Range of the images; mean and deviation of each feature channel over them, unless a file gives them."""
+        """Range of the images; mean and standard deviation of each feature channel, unless a file gives them."""
         self.range.measure(batches)
         self.perceptual.measure(Mapped(batches, self.range), self.settings.statistics)
 
@@ -246,7 +256,7 @@ class DPA(Method):
         restored = self.restore(y, level)
         terms = self.compare(y, restored, level, target)
         loss = terms["loss"]
-        if self.critic is not None and level == 0 and self.training:  # held-out images are judged without
+        if self.critic is not None and level == 0 and self.training:  # early stopping excludes the critic
             terms["adversarial"] = -self.critic(restored).mean()
             loss = loss + self.settings.adversarial * terms["adversarial"]
         return {**terms, "loss": loss}
@@ -256,9 +266,9 @@ class DPA(Method):
         s = self.settings
         terms, loss = {}, torch.zeros((), device=y.device)
         if s.perceptual:
-            found = self.features(restored, level)
-            wanted = self.features(y, level).detach() if target is None else target.view_as(found)
-            terms["perceptual"] = relative_l1(wanted, found).mean()
+            features = self.features(restored, level)
+            wanted = self.features(y, level).detach() if target is None else target.view_as(features)
+            terms["perceptual"] = relative_l1(wanted, features).mean()
             loss = loss + s.perceptual * terms["perceptual"]
         if s.l1:
             terms["l1"] = (y - restored).abs().mean()
@@ -299,13 +309,13 @@ class DPA(Method):
         return taught.contrast((self.range(x) + 1) / 2)
 
     def rate(self) -> float:
-        """The learning rate: the authors' fall with the channels and with the side of the image."""
+        """The default learning rate; as the authors', it falls with the channels, and here also with the side of the image."""
         if len(self.levels) > 1 or self.settings.bottleneck == "spatial":
             return 1e-3
         return min(1e-2, 2.56 / (self.settings.latent * min(self.shape[1:])))
 
     def _stage(self, name: str, level: int, steps: int, fade: bool = False, first: bool = False) -> Stage:
-        """One stage with an optimiser of its own."""
+        """One stage of growing, or the only one, with its own optimiser."""
         s = self.settings
         lr = s.lr or self.rate()
         own = self.autoencoder.parameters()
@@ -338,12 +348,12 @@ class DPA(Method):
         self.alpha = fraction
 
     def _with_features(self, level: int, x: Tensor) -> Tensor:
-        """Images and their features side by side, (B, n)."""
+        """Images and their features, flattened and concatenated, (B, n)."""
         y = self.at_level(x, level)
         return torch.cat([y.flatten(1), self.features(y, level).flatten(1)], 1)
 
     def _unpack(self, level: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The images at a level and their features, where the stage has them computed before."""
+        """The images at a level and, where the stage computed them in advance, their features."""
         if x.ndim == 4:
             return self.at_level(x, level), None
         shape = (self.shape[0], *(n >> level for n in self.shape[1:]))
@@ -372,8 +382,8 @@ class DPA(Method):
         restored = self.autoencoder.decode(code)
         if self.settings.perceptual:
             wanted = self.features(y)
-            image = relative_l1(wanted, found := self.features(restored))
-            error = relative_map(wanted, found, self.shape[1:])
+            image = relative_l1(wanted, features := self.features(restored))
+            error = relative_map(wanted, features, self.shape[1:])
         else:
             error = (y - restored).abs().mean(1)
             image = error.mean((1, 2))

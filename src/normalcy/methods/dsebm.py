@@ -1,59 +1,67 @@
-"""DSEBM, deep structured energy-based model: a network gives each image an energy; normal images lie where it is low and flat.
+"""DSEBM, deep structured energy-based model: scores an image by its energy under a network trained by score matching.
 
-E(x) = 1/2 |x - b|^2 - sum of softplus features of a convolutional network (Zhai et al. 2016, "Deep Structured Energy Based
-Models for Anomaly Detection"). By score matching, learning E is learning to denoise: x - dE/dx at a noisy image is to be the
-image, so no samples of the model are needed, and x - dE/dx is a reconstruction.
+E(x) = 1/2 |x - b|^2 - sum of softplus features of a convolutional network (Zhai et al. 2016). By score matching, learning E is
+learning to denoise: x - dE/dx at a noisy image is trained to be the clean image, so no samples of the model are needed, and
+x - dE/dx is a reconstruction.
 
 ==================  ====================================================================================================
-``energy``          E(x)
-``reconstruction``  |dE/dx|^2, the squared error of the reconstruction; it gives the map in any case
+``energy``          E(x), which the paper finds better on images
+``reconstruction``  |dE/dx|^2, the squared error of the reconstruction; it gives the map with either score
 ==================  ====================================================================================================
 
-Paper / ours: x as it is / as deviations from the mean training image, in which b begins at 0; sums / means over pixels, so that
-sizes compare; strided convolutions with softplus after each. The paper finds the energy better on images, so it is the default.
+| | paper | normalcy |
+| --- | --- | --- |
+| input | x | x minus the mean training image; there b starts at 0 |
+| energy and error of an image | sums over pixels | means over pixels, so that image sizes are comparable |
+| network | | strided convolutions with a softplus after each |
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normalcy.errors import SettingsError
+from normalcy import config
 from normalcy.method import Method, Objective, Scores, Stage
-from normalcy.nets.convnets import Standardise, initialise
+from normalcy.nets.convnets import conv, initialise
 from normalcy.nets.filters import gaussian_smooth
+from normalcy.nets.scaling import Standardise
 
 Score = Literal["energy", "reconstruction"]
-_CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 
 
 @dataclass(frozen=True)
 class DSEBMSettings:
     score: Score = "energy"
+    """"energy": E(x); "reconstruction": |dE/dx|^2; both means over pixels."""
     width: int = 32
     """Channels of the first level."""
     features: int = 256
-    """Softplus units at the end."""
+    """Softplus units of the last layer."""
     noise: float = 0.5
-    """Deviation of the noise in training, in deviations of the training images from their mean."""
+    """Standard deviation of the noise in training, in units of the training images' standard deviation around their mean."""
     lr: float = 1e-3
-    """Of Adam."""
+    """Learning rate (Adam)."""
     smoothing: float = 0.0
-    """Deviation of a Gaussian over the map, in pixels."""
+    """Standard deviation of the Gaussian that smooths the map, in pixels."""
 
     def __post_init__(self) -> None:
-        if min(self.width, self.features) < 1 or min(self.lr, self.noise) <= 0 or self.smoothing < 0:
-            raise SettingsError("dsebm: width, features, noise and lr must be positive, smoothing not negative.")
+        config.require("dsebm", self, positive=("width", "features", "noise", "lr"), non_negative=("smoothing",))
 
 
 class DSEBM(Method):
     name = "dsebm"
     Settings = DSEBMSettings
+    family = "density"
+    reference = (
+        "S. Zhai, Y. Cheng, W. Lu, Z. Zhang. Deep structured energy based models for anomaly detection. ICML, 2016. "
+        "arXiv:1605.07717."
+    )
     scores = get_args(Score)
     spatial_dims = (2, 3)
     search: ClassVar = {"score": get_args(Score), "noise": (0.1, 0.2, 0.5, 1.0), "features": (64, 256, 1024)}
@@ -61,12 +69,12 @@ class DSEBM(Method):
 
     def __init__(self, settings: DSEBMSettings, shape: Sequence[int]) -> None:
         super().__init__(settings, shape)
-        s, conv = settings, _CONV[len(self.shape) - 1]
+        s, layer = settings, conv(len(self.shape) - 1)
         self.standardise = Standardise(self.shape)
         self.bias = nn.Parameter(torch.zeros(self.shape))
         sides, layers, before, after = list(self.shape[1:]), nn.Sequential(), self.shape[0], s.width
         while min(sides) >= 8 and len(layers) < 8:
-            layers.extend([conv(before, after, 5, stride=2, padding=2), nn.Softplus()])
+            layers.extend([layer(before, after, 5, stride=2, padding=2), nn.Softplus()])
             sides, before, after = [(n + 1) // 2 for n in sides], after, min(2 * after, 4 * s.width)
         size = before
         for n in sides:
@@ -74,7 +82,7 @@ class DSEBM(Method):
         self.network = initialise(layers.extend([nn.Flatten(), nn.Linear(size, s.features), nn.Softplus()]), slope=0.0)
 
     def energy(self, y: Tensor) -> Tensor:
-        """E of deviations (B, C, *spatial), mean over pixels, (B,)."""
+        """E of standardised images (B, C, *spatial), mean over pixels, (B,)."""
         far = 0.5 * (y - self.bias).square().flatten(1).sum(1)
         features: Tensor = self.network(y)
         return (far - features.float().sum(1)) / y[0].numel()
@@ -87,7 +95,7 @@ class DSEBM(Method):
         return gradient.float()
 
     def denoising(self, x: Tensor) -> Mapping[str, Tensor]:
-        """Score matching: mean squared difference of the image and the noisy image after a step down."""
+        """Score matching: mean squared difference of the image and the noisy image minus dE/dy."""
         y = self.standardise(x)
         noisy = y + self.settings.noise * torch.randn_like(y)
         create = torch.is_grad_enabled()

@@ -1,13 +1,15 @@
-"""f-AnoGAN: AnoGAN with an encoder that finds the code of an image in one pass (Schlegl et al. 2019).
+"""f-AnoGAN: Wasserstein GAN inversion by an encoder in one pass; scored by pixel and critic-feature residuals.
 
-A Wasserstein GAN with gradient penalty (Gulrajani et al. 2017) learns normal images; then, with both its networks frozen,
-an encoder learns izi_f: mean (x - G(E(x)))^2 + kappa mean (f(x) - f(G(E(x))))^2, features f of the critic, which is also the
-score.
+A Wasserstein GAN with gradient penalty (Gulrajani et al. 2017) learns normal images. Then, with generator G and critic frozen, an
+encoder E is trained with izi_f: mean (x - G(E(x)))^2 + kappa mean (f(x) - f(G(E(x))))^2 for features f of the critic, which is
+also the score (Schlegl et al. 2019). As in the authors' code, the codes of the encoder are unbounded.
 
-Differences: networks of the DCGAN type instead of residual ones, for any size, with group norm in the critic (the authors:
-layer norm; both keep images apart, as the penalty needs); images are mapped to [-1, 1] by the range of the training images;
-10,000 and 5,000 steps (the authors' code: 7 passes over its images, and 50,000 steps). As in the authors' code, the encoder
-has no bound on its codes.
+| | paper and authors' code | normalcy |
+| --- | --- | --- |
+| networks | residual | DCGAN type, for any image size |
+| normalisation in the critic | layer norm | group norm; both keep images independent, as the gradient penalty needs |
+| value range | | mapped to [-1, 1] by the minimum and maximum of the training images |
+| length | authors' code: GAN 7 passes over its images, encoder 50,000 steps | 10,000 and 5,000 steps |
 """
 
 from __future__ import annotations
@@ -18,37 +20,42 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from normalcy.errors import SettingsError
+from normalcy import config
 from normalcy.method import Method, Objective, Scores, Stage
-from normalcy.nets.gan import Encoder, Generator, Range, wasserstein_loss
+from normalcy.nets.gan import Encoder, Generator, wasserstein_loss
+from normalcy.nets.scaling import Range
 
 
 @dataclass(frozen=True)
 class FAnoGANSettings:
     latent: int = 128
-    """Numbers in a code, standard normal in training."""
+    """Latent dimension; codes are standard normal in training."""
     width: int = 64
     """Channels of the level next to the image, in all three networks."""
     penalty: float = 10.0
-    """lambda of the gradient penalty."""
+    """lambda, weight of the gradient penalty."""
     critic_steps: int = 5
-    """Updates of the critic for one of the generator."""
+    """Updates of the critic for each update of the generator."""
     kappa: float = 1.0
-    """Weight of the features in loss and score."""
+    """kappa, weight of the feature residual in loss and score."""
     lr: float = 1e-4
-    """Of generator and critic."""
+    """Learning rate of generator and critic (Adam)."""
     encoder_lr: float = 5e-5
+    """Learning rate of the encoder (RMSprop)."""
 
     def __post_init__(self) -> None:
-        if min(self.latent, self.width, self.critic_steps) < 1 or min(self.lr, self.encoder_lr) <= 0:
-            raise SettingsError("f_anogan: latent, width, critic_steps, lr and encoder_lr must be positive.")
-        if min(self.penalty, self.kappa) < 0:
-            raise SettingsError("f_anogan: penalty and kappa must not be negative.")
+        positive = ("latent", "width", "critic_steps", "lr", "encoder_lr")
+        config.require("f_anogan", self, positive=positive, non_negative=("penalty", "kappa"))
 
 
 class FAnoGAN(Method):
     name = "f_anogan"
     Settings = FAnoGANSettings
+    family = "adversarial"
+    reference = (
+        "T. Schlegl, P. Seeböck, S. M. Waldstein, G. Langs, U. Schmidt-Erfurth. f-AnoGAN: fast unsupervised anomaly "
+        "detection with generative adversarial networks. Medical Image Analysis 54, 2019. doi:10.1016/j.media.2019.01.010."
+    )
     settings: FAnoGANSettings
 
     def __init__(self, settings: FAnoGANSettings, shape: Sequence[int]) -> None:

@@ -1,7 +1,9 @@
-"""Gaussian mixture: the score is the negative log likelihood of the features under a few Gaussians with full covariance.
+"""Gaussian mixture model of pixels or deep features; the score is the negative log-likelihood.
 
-Source: Dempster, Laird, Rubin 1977, fitted with scikit-learn. With one Gaussian it is half the squared Mahalanobis distance
-plus a constant.
+Images are represented by their pixels or by pooled deep features (``features``), then PCA to 95 % of the variance. A mixture of
+Gaussians with full covariances is fitted by EM (Dempster, Laird, Rubin 1977; scikit-learn); the number of Gaussians is chosen
+by the log-likelihood of held-out training images. With one Gaussian the score is half the squared Mahalanobis distance plus a
+constant.
 """
 
 from __future__ import annotations
@@ -14,38 +16,40 @@ import torch
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
-from normalcy.errors import SettingsError
+from normalcy import config
 from normalcy.method import Batches, Method, Scores, Stage
-from normalcy.nets.features import Features, FeatureSettings, random_state
-from normalcy.nets.mixture import log_likelihood
+from normalcy.nets.densities import log_likelihood
+from normalcy.nets.features import Features, FeatureSettings
+from normalcy.nets.seeds import random_state
 
 
 @dataclass(frozen=True)
 class GMMSettings(FeatureSettings):
     components: tuple[int, ...] = (1, 2, 4, 8)
-    """Numbers of Gaussians to choose from, by the log likelihood of held-out training images; one: it is taken."""
+    """Numbers of Gaussians to choose from, by the log-likelihood of held-out training images; a single one is used as it is."""
     held_out: float = 0.2
-    """Share of the training images held out for this choice; the chosen mixture is fitted on all."""
+    """Fraction of the training images held out for this choice; the chosen mixture is fitted on all."""
     tolerance: float = 0.1
-    """The fit ends when a step adds less than this to the mean log likelihood, in nats."""
+    """EM stops when an iteration increases the mean log-likelihood by less than this, in nats."""
     floor: float = 1e-3
-    """Added to the variance of each feature, in units of their mean variance: few images must not give flat Gaussians."""
+    """Added to the variance of each feature, in units of their mean variance; keeps covariances of few images invertible."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (
-            not self.components
-            or min(self.components) < 1
-            or not 0 < self.held_out < 1
-            or self.floor <= 0
-            or self.tolerance <= 0
-        ):
-            raise SettingsError("gmm: components must be at least 1, held_out in (0, 1), tolerance and floor positive.")
+        config.require("gmm", self, positive=("components", "tolerance", "floor"), fraction=("held_out",))
+        config.require_that(
+            bool(self.components), "gmm", "components", "a list of at least one number", self.components
+        )
 
 
 class GMM(Method):
     name = "gmm"
     Settings = GMMSettings
+    family = "density"
+    reference = (
+        "A. P. Dempster, N. M. Laird, D. B. Rubin. Maximum likelihood from incomplete data via the EM algorithm. Journal "
+        "of the Royal Statistical Society B 39, 1977."
+    )
     spatial_dims = (2, 3)
     settings: GMMSettings
     log_weights: Tensor
@@ -69,7 +73,7 @@ class GMM(Method):
         self.precision_factors = torch.from_numpy(mixture.precisions_cholesky_).float()
 
     def _choose(self, x: np.ndarray) -> int:
-        """The number of Gaussians under which a random part of the training images, left out of the fit, is likeliest."""
+        """The number of Gaussians with the highest log-likelihood of a random part of the images (N, k) that is held out."""
         order = torch.randperm(len(x)).numpy()
         out, rest = np.split(x[order], [max(1, round(self.settings.held_out * len(x)))])
         choices = [m for m in self.settings.components if m <= len(rest)]

@@ -1,20 +1,27 @@
-"""Generative probabilistic novelty detection: how likely an image is near the linearised manifold of an adversarial autoencoder.
+"""GPND: the score is the negative log-likelihood of an image under the linearised manifold of an adversarial autoencoder.
 
-Source: Pidhorskyi, Almohsen, Doretto 2018. An encoder g and a decoder f learn to reconstruct while one discriminator tells
-codes from draws of N(0, I) (D_z) and another tells images from decoded draws (D_x). Let z = g(x), J the Jacobian of f at z, m the
-numbers in an image, n those in a code, and w the part of x - f(z) that is orthogonal to the tangent space at f(z). Then
+Generative probabilistic novelty detection (Pidhorskyi, Almohsen, Doretto 2018). An encoder g and a decoder f are trained to
+reconstruct; a discriminator D_z separates latent codes from samples of N(0, I), another one, D_x, images from decoded samples.
+Let z = g(x), J the Jacobian of f at z, m the number of values of an image, n the latent dimension, and w the component of
+x - f(z) orthogonal to the tangent space at f(z). Then
 
     log p(x) = log p_Z(z) - log|det S| + log p_R(|w|) + log Gamma((m-n)/2) - log(2 pi^((m-n)/2)) - (m-n-1) log|w|
 
-S holds the singular values of J, p_Z is a product of generalised normal densities fitted to the codes, p_R is the density of |w|,
-and the last three terms spread it over the sphere of radius |w|. The score is -log p(x) in nats, for images in units of
-their deviation; the map is (x - f(g(x)))^2.
+S holds the singular values of J, p_Z is a product of generalised normal densities fitted to the latent codes, p_R is the density
+of |w|, and the last three terms distribute it over the sphere of radius |w|. The score is -log p(x) in nats, of standardised
+images; the map is (x - f(g(x)))^2.
 
-The authors' code leaves out log|det S| and takes the whole of x - f(z) for w: ``jacobian=false``.
-Different here: |w| to the m-n-1, which makes it a density, where the paper has m-n; p_R is a Gaussian kernel density instead of
-a histogram, so it is nowhere 0; the reconstruction loss is the squared error in units of the images' variance; encoder and
-decoder minimise -log D instead of log(1 - D), in one update per step, and the discriminators have a tenth of their rate.
-Kept finite: |w|, S and the fitted scales have floors, shapes lie in [0.3, 10], -log p ends at the largest float32.
+| | paper | authors' code | normalcy |
+| --- | --- | --- | --- |
+| log of det S, tangent space | included | omitted, w = x - f(z) | included; ``jacobian=false``: omitted |
+| power of the norm of w | m - n | | m - n - 1, which makes it a density |
+| p_R | histogram | | Gaussian kernel density, nowhere 0 |
+| reconstruction loss | | | squared error in units of the images' variance |
+| adversarial loss of g and f | log(1 - D) | | -log D, in one update per step |
+| learning rate of D_z, D_x | | | a tenth of that of g and f |
+
+Scores stay finite: |w|, S and the fitted scales have lower bounds, fitted shapes lie in [0.3, 10], and -log p is at most the
+largest float32.
 """
 
 from __future__ import annotations
@@ -28,45 +35,47 @@ import torch
 from scipy.stats import gennorm
 from torch import Tensor, nn
 
-from normalcy.errors import DataError, SettingsError
+from normalcy import config
+from normalcy.errors import DataError
 from normalcy.method import Batches, Method, Objective, Scores, Stage
-from normalcy.nets.convnets import Network, Norm, Standardise, choose
-from normalcy.nets.features import log_kernel_sum
-from normalcy.nets.gan import taken_for_real, told_apart
+from normalcy.nets.convnets import Network, Norm, choose
+from normalcy.nets.densities import log_kernel_sum
+from normalcy.nets.gan import discriminator_loss, generator_loss
+from normalcy.nets.scaling import Standardise
 from normalcy.nets.schedules import late_drop
 
 FLOOR = 1e-4
-"""Least residual (root mean square), singular value, scale of a code and bandwidth, in units of the images' deviation."""
+"""Lower bound of residual (root mean square), singular values, scales of codes and bandwidth, for standardised images."""
 SHAPES = (0.3, 10.0)
-"""Range of the shape of a generalised normal density: 1 is Laplace's, 2 is Gauss's, infinity is uniform."""
+"""Range of the shape of a generalised normal density: 1 is a Laplace, 2 a normal, infinity a uniform distribution."""
 LARGEST_JACOBIAN = 2**24
-"""Numbers of Jacobians held at once, 64 MB of float32; the decoder on its way needs some ten times as much."""
+"""Values of Jacobians held at once, 64 MB of float32; computing them needs about ten times as much in the decoder."""
 
 
 @dataclass(frozen=True)
 class GPNDSettings:
     latent: int = 16
-    """Numbers in the code of an image (n)."""
+    """n, latent dimension."""
     weight: float = 10.0
-    """Of the reconstruction against the adversarial losses (lambda)."""
+    """lambda, weight of the reconstruction loss against the adversarial losses."""
     fit_images: int = 2000
-    """So many training images at most, evenly spaced, for the densities: a Jacobian costs ``latent`` decodings."""
+    """Maximum number of training images, evenly spaced, for fitting the densities; a Jacobian costs ``latent`` decodings."""
     jacobian: bool = True
-    """The determinant and the tangent space count (the paper); false: neither (the authors' code)."""
+    """Include log|det S| and the tangent space (the paper); false: neither (the authors' code)."""
     network: Network = "auto"
-    """"auto": "lenet" up to 32 pixels, else "dcgan"."""
+    """"auto": "lenet" for sides of at most 32 pixels, else "dcgan". "lenet": 5x5 convolutions and max-pooling (Ruff et al. 2018);
+    "dcgan": 4x4 convolutions of stride 2 (Radford et al. 2016)."""
     width: int | None = None
     """Channels of the first level; none: 8 for a LeNet on one channel, else 32."""
     norm: Norm = "none"
-    """Of encoder and decoder."""
+    """Normalisation after each convolution of encoder and decoder: "batch", "group" or "none"."""
     lr: float = 2e-3
-    """Of Adam on encoder and decoder; a tenth of it in the last third of the training."""
+    """Learning rate of encoder and decoder (Adam); a tenth of it in the last third of the training."""
     critic_lr: float = 2e-4
-    """The same for the discriminators."""
+    """Learning rate of both discriminators (Adam), with the same schedule."""
 
     def __post_init__(self) -> None:
-        if min(self.latent, self.fit_images) < 1 or min(self.weight, self.lr, self.critic_lr) <= 0:
-            raise SettingsError("gpnd: latent, weight, fit_images, lr and critic_lr must be positive.")
+        config.require("gpnd", self, positive=("latent", "weight", "fit_images", "width", "lr", "critic_lr"))
 
 
 class GPND(Method):
@@ -74,6 +83,11 @@ class GPND(Method):
 
     name = "gpnd"
     Settings = GPNDSettings
+    family = "adversarial"
+    reference = (
+        "S. Pidhorskyi, R. Almohsen, G. Doretto. Generative probabilistic novelty detection with adversarial autoencoders. "
+        "NeurIPS, 2018. arXiv:1807.02588."
+    )
     spatial_dims = (2, 3)
     settings: GPNDSettings
     location: Tensor
@@ -85,7 +99,9 @@ class GPND(Method):
         super().__init__(settings, shape)
         m, n = math.prod(self.shape), settings.latent
         if m - n < 2:
-            raise DataError(f"gpnd: images {self.shape} have too few numbers for a code of {n}: make latent smaller.")
+            raise DataError(
+                f"gpnd expects images of at least latent + 2 = {n + 2} values, got {self.shape}: reduce latent."
+            )
         net = choose(settings.network, self.shape, settings.width, settings.norm)
         self.standardise = Standardise(self.shape)
         self.encoder = net.encoder(self.shape, n)
@@ -94,7 +110,7 @@ class GPND(Method):
         self.code_critic = nn.Sequential(  # D_z
             nn.Linear(n, 128), nn.LeakyReLU(0.2), nn.Linear(128, 128), nn.LeakyReLU(0.2), nn.Linear(128, 1)
         )
-        for name in ("location", "scale", "exponent"):  # of the density of each number of a code
+        for name in ("location", "scale", "exponent"):  # of the density of each latent dimension
             self.register_buffer(name, torch.ones(n))
         self.learned("norms")  # |w| of training images, (k,)
 
@@ -111,21 +127,21 @@ class GPND(Method):
     # -- training
 
     def discriminate(self, x: Tensor) -> Mapping[str, Tensor]:
-        """D_x: images against decoded noise; D_z: noise against codes."""
+        """D_x: images against decoded samples; D_z: samples against latent codes."""
         x = self.standardise(x)
         z = self.encode(x).detach()
         noise = torch.randn_like(z)
-        images = told_apart(self.image_critic, x, self.decode(noise).detach())
-        codes = told_apart(self.code_critic, noise, z)
+        images = discriminator_loss(self.image_critic, x, self.decode(noise).detach())
+        codes = discriminator_loss(self.code_critic, noise, z)
         return {"loss": images + codes, "images": images, "codes": codes}
 
     def generate(self, x: Tensor) -> Mapping[str, Tensor]:
-        """Reconstruct, and deceive both discriminators."""
+        """Of encoder and decoder: reconstruction and both adversarial losses."""
         x = self.standardise(x)
         z = self.encode(x)
         error = (x - self.decode(z)).square().mean()
-        images = taken_for_real(self.image_critic, self.decode(torch.randn_like(z)))
-        codes = taken_for_real(self.code_critic, z)
+        images = generator_loss(self.image_critic, self.decode(torch.randn_like(z)))
+        codes = generator_loss(self.code_critic, z)
         return {"loss": images + codes + self.settings.weight * error, "images": images, "codes": codes, "error": error}
 
     def stages(self) -> Sequence[Stage]:
@@ -146,7 +162,7 @@ class GPND(Method):
     def tangent(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """An orthonormal basis of the tangent space at f(z), (B, m, n), and the singular values of J, (B, n).
 
-        Directions in which f does not move (singular values below FLOOR) are zero in the basis.
+        Directions with singular values below FLOOR, in which f is constant, are zero in the basis.
         """
         directions = torch.eye(z.shape[1], device=z.device)
 
@@ -161,7 +177,7 @@ class GPND(Method):
         return (q @ u) * (singular > FLOOR).unsqueeze(1), singular.clamp(min=FLOOR)
 
     def parts(self, x: Tensor, z: Tensor, restored: Tensor) -> tuple[Tensor, Tensor]:
-        """log|det S| and |w|, each (B,), in double precision on the processor."""
+        """log|det S| and |w|, each (B,), in double precision on the CPU."""
         least = FLOOR * math.sqrt(math.prod(self.shape))
         if not self.settings.jacobian:
             whole = (x - restored).flatten(1).cpu().double().norm(dim=1)
@@ -211,28 +227,28 @@ class GPND(Method):
 
 
 def generalised_normal(x: Tensor, location: Tensor, scale: Tensor, exponent: Tensor) -> Tensor:
-    """log of  b / (2 a Gamma(1/b)) exp(-(|x - mu| / a)^b)  for numbers x (..., n) and mu, a, b (n,); double precision."""
+    """log of  b / (2 a Gamma(1/b)) exp(-(|x - mu| / a)^b)  for x (..., n) and mu, a, b (n,); double precision."""
     x, mu, a, b = (t.cpu().double() for t in (x, location, scale, exponent))
     return torch.log(b / (2 * a)) - torch.lgamma(1 / b) - ((x - mu).abs() / a) ** b
 
 
 def fit_generalised_normal(values: Tensor) -> tuple[float, float, float]:
-    """Location, scale and shape of greatest likelihood for numbers (N,), within FLOOR and SHAPES."""
+    """Maximum-likelihood location, scale and shape for values (N,), within FLOOR and SHAPES."""
     x = values.cpu().double().numpy()
-    mean, deviation = float(x.mean()), float(x.std())
-    if deviation < FLOOR:
+    mean, std = float(x.mean()), float(x.std())
+    if std < FLOOR:
         return mean, FLOOR, 2.0
-    exponent, location, scale = gennorm.fit(x, 2.0, loc=mean, scale=math.sqrt(2) * deviation)
+    exponent, location, scale = gennorm.fit(x, 2.0, loc=mean, scale=math.sqrt(2) * std)
     if not SHAPES[0] <= exponent <= SHAPES[1]:
         exponent = min(max(exponent, SHAPES[0]), SHAPES[1])
-        _, location, scale = gennorm.fit(x, f0=exponent, loc=mean, scale=math.sqrt(2) * deviation)
+        _, location, scale = gennorm.fit(x, f0=exponent, loc=mean, scale=math.sqrt(2) * std)
     return float(location), max(float(scale), FLOOR), float(exponent)
 
 
 def kernel_density(norm: Tensor, norms: Tensor) -> Tensor:
     """log of the Gaussian kernel density of ``norms`` (k,) at norm (B,); bandwidth by Scott's rule, 1.06 std k^(-1/5).
 
-    Never -inf: far away it falls as a parabola.
+    Finite everywhere: far away it falls quadratically.
     """
     points = norms.cpu().double()
     bandwidth = 1.06 * float(points.std(correction=0)) * len(points) ** -0.2

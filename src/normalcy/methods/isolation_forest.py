@@ -1,7 +1,8 @@
-"""Isolation forest: strange images are separated from the others by few random cuts.
+"""Isolation forest on pixels or deep features; the score is high where few random splits isolate an image.
 
-Source: Liu, Ting, Zhou 2008; 100 trees on 256 images each, as there. Fitted with scikit-learn; the score is the negative of
-its ``score_samples``, in (0, 1). On the features of a network it is ``deep_if``.
+Images are represented by their pixels or by pooled deep features (``features``), then PCA to 95 % of the variance. 100 trees on
+256 images each (Liu, Ting, Zhou 2008), fitted with scikit-learn; the score is the negative of its ``score_samples``, in (0, 1).
+On globally averaged features of all layers of a network it is ``deep_if``.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from normalcy.errors import SettingsError
+from normalcy import config
 from normalcy.method import Batches, Method, Scores, Stage
 from normalcy.nets.features import Features, FeatureSettings
 from normalcy.nets.forest import IsolationTrees
@@ -20,18 +21,24 @@ from normalcy.nets.forest import IsolationTrees
 @dataclass(frozen=True)
 class IsolationForestSettings(FeatureSettings):
     trees: int = 100
+    """Number of isolation trees (paper: 100)."""
     images_per_tree: int = 256
-    """Drawn at random for each tree."""
+    """Number of training images drawn at random for each tree (paper: 256)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.trees < 1 or self.images_per_tree < 2:
-            raise SettingsError("isolation_forest: trees must be at least 1, images_per_tree at least 2.")
+        config.require("isolation_forest", self, positive=("trees",), at_least={"images_per_tree": 2})
 
 
 class IsolationForest(Method):
     name = "isolation_forest"
     Settings = IsolationForestSettings
+    family = "density"
+    reference = (
+        "F. T. Liu, K. M. Ting, Z.-H. Zhou. Isolation forest. ICDM, 2008. doi:10.1109/ICDM.2008.17.\n"
+        "On features of a backbone: N. Tuluptceva, B. Bakker, I. Fedulova, H. Schulz, D. V. Dylov. Anomaly detection with "
+        "deep perceptual autoencoders. arXiv:2006.13265, 2020."
+    )
     spatial_dims = (2, 3)
     settings: IsolationForestSettings
 

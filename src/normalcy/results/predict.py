@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -149,21 +149,20 @@ def _run_facts(
         raise SettingsError(f"The {detector.name} detector is not fitted yet.")
     calibration = detector.calibration if calibrated else None
     words = detector.words()
-    lines = (type(method).__doc__ or __import__(type(method).__module__, fromlist=["_"]).__doc__ or "").splitlines()
     return {
         "format": FORMAT,
         "normalcy": versions()["normalcy"],
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
         "device": str(method.device),
         "score": words.get("score"),
         "seed": detector.train.seed,
         "model": {
             "method": detector.name,
-            "description": lines[0] if lines else "",
+            "description": method.summary(),
             "words": words,
             "shape": list(method.shape),
-            "preprocess": [" ".join(map(str, step)) for step in detector.preprocess.plan],
+            "preprocess": [str(step) for step in detector.preprocess.plan],
             "training_data": {k: v for k, v in detector.facts["data"].items() if k != "failed"},
             "fit": detector.facts["fit"],
         },
