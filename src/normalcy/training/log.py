@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from normalcy.errors import TrainingError
-from normalcy.files import read_json_lines
+from normalcy.files import append_text, read_json_lines, write_bytes
 
 Record = dict[str, Any]
 """JSON values: method, stage, step, steps, images_per_second and the loss terms; or an event."""
@@ -27,14 +27,12 @@ class Journal:
         self.path, self.then = path, then
         self.kept = read_log(path) if path is not None and resume else []
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(json.dumps(r) + "\n" for r in self.kept), encoding="utf-8")
+            write_bytes(path, "".join(json.dumps(r) + "\n" for r in self.kept).encode())
 
     def __call__(self, record: Record) -> None:
         self.kept.append(record)
         if self.path is not None:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            append_text(self.path, json.dumps(record) + "\n")
         if self.then is not None:
             self.then(record)
 
