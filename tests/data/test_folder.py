@@ -230,7 +230,7 @@ def test_limits_reach_the_files(tmp_path):
     np.savez_compressed(tmp_path / "a.npz", images=np.zeros((50, 40, 40), np.float64))
     for spec in (tmp_path, tmp_path / "a.png", tmp_path / "t.csv"):
         assert open_data(spec).read(0).shape == (1, 6, 8)
-        with pytest.raises(DataError, match="claims 48 values, more than the limit of 47"):
+        with pytest.raises(DataError, match="48 values, more than the limit of 47"):
             open_data(spec, limits=Limits(values=47)).read(0)
     with pytest.raises(DataError, match="more than 0 rows"):
         open_data(tmp_path / "t.csv", limits=Limits(rows=0))

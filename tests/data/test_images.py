@@ -188,9 +188,9 @@ def test_limits_can_be_set(tmp_path):
     np.save(tmp_path / "a.npy", array)
     for path in tmp_path.iterdir():
         assert read_image(path, limits=Limits(values=600)).shape == (1, 20, 30)
-        with pytest.raises(DataError, match=r"claims 600 values, more than the limit of 599"):
+        with pytest.raises(DataError, match=r"600 values, more than the limit of 599"):
             read_image(path, limits=Limits(values=599))
-        with pytest.raises(DataError, match=r"claims 600 bytes when decoded, more than the limit of 599"):
+        with pytest.raises(DataError, match=r"600 bytes when decoded, more than the limit of 599"):
             read_image(path, limits=Limits(decoded_bytes=599))
         with pytest.raises(DataError, match=r"bytes, at most 99 are read"):
             read_image(path, limits=Limits(file_bytes=99))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from os.path import splitext
 
 import numpy as np
+import numpy.typing as npt
 
 from normalcy.arrays import Array
 from normalcy.errors import DataError
@@ -53,20 +54,22 @@ class Limits:
     rows: int = 2**22
     """Rows of a table (4 million)."""
 
-    def check(self, shape: tuple[int, ...], dtype: np.dtype[np.generic] | str = "u1") -> None:
+    def check(self, shape: tuple[int, ...], dtype: npt.DTypeLike = "u1") -> None:
         """Raises ValueError for an image of this shape and type that is too large.
 
         >>> Limits(values=100).check((3, 10, 10))
         Traceback (most recent call last):
         ...
-        ValueError: claims 300 values, more than the limit of 100
+        ValueError: claims the shape (3, 10, 10), 300 values, more than the limit of 100
         """
         values = math.prod(shape)
         if values > self.values:
-            raise ValueError(f"claims {values:,} values, more than the limit of {self.values:,}")
+            raise ValueError(f"claims the shape {shape}, {values:,} values, more than the limit of {self.values:,}")
         if values * np.dtype(dtype).itemsize > self.decoded_bytes:
             size = values * np.dtype(dtype).itemsize
-            raise ValueError(f"claims {size:,} bytes when decoded, more than the limit of {self.decoded_bytes:,}")
+            raise ValueError(
+                f"claims the shape {shape}, {size:,} bytes when decoded, more than the limit of {self.decoded_bytes:,}"
+            )
 
 
 LIMITS = Limits()

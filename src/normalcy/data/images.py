@@ -110,7 +110,7 @@ def image_size(data: bytes, name: str, limits: Limits = LIMITS) -> tuple[int, ..
         _, height, width = _decode(data, name, limits).shape
         return height, width
     if is_volume(data):
-        return volume_space(data, name).size
+        return volume_space(data, name, limits).size
     try:
         with _opened(data) as image:
             width, height = image.size
@@ -196,7 +196,7 @@ def _decode(data: bytes, name: str, limits: Limits) -> Array:
         if data.startswith(b"\x93NUMPY"):
             return channel_first(_npy(data, limits), name)
         if is_volume(data):
-            return decode_volume(data, name)[0]
+            return decode_volume(data, name, limits)[0]
         if data.startswith(_TIFF_MAGIC):
             array, orientation = _tiff(data, limits)
         else:

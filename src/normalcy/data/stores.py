@@ -47,7 +47,7 @@ class Files:
         file, part = split_name(image)
         if not file.lower().endswith(VOLUME_SUFFIXES):
             return None
-        return volume_space(self.opener.bytes(file), self.opener.full_name(file)).part(part)
+        return volume_space(self.opener.bytes(file), self.opener.full_name(file), self.opener.limits).part(part)
 
     def mask(self, i: int) -> Mask | None:
         file = None if self.masks is None else self.masks[i]
@@ -63,7 +63,8 @@ class Files:
             return series_space(*self._series(image)).size
         file, part = split_name(image)
         data, name = self.opener.bytes(file), self.opener.full_name(file)
-        return volume_space(data, name).part(part).size if part else image_size(data, name, self.opener.limits)
+        limits = self.opener.limits
+        return volume_space(data, name, limits).part(part).size if part else image_size(data, name, limits)
 
     def _series(self, files: tuple[str, ...]) -> tuple[list[bytes], list[str], str]:
         """Bytes and names of the files of a series, and what to call it in errors."""
@@ -78,7 +79,7 @@ class Files:
         data, name = self.opener.bytes(file), self.opener.full_name(file)
         if not is_volume(data):
             return decode_image(data, name, limits=self.opener.limits), None
-        return select(*decode_volume(data, name), part, name)
+        return select(*decode_volume(data, name, self.opener.limits), part, name)
 
     def stamp(self, i: int) -> int:
         image = self.images[i]
