@@ -7,12 +7,14 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from normalcy.files import write_bytes
+from normalcy.errors import DataError
+from normalcy.files import read_text, write_bytes
 
 
 def commit() -> str | None:
@@ -61,10 +63,8 @@ def _git(folder: str, *words: str) -> str:
 
 
 def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+    with suppress(DataError):
+        for line in read_text("/proc/cpuinfo").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
-    except OSError:
-        pass
     return platform.processor() or platform.machine()
