@@ -316,6 +316,7 @@ class Detector:
             "preprocess": self.preprocess.to_json(),
             **self.facts,
         }
+        description["data"] = model_folder.private(self.facts["data"])
         calibrations = {name: c.to_json() for name, c in self.calibrations.items()} or None
         texts = {"CARD.md": self.card(), TRAIN_LOG: "".join(json.dumps(r) + "\n" for r in self.records)}
         model_folder.save(Path(folder), description, method.state_dict(), calibrations, texts, overwrite)
@@ -472,7 +473,7 @@ class Detector:
                 "fingerprint": data.fingerprint(),
                 "medical": data.is_medical,
                 "scheme": data.scheme,
-                "failed": [_private(data, *f) for f in failed],
+                "failed": [list(f) for f in failed],
             },
             "fit": vars(summary).copy(),
             "versions": versions(),
@@ -536,17 +537,6 @@ class _folder:
         (self.path / "images.raw").unlink(missing_ok=True)
         if not self.kept:
             shutil.rmtree(self.path, ignore_errors=True)
-
-
-def _private(data: DataSet, path: str, reason: str) -> list[str]:
-    """A failure without the folders that name the user or a patient."""
-    medical = data.is_medical
-    name = model_folder.private_name(path, medical)
-    if medical:  # a reason starts with the file or folder
-        reason = f"{name}: {reason.partition(': ')[2] or reason}"
-    for known in ([] if data.root is None else [str(data.root / path)]) + [path]:
-        reason = reason.replace(known, name)
-    return [name, model_folder.without_folders(reason)]
 
 
 def _one_line(error: Exception) -> str:

@@ -142,16 +142,22 @@ def without_folders(value: Any) -> Any:
     return _FOLDERS.sub("", value) if isinstance(value, str) else value
 
 
-def private_name(path: str, medical: bool) -> str:
-    """How a model folder names an image: its path below the data set's root; of a patient's image a hash of that.
+def private(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model folder keeps of the training data: no folder of the user, and of a patient's image a hash of its path.
 
-    >>> private_name("DOE^JANE/scan.nii.gz", True), private_name("a/b.png", False), private_name("/home/jane/b.png", False)
-    ('image 9d5cfe0d', 'a/b.png', 'b.png')
+    >>> private({"medical": True, "failed": [["DOE^JANE/t1.nii", "/data/DOE^JANE/t1.nii: is cut off"]]})["failed"]
+    [['image adcd2aad', 'image adcd2aad: is cut off']]
+    >>> private({"medical": False, "failed": [["a/b.png", "/home/jane/a/b.png: is cut off"]]})["failed"]
+    [['a/b.png', 'b.png: is cut off']]
     """
-    if medical:
-        return f"image {hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
-    outside = path.startswith(("/", "../")) or "/../" in path or re.match(r"[A-Za-z]:|\\", path)
-    return re.split(r"[/\\]", path)[-1] if outside else path
+    failed = []
+    for path, reason in data.get("failed", ()):
+        name = without_folders(path)
+        if data.get("medical"):  # a reason starts with the file or folder
+            name = f"image {hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
+            reason = f"{name}: {reason.partition(': ')[2] or reason}".replace(path, name)
+        failed.append([name, without_folders(reason)])
+    return {**without_folders(dict(data)), "failed": failed}
 
 
 # -- private ---------------------------------------------------------------------------------------------------------
