@@ -9,12 +9,15 @@ import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from normalcy.errors import DataError
 from normalcy.files import read_text, write_bytes
+
+NOTICE = "This is research output: it is no diagnosis, and must not be used to make one."
+"""Said wherever results of medical images are shown."""
 
 
 def commit() -> str | None:
@@ -28,9 +31,13 @@ def commit() -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what numbers depend on; imports nothing."""
-    packages = ("normalcy", "torch", "timm", "scikit-learn", "numpy")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    """Versions of what numbers depend on, as far as it is installed; imports nothing."""
+    packages = ("normalcy", "normalcy-runtime", "torch", "timm", "scikit-learn", "numpy", "onnxruntime", "openvino")
+    found = {"python": platform.python_version()}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def hardware() -> dict[str, Any]:
