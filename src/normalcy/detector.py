@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -25,6 +24,7 @@ from normalcy.data.splits import hold_out, normal_training_images, with_split
 from normalcy.engines.graph import open_graph
 from normalcy.engines.method import graph_method
 from normalcy.errors import DataError, ModelFileError, NormalcyError, SettingsError
+from normalcy.files import remove, temporary_folder
 from normalcy.method import Method
 from normalcy.methods import get
 from normalcy.preprocessing.augment import Augment
@@ -272,7 +272,7 @@ class Detector:
         """Upload the model folder to the Hugging Face hub; returns its address. Needs a login there."""
         from huggingface_hub import HfApi
 
-        with tempfile.TemporaryDirectory() as folder:
+        with temporary_folder() as folder:
             self.save(Path(folder) / "model")
             api = HfApi()
             api.create_repo(repo, private=private, exist_ok=True)
@@ -402,11 +402,11 @@ def load(folder: Path | str) -> Detector:
 def _run_folder(run_dir: Path | str | None) -> Iterator[Path]:
     """The run folder, or one for the time of the fit; decoded images in it go with the fit."""
     with ExitStack() as stack:
-        folder = Path(run_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="normalcy-")))
+        folder = Path(run_dir or stack.enter_context(temporary_folder()))
         try:
             yield folder
         finally:
-            (folder / "images.raw").unlink(missing_ok=True)
+            remove(folder / "images.raw")
 
 
 def _one_line(error: Exception) -> str:

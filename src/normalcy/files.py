@@ -350,6 +350,20 @@ def remove(path: Path) -> None:
             path.unlink()
 
 
+def remove_empty(folder: Path) -> None:
+    """Delete a folder unless something is in it."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def make_folder(folder: Path) -> None:
+    """A folder, with those above it, where it is missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise _cannot_write(folder, fault) from fault
+
+
 def temporary_folder() -> tempfile.TemporaryDirectory[str]:
     """A private folder for the time of a ``with`` block."""
     return tempfile.TemporaryDirectory(prefix="normalcy-", ignore_cleanup_errors=True)
