@@ -46,14 +46,14 @@ ALLOWED = {
     "model_folder": FOUNDATION,
     "detector": BELOW_DETECTOR | {"model_folder"},
     "results": USE | {"results"},
-    "report": FOUNDATION | {"data", "metrics", "report", "results", "scoring"},
+    "report": FOUNDATION | {"data", "metrics", "report", "results", "training"},
     "studies": USE | {"report", "results", "studies"},
     "testing": USE,
 }
 """Part -> parts of normalcy that it may import; what is not named (the command line) may import all."""
 
-INSIDE_DATA = ("formats", "foreground", "stain", "synthetic", "volumes", "dicom", "images", "dataset", "splits", "check",
-               "stores", "folder", "table", "named", "diffusion", "slides", "open")  # fmt: skip
+INSIDE_DATA = ("formats", "foreground", "stain", "synthetic", "volumes", "dicom_codecs", "dicom", "images", "dataset", "splits",
+               "check", "stores", "folder", "table", "named", "diffusion", "slides", "open")  # fmt: skip
 """Files of ``data``: each imports only those before it."""
 LARGEST_ROOT = 14
 """Files in the root of the package."""

@@ -86,7 +86,7 @@ def test_order_is_kept_and_bad_images_are_listed(pca: Detector) -> None:
     data = DataSet("some", [Item(f"{i}.png", str(i)) for i in range(40)], read)
     results = pca.score(data, batch_size=8)
     assert [r.path for r in results] == [f"{i}.png" for i in range(40) if i not in (3, 17)]
-    assert [path for path, _ in results.failed] == ["3.png", "17.png"]
+    assert [one.path for one in results.failed] == ["3.png", "17.png"]
     fitted = Detector("pca", calibration=0).fit(data)
     assert [f[0] for f in fitted.facts["data"]["failed"]] == ["3.png", "17.png"]
     assert fitted.facts["data"]["count"] == 38

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import re
 import shlex
-import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -24,11 +24,6 @@ from normalcy.preprocessing.augment import TRANSFORMS
 from normalcy.preprocessing.steps import STEPS
 from normalcy.settings import settings_for_method
 from normalcy.testing import check_method
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -193,7 +188,8 @@ def test_commands_and_options_in_the_text_exist(page: Path):
     group: Any = typer.main.get_command(app)
     if page.name == "recipes.md":
         return  # its options are those of the recipes
-    options = {o for c in group.commands.values() for p in c.params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
+    everywhere = [group, *group.commands.values()]
+    options = {o for c in everywhere for p in c.params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
     for code in re.findall(r"`([^`\n]+)`", prose(page)):
         words = code.split()
         if words[0] == "normalcy" and len(words) > 1:

@@ -1,4 +1,4 @@
-"""The base of all methods: refusals, modes, learned buffers, other scores. The battery checks the methods themselves."""
+"""The base of all methods: refusals, modes, learned buffers, other scores. The contract tests checks the methods themselves."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

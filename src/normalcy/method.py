@@ -152,6 +152,11 @@ class Method(nn.Module):
     search: ClassVar[Mapping[str, Sequence[Any]]] = {}
     """Settings worth choosing with a few anomalies, and the values that ``normalcy select`` tries besides the default."""
 
+    sparse_weight: ClassVar[str] = ""
+    """For a method that separates a sparse part (extra map "sparse") from each image: the setting that weighs its penalty."""
+    audit_settings: ClassVar[Mapping[str, Any]] = {}
+    """Settings of ``normalcy audit`` where they are not given."""
+
     def __init__(self, settings: Any, shape: Sequence[int]) -> None:
         super().__init__()
         if len(shape) - 1 not in self.spatial_dims:
@@ -219,6 +224,15 @@ class Method(nn.Module):
     def mark_fitted(self, fitted: bool) -> None:
         """Set by the training loop: only a fitted method scores. Saved with the weights."""
         cast(Tensor, self._fitted).fill_(fitted)
+
+    @classmethod
+    def separates(cls, settings: Mapping[str, Any]) -> bool:
+        """Whether, with these settings, each image has a sparse part of its own."""
+        return bool(cls.sparse_weight)
+
+    def convergence(self) -> Mapping[str, Any]:
+        """Of a method with a sparse part: ``rounds`` of the fit, and the relative residual (``constraint``) after the last."""
+        return {}
 
     def learned(self, *names: str) -> None:
         """Declare buffers whose shape is known only after ``prepare``; set them by plain assignment."""

@@ -7,12 +7,15 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from normalcy.files import write_bytes
+
+NOTICE = "This is research output: it is no diagnosis, and must not be used to make one."
+"""Said wherever results of medical images are shown."""
 
 
 def commit() -> str | None:
@@ -48,7 +51,7 @@ def write_record(path: Path, result: Mapping[str, Any]) -> None:
     facts = {
         **result,
         "commit": commit(),
-        "date": datetime.now(timezone.utc).date().isoformat(),
+        "date": datetime.now(UTC).date().isoformat(),
         "hardware": hardware(),
         "versions": versions(),
     }

@@ -1,4 +1,4 @@
-"""The battery that every method passes, for methods of normalcy and of other packages alike::
+"""The contract tests that every method passes, for methods of normalcy and of other packages alike::
 
     from normalcy.testing import check_method
 
@@ -36,13 +36,11 @@ from normalcy import config
 from normalcy.errors import DataError, NormalcyError, SettingsError
 from normalcy.method import Method, Scores
 from normalcy.methods import FAMILIES, METHODS
-from normalcy.settings import DecisionSettings, InputSettings
+from normalcy.settings import COMMON
 from normalcy.training.fit import fit
 from normalcy.training.settings import TrainSettings
 
-RESERVED = frozenset(
-    {"method", "channels"}.union(*(config.fields_of(c) for c in (TrainSettings, InputSettings, DecisionSettings)))
-)
+RESERVED = frozenset({"method", "channels"}.union(*(config.fields_of(c) for c in COMMON.values())))
 """Words that a method's settings may not take: they mean something for every method."""
 
 
@@ -104,7 +102,7 @@ def check_method(
     shapes: Sequence[Sequence[int]] | None = None,
     finds_defect: bool = True,
 ) -> None:
-    """Run the whole battery; raise ContractError at the first fault.
+    """Run all contract tests; raise ContractError at the first fault.
 
     ``shapes`` (C, *spatial) are by default 1 and 3 channels of 32x32, and a volume where the method takes volumes.
     ``finds_defect=False`` leaves out the planted defect for a method that can only see other kinds of anomalies.
@@ -165,9 +163,7 @@ def check_settings(trial: Trial) -> None:
         _expect(bool(values), f"{who}: search has no values for {word!r}.")
         for value in values:
             try:
-                config.assign_settings(
-                    {word: value}, {"method": cls.Settings, "train": TrainSettings, "input": InputSettings}, who
-                )
+                config.assign_settings({word: value}, {"method": cls.Settings, **COMMON}, who)
             except SettingsError as error:
                 raise ContractError(f"{who}: search has an impossible value for {word!r}: {error}") from error
     if cls.scores or "score" in words:
@@ -368,8 +364,10 @@ def check_finds_defect(trial: Trial) -> None:
     if anomalous.map is not None:
         inside = torch.stack([m[mask].mean() for m, mask in zip(anomalous.map, trial.masks)])
         outside = torch.stack([m[~mask].mean() for m, mask in zip(anomalous.map, trial.masks)])
-        share = float((inside > outside).float().mean())
-        _expect(share > 0.8, f"{who}: the map is higher inside a planted square in {share:.0%} of the images only.")
+        fraction = float((inside > outside).float().mean())
+        _expect(
+            fraction > 0.8, f"{who}: the map is higher inside a planted square in {fraction:.0%} of the images only."
+        )
 
 
 def check_oblong_images(trial: Trial) -> None:

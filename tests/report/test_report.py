@@ -13,7 +13,6 @@ from PIL import Image
 
 from normalcy.data.dataset import DataSet, Item
 from normalcy.errors import DataError
-from normalcy.metrics.intervals import wilson
 from normalcy.report import figures, write_comparison, write_report
 from normalcy.report.markup import Markup, join, tag
 from normalcy.report.page import headline
@@ -244,8 +243,8 @@ def test_full_report_says_what_the_folder_says_and_needs_no_other_file(written):
     assert "t-SNE of 8 restored images" in page.text
     assert_alone(page)
     assert (
-        "AUROC 0.931 [0.912, 0.953] on 8 images: 4 normal, 4 anomalous. The threshold promises at most 5 % false alarms: "
-        "1 of 4 normal images flagged, 2 of 4 anomalous found."
+        "AUROC 0.931 [0.912, 0.953] on 8 images: 4 normal, 4 anomalous. The threshold guarantees at most 5 % false alarms: "
+        "1 of 4 normal images flagged, 2 of 4 anomalous detected."
     ) in page.text
     for heading in (
         "Summary", "Scores and curves", "Types of anomaly", "Images", "Missed anomalies", "False alarms", "Most anomalous",
@@ -364,25 +363,26 @@ def sentence(folder, rows, **more):
 def test_headlines_without_labels_metrics_or_threshold(tmp_path):
     unlabelled = [row(f"{k}.png", k / 10, "0.5", int(k > 6)) for k in range(10)]
     assert sentence(tmp_path / "a", unlabelled) == (
-        "10 images scored, of unknown label. The threshold promises at most 5 % false alarms: 3 of 10 images flagged."
+        "10 images scored, of unknown label. The threshold guarantees at most 5 % false alarms: 3 of 10 images flagged."
     )
     assert sentence(tmp_path / "b", eight(flag=False), calibration=None) == (
         "8 images scored: 4 normal, 4 anomalous. There is no threshold, so nothing is flagged: the detector was not calibrated."
     )
     assert sentence(tmp_path / "c", eight()[:4]) == (
-        "4 images scored: 4 normal, 0 anomalous. The threshold promises at most 5 % false alarms: 1 of 4 normal images flagged."
+        "4 images scored: 4 normal, 0 anomalous. The threshold guarantees at most 5 % false alarms: 1 of 4 normal images flagged."
     )
     mixed = sentence(tmp_path / "d", [*eight(), row("new.png", 0.9, "0.01", 1)])
-    assert mixed.endswith("2 of 4 anomalous found, 1 of 1 unlabelled images flagged.")
+    assert mixed.endswith("2 of 4 anomalous detected, 1 of 1 unlabelled images flagged.")
     by_rule = sentence(tmp_path / "e", eight(), calibration={**FALSE_ALARMS, "rule": "youden", "false_alarms": None})
-    assert by_rule.endswith("At the threshold: 1 of 4 normal images flagged, 2 of 4 anomalous found.")
+    assert by_rule.endswith("At the threshold: 1 of 4 normal images flagged, 2 of 4 anomalous detected.")
 
 
 def test_too_few_calibration_images_are_named_as_the_reason(tmp_path):
     rows = [row(f"{k}.png", k / 10, "0.5", 0) for k in range(3)]
     few = {"count": 10, "false_alarms": 0.05, "threshold": None, "pixel_threshold": None, "map_range": None}
-    assert "10 calibration images are too few to promise at most 5 % false alarms; at least 19 are needed." in sentence(
-        tmp_path, rows, calibration=few
+    assert (
+        "10 calibration images are too few to guarantee at most 5 % false alarms; at least 19 are needed."
+        in sentence(tmp_path, rows, calibration=few)
     )
     assert "Only 10 images to calibrate on" in read(write_report(tmp_path)).text
 
@@ -572,15 +572,6 @@ def test_p_value_plot_takes_one_calibration_image_or_none():
     for count in (0, 1):
         svg = figures.p_value_figure(np.array([0.5, 1.0, np.nan]), np.array([0, 1, 0], np.int8), count, None)
         assert "p-value" in svg
-
-
-def test_wilson_against_its_equation():
-    for k, n in ((0, 7), (3, 7), (7, 7), (50, 1000)):
-        low, high = wilson(k, n)
-        assert 0 <= low <= k / n <= high <= 1
-        for end in (low, high):  # the ends solve (p - k/n)^2 = z^2 p (1 - p) / n
-            if 0 < end < 1:
-                assert (end - k / n) ** 2 == pytest.approx(1.959964**2 * end * (1 - end) / n, rel=1e-6)
 
 
 def test_markup_escapes_all_but_markup():

@@ -70,9 +70,9 @@ NORMAL, STRANGE = _images(60), _images(18, brighter=0.02, seed=1)
 def test_finds_the_planted_best(tmp_path: Path) -> None:
     seen = []
     found = select(NORMAL, "planted", as_dataset(STRANGE), tmp_path, trials=10, on_trial=seen.append)
-    assert found.words == {"level": 3, "kind": "sharp"}
+    assert found.settings == {"level": 3, "kind": "sharp"}
     assert len(found.trials) == len(seen) == 10  # the whole space
-    assert found.trials[0].words == {"level": 0, "kind": "plain"}
+    assert found.trials[0].settings == {"level": 0, "kind": "plain"}
     assert found.best.aurocs.shape == (3, 3)
     gain = found.gain()
     assert gain is not None
@@ -108,7 +108,7 @@ def test_goes_on_where_it_was_and_refuses_other_data(tmp_path: Path) -> None:
     strange = as_dataset(STRANGE)
     first = select(NORMAL, "planted", strange, tmp_path, trials=3, space={"level": range(9)})
     more = select(NORMAL, "planted", strange, tmp_path, trials=5, space={"level": range(9)})
-    assert [t.words for t in more.trials[:3]] == [t.words for t in first.trials]
+    assert [t.settings for t in more.trials[:3]] == [t.settings for t in first.trials]
     assert len(more.trials) == 5
     again = select(NORMAL, "planted", strange, tmp_path, trials=5, space={"level": range(9)})
     assert len(again.trials) == 5
@@ -134,7 +134,7 @@ def test_failed_settings_are_listed_not_fatal(tmp_path: Path) -> None:
     rows = list(csv.DictReader((tmp_path / "trials.csv").open()))
     assert rows[-1]["state"] == "failed: planted: broken."
     with pytest.raises(NormalcyError, match="broken"):
-        select(NORMAL, "planted", as_dataset(STRANGE), tmp_path / "b", trials=1, words={"kind": "broken"})
+        select(NORMAL, "planted", as_dataset(STRANGE), tmp_path / "b", trials=1, settings={"kind": "broken"})
 
 
 def test_synthetic_anomalies_are_the_images_with_a_defect() -> None:
@@ -152,7 +152,7 @@ def test_synthetic_anomalies_are_the_images_with_a_defect() -> None:
 def test_synthetic_study_prefers_what_sees_defects(tmp_path: Path) -> None:
     found = select(NORMAL, "pca", "synthetic", tmp_path, trials=3, space={"components": [1, 40]})
     assert found.synthetic
-    assert "synthetic anomalies" in found.sentence()
+    assert "synthetic anomalies" in found.summary()
 
 
 def test_test_images_choose_nothing(tmp_path: Path) -> None:
@@ -176,16 +176,16 @@ OWN = Trial(0, {"level": 0}, "complete", np.array([[0.60, 0.70], [0.80, 0.70]]))
 )
 def test_choice_is_sure_where_it_is_ahead_by_more_than_the_folds_differ(better: list[float], said: list[str]) -> None:
     best = Trial(1, {"level": 3}, "complete", OWN.aurocs + np.reshape(better, (2, 2)))
-    text = Selection("planted", [OWN, best], best, OWN, 60, 18, False).sentence()
+    text = Selection("planted", [OWN, best], best, OWN, 60, 18, False).summary()
     for part in ["Best of 2 settings of planted", "4 folds of 60 normal images and 18 anomalies", *said]:
         assert part in text
     assert ("not sure" in text) == ("less" in said[1])
 
 
 def test_choice_of_the_own_settings_and_without_them() -> None:
-    kept = Selection("planted", [OWN], OWN, OWN, 60, 18, True).sentence()
+    kept = Selection("planted", [OWN], OWN, OWN, 60, 18, True).summary()
     assert kept.endswith("4 folds of 60 normal images and 18 synthetic anomalies; these are the method's own settings.")
-    lost = Selection("planted", [OWN], OWN, None, 60, 18, False).sentence()
+    lost = Selection("planted", [OWN], OWN, None, 60, 18, False).summary()
     assert lost.endswith("18 anomalies; the method's own settings were not tried to the end.")
 
 
@@ -195,7 +195,7 @@ def test_choice_by_anomalies_that_are_normal_is_not_sure(tmp_path: Path) -> None
     assert gain is not None
     assert found.best is not found.default
     assert gain[0] < gain[1]
-    assert "so the choice is not sure" in found.sentence()
+    assert "so the choice is not sure" in found.summary()
 
 
 def test_refusals(tmp_path: Path) -> None:

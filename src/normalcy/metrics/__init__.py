@@ -1,7 +1,8 @@
 """Metrics as functions over arrays: NumPy and SciPy only, no knowledge of methods, files or models.
 
 `ranking`: scores against labels. `regions`: maps against masks by region. `overlap`: maps against masks by pixel.
-`bootstrap`: intervals and tests. Larger scores are stranger; flagged is ``score > threshold``, everywhere.
+`bootstrap`: intervals and tests. `intervals`: of proportions. Higher scores are more anomalous; flagged is
+``score > threshold``, everywhere.
 """
 
 from normalcy.metrics.bootstrap import (
@@ -15,6 +16,7 @@ from normalcy.metrics.bootstrap import (
     pixel_auroc_interval,
     pixel_average_precision_interval,
 )
+from normalcy.metrics.intervals import wilson
 from normalcy.metrics.overlap import (
     dice,
     dice_per_image,
@@ -26,15 +28,14 @@ from normalcy.metrics.overlap import (
     pixel_ranking,
 )
 from normalcy.metrics.ranking import (
-    Accuracies,
+    AtThreshold,
     PrecisionRecallCurve,
     Ranking,
     RocCurve,
     Threshold,
-    accuracies,
+    at_threshold,
     auroc,
     average_precision,
-    f1_at,
     f1_max,
     flagged,
     fpr_at_tpr,
@@ -63,7 +64,7 @@ from normalcy.metrics.regions import (
 )
 
 __all__ = [
-    "Accuracies",
+    "AtThreshold",
     "Bounded",
     "DeLong",
     "Froc",
@@ -78,7 +79,7 @@ __all__ = [
     "StreamingAUPRO",
     "StreamingAUROC",
     "Threshold",
-    "accuracies",
+    "at_threshold",
     "aupro",
     "aupro_interval",
     "auroc",
@@ -88,7 +89,6 @@ __all__ = [
     "delong_test",
     "dice",
     "dice_per_image",
-    "f1_at",
     "f1_max",
     "flagged",
     "fpr_at_tpr",
@@ -111,5 +111,6 @@ __all__ = [
     "region_hits",
     "regions_of",
     "roc_curve",
+    "wilson",
     "youden",
 ]

@@ -7,7 +7,6 @@ give, at thresholds that held-out normal images give.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -17,12 +16,12 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,13 +35,133 @@ from normalcy.data.open import DEFAULT_DATA_ROOT, open_data
 from normalcy.data.splits import hold_out, images_to_score, normal_training_images, with_split
 from normalcy.detector import Detector
 from normalcy.errors import DataError, NormalcyError
-from normalcy.files import write_bytes
-from normalcy.metrics import average_precision, delong_interval, pixel_auroc, pixel_average_precision, pixel_f1_at, pro
+from normalcy.metrics import (
+    at_threshold,
+    average_precision,
+    delong_interval,
+    pixel_auroc,
+    pixel_average_precision,
+    pixel_f1_at,
+    pro,
+)
 from normalcy.provenance import write_record
+from normalcy.report.text import MISSING, markdown_table, metric, signed, value_with_ends
+from normalcy.results.schema import FORMAT, Count, Positive, Rate, dumps, from_json, load, to_json, was
+from normalcy.results.writer import Writer
 from normalcy.scoring import Result
 from normalcy.studies.tables import METRICS, Cell, Json, Row, Table, cells_of
+from normalcy.training.settings import FitSummary
 
-FORMAT = 1
+REMEDY = "remove it, and run its cell again"
+
+
+# -- what is written -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CellRecord:
+    """The file of a cell, as far as it is read again: a failure, or what was measured."""
+
+    failed: str | None = None
+    """The reason."""
+    auroc: Rate | None = None
+    low: Rate | None = None
+    high: Rate | None = None
+    error: Positive | None = None
+    """Standard error of the AUROC (DeLong)."""
+    metrics: Mapping[str, Positive | None] = field(default_factory=dict)
+    """Those of METRICS that need maps or a threshold."""
+    fit: FitSummary | None = None
+    score_seconds: Positive = 0.0
+    seed: int = 0
+    hardware: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    commit: str | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.auroc is not None
+
+    @property
+    def seconds(self) -> float:
+        """Of the fit and of scoring."""
+        return self.score_seconds + (0.0 if self.fit is None else self.fit.seconds)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A number of a table as it was measured, with its 95 % interval."""
+
+    value: float
+    low: float | None
+    high: float | None
+    over: str
+    """What varies in the interval: "seeds", "test images"; "nothing" or "columns" (a mean of them) where there is none."""
+
+
+@dataclass(frozen=True)
+class CellCount:
+    done: Count
+    of: Count
+    seconds: Positive
+    """Of fits and of scoring."""
+
+
+@dataclass(frozen=True)
+class ClassMean:
+    mean: float
+    seeds: Count
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a table on one column: published and measured."""
+
+    row: str
+    column: str
+    method: str | None
+    metric: str
+    published: float | None
+    measured: Measured | None = field(default=None, metadata=was("ours"))
+    difference: float | None = None
+    """Measured minus published."""
+    cells: CellCount = CellCount(0, 0, 0.0)
+    classes: Mapping[str, ClassMean] = field(default_factory=dict)
+    """Class that was normal -> mean over seeds."""
+
+
+@dataclass(frozen=True)
+class CellFailure:
+    cells: Count
+    reason: str
+
+
+@dataclass(frozen=True)
+class Reproduced:
+    """A published table and what was measured (``<table>.json``)."""
+
+    table: str
+    paper: str
+    number: int
+    shows: str
+    protocol: str
+    reduction: str
+    unit: str
+    metrics: tuple[str, ...]
+    lines: tuple[Line, ...]
+    failed: tuple[CellFailure, ...]
+    notes: tuple[str, ...]
+    hardware: tuple[str, ...]
+    seeds: tuple[int, ...]
+    commits: tuple[str, ...]
+    versions: tuple[str, ...]
+
+
+class Number(NamedTuple):
+    """A metric of a cell and its standard error, where it is known."""
+
+    value: float
+    error: float | None = None
 
 
 # -- running ---------------------------------------------------------------------------------------------------------
@@ -56,19 +175,19 @@ def reproduce(
     data_root: Path | None = None,
     jobs: int | None = None,
     overwrite: bool = False,
-    on_cell: Callable[[Cell, Json], None] | None = None,
-) -> Json:
+    on_cell: Callable[[Cell, CellRecord], None] | None = None,
+) -> Reproduced:
     """Run the cells (all unless given) that ``out`` does not hold and write ``out/<table>.json`` and ``.md``.
 
-    ``jobs`` processes work side by side, each with its share of the cores and a GPU of its own as long as they last; none:
+    ``jobs`` processes work side by side, each with its part of the cores and a GPU of its own as long as they last; none:
     one for each GPU, or for two cores, two where there are two. ``on_cell`` gets each cell that was run and its record. A
-    cell that fails is written down with its reason, the others go on; it is tried again by the next call. Returns what
-    the JSON file says.
+    cell that fails is written down with its reason, the others go on; it is tried again by the next call. Returns the
+    content of the JSON file.
     """
     root = Path(data_root or DEFAULT_DATA_ROOT).expanduser()
     tell = on_cell or (lambda cell, record: None)
     chosen = cells_of(table) if cells is None else cells
-    pending = [cell for cell in chosen if overwrite or not _done(_read(out, cell))]
+    pending = [cell for cell in chosen if overwrite or not _read(out, cell).done]
     absent = {}
     for cell in {cell.column: cell for cell in reversed(pending)}.values():  # now, not once for each of many fits
         try:
@@ -88,8 +207,9 @@ def reproduce(
     with suppress(OSError):
         (out / "running").rmdir()
     found = tabulate(table, out)
-    write_bytes(out / f"{table.name}.json", (json.dumps(found, indent=1) + "\n").encode())
-    write_bytes(out / f"{table.name}.md", markdown(found).encode())
+    writer = Writer(out)
+    writer.bytes(f"{table.name}.json", dumps(found))
+    writer.bytes(f"{table.name}.md", markdown(found).encode())
     return found
 
 
@@ -102,7 +222,7 @@ class _Fit:
     cells: tuple[Cell, ...]
     data_root: Path
 
-    def run(self) -> list[Json]:
+    def run(self) -> list[CellRecord]:
         """The records of the cells, written to their files."""
         first = self.cells[0]
         run_dir = self.out / "running" / first.fit_key
@@ -121,7 +241,7 @@ class _Fit:
                 shutil.rmtree(run_dir, ignore_errors=True)
         return [self._measure(cell, detector, data, held_out) for cell in self.cells]
 
-    def _measure(self, cell: Cell, detector: Detector, data: DataSet, held_out: DataSet | None) -> Json:
+    def _measure(self, cell: Cell, detector: Detector, data: DataSet, held_out: DataSet | None) -> CellRecord:
         started = time.perf_counter()
         try:
             scored = detector.with_score(cell.score) if cell.score is not None else detector
@@ -165,23 +285,23 @@ class _Fit:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _ScoredImage:
     label: int | None
     score: float
     map: Float32 | None
     mask: Mask | None
 
 
-def _scored(detector: Detector, data: DataSet, maps: bool) -> list[_Found]:
+def _scored(detector: Detector, data: DataSet, maps: bool) -> list[_ScoredImage]:
     """Of each image that can be read."""
     found = []
     for i, r in enumerate(detector.stream(data, batch_size=256)):
         if isinstance(r, Result):
-            found.append(_Found(r.item.label, r.score, r.map if maps else None, data.mask(i) if maps else None))
+            found.append(_ScoredImage(r.item.label, r.score, r.map if maps else None, data.mask(i) if maps else None))
     return found
 
 
-def _of_maps(found: Sequence[_Found], decision: Decision | None) -> dict[str, float | None]:
+def _of_maps(found: Sequence[_ScoredImage], decision: Decision | None) -> dict[str, float | None]:
     """METRICS but the AUROC of images; none where they cannot be had. Anomalous images in which nothing is marked are left
     out over pixels."""
     labels = np.array([f.label for f in found])
@@ -197,16 +317,15 @@ def _of_maps(found: Sequence[_Found], decision: Decision | None) -> dict[str, fl
         metrics |= {"pixel_auroc": pixel_auroc(maps, masks), "pixel_ap": pixel_average_precision(maps, masks)}
     if decision is not None and decision.pixel_threshold is not None:
         flags = np.array([decision.flags(f.score, f.map) for f in found])
-        true, both = labels == 1, float(2 * (flags & (labels == 1)).sum())
-        metrics["mean_accuracy"] = float(flags[true].mean() + (~flags[~true]).mean()) / 2
-        metrics["image_f1"] = both / float(flags.sum() + true.sum())
+        at = at_threshold(labels, flags)
+        metrics |= {"mean_accuracy": at.mean_accuracy, "image_f1": at.f1}
         if located:
             threshold = decision.pixel_threshold
             metrics |= {"pixel_f1": pixel_f1_at(maps, masks, threshold), "pro": pro(maps, masks, threshold)}
     return metrics
 
 
-def side_by_side(work: Sequence[_Fit], jobs: int) -> Iterator[tuple[_Fit, list[Json]]]:
+def side_by_side(work: Sequence[_Fit], jobs: int) -> Iterator[tuple[_Fit, list[CellRecord]]]:
     """Each fit with its records, as they come. One job runs in this process."""
     jobs = min(jobs, len(work))
     if jobs <= 1:
@@ -268,17 +387,17 @@ def _serve(connection: Connection, threads: int, gpu: str | None) -> None:
 
 
 @contextmanager
-def _environment(words: Mapping[str, str]) -> Iterator[None]:
-    before = {word: os.environ.get(word) for word in words}
-    os.environ.update(words)
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
-        for word, value in before.items():
+        for name, value in before.items():
             if value is None:
-                del os.environ[word]
+                del os.environ[name]
             else:
-                os.environ[word] = value
+                os.environ[name] = value
 
 
 def _cores() -> int:
@@ -305,11 +424,11 @@ def _reason(error: Exception) -> str:
     return text if isinstance(error, NormalcyError) else f"{type(error).__name__}: {text}"
 
 
-def _write_failure(table: Table, out: Path, cell: Cell, reason: str) -> Json:
+def _write_failure(table: Table, out: Path, cell: Cell, reason: str) -> CellRecord:
     return _write(table, out, cell, {"failed": reason})
 
 
-def _write(table: Table, out: Path, cell: Cell, facts: Json) -> Json:
+def _write(table: Table, out: Path, cell: Cell, facts: Json) -> CellRecord:
     record = {
         "format": FORMAT,
         "made_for": f"{table.name}: {cell.row}",
@@ -322,210 +441,198 @@ def _write(table: Table, out: Path, cell: Cell, facts: Json) -> Json:
         **facts,
         "settings": cell.settings,
     }
-    write_record(out / cell.file, record)
-    return record
+    write_record(out / cell.file, to_json(record))
+    return from_json(CellRecord, to_json(record), str(cell.file), REMEDY)
 
 
-def _read(out: Path, cell: Cell) -> Json:
-    """The record of a cell; empty where there is none."""
+def _read(out: Path, cell: Cell) -> CellRecord:
+    """The record of a cell; an empty one where there is none that can be used."""
     try:
-        record = json.loads((out / cell.file).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) and record.get("format") == FORMAT else {}
-
-
-def _done(record: Json) -> bool:
-    return "auroc" in record
+        return load(CellRecord, out / cell.file, REMEDY)
+    except DataError:
+        return CellRecord()
 
 
 # -- the table -------------------------------------------------------------------------------------------------------
 
 
-def tabulate(table: Table, out: Path) -> Json:
+def tabulate(table: Table, out: Path) -> Reproduced:
     """Published and measured numbers, of what ``out`` holds. A number is the mean over classes of the mean over
     seeds; its 95 % interval see :func:`interval`."""
-    records: dict[tuple[str, str], list[tuple[Cell, Json]]] = {}
+    records: dict[tuple[str, str], list[tuple[Cell, CellRecord]]] = {}
     for cell in cells_of(table):
         records.setdefault((cell.row, cell.column), []).append((cell, _read(out, cell)))
-    lines, failed, made = [], Counter[str](), []
+    lines: list[Line] = []
     for row in table.rows:
-        for column in table.columns:
-            here = records.get((row.name, column), [])
-            found = [(cell, record) for cell, record in here if _done(record)]
-            made += [record for _, record in found]
-            failed.update(f"{row.name} on {column}: {record['failed']}" for _, record in here if "failed" in record)
-            by_class: dict[str, dict[int, Json]] = {}
-            for cell, record in found:
-                number = _number(record, table.metric_of(row))
-                if number is not None:
-                    by_class.setdefault(cell.normal, {})[cell.seed] = number
-            unit, most = (1.0, math.inf) if table.metric_of(row) == "fit_minutes" else (100.0, 1.0)
-            classes = {
-                normal: {"mean": round(unit * _mean_of(seeds.values()), 3), "seeds": len(seeds)}
-                for normal, seeds in by_class.items()
-            }
-            ours = interval(list(by_class.values()), unit, most)
-            seconds = sum(record["fit"]["seconds"] + record["score_seconds"] for _, record in found)
-            cells = {"done": len(found), "of": len(here), "seconds": round(seconds, 1)}
-            lines.append(_line(table, row, column, ours, cells, classes))
-        if table.mean:
-            own = lines[-len(table.columns) :]
-            values = [line["ours"]["value"] for line in own if line["ours"] is not None]
-            whole = None
-            if len(values) == len(own):
-                whole = {"value": round(statistics.fmean(values), 3), "low": None, "high": None, "over": "columns"}
-            cells = {key: sum(line["cells"][key] for line in own) for key in ("done", "of", "seconds")}
-            lines.append(_line(table, row, "mean", whole, cells, {}))
-    return {
-        "format": FORMAT,
-        "table": table.name,
-        "paper": table.paper,
-        "number": table.number,
-        "shows": table.shows,
-        "protocol": table.protocol,
-        "reduction": table.reduction,
-        "unit": "minutes" if table.metric == "fit_minutes" else "percent",
-        "metrics": list(dict.fromkeys(METRICS[table.metric_of(row)] for row in table.rows)),
-        "lines": lines,
-        "failed": [{"cells": count, "reason": reason} for reason, count in failed.items()],
-        "notes": [*table.notes, *(f"{row.name}: {row.note}" for row in table.rows if row.note)],
-        "hardware": _distinct(record["hardware"].get("gpu") or record["hardware"]["processor"] for record in made),
-        "seeds": sorted({record["seed"] for record in made}),
-        "commits": _distinct(record["commit"] for record in made),
-        "versions": _distinct(f"normalcy {r['versions']['normalcy']}, torch {r['versions']['torch']}" for r in made),
+        own = [_line(table, row, column, records.get((row.name, column), [])) for column in table.columns]
+        lines += [*own, _mean_line(table, row, own)] if table.mean else own
+    everything = [pair for pairs in records.values() for pair in pairs]
+    failed = Counter(
+        f"{cell.row} on {cell.column}: {record.failed}" for cell, record in everything if record.failed is not None
+    )
+    made = [record for _, record in everything if record.done]
+    return Reproduced(
+        table=table.name,
+        paper=table.paper,
+        number=table.number,
+        shows=table.shows,
+        protocol=table.protocol,
+        reduction=table.reduction,
+        unit="minutes" if table.metric == "fit_minutes" else "percent",
+        metrics=tuple(dict.fromkeys(METRICS[table.metric_of(row)] for row in table.rows)),
+        lines=tuple(lines),
+        failed=tuple(CellFailure(count, reason) for reason, count in failed.items()),
+        notes=(*table.notes, *(f"{row.name}: {row.note}" for row in table.rows if row.note)),
+        hardware=_distinct(record.hardware.get("gpu") or record.hardware.get("processor") for record in made),
+        seeds=tuple(sorted({record.seed for record in made})),
+        commits=_distinct(record.commit for record in made),
+        versions=_distinct(
+            f"normalcy {record.versions.get('normalcy')}, torch {record.versions.get('torch')}" for record in made
+        ),
+    )
+
+
+def _line(table: Table, row: Row, column: str, pairs: Sequence[tuple[Cell, CellRecord]]) -> Line:
+    metric = table.metric_of(row)
+    done = [(cell, record) for cell, record in pairs if record.done]
+    by_class: dict[str, dict[int, Number]] = {}
+    for cell, record in done:
+        number = _number(record, metric)
+        if number is not None:
+            by_class.setdefault(cell.normal, {})[cell.seed] = number
+    unit, most = (1.0, math.inf) if metric == "fit_minutes" else (100.0, 1.0)
+    classes = {
+        normal: ClassMean(round(unit * _mean_of(seeds.values()), 3), len(seeds)) for normal, seeds in by_class.items()
     }
+    cells = CellCount(len(done), len(pairs), round(sum(record.seconds for _, record in done), 1))
+    return _with_difference(
+        Line(row.name, column, row.method, metric, row.published.get(column), cells=cells, classes=classes),
+        interval(list(by_class.values()), unit, most),
+    )
 
 
-def _line(
-    table: Table, row: Row, column: str, ours: Json | None, cells: Mapping[str, int], classes: Mapping[str, Json]
-) -> Json:
-    published = row.published.get(column)
-    return {
-        "row": row.name,
-        "column": column,
-        "method": row.method,
-        "metric": table.metric_of(row),
-        "published": published,
-        "ours": ours,
-        "difference": None if ours is None or published is None else round(ours["value"] - published, 3),
-        "cells": cells,
-        "classes": classes,
-    }
+def _mean_line(table: Table, row: Row, own: Sequence[Line]) -> Line:
+    """The mean over columns, where all of them have a number."""
+    values = [line.measured.value for line in own if line.measured is not None]
+    whole = Measured(round(statistics.fmean(values), 3), None, None, "columns") if len(values) == len(own) else None
+    done, of, seconds = (sum(getattr(line.cells, name) for line in own) for name in ("done", "of", "seconds"))
+    published = row.published.get("mean")
+    line = Line(row.name, "mean", row.method, table.metric_of(row), published, cells=CellCount(done, of, seconds))
+    return _with_difference(line, whole)
 
 
-def _number(record: Json, metric: str) -> Json | None:
-    """A metric of a cell, "value" and its "error"; of metrics but the AUROC of images no error is known."""
+def _with_difference(line: Line, measured: Measured | None) -> Line:
+    known = measured is not None and line.published is not None
+    return replace(
+        line,
+        measured=measured,
+        difference=round(measured.value - line.published, 3)
+        if known and measured and line.published is not None
+        else None,
+    )
+
+
+def _number(record: CellRecord, metric: str) -> Number | None:
+    """A metric of a cell; of metrics but the AUROC of images no error is known."""
     if metric == "image_auroc":
-        return {"value": record["auroc"], "error": record["error"]}
+        return None if record.auroc is None else Number(record.auroc, record.error)
     if metric == "fit_minutes":
-        return {"value": record["fit"]["seconds"] / 60, "error": None}
-    value = record.get("metrics", {}).get(metric)
-    return None if value is None or not math.isfinite(value) else {"value": value, "error": None}
+        return None if record.fit is None else Number(record.fit.seconds / 60)
+    value = record.metrics.get(metric)
+    return None if value is None else Number(value)
 
 
-def interval(classes: Sequence[Mapping[int, Json]], unit: float = 100.0, most: float = 1.0) -> Json | None:
-    """Mean over classes of the mean over seeds, in percent, with a 95 % interval. ``classes``: seed -> value and error.
-    ``unit`` and ``most``: a factor on the numbers, and the largest that there can be, where they are no shares.
+def interval(classes: Sequence[Mapping[int, Number]], unit: float = 100.0, most: float = 1.0) -> Measured | None:
+    """Mean over classes of the mean over seeds, in percent, with a 95 % interval. ``classes``: seed -> number.
+    ``unit`` and ``most``: a factor on the numbers, and the largest that there can be, where they are no fractions.
 
     With at least two seeds that every class has: Student's t over the seeds, each the mean over classes. Else DeLong's
     errors, that of a class the mean over its seeds, which see the same test images, and classes taken as independent; no
     interval where there are none.
 
-    >>> one = {0: {"value": 0.9, "error": 0.03}}, {0: {"value": 0.8, "error": 0.04}}
-    >>> interval(one)
-    {'value': 85.0, 'low': 80.1, 'high': 89.9, 'over': 'test images'}
-    >>> two = {0: {"value": 0.89, "error": 0.03}, 1: {"value": 0.91, "error": 0.03}}
-    >>> interval([two])
-    {'value': 90.0, 'low': 77.294, 'high': 100.0, 'over': 'seeds'}
+    >>> interval([{0: Number(0.9, 0.03)}, {0: Number(0.8, 0.04)}])
+    Measured(value=85.0, low=80.1, high=89.9, over='test images')
+    >>> interval([{0: Number(0.89, 0.03), 1: Number(0.91, 0.03)}])
+    Measured(value=90.0, low=77.294, high=100.0, over='seeds')
     """
     if not classes:
         return None
     value = statistics.fmean(_mean_of(seeds.values()) for seeds in classes)
     common = set.intersection(*(set(seeds) for seeds in classes))
+    errors = [[number.error for number in seeds.values() if number.error is not None] for seeds in classes]
     if len(common) > 1:
-        means = [statistics.fmean(seeds[k]["value"] for seeds in classes) for k in sorted(common)]
+        means = [statistics.fmean(seeds[k].value for seeds in classes) for k in sorted(common)]
         half = float(t.ppf(0.975, len(means) - 1)) * statistics.stdev(means) / math.sqrt(len(means))
-    elif any(number["error"] is None for seeds in classes for number in seeds.values()):
-        return {"value": round(unit * value, 3), "low": None, "high": None, "over": "nothing"}
+    elif any(len(known) < len(seeds) for known, seeds in zip(errors, classes)):
+        return Measured(round(unit * value, 3), None, None, "nothing")
     else:
-        errors = [statistics.fmean(record["error"] for record in seeds.values()) for seeds in classes]
-        half = float(norm.ppf(0.975)) * math.hypot(*errors) / len(errors)
+        half = float(norm.ppf(0.975)) * math.hypot(*map(statistics.fmean, errors)) / len(errors)
+    low, high = max(value - half, 0.0), min(value + half, most)
     over = "seeds" if len(common) > 1 else "test images"
-    return {
-        "value": round(unit * value, 3),
-        "low": round(unit * max(value - half, 0.0), 3),
-        "high": round(unit * min(value + half, most), 3),
-        "over": over,
-    }
+    return Measured(round(unit * value, 3), round(unit * low, 3), round(unit * high, 3), over)
 
 
-def markdown(found: Json) -> str:
+HEAD = ("method", "data", "published", "measured [95 %]", "difference", "cells")
+
+
+def markdown(found: Reproduced) -> str:
     """The table as a page."""
-    lines = [f"# {found['paper']}: table {found['number']}", "", found["shows"], "", found["protocol"], ""]
-    if found["reduction"]:
-        lines += [f"**{found['reduction']}**", ""]
-    lines += _grid(
-        ["method", "data", "published", "ours [95 %]", "difference", "cells"],
-        [[line["row"], line["column"], *spelled(line)] for line in found["lines"]],
-    )
+    lines = [f"# {found.paper}: table {found.number}", "", found.shows, "", found.protocol, ""]
+    if found.reduction:
+        lines += [f"**{found.reduction}**", ""]
+    lines += markdown_table(HEAD, [cells_as_text(line) for line in found.lines])
     lines += ["", explained(found)]
-    for column in dict.fromkeys(line["column"] for line in found["lines"]):
-        here = [line for line in found["lines"] if line["column"] == column and line["classes"]]
-        classes = list(dict.fromkeys(normal for line in here for normal in line["classes"]))
+    for column in dict.fromkeys(line.column for line in found.lines):
+        here = [line for line in found.lines if line.column == column and line.classes]
+        classes = list(dict.fromkeys(normal for line in here for normal in line.classes))
         if classes and classes != [""]:
-            means = [[line["classes"].get(normal, {}).get("mean") for normal in classes] for line in here]
-            cells = [["" if mean is None else f"{mean:.1f}" for mean in row] for row in means]
+            means = [[line.classes.get(normal) for normal in classes] for line in here]
+            cells = [["" if one is None else metric(one.mean, 1) for one in row] for row in means]
             lines += ["", f"## {column}, class by class", ""]
-            lines += _grid(["normal", *classes], [[line["row"], *row] for line, row in zip(here, cells)])
+            lines += markdown_table(["normal", *classes], [[line.row, *row] for line, row in zip(here, cells)])
     for title, points in (
-        ("Failed", [f"{f['reason']} Cells: {f['cells']}." for f in found["failed"]]),
-        ("Notes", found["notes"]),
-        ("Made with", [*found["versions"], *found["hardware"]]),
+        ("Failed", [f"{one.reason} Cells: {one.cells}." for one in found.failed]),
+        ("Notes", found.notes),
+        ("Made with", [*found.versions, *found.hardware]),
     ):
         if points:
             lines += ["", f"## {title}", "", *(f"- {point}" for point in points)]
     return "\n".join(lines) + "\n"
 
 
-def spelled(line: Json) -> list[str]:
-    """Published, ours, difference and cells of a line, as they are printed."""
-    ours, published, difference, cells = line["ours"], line["published"], line["difference"], line["cells"]
+def cells_as_text(line: Line) -> list[str]:
+    """A line under :data:`HEAD`."""
+    found, cells = line.measured, line.cells
     return [
-        "-" if published is None else f"{published:.1f}",
-        "-"
-        if ours is None
-        else f"{ours['value']:.1f}" + ("" if ours["low"] is None else f" [{ours['low']:.1f}, {ours['high']:.1f}]"),
-        "-" if difference is None else f"{difference:+.1f}",
-        f"{cells['done']}/{cells['of']}" if cells["of"] else "-",
+        line.row,
+        line.column,
+        metric(line.published, 1),
+        MISSING if found is None else value_with_ends(found.value, found.low, found.high, 1),
+        signed(line.difference, 1),
+        f"{cells.done}/{cells.of}" if cells.of else MISSING,
     ]
 
 
-def explained(found: Json) -> str:
+def explained(found: Reproduced) -> str:
     """What the numbers are, in a sentence or two."""
-    kinds = {line["ours"]["over"] for line in found["lines"] if line["ours"] is not None}
+    kinds = {line.measured.over for line in found.lines if line.measured is not None}
     how = {
         "seeds": "over seeds",
         "test images": "over test images for a single seed (DeLong; classes taken as independent)",
     }
     intervals = " or ".join(how[kind] for kind in sorted(kinds) if kind in how) or ("none" if kinds else "none yet")
-    part = any(0 < line["cells"]["done"] < line["cells"]["of"] for line in found["lines"])
-    rest = " Where cells are missing, ours is the mean of those that are there." if part else ""
-    what = f"{'; '.join(found['metrics'])} in {found['unit']}, mean over classes of the mean over seeds"
+    part = any(0 < line.cells.done < line.cells.of for line in found.lines)
+    rest = " Where cells are missing, the number is the mean of those that are there." if part else ""
+    what = f"{'; '.join(found.metrics)} in {found.unit}, mean over classes of the mean over seeds"
     return f"{what}; intervals: {intervals}.{rest}"
 
 
 # -- private ---------------------------------------------------------------------------------------------------------
 
 
-def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+def _mean_of(numbers: Iterable[Number]) -> float:
+    return statistics.fmean(number.value for number in numbers)
 
 
-def _mean_of(numbers: Iterable[Json]) -> float:
-    return statistics.fmean(number["value"] for number in numbers)
-
-
-def _distinct(words: Any) -> list[str]:
-    return sorted(set(words))
+def _distinct(texts: Iterable[object]) -> tuple[str, ...]:
+    return tuple(sorted({str(text) for text in texts}))
