@@ -11,11 +11,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pytest
 import torch
+from runner import Run
 from torch import Tensor
-from typer.testing import CliRunner
 
 from normalcy import methods
-from normalcy.cli.app import app
 from normalcy.config import build, read_toml
 from normalcy.data.open import as_dataset
 from normalcy.data.splits import folds
@@ -227,22 +226,12 @@ def test_search_of_methods_is_of_their_own_words() -> None:
     assert build(DPASettings, {"layers": methods.get("dpa").search["layers"][0]}, "dpa").layers == (0,)
 
 
-def test_command(tmp_path: Path) -> None:
+def test_command(tmp_path: Path, run: Run) -> None:
     np.savez(tmp_path / "normal.npz", x_train=(255 * NORMAL).astype(np.uint8))
     np.savez(tmp_path / "strange.npz", x_train=(255 * STRANGE).astype(np.uint8))
     out = tmp_path / "out"
-    arguments = [
-        "select",
-        str(tmp_path / "normal.npz"),
-        "--method",
-        "pca",
-        "--anomalies",
-        str(tmp_path / "strange.npz"),
-    ]
-    arguments += ["--out", str(out), "--trials", "3", "--try", "components=2|20"]
-    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    assert "trial 0" in result.output
+    given = ("select", tmp_path / "normal.npz", "--method", "pca", "--anomalies", tmp_path / "strange.npz")
+    assert "trial 0" in run.good(*given, "--out", out, "--trials", 3, "--try", "components=2|20")
     assert {p.name for p in out.iterdir()} == {"study.db", "trials.csv", "select.json", "best.toml", "report.html"}
     assert json.loads((out / "select.json").read_text())["trials"] == 3
     assert "Settings of pca" in (out / "report.html").read_text()
