@@ -8,6 +8,8 @@ from types import ModuleType
 import pytest
 from runner import Run
 
+collect_ignore_glob = ["*conftest.py"]
+"""They have no doctests, and as modules the conftest.py of all folders would have one name."""
 REPOSITORY = Path(__file__).parents[1]
 
 
