@@ -26,7 +26,7 @@ BELOW_DETECTOR = DATA | {
     "settings",
     "training",
 }
-USE = BELOW_DETECTOR | {"detector", "model_folder"}
+USE = BELOW_DETECTOR | {"detector", "engines", "model_folder"}
 ALLOWED = {
     "arrays": set(),
     "errors": set(),
@@ -44,7 +44,9 @@ ALLOWED = {
     "settings": METHOD | {"methods", "nets", "preprocessing", "training"},
     "scoring": BELOW_DETECTOR - {"settings", "methods", "nets"},
     "model_folder": FOUNDATION,
-    "detector": BELOW_DETECTOR | {"model_folder"},
+    "engines": METHOD | {"engines"},
+    "detector": BELOW_DETECTOR | {"engines", "model_folder"},
+    "export": USE | {"export"},
     "results": USE | {"results"},
     "report": FOUNDATION | {"data", "metrics", "report", "results", "training"},
     "studies": USE | {"report", "results", "studies"},

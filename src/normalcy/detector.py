@@ -22,6 +22,8 @@ from normalcy.data.dataset import DataSet, Failure
 from normalcy.data.diffusion import check_scheme
 from normalcy.data.open import as_dataset
 from normalcy.data.splits import hold_out, normal_training_images, with_split
+from normalcy.engines.graph import open_graph
+from normalcy.engines.method import graph_method
 from normalcy.errors import DataError, ModelFileError, NormalcyError, SettingsError
 from normalcy.method import Method
 from normalcy.methods import get
@@ -234,10 +236,14 @@ class Detector:
 
     @classmethod
     @torch.inference_mode(False)  # weights loaded in inference mode could give no gradients
-    def load(cls, folder: Path | str) -> Detector:
-        """Read a model folder. Runs no code from it; raises ModelFileError for one that is damaged or unknown."""
+    def load(cls, folder: Path | str, engine: str = "auto") -> Detector:
+        """Read a model folder, or one that export wrote, whose graph runs in ``engine``.
+
+        Runs no code from it; raises ModelFileError for one that is damaged or unknown.
+        """
         folder = Path(folder)
         description = model_folder.read_description(folder)
+        graph = open_graph(folder, description["graph"], engine) if "graph" in description else None
         try:
             given = config.to_dict(InputSettings.from_json(description["input"]))
             parts = [description["settings"], given, description["train"], description["decision"]]
@@ -249,10 +255,13 @@ class Detector:
             shape = [int(n) for n in description["shape"]]
             if not 3 <= len(shape) <= 4 or min(shape) < 1 or np.prod([float(n) for n in shape]) > 2**31:
                 raise ValueError(f"shape {shape} is impossible")
-            weights = model_folder.read_weights(folder, description)
-            detector.method = detector._build(tuple(shape))
-            detector.method.load_state_dict(weights)
-            detector.method.eval()  # once, here: scoring switches no mode
+            if graph is not None:
+                detector.method = graph_method(get(detector.name), detector.settings, shape, graph)
+            else:
+                weights = model_folder.read_weights(folder, description)
+                detector.method = detector._build(tuple(shape))
+                detector.method.load_state_dict(weights)
+                detector.method.eval()  # once, here: scoring switches no mode
         except (
             AttributeError, DataError, KeyError, OverflowError, RuntimeError, SettingsError, TypeError, ValueError,
         ) as error:  # fmt: skip

@@ -7,8 +7,9 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,13 @@ def commit() -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what numbers depend on; imports nothing."""
-    packages = ("normalcy", "torch", "timm", "scikit-learn", "numpy")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    """Versions of what numbers depend on, as far as it is installed; imports nothing."""
+    packages = ("normalcy", "normalcy-runtime", "torch", "timm", "scikit-learn", "numpy", "onnxruntime", "openvino")
+    found = {"python": platform.python_version()}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def hardware() -> dict[str, Any]:

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from scipy import ndimage
 
 from normalcy.arrays import Array, Float32, Float64, Mask
 from normalcy.config import build, parse_settings
@@ -137,6 +136,8 @@ def brain_mask(base: Float64) -> Mask:
     The logarithm, since liquor is many times as bright as the rest of the brain. A median of 3 voxels goes before; regions count
     as separate where they hang together by less than 5 voxels.
     """
+    from scipy import ndimage
+
     smooth = ndimage.median_filter(np.log1p(np.maximum(base, 0)), size=3)
     if smooth.min() == smooth.max():
         return np.ones(base.shape, bool)

@@ -81,7 +81,8 @@ class Backbone(nn.Module):
 
         ``bf16``: compute in bfloat16 or not; None: as the backbone was built.
         """
-        if not bool(self.has_weights):
+        # What is traced for export has weights; asking a tensor would tie the graph to its value.
+        if not torch.compiler.is_compiling() and not bool(self.has_weights):
             raise SettingsError(f"Backbone {self.name} has no weights yet: call load_pretrained() or fit first.")
         x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)  # one channel becomes three here
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16 if bf16 is None else bf16):

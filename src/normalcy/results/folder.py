@@ -13,11 +13,11 @@ import numpy.typing as npt
 from normalcy.arrays import Float64
 from normalcy.errors import DataError
 from normalcy.results.metrics import METRICS, Metrics, read_metrics
+from normalcy.results.names import LATENTS as LATENTS
 from normalcy.results.names import NIFTI, named
 from normalcy.results.run import COLUMNS, Run, read_run
 from normalcy.results.schema import LARGEST
 
-LATENTS = "latents.npy"
 MAPS = (".npy", NIFTI)
 MASKS = (".png", ".npy", NIFTI)
 """Suffixes of maps and of masks."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.lib.format import open_memmap
@@ -14,15 +15,17 @@ from numpy.lib.format import open_memmap
 from normalcy.arrays import Array
 from normalcy.calibrate import Decision
 from normalcy.data.dataset import DataSet, Failure
-from normalcy.detector import Detector
 from normalcy.errors import DataError
 from normalcy.files import refuse_existing, write_folder
-from normalcy.results.folder import LATENTS
+from normalcy.results.names import LATENTS
 from normalcy.results.run import CASE_COLUMNS, COLUMNS, RUN, SLICE_COLUMNS, CaseRow, InCase, Run, ScoreRow, describe
 from normalcy.results.schema import as_read, dumps
 from normalcy.results.writer import ImageWriter, Writer, refuse_inputs
 from normalcy.scoring import Result
 from normalcy.training.log import TRAIN_LOG, Record
+
+if TYPE_CHECKING:
+    from normalcy.detector import Detector
 
 Maps = bool | Callable[[Result], bool]
 

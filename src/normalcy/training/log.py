@@ -6,12 +6,12 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from normalcy.errors import TrainingError
+
+if TYPE_CHECKING:  # records are read and written where there is no torch
+    from torch import Tensor
 
 Record = dict[str, Any]
 """JSON values: method, stage, step, steps, images_per_second and the loss terms; or an event."""
@@ -79,6 +79,8 @@ class Meter:
 
     def add(self, step: int, terms: Mapping[str, Tensor], images: int) -> None:
         """The loss terms of step ``step`` (from 0) on this process's ``images`` images."""
+        import torch
+
         self.step = step + 1
         self.pending.append((step, torch.stack([v for k, v in terms.items() if k.rpartition("/")[2] == "loss"]).sum()))
         for name, value in terms.items():
@@ -94,6 +96,8 @@ class Meter:
         """Raises TrainingError where a loss since the last check is not finite."""
         if not self.pending:
             return
+        import torch
+
         finite = torch.stack([value for _, value in self.pending]).isfinite().tolist()
         for (step, _), good in zip(self.pending, finite):
             if not good:
@@ -108,6 +112,8 @@ class Meter:
         self.check()
         if not self.count:
             return
+        import torch
+
         names = list(self.sums)
         means = torch.stack([self.sums[name] for name in names]) / self.count
         if self.processes > 1:
