@@ -46,7 +46,7 @@ ALLOWED = {
     "model_folder": FOUNDATION,
     "engines": METHOD | {"engines"},
     "detector": BELOW_DETECTOR | {"engines", "model_folder"},
-    "export": USE | {"export"},
+    "export": USE | {"export", "results"},
     "results": USE | {"results"},
     "report": FOUNDATION | {"data", "metrics", "report", "results", "training"},
     "studies": USE | {"report", "results", "studies"},

@@ -82,6 +82,11 @@ def save(
     write_folder(folder, fill, overwrite)
 
 
+def is_exported(folder: Path) -> bool:
+    """Whether a model folder holds a graph in the place of weights. Raises ModelFileError as :func:`read_description` does."""
+    return "graph" in read_description(folder)
+
+
 def read_description(folder: Path) -> dict[str, Any]:
     """``detector.json``. Raises ModelFileError when it is missing, damaged or of another format version."""
     if not folder.is_dir():
