@@ -2,12 +2,11 @@
 
 import ast
 import importlib
-import importlib.util
 import json
 import re
 import shlex
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -76,13 +75,8 @@ def prose(page: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def make_pages() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_pages", ROOT / "docs" / "make_pages.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def make_pages(module_of: Callable[[str], ModuleType]) -> ModuleType:
+    return module_of("docs/make_pages.py")
 
 
 # -- made parts ------------------------------------------------------------------------------------------------------

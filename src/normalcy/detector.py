@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -25,6 +24,7 @@ from normalcy.data.splits import hold_out, normal_training_images, with_split
 from normalcy.engines.graph import ENGINES, open_graph
 from normalcy.engines.method import GraphMethod, graph_method
 from normalcy.errors import DataError, ModelFileError, NormalcyError, SettingsError
+from normalcy.files import remove, temporary_folder
 from normalcy.method import Method
 from normalcy.methods import get
 from normalcy.preprocessing.augment import Augment
@@ -257,7 +257,7 @@ class Detector:
             "normalcy": versions()["normalcy"],
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "method": self.name,
-            "settings": config.to_dict(method.settings),
+            "settings": model_folder.without_folders(config.to_dict(method.settings)),
             "input": config.to_dict(self.input),
             "train": config.to_dict(self.train),
             "decision": config.to_dict(self.decision),
@@ -265,6 +265,7 @@ class Detector:
             "preprocess": self.preprocess.to_json(),
             **self.facts,
         }
+        description["data"] = model_folder.private(self.facts["data"])
         calibrations = {name: c.to_json() for name, c in self.calibrations.items()} or None
         texts = {"CARD.md": self.card(), TRAIN_LOG: "".join(json.dumps(r) + "\n" for r in self.records)}
         model_folder.save(Path(folder), description, method.state_dict(), calibrations, texts, overwrite)
@@ -289,19 +290,15 @@ class Detector:
             )
             detector.preprocess = Preprocess.from_json(description["preprocess"])
             detector.facts = {key: description[key] for key in ("data", "fit", "versions")}
-            shape = [int(n) for n in description["shape"]]
-            if not 3 <= len(shape) <= 4 or min(shape) < 1 or np.prod([float(n) for n in shape]) > 2**31:
-                raise ValueError(f"shape {shape} is impossible")
+            shape = tuple(description["shape"])
             if graph is not None:
                 detector.method = graph_method(get(detector.name), detector.settings, shape, graph)
             else:
-                weights = model_folder.read_weights(folder, description)
-                detector.method = detector._build(tuple(shape))
-                detector.method.load_state_dict(weights)
+                detector.method = model_folder.read_weights(folder, description, lambda: detector._build(shape))
                 detector.method.eval()  # once, here: scoring switches no mode
-        except (
-            AttributeError, DataError, KeyError, OverflowError, RuntimeError, SettingsError, TypeError, ValueError,
-        ) as error:  # fmt: skip
+        except ModelFileError:
+            raise
+        except Exception as error:  # whatever impossible settings make of the constructors, MemoryError included
             raise ModelFileError(f"{folder} is damaged or does not fit this normalcy ({_one_line(error)}).") from error
         calibrations = model_folder.read_calibrations(folder)
         detector.calibrations = {name: Calibration.from_json(c) for name, c in calibrations.items()}
@@ -315,7 +312,7 @@ class Detector:
         """Upload the model folder to the Hugging Face hub; returns its address. Needs a login there."""
         from huggingface_hub import HfApi
 
-        with tempfile.TemporaryDirectory() as folder:
+        with temporary_folder() as folder:
             self.save(Path(folder) / "model")
             api = HfApi()
             api.create_repo(repo, private=private, exist_ok=True)
@@ -343,7 +340,7 @@ class Detector:
             self.name,
             self._fitted.shape,
             self.facts,
-            self.all_settings(),
+            model_folder.without_folders(self.all_settings()),
             threshold,
             held_out,
             self.decision.false_alarms,
@@ -445,11 +442,11 @@ def load(folder: Path | str, engine: str | None = None) -> Detector:
 def _run_folder(run_dir: Path | str | None) -> Iterator[Path]:
     """The run folder, or one for the time of the fit; decoded images in it go with the fit."""
     with ExitStack() as stack:
-        folder = Path(run_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="normalcy-")))
+        folder = Path(run_dir or stack.enter_context(temporary_folder()))
         try:
             yield folder
         finally:
-            (folder / "images.raw").unlink(missing_ok=True)
+            remove(folder / "images.raw")
 
 
 def _one_line(error: Exception) -> str:
