@@ -39,8 +39,8 @@ def test_auto_waits_until_it_pays(model: Path):
     detector = load(model)
     assert detector.use_engine(images=cached.WORTH - 1) == "torch"
     assert not (model / cached.CACHE).exists()
-    assert detector.use_engine(images=cached.WORTH) == "openvino"
-    assert load(model).use_engine(images=1) == "openvino"  # it is there now
+    assert detector.use_engine(images=cached.WORTH) == "onnxruntime"
+    assert load(model).use_engine(images=1) == "onnxruntime"  # it is there now
 
 
 def test_another_score_gets_its_own_graph(tmp_path: Path):

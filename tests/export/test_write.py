@@ -146,7 +146,7 @@ def test_engine_of_an_ordinary_model(model: Path, tmp_path: Path):
     method = detector.method
     assert method is not None
     assert cached.faster(method, model, "w", images=10) is None  # not worth it yet
-    made = cached.faster(method, model, "w", "openvino")
+    made = cached.faster(method, model, "w", "onnxruntime")
     assert made is not None
     kept = list((model / cached.CACHE).iterdir())
     assert len(kept) == 1
@@ -155,8 +155,8 @@ def test_engine_of_an_ordinary_model(model: Path, tmp_path: Path):
     x = smooth_textures(3, method.shape, 8)
     for twin in (made, again):
         assert np.allclose(twin.score(x).image, method.score(x).image, rtol=1e-4)
-    (kept[0] / "model.bin").write_bytes(b"")
-    mended = cached.faster(method, model, "w", "openvino")
+    (kept[0] / "model.onnx").write_bytes(b"")
+    mended = cached.faster(method, model, "w", "onnxruntime")
     assert mended is not None
     assert np.allclose(mended.score(x).image, method.score(x).image, rtol=1e-4)
     vae = fitted("vae", steps=2, latent=4, width=4).method

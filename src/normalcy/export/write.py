@@ -183,10 +183,12 @@ def _of_results(before: Results, after: Results) -> dict[str, dict[str, float]]:
 
 
 def _difference(before: Sequence[Array], after: Sequence[Array]) -> dict[str, float]:
+    """Absolute, and relative to the largest value. Restored images of whole numbers may differ by 1, which is rounding."""
     pairs = [(a.astype(np.float64), b.astype(np.float64)) for a, b in zip(before, after, strict=True)]
     largest = max(float(np.abs(a - b).max()) for a, b in pairs)
     scale = max(float(np.abs(a).max()) for a, _ in pairs)
-    return {"largest": largest, "relative": largest / max(scale, 1e-12)}
+    counted = max(0.0, largest - 1) if before[0].dtype.kind in "iu" else largest
+    return {"largest": largest, "relative": counted / max(scale, 1e-12)}
 
 
 def _card(facts: GraphFile, parity: dict[str, Any]) -> str:
