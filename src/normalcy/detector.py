@@ -149,8 +149,9 @@ class Detector:
     def use_engine(self, engine: str = "auto", images: int | None = None) -> str:
         """Score by "torch", "onnxruntime" or "openvino" from now on; returns the name of the one in use.
 
-        "auto": onnxruntime or else OpenVINO on a CPU where it is installed and the score can be exported, once it pays for ``images`` images (see
-        :func:`normalcy.engines.cached.faster`); else torch. Scores agree to 1e-4. An exported model stays with its graph.
+        "auto": onnxruntime, or else OpenVINO, on a CPU where it is installed and the score can be exported, once it pays for
+        ``images`` images (see :func:`normalcy.engines.cached.faster`); else torch. Scores agree to 1e-4. An exported model
+        stays with its graph.
 
         Raises SettingsError for an engine that is unknown, missing or cannot score by this method.
         """

@@ -52,9 +52,10 @@ def faster(
 ) -> GraphMethod | None:
     """``method`` scored by an engine, in 32 bits, or None where torch is to score.
 
-    ``engine`` "auto": onnxruntime, or else OpenVINO, where it is installed, the method lies on the processor, its score can be exported, and the graph
-    is kept in ``folder`` already or the number of ``images`` is worth making it. ``weights`` is the checksum of the model's
-    weights. A new graph is compared with the method and kept in ``folder`` / ".graphs", if that can be written.
+    ``engine`` "auto": onnxruntime, or else OpenVINO, where it is installed, the method lies on the processor, its score can be
+    exported, and the graph is kept in ``folder`` already or the number of ``images`` is worth making it. ``weights`` is the
+    checksum of the model's weights. A new graph is compared with the method and kept in ``folder`` / ".graphs", if that can be
+    written.
 
     Raises SettingsError where an engine that was asked for by name is missing or cannot score by this method.
     """
