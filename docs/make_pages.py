@@ -24,21 +24,18 @@ from typer.models import ArgumentInfo, OptionInfo
 
 from normalcy import config
 from normalcy.cli.app import app
-from normalcy.detector import DecisionSettings, InputSettings
 from normalcy.methods import FAMILIES, METHODS, get
 from normalcy.report.text import markdown_table
 from normalcy.results.comparison import Comparison
 from normalcy.results.metrics import Metrics
 from normalcy.results.run import CaseRow, Run, ScoreRow
 from normalcy.results.schema import describe
-from normalcy.training.settings import TrainSettings
+from normalcy.settings import COMMON
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 RESULTS = ROOT / "recipes" / "results"
 BENCHMARKS = ROOT / "benchmarks" / "results"
-SHARED = {"input": InputSettings, "training": TrainSettings, "decision": DecisionSettings}
-"""Settings that every method has, by the name of their table."""
 FILES = {
     "scores.csv": ScoreRow,
     "cases.csv": CaseRow,
@@ -58,10 +55,11 @@ def pages() -> dict[Path, str]:
         readme: {"families": families_table("docs/methods")} if short else {"methods": methods_table("docs/methods")},
         DOCS / "reference" / "methods.md": {"methods": methods_table("../methods")},
         DOCS / "reference" / "papers.md": {"methods": papers()},
-        DOCS / "reference" / "settings.md": {name: settings_table(cls) for name, cls in SHARED.items()},
+        DOCS / "reference" / "settings.md": {name: settings_table(cls) for name, cls in COMMON.items()},
         DOCS / "reference" / "command-line.md": {"commands": command_line()},
         DOCS / "reference" / "files.md": {name: file_table(cls) for name, cls in FILES.items()},
         DOCS / "explanation" / "which-method.md": {"evidence": evidence()},
+        DOCS / "how-to" / "export.md": {"exportable": exportable()},
     }
     for path, texts in parts.items():
         content = path.read_text(encoding="utf-8")
@@ -78,6 +76,21 @@ def put_between(content: str, name: str, text: str, path: Path) -> str:
     if not opening or not closing:
         raise ValueError(f"{path} needs the markers <!-- {name} --> and <!-- /{name} -->, each at the start of a line.")
     return f"{before}{opening}\n{text}\n\n{closing}{after}"
+
+
+def exportable() -> str:
+    """Every method: the scores that can be exported, and why the others cannot."""
+    rows = []
+    for name in METHODS:
+        cls = get(name)
+        works = [score for score in cls.scores or ("",) if score not in cls.not_exportable]
+        named = ", ".join(f"`{score}`" for score in works if score) or ("yes" if works else "none")
+        reasons: dict[str, list[str]] = {}
+        for score, reason in cls.not_exportable.items():
+            reasons.setdefault(reason, []).append(f"`{score}`")
+        why = "; ".join(reason if not works else f"{', '.join(scores)}: {reason}" for reason, scores in reasons.items())
+        rows.append((f"[{name}](../methods/{name}.md)", named, why))
+    return table(("method", "scores that can be exported", "why others cannot, and what to take instead"), rows)
 
 
 # -- methods and settings --------------------------------------------------------------------------------------------

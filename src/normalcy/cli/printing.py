@@ -166,7 +166,7 @@ class Notes(logging.Handler):
         return self
 
     def __exit__(self, *_: object) -> None:
-        warnings.showwarning, logging.lastResort = self._before  # type: ignore[assignment]
+        warnings.showwarning, logging.lastResort = self._before
         if self.withheld:
             some = (
                 "1 note of another library was"

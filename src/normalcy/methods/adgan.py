@@ -20,13 +20,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
 from normalcy import config
-from normalcy.method import Method, Scores, Stage
+from normalcy.method import Method, Scores, Stage, evaluation_copy
 from normalcy.nets.gan import DCGAN
 from normalcy.nets.search import search
 
@@ -64,6 +65,9 @@ class ADGAN(Method):
         "L. Deecke, R. Vandermeulen, L. Ruff, S. Mandt, M. Kloft. Image anomaly detection with generative adversarial "
         "networks. ECML PKDD, 2018."
     )
+    not_exportable: ClassVar = {
+        "": "it optimises a latent code and the generator for each image; take f_anogan, which has an encoder."
+    }
     settings: ADGANSettings
 
     def __init__(self, settings: ADGANSettings, shape: Sequence[int]) -> None:
@@ -75,7 +79,8 @@ class ADGAN(Method):
 
     def generate(self, z: Tensor, weights: Sequence[Tensor]) -> Tensor:
         """Images (b, C, H, W) in [-1, 1] of codes (b, latent), each from its own copy (b, ...) of the generator's weights."""
-        generator = self.gan.generator
+        # A copy, as functional_call puts the weights into the module, with which other threads may be scoring.
+        generator = evaluation_copy(self.gan.generator)
         names = [name for name, _ in generator.named_parameters()]
 
         def one(code: Tensor, *own: Tensor) -> Tensor:

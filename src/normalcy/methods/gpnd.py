@@ -27,9 +27,11 @@ largest float32.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import ClassVar
 
 import torch
 from scipy.stats import gennorm
@@ -50,6 +52,8 @@ SHAPES = (0.3, 10.0)
 """Range of the shape of a generalised normal density: 1 is a Laplace, 2 a normal, infinity a uniform distribution."""
 LARGEST_JACOBIAN = 2**24
 """Values of Jacobians held at once, 64 MB of float32; computing them needs about ten times as much in the decoder."""
+ONE_AT_A_TIME = threading.Lock()
+"""Around forward-mode differentiation, of whose levels PyTorch keeps one count for all threads."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,9 @@ class GPND(Method):
         "NeurIPS, 2018. arXiv:1807.02588."
     )
     spatial_dims = (2, 3)
+    not_exportable: ClassVar = {
+        "": "it linearises the decoder at each image; take vae with score=elbo, or autoencoder."
+    }
     settings: GPNDSettings
     location: Tensor
     scale: Tensor
@@ -171,7 +178,8 @@ class GPND(Method):
             return moved
 
         chunk = max(1, LARGEST_JACOBIAN // (len(z) * math.prod(self.shape)))
-        columns = torch.func.vmap(move, chunk_size=chunk)(directions)  # (n, B, C, *spatial)
+        with ONE_AT_A_TIME:
+            columns = torch.func.vmap(move, chunk_size=chunk)(directions)  # (n, B, C, *spatial)
         q, r = torch.linalg.qr(columns.flatten(2).permute(1, 2, 0))
         u, singular, _ = torch.linalg.svd(r)
         return (q @ u) * (singular > FLOOR).unsqueeze(1), singular.clamp(min=FLOOR)

@@ -7,6 +7,7 @@ quantile of the patches' scores.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -101,8 +102,8 @@ class Patchwise(Method):
         inner = self.inner.with_score(score)
         words = {**self.settings.inner_words(), "score": score}
         settings = replace(self.settings, inner_settings=tuple(f"{word}={value}" for word, value in words.items()))
-        twin = object.__new__(type(self))
-        twin.__dict__ = {**self.__dict__, "settings": settings, "_modules": {**self._modules, "inner": inner}}
+        twin = copy.copy(self)  # shallow: the parts of self, but for the inner method
+        twin.settings, twin._modules = settings, {**self._modules, "inner": inner}
         return twin
 
     # -- learning
@@ -164,7 +165,8 @@ class Patchwise(Method):
         weight = torch.zeros(self.shape[1:], device=x.device)
         sums: dict[str, Tensor] = {}
         scores = []  # (B, patches in the batch) each
-        at_once = max(1, PATCHES_AT_ONCE // len(x))
+        # Traced for export: all at once, as the number of groups would fix the size of a batch.
+        at_once = len(corners) if torch.compiler.is_compiling() else max(1, PATCHES_AT_ONCE // len(x))
         for first in range(0, len(corners), at_once):
             places = [self._at(corner) for corner in corners[first : first + at_once]]
             inner = self.inner._score(torch.stack([x[place] for place in places], 1).flatten(0, 1))

@@ -1,7 +1,7 @@
-"""How well scores put anomalous above normal: AUROC, average precision, F1, and the area under any such curve.
+"""How well scores rank anomalous above normal images: AUROC, average precision, F1, and partial areas under these curves.
 
-One convention everywhere in normalcy: **larger is stranger, and a score is flagged when it is greater than the
-threshold** (`flagged`). Everything is exact with ties: equal scores are never told apart by their order.
+One convention everywhere in normalcy: **higher scores are more anomalous, and a score is flagged when it exceeds the
+threshold** (`flagged`). Everything is exact with ties: the order of equal scores never matters.
 
 When one of the two classes is missing, a number is ``nan``, which means "cannot be measured here", and a curve is a
 `DataError`. Scores that are not finite are always a `DataError`.
@@ -140,7 +140,7 @@ def binned_area(normal: Floats | Ints, anomalous: Floats | Ints, limit: float) -
     one bin count as ties; their true order could only move the area between the second and the third number.
     """
     upto = np.cumsum(normal[..., ::-1], axis=-1, dtype=np.float64)[..., ::-1]
-    with np.errstate(invalid="ignore", divide="ignore"):  # an absent class gives nan, as promised
+    with np.errstate(invalid="ignore", divide="ignore"):  # an absent class gives nan, as documented
         above = (upto - normal) / upto[..., :1]
         upto = upto / upto[..., :1]
         share = anomalous / (anomalous.sum(axis=-1, dtype=np.float64, keepdims=True) * limit)

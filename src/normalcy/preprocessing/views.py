@@ -102,8 +102,8 @@ class ViewSettings:
         x, geometry = preprocess.apply(image)
         size = tuple(x.shape[1:])
         if self.tile is None:
-            return x.numpy()[None], [View(geometry, size, 1)]
-        tiles, corners = cut(x.numpy(), self.tile, self.overlap)
+            return x[None], [View(geometry, size, 1)]
+        tiles, corners = cut(x, self.tile, self.overlap)
         return tiles, [View(geometry, size, len(tiles), corners)]
 
     def join(self, values: Array, views: Sequence[View], invert: Callable[[Array, View], Array]) -> Float32:
@@ -116,7 +116,8 @@ class ViewSettings:
             (view,) = views
             return invert(blend(values, view.corners, view.size, self.window) if view.corners else values[0], view)
         leading = values.ndim - 3  # axes before (z, y, x) in the result: 0 for maps, 1 for images with channels
-        total, weight = np.float32(0), np.float32(0)
+        total: Array = np.zeros((), np.float32)
+        weight: Array = np.zeros((), np.float32)
         for view, own in _by_view(views, values):
             # Slices that were left out hold the least value: resizing along the axis mixes them with their neighbours.
             stack = np.full((*own.shape[1 : 1 + leading], *view.size), own.min(), np.float32)
@@ -140,7 +141,7 @@ class ViewSettings:
         for axis in ("zyx".index(name) for name in sorted(self.slices, reverse=True)):
             x, geometry = preprocess.apply(np.moveaxis(image, 1 + axis, 1))
             chosen = self._choose(x.shape[1], None if body is None else np.moveaxis(body, axis, 0))
-            inputs.append(np.moveaxis(x.numpy(), 1, 0)[chosen])  # (C, D, h, w) -> (T, C, h, w)
+            inputs.append(np.moveaxis(x, 1, 0)[chosen])  # (C, D, h, w) -> (T, C, h, w)
             views.append(SliceView(geometry, tuple(x.shape[1:]), len(chosen), axis=axis, chosen=chosen))
         if len({slices.shape[1:] for slices in inputs}) > 1:
             shapes = ", ".join(str(slices.shape[2:]) for slices in inputs)
