@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from normalcy.config import to_dict
 from normalcy.errors import SettingsError, TrainingError
+from normalcy.files import open_regular, writing
 from normalcy.method import Method
 from normalcy.training.batches import Augment, Images, first_image
 from normalcy.training.settings import TrainSettings
@@ -70,25 +70,21 @@ class Checkpoint:
     def save(self, state: State, optimisers: Sequence[Mapping[str, Any]]) -> None:
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         content = {
             "identity": self.identity,
             "state": dict(vars(state)),
             "weights": self.method.state_dict(),
             "optimisers": list(optimisers),
         }
-        partial = self.path.with_suffix(".partial")
-        with open(partial, "wb") as file:
+        with writing(self.path, durable=True) as file:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, self.path)
 
     def load(self, device: torch.device) -> tuple[State, list[Mapping[str, Any]]]:
         if self.path is None or not self.path.exists():
             return State(), []
         try:
-            content = torch.load(self.path, map_location=device, weights_only=True)
+            with open_regular(self.path) as file:
+                content = torch.load(file, map_location=device, weights_only=True)
             saved = content["identity"]
             state, optimisers = State(**content["state"]), content["optimisers"]
         except Exception as error:  # whatever a damaged file makes of the reader
