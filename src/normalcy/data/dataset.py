@@ -103,7 +103,7 @@ class DataSet:
     @property
     def is_medical(self) -> bool:
         """Whether the first image that can be read is a volume, a DICOM image or a slide."""
-        for i in range(min(len(self), 8)):
+        for i in range(len(self)):
             try:
                 return self.space(i) is not None
             except DataError:
@@ -132,6 +132,13 @@ class DataSet:
         """The images at these positions, or where a bool array is True, in this order; nothing is copied."""
         chosen = np.arange(len(self))[np.asarray(indices, dtype=None if len(indices) else np.intp)]
         return self._view([self.items[i] for i in chosen], self._positions[chosen])
+
+    def remembering(self, images: Mapping[int, Array]) -> "DataSet":
+        """The same images, of which those at these positions are in memory."""
+        known = {int(self._positions[i]): image for i, image in images.items()}
+        other = self._view(self.items, self._positions)
+        other._read = lambda place: known[place] if place in known else self._read(place)
+        return other
 
     def select(self, split: str | None = None, label: int | None = None) -> "DataSet":
         """The images of one split, of one label, or of both."""
