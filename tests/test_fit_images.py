@@ -202,3 +202,23 @@ def test_shapes_of_arrays_that_look_like_something_else_are_refused() -> None:
             as_dataset(torch.zeros(5, 32, 48, channels))
     assert len(as_dataset(torch.zeros(5, 3, 32, 4))) == 5
     assert len(as_dataset(np.zeros((64, 48, 48), np.uint8))) == 64
+
+
+def test_padding_has_no_part_in_statistics_of_the_body() -> None:
+    rng = np.random.default_rng(0)
+    images, spaces = [], []
+    for i in range(30):
+        image = rng.normal(-1000, 20, (1, 8, 16, 16)).astype(np.int16)
+        image[0, 2:6, 4:12, 4:12] = rng.normal(40, 20, (4, 8, 8))
+        image[0, :, :, :4] = -3000 + 10 * i  # another value in each file
+        images.append(image)
+        spaces.append(Space((16, 16, 8), np.eye(4), padding=(-3000 + 10 * i,) * 2))
+    data = made([*images], spaces=spaces)
+    detector = Detector("zscore", calibration=0, preprocess=("zscore:body",)).fit(data)
+    plain = detector.score(made([image.clip(-1200) for image in images], spaces=[Space((16, 16, 8), np.eye(4))] * 30))
+    padded = detector.score(data)
+    for image, with_mask, without in zip(images, padded, plain):
+        assert with_mask.map is not None
+        assert without.map is not None
+        seen = image[0] > -1200
+        np.testing.assert_allclose(with_mask.map[seen], without.map[seen], atol=1e-4)

@@ -102,7 +102,7 @@ class Detector:
         training = data.remembering(read).subset(rest)
         # What an earlier fit chose by its images does not hold for these.
         self.settings = config.fill(self._given, data.scheme)
-        self.preprocess = planned.preprocess.fit(training.read, len(training), planned.constants(rest))
+        self.preprocess = planned.preprocess.fit(training.read, len(training), planned.constants(rest), training.imaged)
         with _run_folder(run_dir) as folder:
             views, spill = self._view_settings(scoring=False), folder / "images.raw"
             x, origin, failed = decode(training, self.preprocess, spill, views=views, on_progress=on_decode)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from normalcy.arrays import Array, Indices, Mask
 from normalcy.data.formats import VOLUME_SUFFIXES
-from normalcy.data.volumes import Space, split_name
+from normalcy.data.volumes import Space, imaged, split_name
 from normalcy.errors import DataError
 
 SPLITS = ("train", "test")
@@ -99,6 +99,11 @@ class DataSet:
     def space(self, i: int) -> Space | None:
         """Where the voxels of a volume lie; None for what is no volume."""
         return None if self._space is None else self._space(int(self._positions[i]))
+
+    def imaged(self, i: int, image: Array) -> Mask | None:
+        """Where ``image``, which is that of ``i``, is no padding, (*spatial); None where the file speaks of none."""
+        space = self.space(i)
+        return None if space is None or space.padding is None else imaged(image, space)
 
     @property
     def is_medical(self) -> bool:

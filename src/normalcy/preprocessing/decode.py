@@ -118,7 +118,7 @@ def free_memory() -> int:
 
 def _one(data: DataSet, preprocess: Preprocess, views: ViewSettings, i: int) -> Float32 | DataError:
     try:
-        return views.cut(preprocess, data.read(i))[0]
+        return views.cut(preprocess, image := data.read(i), data.imaged(i, image))[0]
     except DataError as error:
         return error
 

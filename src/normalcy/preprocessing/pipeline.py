@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from normalcy.arrays import Array, Float32
+from normalcy.arrays import Array, Float32, Mask
 from normalcy.data.kinds import is_whole, same_values, values_of
 from normalcy.errors import DataError, ModelFileError, SettingsError
 from normalcy.preprocessing.geometry import Affine, Entry, Geometry, Move, Shape
@@ -86,12 +86,18 @@ class Preprocess:
 
     # -- learning from the training images
 
-    def fit(self, read: Callable[[int], Array], n: int, known: Fitted | None = None) -> Preprocess:
+    def fit(
+        self,
+        read: Callable[[int], Array],
+        n: int,
+        known: Fitted | None = None,
+        imaged: Callable[[int, Array], Mask | None] | None = None,
+    ) -> Preprocess:
         """Learn constants from training images ``read(0) .. read(n - 1)``, each (C, *spatial); returns a fitted copy.
 
         Reads one image only, unless the range of values is needed (any type but uint8, without a window: one pass)
-        or ``gcn`` (one more pass). ``known``: constants of images that were read before, all but ``gcn``. Memory: one
-        image. Raises DataError for images that do not go together.
+        or ``gcn`` (one more pass). ``known``: constants of images that were read before, all but ``gcn``. ``imaged`` gives
+        where an image is no padding. Memory: one image. Raises DataError for images that do not go together.
         """
         if n < 1:
             raise DataError(f"preprocess expects at least one training image, got {n}; add images.")
@@ -110,7 +116,7 @@ class Preprocess:
             # With the range (0, 1) the step leaves the contrast-normalised values as they are.
             raw = dataclasses.replace(self, fitted=dataclasses.replace(fitted, gcn=(0.0, 1.0)))
             until = self.plan[: position + 1]
-            seen = (raw._forward(raw._checked(image(i), i), until)[0] for i in range(n))
+            seen = (raw._forward(raw._checked(image(i), i), until, imaged and imaged(i, image(i)))[0] for i in range(n))
             fresh = dataclasses.replace(self, fitted=dataclasses.replace(fitted, gcn=_range(seen)))
         return fresh
 
@@ -142,13 +148,15 @@ class Preprocess:
 
     # -- one image
 
-    def apply(self, image: Array) -> tuple[Float32, Geometry]:
+    def apply(self, image: Array, imaged: Mask | None = None) -> tuple[Float32, Geometry]:
         """Image (C, *spatial) of the training images' kind -> float32 (C, *size) and its geometry.
+
+        ``imaged`` (*spatial) is False in padding, which statistics of the body leave out.
 
         Never changes or aliases ``image``. Raises DataError for another kind of values, number of channels or
         dimensions than the training images had, and for values that are not finite.
         """
-        x, trace = self._forward(_finite(self._checked(image)), self.plan)
+        x, trace = self._forward(_finite(self._checked(image)), self.plan, imaged)
         return np.ascontiguousarray(x), Geometry(tuple(image.shape[1:]), trace)
 
     def size_of(self, shape: Iterable[int]) -> Shape:
@@ -191,7 +199,9 @@ class Preprocess:
         result[box] = values[box].astype(original.dtype)
         return result
 
-    def _forward(self, image: Array, plan: tuple[Step, ...]) -> tuple[Float32, tuple[Entry, ...]]:
+    def _forward(
+        self, image: Array, plan: tuple[Step, ...], imaged: Mask | None = None
+    ) -> tuple[Float32, tuple[Entry, ...]]:
         fitted = self.constants
         scale = Affine(fitted.low, (fitted.high - fitted.low) or 1.0)
         # Exact for integers up to 16 bit and float32 in float32; wider types are scaled in float64.
@@ -199,7 +209,7 @@ class Preprocess:
         values = np.subtract(image, work.type(scale.offset), dtype=work)
         values /= work.type(scale.scale)
         x: Float32 = values.astype(np.float32, copy=False)
-        passage = Passage(image, [scale], fitted.gcn)
+        passage = Passage(image, [scale], fitted.gcn, imaged)
         for step in plan:
             x, entry = step.apply(x, passage)
             if entry is not None:
