@@ -4,12 +4,14 @@
     python benchmarks/deploy.py [--training 300] [--test 96] [--peer]
 
 Solar cells (package elpv-dataset). PatchCore at 256x256 with 10,000 memory patches and the default backbone; autoencoder, vae
-(score elbo) and dpa at 128x128, deep_svdd at 64x64, fitted for a few steps, as speed does not depend on them. Each engine uses one
+(score elbo) and dpa at 128x128, deep_svdd at 64x64, fitted for a few steps, as speed does not depend on them. Each engine
+uses one
 thread and scores the same PNG files to arrays; rounds are interleaved and the fastest counts, in images per second of
 processor time, so that other work on the machine counts less. Also: a results folder against arrays, the latency of one image
 in memory (wall clock, one thread), and the largest difference of scores from torch.
 
---peer: anomalib's PatchCore with the same backbone weights, images, and as many memory patches, exported by torch.onnx to OpenVINO
+--peer: anomalib's PatchCore with the same backbone weights, images, and as many memory patches, exported by torch.onnx to
+OpenVINO
 as its engine does, in 32 bits, from the same files (read by Pillow, normalised and resized as its pre-processor does).
 
 Writes results/deploy.json with the processor.

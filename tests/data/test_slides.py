@@ -64,6 +64,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def test_black_is_no_tissue(tmp_path: Path):
+    """Scanners fill what they did not scan with black, which is darker than any tissue."""
+    pixels = tifffile.imread(write_slide(tmp_path / "a.tif"))
+    pixels[:, :200] = np.random.default_rng(0).integers(0, 6, (SIZE[1], 200, 3))
+    with tifffile.TiffWriter(tmp_path / "b.tif") as file:
+        file.write(pixels, tile=(128, 128), photometric="rgb", compression="zlib", metadata=None)
+    mask = Slide(tmp_path / "b.tif", TileSettings(tile=64)).tissue
+    rows, columns = np.nonzero(mask)
+    down = SIZE[1] / mask.shape[0]
+    np.testing.assert_allclose(
+        [columns.min() * down, rows.min() * down, (columns.max() + 1) * down, (rows.max() + 1) * down],
+        TISSUE,
+        atol=2 * down,
+    )
+    assert mask.mean() == pytest.approx((TISSUE[2] - TISSUE[0]) * (TISSUE[3] - TISSUE[1]) / math.prod(SIZE), abs=0.01)
+
+
 def test_tiles_lie_in_tissue(folder: Path):
     slide = Slide(folder / "normal/0.tif", TileSettings(tile=128))
     assert slide.size == SIZE

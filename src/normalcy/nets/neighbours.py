@@ -155,7 +155,7 @@ def _nearest_by_bf16(queries: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
     columns = order.T.flatten()  # a maximum over groups then runs over long rows
     bias, low, members = (-half[columns]).bfloat16(), shifted[columns].bfloat16().T, memory[order]
     distances, indices = [], []
-    for part in queries.split(max(1, LARGEST_BLOCK // len(memory))):
+    for part in torch.split(queries, max(1, LARGEST_BLOCK // len(memory))):
         from_centre = part - centre
         ranks = torch.addmm(bias, from_centre.bfloat16(), low).view(len(part), GROUP, -1).amax(1).float()
         error = 2**-9 * (4.1 * from_centre.norm(dim=1)[:, None] * length + length.square())
