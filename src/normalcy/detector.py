@@ -26,7 +26,7 @@ from normalcy.data.splits import hold_out, normal_training_images, with_split
 from normalcy.engines.graph import ENGINES, open_graph
 from normalcy.engines.method import GraphMethod, graph_method
 from normalcy.errors import DataError, ModelFileError, NormalcyWarning, SettingsError
-from normalcy.files import remove, temporary_folder
+from normalcy.files import remove, remove_empty, temporary_folder
 from normalcy.method import Method
 from normalcy.methods import get
 from normalcy.preprocessing.augment import Augment
@@ -517,8 +517,7 @@ def _run_folder(run_dir: Path | str | None) -> Iterator[Path]:
             yield folder
         finally:
             remove(folder / "images.raw")
-            if folder.is_dir() and not any(folder.iterdir()):  # nothing was trained
-                folder.rmdir()
+            remove_empty(folder)  # nothing was trained
 
 
 def _one_line(error: Exception) -> str:
