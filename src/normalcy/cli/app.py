@@ -757,7 +757,7 @@ def _print_reproduced(found: dict[str, Any]) -> None:
     from normalcy.studies.reproduce import explained, spelled
 
     grid = Table(title=f"{found['table']}: {found['paper']}", title_justify="left", box=None)
-    for title in ("method", "data", "published", "ours [95 %]", "difference", "cells"):
+    for title in ("method", "data", "published", "same classes", "ours [95 %]", "difference", "cells"):
         grid.add_column(title, justify="left" if title in ("method", "data") else "right")
     for line in found["lines"]:
         grid.add_row(line["row"], line["column"], *spelled(line))

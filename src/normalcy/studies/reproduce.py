@@ -2,7 +2,8 @@
 is there is not run twice.
 
 A cell is a fit, the scores of the test images and the AUROC of the raw scores; for tables of other metrics also what the maps
-give, at thresholds that held-out normal images give.
+give, at thresholds that held-out normal images give. The scores are kept beside the cells (:mod:`normalcy.studies.kept_scores`):
+a cell of the same fit, with another of its scores or fewer test images, needs no fit of its own.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ from normalcy.files import write_bytes
 from normalcy.metrics import average_precision, delong_interval, pixel_auroc, pixel_average_precision, pixel_f1_at, pro
 from normalcy.provenance import write_record
 from normalcy.scoring import Result
-from normalcy.studies.tables import METRICS, Cell, Json, Row, Table, cells_of
+from normalcy.studies.kept_scores import KeptScores, read_scores
+from normalcy.studies.tables import METRICS, Cell, Json, Row, Table, cells_of, classes_of
 
 FORMAT = 1
 
@@ -69,6 +71,8 @@ def reproduce(
     tell = on_cell or (lambda cell, record: None)
     chosen = cells_of(table) if cells is None else cells
     pending = [cell for cell in chosen if overwrite or not _done(_read(out, cell))]
+    for cell in pending if overwrite else ():
+        (out / cell.scores_file).unlink(missing_ok=True)
     absent = {}
     for cell in {cell.column: cell for cell in reversed(pending)}.values():  # now, not once for each of many fits
         try:
@@ -103,42 +107,46 @@ class _Fit:
     data_root: Path
 
     def run(self) -> list[Json]:
-        """The records of the cells, written to their files."""
-        first = self.cells[0]
+        """The records of the cells, written to their files, from the scores that are kept or from a fit."""
+        first, detector, held_out = self.cells[0], None, None
         run_dir = self.out / "running" / first.fit_key
         try:
-            detector = Detector(first.method, **{**first.given, "seed": first.seed})
             data = with_split(_open(first, self.data_root), first.seed)
-            train, held_out = normal_training_images(data), None
-            if first.minimum_area is not None:
-                kept, carved = hold_out(train.cases, 0.1, minimum=1, seed=first.seed)
-                train, held_out = train.subset(kept), train.subset(carved)
-            detector.fit(train, run_dir=run_dir, resume=True)
+            test, _ = images_to_score(data, None, first.seed)
+            labels = [-1 if item.label is None else item.label for item in test.items]
+            kept = read_scores(self.out / first.scores_file) or KeptScores([])
+            if list(kept.labels) != labels or not all(_is_kept(cell, kept, test) for cell in self.cells):
+                kept = KeptScores(labels, facts=_identity(first))
+                detector = Detector(first.method, **{**first.given, "seed": first.seed})
+                train = normal_training_images(data)
+                if first.minimum_area is not None:
+                    keep, carved = hold_out(train.cases, 0.1, minimum=1, seed=first.seed)
+                    train, held_out = train.subset(keep), train.subset(carved)
+                detector.fit(train, run_dir=run_dir, resume=True)
+                kept.facts |= {
+                    "train": {key: detector.facts["data"][key] for key in ("name", "count", "fingerprint")},
+                    "fit": detector.facts["fit"],
+                }
         except Exception as error:
             return [_write_failure(self.table, self.out, cell, _reason(error)) for cell in self.cells]
         finally:
             if not isinstance(sys.exc_info()[1], KeyboardInterrupt):
                 shutil.rmtree(run_dir, ignore_errors=True)
-        return [self._measure(cell, detector, data, held_out) for cell in self.cells]
+        return [self._measure(cell, detector, test, held_out, kept) for cell in self.cells]
 
-    def _measure(self, cell: Cell, detector: Detector, data: DataSet, held_out: DataSet | None) -> Json:
-        started = time.perf_counter()
+    def _measure(
+        self, cell: Cell, detector: Detector | None, test: DataSet, held_out: DataSet | None, kept: KeptScores
+    ) -> Json:
         try:
-            scored = detector.with_score(cell.score) if cell.score is not None else detector
-            test, _ = images_to_score(data, None, cell.seed)
-            if cell.test_images is not None and cell.test_images < len(test):
-                test = test.subset(np.sort(np.random.default_rng(cell.seed).permutation(len(test))[: cell.test_images]))
-            found = _scored(scored, test, cell.maps)
-            labels, scores = [f.label for f in found if f.label is not None], [f.score for f in found]
-            if not 0 < sum(labels) < len(labels) or len(labels) < len(scores):
+            images, more = _chosen(cell, test), {}
+            if detector is not None:
+                for name in dict.fromkeys([cell.score, *cell.keep]):
+                    more |= self._score(cell, name, detector, test.subset(images), images, held_out, kept)
+                kept.write(self.out / cell.scores_file)
+            labels, scores = kept.of(cell.score or "", images)
+            if not 0 < sum(labels) < len(labels) or min(labels) < 0:
                 raise DataError(f"{cell.spec}: expected labelled test images, normal and anomalous ones.")
             auroc = delong_interval(labels, scores)
-            decision = None
-            if cell.minimum_area is not None and held_out is not None:
-                maps = [f.map for f in _scored(scored, held_out, True) if f.map is not None]
-                area = max(1, round(cell.minimum_area * maps[0].size)) if maps else 1
-                decision = decide_on_validation(f"minimum_area:{area}", [], None, maps, None)
-            more = {"metrics": _of_maps(found, decision)} if cell.maps else {}
         except Exception as error:
             return _write_failure(self.table, self.out, cell, _reason(error))
         half = max(auroc.value - auroc.low, auroc.high - auroc.value)  # an end may be cut off at 0 or 1
@@ -155,17 +163,49 @@ class _Fit:
                 "test": {
                     "normal": len(labels) - sum(labels),
                     "anomalous": sum(labels),
-                    "unread": len(test) - len(found),
+                    "unread": len(images) - len(labels),
                 },
-                "train": {key: detector.facts["data"][key] for key in ("name", "count", "fingerprint")},
-                "fit": detector.facts["fit"],
-                "score_seconds": round(time.perf_counter() - started, 2),
+                "train": kept.facts["train"],
+                "fit": kept.facts["fit"],
+                "score_seconds": kept.seconds[cell.score or ""],
             },
         )
+
+    def _score(
+        self,
+        cell: Cell,
+        name: str | None,
+        detector: Detector,
+        test: DataSet,
+        images: Sequence[int],
+        held_out: DataSet | None,
+        kept: KeptScores,
+    ) -> Json:
+        """Score the images, unless their scores are kept; of the cell's own score also what the maps give."""
+        maps = cell.maps and name == cell.score
+        if not maps and kept.covers(name or "", images):
+            return {}
+        started = time.perf_counter()
+        scored = detector.with_score(name) if name is not None else detector
+        found = _scored(scored, test, maps)
+        metrics: Json = {}
+        if maps:
+            decision = None
+            if cell.minimum_area is not None and held_out is not None:
+                normal_maps = [f.map for f in _scored(scored, held_out, True) if f.map is not None]
+                area = max(1, round(cell.minimum_area * normal_maps[0].size)) if normal_maps else 1
+                decision = decide_on_validation(f"minimum_area:{area}", [], None, normal_maps, None)
+            metrics = {"metrics": _of_maps(found, decision)}
+        read = [images[f.place] for f in found]
+        kept.unread = sorted({*kept.unread, *set(images).difference(read)})
+        kept.add(name or "", read, [f.score for f in found], time.perf_counter() - started)
+        return metrics
 
 
 @dataclass(frozen=True)
 class _Found:
+    place: int
+    """Index in the data set."""
     label: int | None
     score: float
     map: Float32 | None
@@ -177,8 +217,24 @@ def _scored(detector: Detector, data: DataSet, maps: bool) -> list[_Found]:
     found = []
     for i, r in enumerate(detector.stream(data, batch_size=256)):
         if isinstance(r, Result):
-            found.append(_Found(r.item.label, r.score, r.map if maps else None, data.mask(i) if maps else None))
+            found.append(_Found(i, r.item.label, r.score, r.map if maps else None, data.mask(i) if maps else None))
     return found
+
+
+def _chosen(cell: Cell, test: DataSet) -> list[int]:
+    """Indices of the test images that the cell is about."""
+    count = len(test)
+    if cell.test_images is None or cell.test_images >= count:
+        return list(range(count))
+    return sorted(np.random.default_rng(cell.seed).permutation(count)[: cell.test_images].tolist())
+
+
+def _is_kept(cell: Cell, kept: KeptScores, test: DataSet) -> bool:
+    return not cell.maps and kept.covers(cell.score or "", _chosen(cell, test))
+
+
+def _identity(cell: Cell) -> Json:
+    return {"data": cell.spec, "seed": cell.seed, "method": cell.method, "settings": cell.settings}
 
 
 def _of_maps(found: Sequence[_Found], decision: Decision | None) -> dict[str, float | None]:
@@ -401,17 +457,33 @@ def _line(
     table: Table, row: Row, column: str, ours: Json | None, cells: Mapping[str, int], classes: Mapping[str, Json]
 ) -> Json:
     published = row.published.get(column)
+    same = comparable(table, row, column, list(classes)) if ours is not None else None
+    by_class = row.published_classes.get(column, {})
     return {
         "row": row.name,
         "column": column,
         "method": row.method,
         "metric": table.metric_of(row),
         "published": published,
+        "published_same_classes": same,
         "ours": ours,
-        "difference": None if ours is None or published is None else round(ours["value"] - published, 3),
+        "difference": None if ours is None or same is None else round(ours["value"] - same, 3),
         "cells": cells,
         "classes": classes,
+        "published_classes": dict(by_class),
     }
+
+
+def comparable(table: Table, row: Row, column: str, classes: Sequence[str]) -> float | None:
+    """The published number for these classes: the mean over them where they are published one by one, the mean over all where
+    no class is missing; none where there is no number over the same classes."""
+    by_class = row.published_classes.get(column, {})
+    whole = column == "mean" or set(classes) == set(classes_of(table.columns[column]))
+    if whole and column in row.published:
+        return row.published[column]
+    if classes and all(normal in by_class for normal in classes):
+        return round(statistics.fmean(by_class[normal] for normal in classes), 3)
+    return None
 
 
 def _number(record: Json, metric: str) -> Json | None:
@@ -466,7 +538,7 @@ def markdown(found: Json) -> str:
     if found["reduction"]:
         lines += [f"**{found['reduction']}**", ""]
     lines += _grid(
-        ["method", "data", "published", "ours [95 %]", "difference", "cells"],
+        ["method", "data", "published", "published, same classes", "ours [95 %]", "difference", "cells"],
         [[line["row"], line["column"], *spelled(line)] for line in found["lines"]],
     )
     lines += ["", explained(found)]
@@ -474,10 +546,8 @@ def markdown(found: Json) -> str:
         here = [line for line in found["lines"] if line["column"] == column and line["classes"]]
         classes = list(dict.fromkeys(normal for line in here for normal in line["classes"]))
         if classes and classes != [""]:
-            means = [[line["classes"].get(normal, {}).get("mean") for normal in classes] for line in here]
-            cells = [["" if mean is None else f"{mean:.1f}" for mean in row] for row in means]
             lines += ["", f"## {column}, class by class", ""]
-            lines += _grid(["normal", *classes], [[line["row"], *row] for line, row in zip(here, cells)])
+            lines += _grid(["normal", *classes], [row for line in here for row in _by_class(line, classes)])
     for title, points in (
         ("Failed", [f"{f['reason']} Cells: {f['cells']}." for f in found["failed"]]),
         ("Notes", found["notes"]),
@@ -489,10 +559,10 @@ def markdown(found: Json) -> str:
 
 
 def spelled(line: Json) -> list[str]:
-    """Published, ours, difference and cells of a line, as they are printed."""
-    ours, published, difference, cells = line["ours"], line["published"], line["difference"], line["cells"]
+    """Published over all classes and over the classes of ours, ours, difference and cells of a line, as they are printed."""
+    ours, difference, cells = line["ours"], line["difference"], line["cells"]
     return [
-        "-" if published is None else f"{published:.1f}",
+        *("-" if line[key] is None else f"{line[key]:.1f}" for key in ("published", "published_same_classes")),
         "-"
         if ours is None
         else f"{ours['value']:.1f}" + ("" if ours["low"] is None else f" [{ours['low']:.1f}, {ours['high']:.1f}]"),
@@ -510,12 +580,21 @@ def explained(found: Json) -> str:
     }
     intervals = " or ".join(how[kind] for kind in sorted(kinds) if kind in how) or ("none" if kinds else "none yet")
     part = any(0 < line["cells"]["done"] < line["cells"]["of"] for line in found["lines"])
-    rest = " Where cells are missing, ours is the mean of those that are there." if part else ""
+    rest = " Where cells are missing, ours is the mean of those that are there; the difference is to the published mean over the "
+    rest = rest + "same classes, and is not given where that is not known." if part else ""
     what = f"{'; '.join(found['metrics'])} in {found['unit']}, mean over classes of the mean over seeds"
     return f"{what}; intervals: {intervals}.{rest}"
 
 
 # -- private ---------------------------------------------------------------------------------------------------------
+
+
+def _by_class(line: Json, classes: Sequence[str]) -> list[list[str]]:
+    """Our numbers, and the published ones below them where there are any."""
+    ours = {normal: number["mean"] for normal, number in line["classes"].items()}
+    rows = [(line["row"], ours), (f"{line['row']}, published", line["published_classes"])]
+    spelled = [[name, *("" if n not in numbers else f"{numbers[n]:.1f}" for n in classes)] for name, numbers in rows]
+    return spelled if any(n in line["published_classes"] for n in classes) else spelled[:1]
 
 
 def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -88,8 +88,12 @@ class Row:
     """Where not the table's: 1 for what does not depend on the seed."""
     metric: str = ""
     """One of METRICS, where not the table's."""
+    keep: tuple[str, ...] = ()
+    """Further scores of the method that are kept with each fit, for other tables."""
     published: Mapping[str, float] = field(default_factory=dict)
     """Column -> number; "mean" of the columns where the table has it."""
+    published_classes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Column -> class -> number, where the classes are published one by one."""
     note: str = ""
 
 
@@ -252,6 +256,8 @@ class Cell:
     maps: bool
     """Metrics of maps are wanted."""
     minimum_area: float | None
+    keep: tuple[str, ...]
+    """Further scores of the method that are kept with the fit."""
 
     @property
     def spec(self) -> str:
@@ -268,6 +274,11 @@ class Cell:
         maps = [f"maps, smallest area {self.minimum_area}"] if self.maps else []
         key = _hash(self.fit_key, self.score, self.test_images, *maps)
         return Path("cells", self.method, f"{_slug(self.spec)}-seed-{self.seed}-{key}.json")
+
+    @property
+    def scores_file(self) -> Path:
+        """Where the scores of the fit are kept, relative to the folder of results."""
+        return Path("scores", self.method, f"{_slug(self.spec)}-seed-{self.seed}-{self.fit_key}.json")
 
 
 def cells_of(table: Table) -> list[Cell]:
@@ -296,6 +307,7 @@ def cells_of(table: Table) -> list[Cell]:
             table.test_images,
             table.needs_maps,
             table.minimum_area,
+            row.keep,
         )
         for seed in range(max(row.seeds or table.seeds for row in table.rows))
         for name, column in table.columns.items()
@@ -357,13 +369,15 @@ def _checked(table: Table) -> Table:
         raise SettingsError(f"{who}: {', '.join(AT_THRESHOLD)} need minimum_area, a share of an image.")
     if len(rows) < len(table.rows):
         raise SettingsError(f"{who}: every row needs a name of its own.")
-    named = [name for row in table.rows for name in (*row.published, *row.words_on)]
+    named = [name for row in table.rows for name in (*row.published, *row.published_classes, *row.words_on)]
     named = [name for name in named if not (table.mean and name == "mean")]
     _known(who, "column", [*named, *quick.columns, *quick.classes], table.columns)
     _known(who, "row", [*quick.rows, *quick.words_of], rows)
     for name, column in table.columns.items():
         if column.data in CLASSES:
             _known(f"{who}: {name}", "class", column.classes, CLASSES[column.data])
+        for row in table.rows:
+            _known(f"{who}: {row.name}", "class", row.published_classes.get(name, ()), classes_of(column))
         _known(f"{who}: {name}", "class", tuple(quick.classes.get(name, ())), classes_of(column))
     return table
 
