@@ -109,6 +109,25 @@ def test_map_of_energies_by_patches() -> None:
     assert (map[:, 8:16, 8:16].mean((1, 2)) > map.flatten(1).quantile(0.8, dim=1)).all()
 
 
+def test_the_floor_is_relative_to_each_coordinate() -> None:
+    """A coordinate in other units changes the energies by a constant only; a common floor would hide one of small variance."""
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(200, 3, generator=generator, dtype=torch.float64)
+    gamma = torch.softmax(torch.randn(200, 2, generator=generator, dtype=torch.float64), 1)
+    units = torch.tensor([100.0, 1.0, 0.01], dtype=torch.float64)
+
+    def energies(points: torch.Tensor) -> torch.Tensor:
+        weights, means, covariances = moments(points, gamma, 1e-2)
+        return mixture_energy(points, weights, means, torch.linalg.cholesky(covariances))
+
+    torch.testing.assert_close(energies(z * units), energies(z) + units.log().sum(), rtol=1e-3, atol=1e-3)
+    variances = moments(z * units, gamma, 1e-2)[2].diagonal(dim1=1, dim2=2)
+    plain = moments(z * units, gamma, 0.0)[2].diagonal(dim1=1, dim2=2)
+    torch.testing.assert_close(
+        variances - plain, (1e-2 * (z * units).var(0, correction=0)).expand(2, 3), rtol=1e-3, atol=0
+    )
+
+
 def test_a_batch_all_alike_has_a_density() -> None:
     z = torch.full((8, 3), 0.7, dtype=torch.float64)
     weights, means, covariances = moments(z, torch.full((8, 2), 0.5, dtype=torch.float64), 1e-3)

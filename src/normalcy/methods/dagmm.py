@@ -11,11 +11,12 @@ collapsing (Zong et al. 2018). The score is E(z) in nats under the mixture of al
 | networks | fully connected, for tables | the same | convolutional, for images |
 | latent dimension | 1 or 2 | the same | ``latent``, 4 |
 | reconstruction error | sum over features | sum or mean | sum over pixels, in units of the training images' variance |
-| covariances | inverted as they are | 1e-12 is added | Cholesky factors in 64 bits, ``floor`` added to the variances |
+| covariances | inverted as they are | 1e-12 is added | Cholesky factors in 64 bits, relative ``floor`` added |
 | distance and cosine | of x and x' | the same | the same, although the networks see x minus the mean image |
 
 With a mean over pixels the penalty, which rewards large variances, would outweigh the reconstruction error. ``floor``, in units
-of the mean variance of z, keeps the density finite for small batches and for equal images.
+of the variance of each coordinate of z, keeps the density finite for small batches and for equal images. It is relative to each
+coordinate because distance and cosine vary hundreds of times less than the code: a common floor hides them.
 
 The energy has no position in the image; ``map`` is the squared error. For a map of energies score patches:
 ``--method patchwise --set inner=dagmm --set inner_map=false``.
@@ -35,6 +36,9 @@ from normalcy import config
 from normalcy.method import Batches, Method, Objective, Scores, Stage
 from normalcy.nets.convnets import Network, Standardise, choose
 
+TINY = 1e-8
+"""Added to the variances of z before ``floor`` is taken of them: coordinates of equal images have none."""
+
 
 @dataclass(frozen=True)
 class DAGMMSettings:
@@ -51,7 +55,7 @@ class DAGMMSettings:
     penalty: float = 0.005
     """lambda_2, weight of the sum of inverse variances."""
     floor: float = 1e-3
-    """Added to all variances, in units of the mean variance of z."""
+    """Added to the variances of the components, in units of the variance of the same coordinate of z over the batch."""
     network: Network = "auto"
     """"auto": "lenet" for sides of at most 32 pixels, else "dcgan". "lenet": 5x5 convolutions and max-pooling (Ruff et al. 2018);
     "dcgan": 4x4 convolutions of stride 2 (Radford et al. 2016)."""
@@ -151,14 +155,13 @@ class DAGMM(Method):
 def moments(z: Tensor, gamma: Tensor, floor: float) -> tuple[Tensor, Tensor, Tensor]:
     """Weights (k,), means (k, d) and covariances (k, d, d) of points z (B, d) with memberships gamma (B, k) (equation 5).
 
-    ``floor`` times the mean variance of the points is added to all variances.
+    ``floor`` times the variance of all points along a coordinate is added to the variances along it.
     """
     total = gamma.sum(0).clamp(min=1e-9)
     means = gamma.T @ z / total[:, None]
     centred = z[:, None] - means  # (B, k, d)
     covariances = torch.einsum("bk,bki,bkj->kij", gamma, centred, centred) / total[:, None, None]
-    variance = z.detach().var(0, correction=0).mean() + 1e-6
-    return total / len(z), means, covariances + floor * variance * torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
+    return total / len(z), means, covariances + torch.diag(floor * (z.detach().var(0, correction=0) + TINY))
 
 
 def mixture_energy(z: Tensor, weights: Tensor, means: Tensor, factors: Tensor) -> Tensor:
