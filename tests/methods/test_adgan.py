@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,21 +15,12 @@ from normalcy.errors import SettingsError
 from normalcy.methods import adgan
 from normalcy.methods.adgan import ADGAN, ADGANSettings
 from normalcy.testing import smooth_textures
-from normalcy.training.fit import fit
-from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {"steps": 20, "batch_size": 8, "latent": 8, "width": 4, "restarts": 2, "search_steps": 3}
 """Settings that make the contract tests quick."""
 
 SHAPE = (2, 12, 16)
-
-
-def _fitted(**words: Any) -> ADGAN:
-    torch.manual_seed(0)
-    method = ADGAN(ADGANSettings(**{"latent": 6, "width": 4, "restarts": 3, "search_steps": 4, **words}), SHAPE)
-    settings = TrainSettings(steps=20, batch_size=16, precision="32-true", device="cpu")
-    fit(method, smooth_textures(64, SHAPE, seed=0), settings)
-    return method
+SMALL: dict[str, Any] = {"latent": 6, "width": 4, "restarts": 3, "search_steps": 4, "count": 64, "steps": 20}
 
 
 def _one_by_one(method: ADGAN, image: Tensor, code: Tensor) -> tuple[float, Tensor]:
@@ -49,8 +41,8 @@ def _one_by_one(method: ADGAN, image: Tensor, code: Tensor) -> tuple[float, Tens
 
 
 @pytest.mark.parametrize("tuning_lr", [0.0, 5e-5, 5e-3])
-def test_scores_are_those_of_one_copy_at_a_time(tuning_lr: float) -> None:
-    method = _fitted(tuning_lr=tuning_lr)
+def test_scores_are_those_of_one_copy_at_a_time(fitted: Callable[..., ADGAN], tuning_lr: float) -> None:
+    method = fitted(ADGAN, SHAPE, **SMALL | {"tuning_lr": tuning_lr})
     x = smooth_textures(3, SHAPE, seed=1)
     scores = method.score(x)
     assert scores.restored is not None
@@ -66,8 +58,8 @@ def test_scores_are_those_of_one_copy_at_a_time(tuning_lr: float) -> None:
         torch.testing.assert_close(scores.uncertainty[i], images.std(0, correction=0).mean(0), rtol=1e-2, atol=1e-5)
 
 
-def test_tuning_helps_the_restoration() -> None:
-    method = _fitted(search_steps=10)
+def test_tuning_helps_the_restoration(fitted: Callable[..., ADGAN]) -> None:
+    method = fitted(ADGAN, SHAPE, **SMALL | {"search_steps": 10})
     x = smooth_textures(4, SHAPE, seed=1)
     errors = []
     for tuning_lr in (0.0, 1e-3, 1e-2):
@@ -76,8 +68,8 @@ def test_tuning_helps_the_restoration() -> None:
     assert errors[0] > errors[1] > errors[2]
 
 
-def test_images_in_turn_when_copies_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    method = _fitted()
+def test_images_in_turn_when_copies_do_not_fit(fitted: Callable[..., ADGAN], monkeypatch: pytest.MonkeyPatch) -> None:
+    method = fitted(ADGAN, SHAPE, **SMALL)
     x = smooth_textures(3, SHAPE, seed=1)
     together = method.score(x)
     monkeypatch.setattr(adgan, "COPIES_BYTES", 1)

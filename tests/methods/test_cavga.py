@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,10 +12,8 @@ from torch.nn import functional as F
 
 from normalcy.errors import DataError, SettingsError
 from normalcy.methods.cavga import CAVGA, CAVGASettings
-from normalcy.nets.attention import grad_cam
+from normalcy.nets.grad_cam import grad_cam
 from normalcy.testing import smooth_textures
-from normalcy.training.fit import fit
-from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {
     "steps": 40,
@@ -26,14 +25,7 @@ CONTRACT: dict[str, Any] = {
 """Settings that make the contract tests quick."""
 
 SHAPE = (1, 16, 24)
-
-
-def _fitted(steps: int = 6, **words: Any) -> CAVGA:
-    torch.manual_seed(0)
-    method = CAVGA(CAVGASettings(**{"latent": 3, "width": 4, "lr": 3e-3, "smoothing": 0.0, **words}), SHAPE)
-    settings = TrainSettings(steps=steps, batch_size=16, precision="32-true", device="cpu")
-    fit(method, smooth_textures(48, SHAPE, seed=0), settings)
-    return method
+SMALL: dict[str, Any] = {"latent": 3, "width": 4, "lr": 3e-3, "smoothing": 0.0, "steps": 6}
 
 
 def test_grad_cam_of_a_known_function() -> None:
@@ -44,8 +36,8 @@ def test_grad_cam_of_a_known_function() -> None:
     torch.testing.assert_close(found, (maps * w.view(1, 3, 1, 1)).sum(1) / 20)
 
 
-def test_expansion_loss_reaches_the_encoder() -> None:
-    method = _fitted()
+def test_expansion_loss_reaches_the_encoder(fitted: Callable[..., CAVGA]) -> None:
+    method = fitted(CAVGA, SHAPE, **SMALL)
     method.zero_grad()
     maps = method.encoder(method.standardise(smooth_textures(4, SHAPE, seed=1)))
     mean, _ = method.code(maps)
@@ -55,14 +47,17 @@ def test_expansion_loss_reaches_the_encoder() -> None:
     assert first.grad.abs().sum() > 0
 
 
-def test_training_spreads_attention_over_normal_images() -> None:
+def test_training_spreads_attention_over_normal_images(fitted: Callable[..., CAVGA]) -> None:
     x = smooth_textures(8, SHAPE, seed=1)
-    means = [_fitted(steps=30, expansion=weight).with_score("attention").score(x).image.mean() for weight in (0.0, 1.0)]
+    means = [
+        fitted(CAVGA, SHAPE, **SMALL | {"steps": 30, "expansion": weight}).with_score("attention").score(x).image.mean()
+        for weight in (0.0, 1.0)
+    ]
     assert means[1] < means[0]
 
 
-def test_scores_restated() -> None:
-    method = _fitted()
+def test_scores_restated(fitted: Callable[..., CAVGA]) -> None:
+    method = fitted(CAVGA, SHAPE, **SMALL)
     x = smooth_textures(2, SHAPE, seed=1)
     y = method.standardise(x)
     maps = method.encoder(y).detach().requires_grad_()
@@ -78,8 +73,8 @@ def test_scores_restated() -> None:
     torch.testing.assert_close(method.with_score("reconstruction").score(x).image, error)
 
 
-def test_players_own_disjoint_parts_and_all_of_them() -> None:
-    method = _fitted(steps=1)
+def test_players_own_disjoint_parts_and_all_of_them(fitted: Callable[..., CAVGA]) -> None:
+    method = fitted(CAVGA, SHAPE, **SMALL | {"steps": 1})
     owners = [{id(p) for p in o.parameters} for o in method.stages()[0].objectives]
     assert sum(map(len, owners)) == len(set().union(*owners)) == len(list(method.parameters()))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,24 +14,16 @@ from torch.nn import functional as F
 from normalcy.errors import SettingsError
 from normalcy.methods.cnn_dictionary import CNNDictionary, CNNDictionarySettings
 from normalcy.testing import smooth_textures
-from normalcy.training.fit import fit
-from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {"words": 20, "patches": 1000, "layer": 1}
 """Settings that make the contract tests quick."""
 
 SHAPE = (1, 48, 64)
+SMALL: dict[str, Any] = {"words": 12, "patches": 2000, "smoothing": 0.0, "count": 24}
 
 
-def _fitted(**words: Any) -> CNNDictionary:
-    torch.manual_seed(0)
-    method = CNNDictionary(CNNDictionarySettings(**{"words": 12, "patches": 2000, "smoothing": 0.0, **words}), SHAPE)
-    fit(method, smooth_textures(24, SHAPE, seed=0), TrainSettings(device="cpu"))
-    return method
-
-
-def test_patches_are_local_means_of_a_layer() -> None:
-    method = _fitted(pool=3)
+def test_patches_are_local_means_of_a_layer(fitted: Callable[..., CNNDictionary]) -> None:
+    method = fitted(CNNDictionary, SHAPE, **SMALL | {"pool": 3})
     x = smooth_textures(2, SHAPE, seed=1)
     with torch.no_grad():
         (maps,) = method.backbone(x)
@@ -40,8 +33,8 @@ def test_patches_are_local_means_of_a_layer() -> None:
     torch.testing.assert_close(patches[1, 0, 0], maps[1, :, :2, :2].mean((1, 2)), rtol=1e-4, atol=1e-5)
 
 
-def test_components_are_those_of_scikit_learn() -> None:
-    method = _fitted()
+def test_components_are_those_of_scikit_learn(fitted: Callable[..., CNNDictionary]) -> None:
+    method = fitted(CNNDictionary, SHAPE, **SMALL)
     with torch.no_grad():
         rows = method.patches(smooth_textures(24, SHAPE, seed=0)).flatten(0, 2)
     pca = PCA(0.95, svd_solver="full").fit(rows.numpy())
@@ -50,8 +43,8 @@ def test_components_are_those_of_scikit_learn() -> None:
     torch.testing.assert_close(similar.diagonal()[:5], torch.ones(5), rtol=1e-2, atol=1e-2)
 
 
-def test_words_are_training_patches() -> None:
-    method = _fitted()
+def test_words_are_training_patches(fitted: Callable[..., CNNDictionary]) -> None:
+    method = fitted(CNNDictionary, SHAPE, **SMALL)
     with torch.no_grad():
         rows = (method.patches(smooth_textures(24, SHAPE, seed=0)).flatten(0, 2) - method.centre) @ method.basis.T
     assert len(method.dictionary) <= 12
@@ -59,8 +52,8 @@ def test_words_are_training_patches() -> None:
 
 
 @pytest.mark.parametrize("nearest", [1, 4, 99])
-def test_score_is_the_mean_distance_to_the_nearest_words(nearest: int) -> None:
-    method = _fitted(nearest=nearest, top=0.25)
+def test_score_is_the_mean_distance_to_the_nearest_words(fitted: Callable[..., CNNDictionary], nearest: int) -> None:
+    method = fitted(CNNDictionary, SHAPE, **SMALL | {"nearest": nearest, "top": 0.25})
     x = smooth_textures(3, SHAPE, seed=1)
     with torch.no_grad():
         rows = (method.patches(x) - method.centre) @ method.basis.T

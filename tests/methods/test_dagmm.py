@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,14 +22,7 @@ CONTRACT: dict[str, Any] = {"steps": 60, "batch_size": 16, "width": 4, "latent":
 """Settings that make the contract tests quick."""
 
 SHAPE = (1, 16, 16)
-
-
-def _fitted(steps: int = 60, **words: Any) -> DAGMM:
-    torch.manual_seed(0)
-    method = DAGMM(DAGMMSettings(**{"width": 4, "latent": 2, "components": 2, "lr": 0.005, **words}), SHAPE)
-    settings = TrainSettings(steps=steps, batch_size=16, precision="32-true", device="cpu")
-    fit(method, smooth_textures(64, SHAPE, seed=0), settings)
-    return method
+SMALL: dict[str, Any] = {"width": 4, "latent": 2, "components": 2, "lr": 0.005, "count": 64, "steps": 60}
 
 
 def test_energy_is_the_density_of_scikit_learn() -> None:
@@ -53,8 +47,8 @@ def test_moments_are_the_m_step_of_scikit_learn() -> None:
     np.testing.assert_allclose(covariances, mixture.covariances_, rtol=1e-5, atol=1e-8)
 
 
-def test_loss_restated() -> None:
-    method = _fitted(energy=0.3, penalty=0.02).eval()
+def test_loss_restated(fitted: Callable[..., DAGMM]) -> None:
+    method = fitted(DAGMM, SHAPE, **SMALL | {"energy": 0.3, "penalty": 0.02}).eval()
     x = smooth_textures(16, SHAPE, seed=1)
     with torch.no_grad():
         z, y, restored = method.describe(x)
@@ -68,8 +62,8 @@ def test_loss_restated() -> None:
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_z_holds_code_relative_distance_and_cosine() -> None:
-    method = _fitted()
+def test_z_holds_code_relative_distance_and_cosine(fitted: Callable[..., DAGMM]) -> None:
+    method = fitted(DAGMM, SHAPE, **SMALL)
     x = smooth_textures(4, SHAPE, seed=1)
     with torch.no_grad():
         z, _, restored = method.describe(x)
@@ -78,8 +72,8 @@ def test_z_holds_code_relative_distance_and_cosine() -> None:
         assert float(row[3]) == pytest.approx(float((a * b).sum() / a.norm() / b.norm()), rel=1e-4)
 
 
-def test_score_is_the_energy_under_all_training_images() -> None:
-    method = _fitted()
+def test_score_is_the_energy_under_all_training_images(fitted: Callable[..., DAGMM]) -> None:
+    method = fitted(DAGMM, SHAPE, **SMALL)
     x = smooth_textures(64, SHAPE, seed=0)
     with torch.no_grad():
         z = method.describe(x)[0].double()
@@ -88,10 +82,10 @@ def test_score_is_the_energy_under_all_training_images() -> None:
     torch.testing.assert_close(method.score(x).image, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_reconstruction_is_learned_beside_energy_and_penalty() -> None:
+def test_reconstruction_is_learned_beside_energy_and_penalty(fitted: Callable[..., DAGMM]) -> None:
     """With the error as a mean over pixels the penalty outweighs it: images are then said worse than by their mean."""
     x = smooth_textures(64, SHAPE, seed=0)
-    method = _fitted(steps=200)
+    method = fitted(DAGMM, SHAPE, **SMALL | {"steps": 200})
     with torch.no_grad():
         _, y, restored = method.describe(x)
     assert (y - restored).square().mean() < 0.8 * y.square().mean()

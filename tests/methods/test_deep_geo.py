@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,21 +16,12 @@ from torch.nn import functional as F
 from normalcy.errors import DataError, SettingsError
 from normalcy.methods.deep_geo import TRANSFORMS, DeepGEO, DeepGEOSettings, fit_dirichlet, inverse_digamma
 from normalcy.testing import smooth_textures
-from normalcy.training.fit import fit
-from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {"steps": 200, "batch_size": 32, "widen": 1, "lr": 0.003}
 """Settings that make the contract tests quick."""
 
 SHAPE = (2, 12, 12)
-
-
-def _fitted(steps: int = 3) -> DeepGEO:
-    torch.manual_seed(0)
-    method = DeepGEO(DeepGEOSettings(widen=1), SHAPE)
-    settings = TrainSettings(steps=steps, batch_size=16, precision="32-true", device="cpu")
-    fit(method, smooth_textures(24, SHAPE, seed=0), settings)
-    return method
+SMALL: dict[str, Any] = {"widen": 1, "count": 24, "steps": 3}
 
 
 def test_72_transforms_all_different_the_first_changes_nothing() -> None:
@@ -67,8 +59,8 @@ def test_inverse_digamma() -> None:
     torch.testing.assert_close(inverse_digamma(torch.digamma(x)), x)
 
 
-def test_score_is_the_normality_of_the_paper_restated() -> None:
-    method = _fitted()
+def test_score_is_the_normality_of_the_paper_restated(fitted: Callable[..., DeepGEO]) -> None:
+    method = fitted(DeepGEO, SHAPE, **SMALL)
     x = smooth_textures(2, SHAPE, seed=1)
     scores = method.score(x).image
     method.eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,24 +17,16 @@ from normalcy.methods.deep_if import DeepIF, DeepIFSettings
 from normalcy.nets.backbones import Backbone
 from normalcy.nets.forest import IsolationTrees
 from normalcy.testing import smooth_textures, with_defect
-from normalcy.training.fit import fit
-from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {"trees": 30, "magnify": 2}
 """Settings that make the contract tests quick."""
 
 SHAPE = (3, 32, 32)
+SMALL: dict[str, Any] = {"trees": 30, "magnify": 2}
 
 
-def _fitted(**words: Any) -> DeepIF:
-    torch.manual_seed(0)
-    method = DeepIF(DeepIFSettings(**{"trees": 30, "magnify": 2, **words}), SHAPE)
-    fit(method, smooth_textures(48, SHAPE, seed=0), TrainSettings(device="cpu"))
-    return method
-
-
-def test_features_are_the_channels_means_of_all_layers() -> None:
-    method = _fitted()
+def test_features_are_the_channels_means_of_all_layers(fitted: Callable[..., DeepIF]) -> None:
+    method = fitted(DeepIF, SHAPE, **SMALL)
     x = smooth_textures(3, SHAPE, seed=1)
     backbone = Backbone("efficientnet_lite0", (0, 1, 2, 3, 4), 3)
     backbone.load_pretrained()
@@ -63,8 +56,8 @@ def test_small_images_are_magnified_by_default() -> None:
     assert DeepIF(DeepIFSettings(), (1, 256, 200)).magnify == 1
 
 
-def test_one_layer_is_enough_for_a_plain_defect() -> None:
-    method = _fitted(layers=(1,))
+def test_one_layer_is_enough_for_a_plain_defect(fitted: Callable[..., DeepIF]) -> None:
+    method = fitted(DeepIF, SHAPE, **SMALL | {"layers": (1,)})
     normal = method.score(smooth_textures(10, SHAPE, seed=1)).image
     anomalous = method.score(with_defect(smooth_textures(10, SHAPE, seed=2), seed=3)[0]).image
     assert (anomalous[:, None] > normal).float().mean() > 0.9

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,25 +12,16 @@ import torch
 from normalcy.errors import SettingsError
 from normalcy.methods.dsebm import DSEBM, DSEBMSettings
 from normalcy.testing import smooth_textures
-from normalcy.training.fit import fit
-from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {"steps": 40, "batch_size": 8, "width": 4, "features": 16, "lr": 5e-3}
 """Settings that make the contract tests quick."""
 
 SHAPE = (1, 12, 16)
+SMALL: dict[str, Any] = {"width": 4, "features": 16, "lr": 3e-3, "count": 64}
 
 
-def _fitted(steps: int = 10, **words: Any) -> DSEBM:
-    torch.manual_seed(0)
-    method = DSEBM(DSEBMSettings(**{"width": 4, "features": 16, "lr": 3e-3, **words}), SHAPE)
-    settings = TrainSettings(steps=steps, batch_size=16, precision="32-true", device="cpu")
-    fit(method, smooth_textures(64, SHAPE, seed=0), settings)
-    return method
-
-
-def test_gradient_is_that_of_the_energy_by_finite_differences() -> None:
-    method = _fitted().double()
+def test_gradient_is_that_of_the_energy_by_finite_differences(fitted: Callable[..., DSEBM]) -> None:
+    method = fitted(DSEBM, SHAPE, **SMALL).double()
     y = torch.randn(2, *SHAPE, dtype=torch.float64)
     size = y[0].numel()
     direction = torch.randn_like(y)
@@ -46,9 +38,9 @@ def test_gradient_is_that_of_the_energy_by_finite_differences() -> None:
     torch.testing.assert_close(along, difference, rtol=1e-4, atol=1e-4)
 
 
-def test_a_linear_network_restores_by_its_bias() -> None:
+def test_a_linear_network_restores_by_its_bias(fitted: Callable[..., DSEBM]) -> None:
     """Without features E = 1/2 |y - b|^2, so that one step down leads to b."""
-    method = _fitted()
+    method = fitted(DSEBM, SHAPE, **SMALL)
     with torch.no_grad():
         for p in method.network.parameters():
             p.zero_()
@@ -57,8 +49,8 @@ def test_a_linear_network_restores_by_its_bias() -> None:
     torch.testing.assert_close(restored, method.standardise.inverse(method.bias.detach()).expand(2, -1, -1, -1))
 
 
-def test_loss_is_denoising_and_its_gradient_reaches_the_weights() -> None:
-    method = _fitted()
+def test_loss_is_denoising_and_its_gradient_reaches_the_weights(fitted: Callable[..., DSEBM]) -> None:
+    method = fitted(DSEBM, SHAPE, **SMALL)
     x = smooth_textures(4, SHAPE, seed=1)
     method.zero_grad()
     torch.manual_seed(3)
@@ -71,15 +63,15 @@ def test_loss_is_denoising_and_its_gradient_reaches_the_weights() -> None:
     assert all(p.grad is not None for name, p in method.named_parameters() if "weight" in name)
 
 
-def test_training_denoises() -> None:
+def test_training_denoises(fitted: Callable[..., DSEBM]) -> None:
     x = smooth_textures(32, SHAPE, seed=1)
-    method = _fitted(steps=300)
+    method = fitted(DSEBM, SHAPE, **SMALL | {"steps": 300})
     torch.manual_seed(0)
     assert float(method.denoising(x)["loss"]) < 0.8 * 0.5**2  # the variance of the noise
 
 
-def test_scores_are_energy_and_squared_step() -> None:
-    method = _fitted()
+def test_scores_are_energy_and_squared_step(fitted: Callable[..., DSEBM]) -> None:
+    method = fitted(DSEBM, SHAPE, **SMALL)
     x = smooth_textures(3, SHAPE, seed=1)
     y = method.standardise(x)
     step = method.step(y)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,25 +13,16 @@ from torch import nn
 from normalcy.errors import SettingsError
 from normalcy.methods.ganomaly import GANomaly, GANomalySettings
 from normalcy.testing import smooth_textures
-from normalcy.training.fit import fit
-from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {"steps": 40, "batch_size": 8, "latent": 8, "width": 4, "lr": 2e-3}
 """Settings that make the contract tests quick."""
 
 SHAPE = (2, 12, 16)
+SMALL: dict[str, Any] = {"latent": 6, "width": 4, "lr": 2e-3, "count": 64}
 
 
-def _fitted(steps: int = 10, **words: Any) -> GANomaly:
-    torch.manual_seed(0)
-    method = GANomaly(GANomalySettings(**{"latent": 6, "width": 4, "lr": 2e-3, **words}), SHAPE)
-    settings = TrainSettings(steps=steps, batch_size=16, precision="32-true", device="cpu")
-    fit(method, smooth_textures(64, SHAPE, seed=0), settings)
-    return method
-
-
-def test_loss_is_the_weighted_sum_of_its_parts_restated() -> None:
-    method = _fitted(adversarial=2.0, context=30.0, encoder=3.0)
+def test_loss_is_the_weighted_sum_of_its_parts_restated(fitted: Callable[..., GANomaly]) -> None:
+    method = fitted(GANomaly, SHAPE, **SMALL | {"adversarial": 2.0, "context": 30.0, "encoder": 3.0})
     x = smooth_textures(5, SHAPE, seed=1)
     with torch.no_grad():
         y = method.range(x)
@@ -45,8 +37,8 @@ def test_loss_is_the_weighted_sum_of_its_parts_restated() -> None:
     assert set(found) == {"loss", "adversarial", "context", "encoder"}
 
 
-def test_scores_are_equation_5_and_the_context() -> None:
-    method = _fitted()
+def test_scores_are_equation_5_and_the_context(fitted: Callable[..., GANomaly]) -> None:
+    method = fitted(GANomaly, SHAPE, **SMALL)
     x = smooth_textures(5, SHAPE, seed=1)
     with torch.no_grad():
         y = method.range(x)
@@ -60,8 +52,8 @@ def test_scores_are_equation_5_and_the_context() -> None:
     torch.testing.assert_close(context.map.mean((1, 2)), context.image)
 
 
-def test_discriminator_does_not_train_the_generator() -> None:
-    method = _fitted()
+def test_discriminator_does_not_train_the_generator(fitted: Callable[..., GANomaly]) -> None:
+    method = fitted(GANomaly, SHAPE, **SMALL)
     method.zero_grad()
     loss = method.discriminator_loss(smooth_textures(4, SHAPE, seed=1))["loss"]
     loss.backward()  # type: ignore[no-untyped-call]
@@ -69,19 +61,25 @@ def test_discriminator_does_not_train_the_generator() -> None:
     assert any(p.grad is not None and p.grad.any() for p in method.discriminator.parameters())
 
 
-def test_players_own_disjoint_parts() -> None:
-    owners = [{id(p) for p in o.parameters} for o in _fitted(steps=1).stages()[0].objectives]
+def test_players_own_disjoint_parts(fitted: Callable[..., GANomaly]) -> None:
+    owners = [
+        {id(p) for p in o.parameters} for o in fitted(GANomaly, SHAPE, **SMALL | {"steps": 1}).stages()[0].objectives
+    ]
     assert not owners[0] & owners[1]
 
 
-def test_training_brings_codes_together() -> None:
+def test_training_brings_codes_together(fitted: Callable[..., GANomaly]) -> None:
     x = smooth_textures(16, SHAPE, seed=1)
-    context = [_fitted(steps).with_score("context").score(x).image.mean() for steps in (1, 150)]
+    context = [
+        fitted(GANomaly, SHAPE, **SMALL | {"steps": steps}).with_score("context").score(x).image.mean()
+        for steps in (1, 150)
+    ]
     assert context[1] < 0.95 * context[0]
 
 
-def test_models_saved_under_the_former_name_of_the_second_encoder_load() -> None:
-    method, fresh = _fitted(), GANomaly(GANomalySettings(latent=6, width=4), SHAPE)
+def test_models_saved_under_the_former_name_of_the_second_encoder_load(fitted: Callable[..., GANomaly]) -> None:
+    method = fitted(GANomaly, SHAPE, **SMALL)
+    fresh = GANomaly(method.settings, SHAPE)
     former = {key.replace("second_encoder.", "again."): value for key, value in method.state_dict().items()}
     assert any(key.startswith("again.") for key in former)
     fresh.load_state_dict(former)

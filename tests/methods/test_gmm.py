@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,6 @@ from torch import Tensor
 from normalcy.errors import SettingsError
 from normalcy.methods import gmm
 from normalcy.methods.gmm import GMM, GMMSettings
-from normalcy.training.fit import fit
 
 CONTRACT: dict[str, Any] = {}
 """Settings that make the contract tests quick."""
@@ -27,34 +27,30 @@ def images(count: int, seed: int, clusters: int = 1, shift: float = 0.0) -> Tens
     return centres[which] + shift + 0.1 * torch.randn(count, 1, 6, 6, generator=rng)
 
 
-def fitted(x: Tensor, **settings: object) -> GMM:
-    method = GMM(GMMSettings(**settings), x.shape[1:])
-    fit(method, x)
-    return method
-
-
 @pytest.mark.parametrize("components", [1, 3])
-def test_score_equals_scikit_learn(components: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_score_equals_scikit_learn(
+    fitted: Callable[..., GMM], components: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(gmm, "random_state", lambda: 5)
     train, test = images(200, 0, clusters=3), images(40, 1, clusters=3, shift=0.1)
-    method = fitted(train, components=(components,))
+    method = fitted(GMM, train, components=(components,))
     z = method.features(train).double().numpy()
     reference = GaussianMixture(components, reg_covar=1e-3 * z.var(0).mean(), random_state=5).fit(z)
     expected = -reference.score_samples(method.features(test).double().numpy())
     np.testing.assert_allclose(method.score(test).image.numpy(), expected, rtol=1e-4, atol=1e-3)
 
 
-def test_number_of_gaussians_is_found() -> None:
-    assert len(fitted(images(300, 0, clusters=4), components=(1, 4)).means) == 4
-    assert len(fitted(images(300, 0, clusters=1), components=(1, 8)).means) == 1
+def test_number_of_gaussians_is_found(fitted: Callable[..., GMM]) -> None:
+    assert len(fitted(GMM, images(300, 0, clusters=4), components=(1, 4)).means) == 4
+    assert len(fitted(GMM, images(300, 0, clusters=1), components=(1, 8)).means) == 1
 
 
-def test_fewer_images_than_gaussians() -> None:
-    assert fitted(images(3, 0)).score(images(2, 1)).image.isfinite().all()
+def test_fewer_images_than_gaussians(fitted: Callable[..., GMM]) -> None:
+    assert fitted(GMM, images(3, 0)).score(images(2, 1)).image.isfinite().all()
 
 
-def test_anomalous_images_score_higher() -> None:
-    method = fitted(images(200, 0))
+def test_anomalous_images_score_higher(fitted: Callable[..., GMM]) -> None:
+    method = fitted(GMM, images(200, 0))
     assert method.score(images(20, 1, shift=0.5)).image.min() > method.score(images(20, 2)).image.max()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,6 @@ from normalcy.errors import SettingsError
 from normalcy.methods.isolation_forest import IsolationForest, IsolationForestSettings
 from normalcy.nets import forest as forest_trees
 from normalcy.nets.forest import _rounded_down, mean_search_length
-from normalcy.training.fit import fit
 
 CONTRACT: dict[str, Any] = {}
 """Settings that make the contract tests quick."""
@@ -27,17 +27,13 @@ def images(count: int, seed: int, shift: float = 0.0) -> Tensor:
     return 0.5 + shift + 0.2 * torch.randn(count, 1, 6, 6, generator=rng)
 
 
-def fitted(x: Tensor, **settings: object) -> IsolationForest:
-    method = IsolationForest(IsolationForestSettings(**settings), x.shape[1:])
-    fit(method, x)
-    return method
-
-
 @pytest.mark.parametrize(("count", "per_tree"), [(100, 256), (400, 64)])
-def test_score_equals_scikit_learn(count: int, per_tree: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_score_equals_scikit_learn(
+    fitted: Callable[..., IsolationForest], count: int, per_tree: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(forest_trees, "random_state", lambda: 5)
     train, test = images(count, 0), torch.cat([images(30, 1), images(30, 2, shift=0.4)])
-    method = fitted(train, trees=20, images_per_tree=per_tree)
+    method = fitted(IsolationForest, train, trees=20, images_per_tree=per_tree)
     reference = Forest(n_estimators=20, max_samples=min(per_tree, count), random_state=5)
     reference.fit(method.features(train).numpy())
     expected = -reference.score_samples(method.features(test).numpy())
@@ -56,13 +52,13 @@ def test_a_cut_rounded_to_float32_cuts_the_same() -> None:
         assert ((x <= rounded) == (x.astype(np.float64) <= cuts)).all()
 
 
-def test_anomalous_images_score_higher() -> None:
-    method = fitted(images(200, 0))
+def test_anomalous_images_score_higher(fitted: Callable[..., IsolationForest]) -> None:
+    method = fitted(IsolationForest, images(200, 0))
     assert method.score(images(20, 1, shift=0.5)).image.min() > method.score(images(20, 2)).image.max()
 
 
-def test_one_image_is_scored_as_in_a_batch_and_changes_nothing() -> None:
-    method, test = fitted(images(50, 0), trees=10), images(5, 1)
+def test_one_image_is_scored_as_in_a_batch_and_changes_nothing(fitted: Callable[..., IsolationForest]) -> None:
+    method, test = fitted(IsolationForest, images(50, 0), trees=10), images(5, 1)
     before = {name: value.clone() for name, value in method.state_dict().items()}
     together = method.score(test).image
     alone = torch.cat([method.score(x[None]).image for x in test])
@@ -81,3 +77,14 @@ def test_one_image_is_scored_as_in_a_batch_and_changes_nothing() -> None:
 def test_impossible_settings(words: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=re.escape(message)):
         IsolationForestSettings(**words)
+
+
+def test_on_backbone_features_it_is_deep_if(fitted: Callable[..., IsolationForest]) -> None:
+    rng = torch.Generator().manual_seed(0)
+    smooth = torch.rand(24, 1, 1, 1, generator=rng) * torch.ones(24, 1, 32, 32)
+    method = fitted(IsolationForest, smooth, features="backbone", layers=(1, 2), variance=None, trees=20)
+    rough = smooth[:6] * torch.rand(6, 1, 32, 32, generator=rng).round()
+    assert method.score(rough).image.min() > method.score(smooth).image.median()
+    other = IsolationForest(method.settings, method.shape)
+    other.load_state_dict(method.state_dict())  # brings the backbone's weights too
+    assert torch.equal(other.score(rough).image, method.score(rough).image)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -51,12 +53,9 @@ def _stripes(count: int, seed: int = 0) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def fitted() -> LSR:
-    torch.manual_seed(0)
-    method = LSR(LSRSettings(**SMALL, eta="quantile", quantile=0.002, filter=False), SHAPE)
-    settings = TrainSettings(steps=400, batch_size=16, precision="32-true", device="cpu")
-    fit(method, _stripes(64), settings, held_out=_stripes(16, seed=1))
-    return method
+def method(fitted: Callable[..., LSR]) -> LSR:
+    settings = {**SMALL, "eta": "quantile", "quantile": 0.002, "filter": False}
+    return fitted(LSR, _stripes(64), validation=_stripes(16, seed=1), steps=400, **settings)
 
 
 def _with_break(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,10 +67,10 @@ def _with_break(x: Tensor) -> tuple[Tensor, Tensor]:
     return x, mask
 
 
-def test_a_break_is_restored_and_shown(fitted: LSR) -> None:
+def test_a_break_is_restored_and_shown(method: LSR) -> None:
     normal = _stripes(8, seed=2)
     broken, mask = _with_break(normal)
-    good, bad = fitted.score(normal), fitted.score(broken)
+    good, bad = method.score(normal), method.score(broken)
     assert bad.map is not None
     assert bad.restored is not None
     assert (bad.image > good.image.max()).float().mean() > 0.8
@@ -109,53 +108,37 @@ def test_rate_of_the_prior(words: dict[str, Any], rate: float, late: float) -> N
     assert (objective.schedule(0.9) if objective.schedule else 1) == pytest.approx(late)
 
 
-def test_map_is_equation_6(fitted: LSR) -> None:
+def test_map_is_equation_6(method: LSR) -> None:
     x, _ = _with_break(_stripes(3, seed=3))
     with torch.no_grad():
-        codes = fitted.to_codes(x)
-        distance = (fitted.decode(fitted.restore(codes).codes) - fitted.decode(codes)).norm(dim=1)
-    scores = fitted.score(x)
+        codes = method.to_codes(x)
+        distance = (method.decode(method.restore(codes).codes) - method.decode(codes)).norm(dim=1)
+    scores = method.score(x)
     torch.testing.assert_close(scores.map, distance)
     torch.testing.assert_close(scores.image, distance.flatten(1).amax(1))
-    torch.testing.assert_close(scores.extra_maps["reconstruction"], fitted.decode(codes))
+    torch.testing.assert_close(scores.extra_maps["reconstruction"], method.decode(codes))
     filtered = LSR(LSRSettings(**SMALL), SHAPE)
-    filtered.load_state_dict(fitted.state_dict())
+    filtered.load_state_dict(method.state_dict())
     torch.testing.assert_close(filtered.score(x).map, bilateral(distance, 10, 75.0, 75 / 255))
 
 
-def test_quantile_is_of_held_out_codes(fitted: LSR) -> None:
+def test_quantile_is_of_held_out_codes(method: LSR) -> None:
     with torch.no_grad():
-        nll = fitted._nll(fitted.to_codes(_stripes(16, seed=1)))
-    limit = -fitted.eta.log()
+        nll = method._nll(method.to_codes(_stripes(16, seed=1)))
+    limit = -method.eta.log()
     next_below = nll[nll < limit].max()  # the limit is half-way between two likelihoods; many codes are equally likely
     assert float((nll > limit).float().mean()) <= 0.002 <= float((nll > next_below - 1e-3).float().mean())
 
 
-def test_search_takes_one_of_its_choices(fitted: LSR) -> None:
+def test_search_takes_one_of_its_choices(method: LSR) -> None:
     with torch.no_grad():
-        assert float(fitted._search_eta(_stripes(8, seed=4))) in [pytest.approx(eta) for eta in ETAS]
+        assert float(method._search_eta(_stripes(8, seed=4))) in [pytest.approx(eta) for eta in ETAS]
 
 
 def test_its_auroc_is_that_of_metrics() -> None:
     scores = torch.randint(0, 20, (300,), generator=torch.Generator().manual_seed(0)).float()
     anomalous = torch.arange(300) % 3 == 0
     assert _auroc(scores, anomalous) == pytest.approx(auroc(anomalous.numpy(), scores.numpy()))
-
-
-def test_bilateral_by_brute_force() -> None:
-    maps = torch.rand(2, 6, 7, generator=torch.Generator().manual_seed(0))
-    found = bilateral(maps, 2, 1.5, 0.3)
-    for i, j in ((3, 3), (2, 4)):  # all of the disc is inside
-        total = weight = torch.zeros(2)
-        for dy in range(-2, 3):
-            for dx in range(-2, 3):
-                if dy * dy + dx * dx <= 4 and 0 <= i + dy < 6 and 0 <= j + dx < 7:
-                    other = maps[:, i + dy, j + dx]
-                    w = torch.exp(-(dy * dy + dx * dx) / (2 * 1.5**2) - (other - maps[:, i, j]) ** 2 / (2 * 0.3**2))
-                    total, weight = total + w * other, weight + w
-        torch.testing.assert_close(found[:, i, j], total / weight)
-    constant = torch.full((1, 5, 5), 3.0)
-    torch.testing.assert_close(bilateral(constant, 3, 1.0, 0.1), constant)
 
 
 def test_sizes_and_presets() -> None:
@@ -169,14 +152,26 @@ def test_sizes_and_presets() -> None:
     assert [stage.epochs for stage in small.stages()] == [175, 75]
     assert [stage.objectives[0].lr for stage in small.stages()] == [1e-3, 1.5e-3]
     assert [stage.objectives[0].lr for stage in paper.stages()] == [3e-4, 3e-4]
-    with pytest.raises(DataError, match=r"lsr halves images 3 times.*size=96"):
+    with pytest.raises(DataError, match=r"^lsr halves images 3 times.*size=96"):
         LSR(LSRSettings(), (1, 100, 100))
 
 
-@pytest.mark.parametrize("words", [{"eta": 0.0}, {"quantile": 1.0}, {"codes": 0}, {"width": 0}, {"ema": 1.5}], ids=str)
-def test_impossible_settings(words: dict[str, Any]) -> None:
-    with pytest.raises(SettingsError, match="lsr"):
-        LSRSettings(**words)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"eta": 0.0}, 'eta must be "quantile", "search" or between 0 and 1, both excluded, got 0.0.'),
+        ({"quantile": 1.0}, "quantile must be between 0 and 1, both excluded, got 1.0."),
+        ({"codes": 0}, "codes must be at least 1, got 0."),
+        ({"width": 0}, "width must be at least 1, got 0."),
+        ({"ema": 1.5}, "ema must be between 0 and 1, both excluded, got 1.5."),
+        ({"beta": float("nan")}, "beta must be greater than 0, got nan."),
+        ({"reduce": 2.0}, 'reduce must be "mean", "max" or a quantile between 0 and 1, got 2.0.'),
+    ],
+    ids=str,
+)
+def test_impossible_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=f"^lsr: {re.escape(message)}$"):
+        LSRSettings(**settings)
 
 
 def test_codes_do_not_collapse_at_the_start_of_training() -> None:

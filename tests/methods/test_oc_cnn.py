@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -37,7 +38,7 @@ def test_features_are_normalised_for_each_image_and_layer() -> None:
 
 
 def test_cross_entropy_against_its_definition() -> None:
-    """-1/(2K) sum of log p of the right class, over K features and K draws of noise of deviation sigma."""
+    """-1/(2K) sum of log p of the right class, over K features and K draws of noise of standard deviation sigma."""
     method = _method(sigma=0.5, hidden=8)
     features = torch.randn(6, sum(method.backbone.widths))
     torch.manual_seed(1)
@@ -50,7 +51,7 @@ def test_cross_entropy_against_its_definition() -> None:
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
 
 
-def test_noise_is_stranger_than_normal_images_and_the_backbone_stays() -> None:
+def test_noise_scores_higher_than_normal_images_and_the_backbone_stays() -> None:
     method = _method(lr=1e-3, layers=(4,), hidden=32)
     before = {name: value.clone() for name, value in method.backbone.state_dict().items()}
     fit(method, smooth_textures(32, SHAPE, seed=0), TrainSettings(steps=60, batch_size=16, device="cpu"))
@@ -67,9 +68,20 @@ def test_without_hidden_layer_it_is_logistic_regression() -> None:
     assert [type(part) for part in _method(hidden=4).classifier] == [nn.Linear, nn.ReLU, nn.Linear]
 
 
-def test_refuses() -> None:
-    with pytest.raises(DataError, match="channels"):
+def test_two_channels_are_refused() -> None:
+    with pytest.raises(DataError, match="expects images of 1 or 3 channels, got 2"):
         OCCNN(OCCNNSettings(), (2, 32, 32))
-    for words in ({"sigma": 0.0}, {"lr": 0.0}, {"hidden": -1}):
-        with pytest.raises(SettingsError, match="oc_cnn"):
-            OCCNNSettings(**words)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sigma": 0.0}, "sigma must be greater than 0, got 0.0."),
+        ({"lr": 0.0}, "lr must be greater than 0, got 0.0."),
+        ({"hidden": -1}, "hidden must be at least 0, got -1."),
+    ],
+    ids=str,
+)
+def test_impossible_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=f"^oc_cnn: {re.escape(message)}$"):
+        OCCNNSettings(**settings)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,6 @@ from torch import Tensor, nn
 from normalcy.errors import SettingsError
 from normalcy.methods.oc_nn import OCNN, OCNNSettings
 from normalcy.testing import smooth_textures
-from normalcy.training.fit import fit
-from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {
     "steps": 80,
@@ -24,16 +24,17 @@ CONTRACT: dict[str, Any] = {
     "pretraining_lr": 0.01,
     "lr": 0.01,
     "activation": "linear",
-    "score": "two_sided",  # the paper's score does not find the defect: see its docstring
+    "score": "two_sided",  # the paper's score ranks the defect as normal: see the docstring
 }
 """Settings that make the contract tests quick."""
 
 SHAPE = (1, 8, 10)
+TINY: dict[str, Any] = {"latent": 4, "hidden": 5, "width": 4}
 
 
 def _method(**words: Any) -> OCNN:
     torch.manual_seed(0)
-    return OCNN(OCNNSettings(**{"latent": 4, "hidden": 5, "width": 4, **words}), SHAPE)
+    return OCNN(OCNNSettings(**{**TINY, **words}), SHAPE)
 
 
 def _linear_encoder(method: OCNN, codes: Tensor) -> Tensor:
@@ -88,7 +89,7 @@ def test_r_moves_once_per_epoch() -> None:
     assert float(method.r) == 9
 
 
-def test_looking_at_the_loss_does_not_move_r() -> None:
+def test_evaluating_the_loss_does_not_move_r() -> None:
     method = _method().eval()
     method.recent = torch.full((3,), 7.0)
     method.one_class(torch.rand(4, *SHAPE))
@@ -102,11 +103,11 @@ def images() -> Tensor:
 
 
 @pytest.mark.parametrize("fine_tune", [True, False])
-def test_boundary_and_encoder_after_fit(images: Tensor, fine_tune: bool) -> None:
-    method = _method(nu=0.25, fine_tune=fine_tune, lr=1e-2)
-    fit(method, images, TrainSettings(steps=30, batch_size=10, precision="32-true", device="cpu"))
+def test_boundary_and_encoder_after_fit(fitted: Callable[..., OCNN], images: Tensor, fine_tune: bool) -> None:
+    settings = {**TINY, "nu": 0.25, "fine_tune": fine_tune, "lr": 1e-2}
+    method = fitted(OCNN, images, steps=30, batch_size=10, **settings)
     scores = method.score(images).image
-    assert int((scores > 0).sum()) == 10, "a share nu of the training images lies beyond the hyperplane"
+    assert int((scores > 0).sum()) == 10, "a fraction nu of the training images lies beyond the hyperplane"
     assert method.recent.numel() == 0, "the scores of the training images need not be kept"
     two_sided = method.with_score("two_sided").score(images).image
     torch.testing.assert_close(two_sided, (scores - (method.r - method.median)).abs())
@@ -114,7 +115,18 @@ def test_boundary_and_encoder_after_fit(images: Tensor, fine_tune: bool) -> None
     assert all((id(p) in trained) == fine_tune for p in method.encoder.parameters())
 
 
-@pytest.mark.parametrize("words", [{"nu": 0.0}, {"nu": 1.0}, {"hidden": 0}, {"latent": 0}, {"lr": 0.0}], ids=str)
-def test_impossible_settings(words: dict[str, Any]) -> None:
-    with pytest.raises(SettingsError, match="oc_nn"):
-        OCNNSettings(**words)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"nu": 0.0}, "nu must be between 0 and 1, both excluded, got 0.0."),
+        ({"nu": 1.0}, "nu must be between 0 and 1, both excluded, got 1.0."),
+        ({"hidden": 0}, "hidden must be at least 1, got 0."),
+        ({"latent": 0}, "latent must be at least 1, got 0."),
+        ({"lr": 0.0}, "lr must be greater than 0, got 0.0."),
+        ({"weight_decay": -1.0}, "weight_decay must be at least 0, got -1.0."),
+    ],
+    ids=str,
+)
+def test_impossible_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=f"^oc_nn: {re.escape(message)}$"):
+        OCNNSettings(**settings)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,25 +13,16 @@ from torch.nn import functional as F
 from normalcy.errors import SettingsError
 from normalcy.methods.ocgan import OCGAN, OCGANSettings
 from normalcy.testing import smooth_textures
-from normalcy.training.fit import fit
-from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {"steps": 40, "batch_size": 8, "latent": 6, "width": 4, "mining_steps": 2}
 """Settings that make the contract tests quick."""
 
 SHAPE = (1, 12, 16)
+SMALL: dict[str, Any] = {"latent": 5, "width": 4, "steps": 6}
 
 
-def _fitted(steps: int = 6, **words: Any) -> OCGAN:
-    torch.manual_seed(0)
-    method = OCGAN(OCGANSettings(**{"latent": 5, "width": 4, **words}), SHAPE)
-    settings = TrainSettings(steps=steps, batch_size=16, precision="32-true", device="cpu")
-    fit(method, smooth_textures(48, SHAPE, seed=0), settings)
-    return method
-
-
-def test_mining_leads_to_worse_images_inside_the_cube() -> None:
-    method = _fitted()
+def test_mining_leads_to_worse_images_inside_the_cube(fitted: Callable[..., OCGAN]) -> None:
+    method = fitted(OCGAN, SHAPE, **SMALL)
     start = method.decoder.prior(32, seed=1)
     mined = method.mine(start)
     assert mined.abs().max() <= 1
@@ -41,8 +34,8 @@ def test_mining_leads_to_worse_images_inside_the_cube() -> None:
     assert torch.equal(method.mine(start), start)
 
 
-def test_losses_restated_by_binary_cross_entropy() -> None:
-    method = _fitted(noise=0.0, mining_steps=0)
+def test_losses_restated_by_binary_cross_entropy(fitted: Callable[..., OCGAN]) -> None:
+    method = fitted(OCGAN, SHAPE, **SMALL | {"noise": 0.0, "mining_steps": 0})
     x = smooth_textures(8, SHAPE, seed=1)
     bce = F.binary_cross_entropy_with_logits
     torch.manual_seed(2)
@@ -64,14 +57,14 @@ def test_losses_restated_by_binary_cross_entropy() -> None:
     torch.testing.assert_close(terms["loss"], 10 * error + latent + visual)
 
 
-def test_players_own_disjoint_parts_and_all_of_them() -> None:
-    method = _fitted(steps=1)
+def test_players_own_disjoint_parts_and_all_of_them(fitted: Callable[..., OCGAN]) -> None:
+    method = fitted(OCGAN, SHAPE, **SMALL | {"steps": 1})
     owners = [{id(p) for p in o.parameters} for o in method.stages()[0].objectives]
     assert sum(map(len, owners)) == len(set().union(*owners)) == len(list(method.parameters()))
 
 
-def test_scores() -> None:
-    method = _fitted()
+def test_scores(fitted: Callable[..., OCGAN]) -> None:
+    method = fitted(OCGAN, SHAPE, **SMALL)
     x = smooth_textures(4, SHAPE, seed=1)
     with torch.no_grad():
         y = method.range(x)
@@ -83,7 +76,16 @@ def test_scores() -> None:
     )
 
 
-@pytest.mark.parametrize("words", [{"latent": 0}, {"mining_lr": 0.0}, {"weight": -1.0}], ids=str)
-def test_impossible_settings(words: dict[str, Any]) -> None:
-    with pytest.raises(SettingsError, match="ocgan"):
-        OCGANSettings(**words)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"latent": 0}, "latent must be at least 1, got 0."),
+        ({"mining_lr": 0.0}, "mining_lr must be greater than 0, got 0.0."),
+        ({"weight": -1.0}, "weight must be at least 0, got -1.0."),
+        ({"noise": float("nan")}, "noise must be at least 0, got nan."),
+    ],
+    ids=str,
+)
+def test_impossible_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=f"^ocgan: {re.escape(message)}$"):
+        OCGANSettings(**settings)

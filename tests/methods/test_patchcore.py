@@ -1,5 +1,9 @@
-"""PatchCore's own facts, beside the battery that every method passes."""
+"""Facts of PatchCore; what holds for every method is in test_contract.py."""
 
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -9,13 +13,12 @@ from torch import Tensor
 
 from normalcy.errors import SettingsError
 from normalcy.methods.patchcore import PatchCore, PatchCoreSettings
-from normalcy.training.fit import fit
-from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {}
 """Settings that make the contract tests quick."""
 
 SHAPE = (1, 64, 64)
+SMALL: dict[str, Any] = {"layers": (2, 3), "patches": 2000, "memory": 200}
 
 
 def textures(n: int, seed: int) -> Tensor:
@@ -24,16 +27,10 @@ def textures(n: int, seed: int) -> Tensor:
     return (stripes + 0.05 * torch.randn(n, 1, 64, 64, generator=g)).clamp(0, 1)
 
 
-def fitted(**words: Any) -> PatchCore:
-    method = PatchCore(PatchCoreSettings(**{"layers": (2, 3), "patches": 2000, "memory": 200, **words}), SHAPE)
-    fit(method, textures(24, 0), TrainSettings(device="cpu"))
-    return method
-
-
-def test_finds_a_scratch_and_its_place():
+def test_finds_a_scratch_and_its_place(fitted: Callable[..., PatchCore]):
     x = textures(6, 1)
     x[0, :, 20:36, 40:48] = 0.95
-    scores = fitted().score(x)
+    scores = fitted(PatchCore, textures(24, 0), **SMALL).score(x)
     assert scores.image[0] > scores.image[1:].max() * 1.2
     assert scores.map is not None
     row, column = divmod(int(scores.map[0].argmax()), 64)
@@ -41,36 +38,40 @@ def test_finds_a_scratch_and_its_place():
     assert 36 <= column < 52
 
 
-def test_memory_is_bounded():
-    method = fitted(patches=300, memory=50)
+def test_memory_is_bounded(fitted: Callable[..., PatchCore]):
+    method = fitted(PatchCore, textures(24, 0), **SMALL | {"patches": 300, "memory": 50})
     assert method.memory.shape[0] == 50
-    assert fitted(patches=30, memory=50).memory.shape[0] == 30
+    assert fitted(PatchCore, textures(24, 0), **SMALL | {"patches": 30, "memory": 50}).memory.shape[0] == 30
 
 
-def test_training_images_are_at_distance_zero_when_all_is_kept():
-    method = fitted(patches=10_000, memory=10_000, slack=0.0, projection=0)
+def test_training_images_are_at_distance_zero_when_all_is_kept(fitted: Callable[..., PatchCore]):
+    method = fitted(
+        PatchCore,
+        textures(24, 0),
+        **SMALL | {"patches": 10_000, "memory": 10_000, "slack": 0.0, "projection": 0},
+    )
     assert method.memory.shape == (24 * 64, 152)
     scores = method.score(textures(24, 0))
     assert scores.image.max() < 0.05 * method.score(textures(4, 9)).image.min()
 
 
 @pytest.mark.parametrize("words", [{"scale": 0.0}, {"scale": 0.5}, {"scale": 1.0}, {"whiten": True}])
-def test_scales_are_what_they_say(words: dict[str, Any]):
-    method = fitted(**words, projection=0, patches=5000)
+def test_scales_are_what_they_say(fitted: Callable[..., PatchCore], words: dict[str, Any]):
+    method = fitted(PatchCore, textures(24, 0), **SMALL | dict(**words, projection=0, patches=5000))
     with torch.no_grad():
         patches = method._patches(textures(24, 0)).flatten(0, 2)
-    deviations, spread = patches - patches.mean(0), method._project(patches)
+    centred, projected = patches - patches.mean(0), method._project(patches)
     if "scale" in words:
-        expected = deviations / deviations.std(0) ** words["scale"]
-        assert (spread - expected).norm() < 1e-2 * expected.norm()
+        expected = centred / centred.std(0) ** words["scale"]
+        assert (projected - expected).norm() < 1e-2 * expected.norm()
     else:  # the strong directions get unit variance, shrinkage keeps the weak ones below
-        values = torch.linalg.eigvalsh(spread.T @ spread / len(spread))
+        values = torch.linalg.eigvalsh(projected.T @ projected / len(projected))
         assert values.max() < 1.2
         assert values.median() > 0.3
 
 
-def test_image_scores_are_maximum_mean_and_share():
-    method = fitted(top=0.0)
+def test_image_scores_are_maximum_mean_and_fraction(fitted: Callable[..., PatchCore]):
+    method = fitted(PatchCore, textures(24, 0), **SMALL | {"top": 0.0})
     x = textures(3, 1)
     with torch.no_grad():
         patches = method._project(method._patches(x))
@@ -84,8 +85,8 @@ def test_image_scores_are_maximum_mean_and_share():
         assert torch.allclose(method.score(x).image, expected, atol=1e-3)
 
 
-def test_reweighting_is_equation_7():
-    method = fitted(top=0.0, neighbours=5, projection=16)
+def test_reweighting_is_equation_7(fitted: Callable[..., PatchCore]):
+    method = fitted(PatchCore, textures(24, 0), **SMALL | {"top": 0.0, "neighbours": 5, "projection": 16})
     method.memory = method.memory / 20  # distances small enough for the formula as printed
     method.transform = method.transform / 20
     x = textures(3, 1)
@@ -100,8 +101,8 @@ def test_reweighting_is_equation_7():
         assert float(score) == pytest.approx(float(weight * distance[patch, star]), rel=1e-3)
 
 
-def test_map_is_as_fine_as_the_first_layer_and_at_the_images_size():
-    method = fitted(pool=3)
+def test_map_is_as_fine_as_the_first_layer_and_at_the_images_size(fitted: Callable[..., PatchCore]):
+    method = fitted(PatchCore, textures(24, 0), **SMALL | {"pool": 3})
     with torch.no_grad():
         assert method._patches(textures(2, 1)).shape == (2, 8, 8, 40 + 112)
     scores = method.score(textures(2, 1))
@@ -109,14 +110,19 @@ def test_map_is_as_fine_as_the_first_layer_and_at_the_images_size():
     assert scores.map.shape == (2, 64, 64)
 
 
-def test_refusals():
-    for words in (
-        {"pool": 2},
-        {"memory": 0},
-        {"slack": 1.0},
-        {"scale": 2.0},
-        {"top": 1.5},
-        {"neighbours": 9},
-    ):
-        with pytest.raises(SettingsError, match="patchcore"):
-            PatchCoreSettings(**words)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"pool": 2}, "pool must be odd and positive, got 2."),
+        ({"memory": 0}, "memory must be at least 1, got 0."),
+        ({"slack": 1.0}, "slack must be at least 0 and below 1, got 1.0."),
+        ({"scale": 2.0}, "scale must be between 0 and 1, got 2.0."),
+        ({"top": 1.5}, "top must be between 0 and 1, got 1.5."),
+        ({"neighbours": 9}, "neighbours must be 0 unless top=0, since it reweights the maximum, got 9."),
+        ({"projection": -1}, "projection must be at least 0, got -1."),
+    ],
+    ids=str,
+)
+def test_impossible_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=f"^patchcore: {re.escape(message)}$"):
+        PatchCoreSettings(**settings)

@@ -1,8 +1,9 @@
-"""The wrapper against brute force, and around methods that learn by gradients, by one pass, and from derived inputs."""
+"""Facts of patch-wise scoring: against brute force, and with inner methods of every kind of training."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -31,12 +32,6 @@ def textures(count: int, seed: int, *shape: int) -> Tensor:
     return (stripes + 0.03 * torch.randn(count, *shape, generator=rng)).clamp(0, 1)
 
 
-def fitted(x: Tensor, steps: int | None = None, **settings: object) -> Patchwise:
-    method = Patchwise(PatchwiseSettings(**settings), x.shape[1:])
-    fit(method, x, TrainSettings(steps=steps, device="cpu", precision="32-true"))
-    return method
-
-
 def by_hand(method: Patchwise, x: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
     """Patch scores (B, patches) and the blended map of 2D images, one patch at a time."""
     side, stride = method.patch[0], method.strides[0]
@@ -58,8 +53,8 @@ def test_patches_cover_the_image() -> None:
 
 
 @pytest.mark.parametrize("blend", ["average", "hann"])
-def test_map_of_image_scores_equals_brute_force(blend: str) -> None:
-    method = fitted(textures(12, 0, 1, 22, 27), inner="kde", patch=8, stride=5, blend=blend)
+def test_map_of_image_scores_equals_brute_force(fitted: Callable[..., Patchwise], blend: str) -> None:
+    method = fitted(Patchwise, textures(12, 0, 1, 22, 27), inner="kde", patch=8, stride=5, blend=blend)
     x = textures(3, 1, 1, 22, 27)
     bell = torch.hann_window(17, periodic=False)[1::2] if blend == "hann" else torch.ones(8)
     scores, expected = by_hand(method, x, bell[:, None] * bell)
@@ -76,8 +71,8 @@ def test_image_score_from_patch_scores(reduce: str, expected: float) -> None:
 
 
 @pytest.mark.parametrize("inner", ["gmm", "ocsvm", "isolation_forest"])
-def test_a_defect_is_found_where_it_is(inner: str) -> None:
-    method = fitted(textures(20, 0, 3, 32, 32), inner=inner, patch=8, stride=4)
+def test_a_defect_is_found_where_it_is(fitted: Callable[..., Patchwise], inner: str) -> None:
+    method = fitted(Patchwise, textures(20, 0, 3, 32, 32), inner=inner, patch=8, stride=4)
     good = textures(4, 1, 3, 32, 32)
     bad = good.clone()
     bad[..., 20:27, 5:12] = 0.5
@@ -86,29 +81,35 @@ def test_a_defect_is_found_where_it_is(inner: str) -> None:
     assert ((highest // 32 >= 16) & (highest // 32 < 31) & (highest % 32 < 16)).all()
 
 
-def test_maps_and_restored_of_the_inner_method_are_blended() -> None:
+def test_maps_and_restored_of_the_inner_method_are_blended(fitted: Callable[..., Patchwise]) -> None:
     x = textures(20, 0, 1, 24, 24)
-    method = fitted(x, inner="pca", inner_settings=("components=3",), patch=8, stride=4)
+    method = fitted(Patchwise, x, inner="pca", inner_settings=("components=3",), patch=8, stride=4)
     scores = method.score(x[:2])
     assert scores.restored.shape == x[:2].shape
     torch.testing.assert_close(scores.restored, x[:2], atol=0.2, rtol=0)
-    only_scores = fitted(x, inner="pca", inner_settings=("components=3",), patch=8, stride=4, inner_map=False).score(
-        x[:2]
-    )
+    only_scores = fitted(
+        Patchwise,
+        x,
+        inner="pca",
+        inner_settings=("components=3",),
+        patch=8,
+        stride=4,
+        inner_map=False,
+    ).score(x[:2])
     torch.testing.assert_close(only_scores.image, scores.image)
     assert scores.map.flatten(1).std(1).min() > only_scores.map.flatten(1).std(1).max()
 
 
-def test_volumes() -> None:
+def test_volumes(fitted: Callable[..., Patchwise]) -> None:
     x = textures(6, 0, 1, 12, 12, 12)
-    scores = fitted(x, inner="pca", patch=6, stride=6).score(x[:2])
+    scores = fitted(Patchwise, x, inner="pca", patch=6, stride=6).score(x[:2])
     assert scores.map.shape == (2, 12, 12, 12)
     assert scores.restored.shape == (2, 1, 12, 12, 12)
 
 
-def test_around_a_method_that_learns_by_gradients() -> None:
+def test_around_a_method_that_learns_by_gradients(fitted: Callable[..., Patchwise]) -> None:
     x = textures(24, 0, 1, 32, 32)
-    method = fitted(x, steps=3, inner="autoencoder", inner_settings=("latent=4",), patch=16, stride=8)
+    method = fitted(Patchwise, x, steps=3, inner="autoencoder", inner_settings=("latent=4",), patch=16, stride=8)
     assert method.inner.shape == (1, 16, 16)
     (stage,) = method.stages()
     assert stage.batch_size == max(1, method.inner.stages()[0].batch_size // 16)
@@ -117,9 +118,9 @@ def test_around_a_method_that_learns_by_gradients() -> None:
     torch.testing.assert_close(scores.map[:1], alone.map, rtol=1e-3, atol=1e-5)
 
 
-def test_scores_of_the_inner_method_by_name() -> None:
+def test_scores_of_the_inner_method_by_name(fitted: Callable[..., Patchwise]) -> None:
     x = textures(8, 0, 1, 32, 32)
-    method = fitted(x, steps=2, inner="vae", inner_settings=("latent=4",), patch=16, stride=8)
+    method = fitted(Patchwise, x, steps=2, inner="vae", inner_settings=("latent=4",), patch=16, stride=8)
     assert method.scores == method.inner.scores
     other = method.with_score("kl")
     assert (other.settings.score, method.settings.score) == ("kl", method.inner.settings.score)
@@ -131,9 +132,9 @@ def test_scores_of_the_inner_method_by_name() -> None:
         method.with_score("beauty")
 
 
-def test_state_of_the_inner_method_travels_with_it() -> None:
+def test_state_of_the_inner_method_travels_with_it(fitted: Callable[..., Patchwise]) -> None:
     x = textures(12, 0, 1, 20, 20)
-    method = fitted(x, inner="isolation_forest", patch=8)
+    method = fitted(Patchwise, x, inner="isolation_forest", patch=8)
     other = Patchwise(method.settings, x.shape[1:])
     other.load_state_dict(method.state_dict())
     assert torch.equal(other.score(x[:3]).map, method.score(x[:3]).map)
@@ -221,19 +222,20 @@ def test_every_part_of_a_stage_sees_patches(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("settings", "message"),
     [
-        {"patch": 0},
-        {"stride": 0},
-        {"patch": 8, "stride": 9},
-        {"patches_per_image": 0},
-        {"quantile": -1.0},
-        {"inner": "patchwise"},
+        ({"patch": 0}, "patch must be at least 1, got 0."),
+        ({"stride": 0}, "stride must be at least 1, got 0."),
+        ({"patch": 8, "stride": 9}, "stride must be at most patch=8, got 9."),
+        ({"patches_per_image": 0}, "patches_per_image must be at least 1, got 0."),
+        ({"quantile": -1.0}, "quantile must be between 0 and 1, got -1.0."),
+        ({"inner": "patchwise"}, "inner must be another method, got 'patchwise'."),
     ],
+    ids=str,
 )
-def test_refusals(wrong: dict[str, object]) -> None:
-    with pytest.raises(SettingsError, match="patchwise"):
-        PatchwiseSettings(**wrong)
+def test_impossible_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=f"^patchwise: {re.escape(message)}$"):
+        PatchwiseSettings(**settings)
 
 
 def test_unknown_words_for_the_inner_method_are_refused() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,32 +14,23 @@ from normalcy.errors import SettingsError
 from normalcy.methods.piad import PIAD, PIADSettings, gradient_ratio
 from normalcy.nets.gan import gradient_penalty
 from normalcy.testing import smooth_textures
-from normalcy.training.fit import fit
-from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {"steps": 80, "batch_size": 8, "latent": 4, "width": 8, "layer": 0, "lr": 2e-3}
 """Settings that make the contract tests quick."""
 
 SHAPE = (1, 16, 16)
+SMALL: dict[str, Any] = {"latent": 6, "width": 4, "layer": 0, "lr": 2e-3, "steps": 4}
 
 
-def _fitted(steps: int = 4, **words: Any) -> PIAD:
-    torch.manual_seed(0)
-    method = PIAD(PIADSettings(**{"latent": 6, "width": 4, "layer": 0, "lr": 2e-3, **words}), SHAPE)
-    settings = TrainSettings(steps=steps, batch_size=16, precision="32-true", device="cpu")
-    fit(method, smooth_textures(48, SHAPE, seed=0), settings)
-    return method
-
-
-def test_gradient_ratio_makes_deviations_equal() -> None:
+def test_gradient_ratio_makes_standard_deviations_equal() -> None:
     layer = nn.Linear(5, 3)
     x = torch.randn(7, 5)
     first, second = 8.0 * layer(x).sin().mean(), layer(x).sin().mean()
     assert float(gradient_ratio(first, second, list(layer.parameters()))) == pytest.approx(8.0, rel=1e-5)
 
 
-def test_weight_is_looked_at_now_and_then_and_smoothed() -> None:
-    method = _fitted(steps=1, balance_steps=3, balance_memory=0.5)
+def test_weight_is_updated_every_few_steps_and_smoothed(fitted: Callable[..., PIAD]) -> None:
+    method = fitted(PIAD, SHAPE, **SMALL | {"steps": 1, "balance_steps": 3, "balance_memory": 0.5})
     method.looks.zero_()
     method.weights.fill_(1.0)
     parameters = list(method.generator.parameters())
@@ -50,8 +43,8 @@ def test_weight_is_looked_at_now_and_then_and_smoothed() -> None:
     assert float(method.weights[1]) == 1.0
 
 
-def test_critic_loss_is_two_wgan_gp() -> None:
-    method = _fitted()
+def test_critic_loss_is_two_wgan_gp(fitted: Callable[..., PIAD]) -> None:
+    method = fitted(PIAD, SHAPE, **SMALL)
     x = smooth_textures(8, SHAPE, seed=1)
     torch.manual_seed(5)
     found = method.critic_loss(x)["loss"]
@@ -65,8 +58,8 @@ def test_critic_loss_is_two_wgan_gp() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_score_is_the_relative_perceptual_l1() -> None:
-    method = _fitted()
+def test_score_is_the_relative_perceptual_l1(fitted: Callable[..., PIAD]) -> None:
+    method = fitted(PIAD, SHAPE, **SMALL)
     x = smooth_textures(3, SHAPE, seed=1)
     scores = method.score(x)
     with torch.no_grad():
@@ -76,12 +69,22 @@ def test_score_is_the_relative_perceptual_l1() -> None:
     assert float(method.content(x)) == pytest.approx(float(scores.image.mean()), rel=1e-5)
 
 
-def test_training_brings_the_content_near() -> None:
+def test_training_lowers_the_perceptual_error(fitted: Callable[..., PIAD]) -> None:
     x = smooth_textures(16, SHAPE, seed=1)
-    assert _fitted(steps=80).score(x).image.mean() < 0.95 * _fitted(steps=1).score(x).image.mean()
+    short, long = (fitted(PIAD, SHAPE, **SMALL | {"steps": steps}).score(x).image.mean() for steps in (1, 80))
+    assert long < 0.95 * short
 
 
-@pytest.mark.parametrize("words", [{"latent": 0}, {"balance_memory": 1.0}, {"lr": 0.0}, {"penalty": -1.0}], ids=str)
-def test_impossible_settings(words: dict[str, Any]) -> None:
-    with pytest.raises(SettingsError, match="piad"):
-        PIADSettings(**words)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"latent": 0}, "latent must be at least 1, got 0."),
+        ({"balance_memory": 1.0}, "balance_memory must be at least 0 and below 1, got 1.0."),
+        ({"lr": 0.0}, "lr must be greater than 0, got 0.0."),
+        ({"penalty": -1.0}, "penalty must be at least 0, got -1.0."),
+    ],
+    ids=str,
+)
+def test_impossible_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=f"^piad: {re.escape(message)}$"):
+        PIADSettings(**settings)

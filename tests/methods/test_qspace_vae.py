@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,13 +12,15 @@ from torch import Tensor
 
 from normalcy.errors import SettingsError
 from normalcy.methods.qspace_vae import QSpaceVAE, QSpaceVAESettings
-from normalcy.training.fit import fit
-from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {"steps": 40, "batch_size": 8, "hidden": (16,), "latent": 2, "memory": 500, "lr": 0.01}
 """Settings that make the contract tests quick."""
 
 CHANNELS, SIDE = 9, 10
+SHAPE = (CHANNELS, SIDE, SIDE)
+SMALL: dict[str, Any] = {
+    "b0": (0,), "mask": 0.2, "hidden": (24,), "latent": 2, "lr": 0.01, "memory": 500, "steps": 400, "batch_size": 8,
+}  # fmt: skip
 
 
 def _slices(count: int, seed: int) -> Tensor:
@@ -31,18 +35,9 @@ def _slices(count: int, seed: int) -> Tensor:
     return x
 
 
-def _fitted(steps: int = 400, **words: Any) -> QSpaceVAE:
-    torch.manual_seed(0)
-    settings = {"b0": (0,), "mask": 0.2, "hidden": (24,), "latent": 2, "lr": 0.01, "memory": 500, **words}
-    method = QSpaceVAE(QSpaceVAESettings(**settings), (CHANNELS, SIDE, SIDE))
-    train = TrainSettings(steps=steps, batch_size=8, precision="32-true", device="cpu")
-    fit(method, _slices(16, seed=0), train)
-    return method
-
-
 @pytest.fixture(scope="module")
-def method() -> QSpaceVAE:
-    return _fitted()
+def method(fitted: Callable[..., QSpaceVAE]) -> QSpaceVAE:
+    return fitted(QSpaceVAE, _slices(16, seed=0), **SMALL)
 
 
 def test_signals_are_divided_by_the_b0_image(method: QSpaceVAE) -> None:
@@ -54,8 +49,8 @@ def test_signals_are_divided_by_the_b0_image(method: QSpaceVAE) -> None:
     torch.testing.assert_close(brighter[:, 2:], here[:, 2:], rtol=1e-3, atol=1e-4)  # type: ignore[index]
 
 
-def test_without_b0_signal_a_voxel_is_outside() -> None:
-    method = _fitted(steps=3, mask=0.0)
+def test_without_b0_signal_a_voxel_is_outside(fitted: Callable[..., QSpaceVAE]) -> None:
+    method = fitted(QSpaceVAE, _slices(16, seed=0), **SMALL | {"steps": 3, "mask": 0.0})
     x = _slices(2, seed=1)
     x[:, :, 5:] = 0.0
     map = method.score(x).map
@@ -64,7 +59,7 @@ def test_without_b0_signal_a_voxel_is_outside() -> None:
     assert map[:, :5].all()
 
 
-def test_air_is_not_looked_at(method: QSpaceVAE) -> None:
+def test_air_is_not_scored(method: QSpaceVAE) -> None:
     x = _slices(3, seed=1)
     map = method.score(x).map
     assert map is not None
@@ -153,13 +148,22 @@ def test_restored_signals_are_in_the_unit_of_the_input(method: QSpaceVAE) -> Non
     assert error < 0.1 * x[:, 1:, 2:].var()
 
 
-@pytest.mark.parametrize("words", [{"latent": 0}, {"mask": 1.0}, {"hidden": (0,)}, {"samples": 0}], ids=str)
-def test_impossible_settings(words: dict[str, Any]) -> None:
-    with pytest.raises(SettingsError, match="qspace_vae"):
-        QSpaceVAESettings(**words)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"latent": 0}, "latent must be at least 1, got 0."),
+        ({"mask": 1.0}, "mask must be at least 0 and below 1, got 1.0."),
+        ({"hidden": (0,)}, "hidden must be at least 1, got (0,)."),
+        ({"samples": 0}, "samples must be at least 1, got 0."),
+    ],
+    ids=str,
+)
+def test_impossible_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=f"^qspace_vae: {re.escape(message)}$"):
+        QSpaceVAESettings(**settings)
 
 
 @pytest.mark.parametrize("b0", [(3,), (0, 1, 2)])
 def test_b0_must_be_some_of_the_channels(b0: tuple[int, ...]) -> None:
-    with pytest.raises(SettingsError, match="channels 0 to 2"):
+    with pytest.raises(SettingsError, match=r"^qspace_vae: b0 must be some of the channels 0 to 2, not all, got "):
         QSpaceVAE(QSpaceVAESettings(b0=b0), (3, 8, 8))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,25 +15,18 @@ from torch import Tensor
 from normalcy.errors import SettingsError
 from normalcy.methods.rda import RDA, RDASettings
 from normalcy.testing import smooth_textures, with_defect
-from normalcy.training.fit import fit
-from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {"steps": 60, "batch_size": 8, "width": 4, "latent": 4, "rounds": 2, "lr": 0.01}
 """Settings that make the contract tests quick."""
 
 SHAPE = (1, 16, 16)
+TINY: dict[str, Any] = {"width": 4, "latent": 4, "rounds": 3, "lr": 0.01}
+SMALL = {**TINY, "count": 64, "steps": 150}
 
 
 def _method(**words: Any) -> RDA:
     torch.manual_seed(0)
-    return RDA(RDASettings(**{"width": 4, "latent": 4, "rounds": 3, "lr": 0.01, **words}), SHAPE)
-
-
-def _fitted(images: Tensor | None = None, steps: int = 150, **words: Any) -> RDA:
-    method = _method(**words)
-    settings = TrainSettings(steps=steps, batch_size=16, precision="32-true", device="cpu")
-    fit(method, smooth_textures(64, SHAPE, seed=0) if images is None else images, settings)
-    return method
+    return RDA(RDASettings(**{**TINY, **words}), SHAPE)
 
 
 @pytest.mark.parametrize("penalty", ["l1", "images"])
@@ -53,10 +48,10 @@ def test_threshold_minimises_its_objective(penalty: str) -> None:
     np.testing.assert_allclose(found, best.x, atol=1e-3)
 
 
-def test_shares_of_pixels_are_the_block_threshold_over_the_training_images() -> None:
+def test_fractions_of_pixels_are_the_block_threshold_over_the_training_images(fitted: Callable[..., RDA]) -> None:
     x = smooth_textures(64, SHAPE, seed=0)
     x[:, :, 3, 5] = torch.rand(64, 1, generator=torch.Generator().manual_seed(4))  # a broken pixel
-    method = _fitted(x, penalty="pixels", weight=1.0)
+    method = fitted(RDA, x, **SMALL | {"penalty": "pixels", "weight": 1.0})
     assert float(method.share[0, 3, 5]) > 0.2
     assert int(method.share.argmax()) == 3 * 16 + 5
     assert int((method.share > 0).sum()) <= 12  # of 256
@@ -65,20 +60,20 @@ def test_shares_of_pixels_are_the_block_threshold_over_the_training_images() -> 
 
 
 @pytest.mark.parametrize("penalty", ["l1", "images"])
-def test_parts_add_up_and_lower_the_objective(penalty: str) -> None:
-    method = _fitted(iterations=200, tolerance=1e-5, penalty=penalty)
+def test_parts_add_up_and_lower_the_objective(fitted: Callable[..., RDA], penalty: str) -> None:
+    method = fitted(RDA, SHAPE, **SMALL | {"iterations": 200, "tolerance": 1e-5, "penalty": penalty})
     y = method.standardise(with_defect(smooth_textures(5, SHAPE, seed=1), seed=2)[0])
 
     def objective(sparse: Tensor) -> Tensor:
         low = y - sparse
         sizes = sparse.abs().mean((1, 2, 3)) if penalty == "l1" else sparse.square().mean((1, 2, 3)).sqrt()
-        return 0.5 * (low - method.said(low)).square().mean((1, 2, 3)) + 0.5 * sizes
+        return 0.5 * (low - method.reconstruct(low)).square().mean((1, 2, 3)) + 0.5 * sizes
 
     with torch.no_grad():
-        low, sparse, said = method.split(y)
-        one_step = method.threshold(y - method.said(y))
+        low, sparse, restored = method.split(y)
+        one_step = method.threshold(y - method.reconstruct(y))
         torch.testing.assert_close(low + sparse, y)
-        torch.testing.assert_close(said, method.said(low))
+        torch.testing.assert_close(restored, method.reconstruct(low))
         none = objective(torch.zeros_like(y))
         assert (objective(sparse) <= none + 1e-6).all()
         assert (objective(sparse) < 0.9 * none).any()
@@ -87,9 +82,9 @@ def test_parts_add_up_and_lower_the_objective(penalty: str) -> None:
     assert normal.abs().mean() < 0.5 * sparse.abs().mean()
 
 
-def test_no_weight_leaves_nothing_to_learn_and_a_large_one_is_an_autoencoder() -> None:
+def test_no_weight_leaves_nothing_to_learn_and_a_large_one_is_an_autoencoder(fitted: Callable[..., RDA]) -> None:
     x = smooth_textures(5, SHAPE, seed=1)
-    method = _fitted(weight=1e6)
+    method = fitted(RDA, SHAPE, **SMALL | {"weight": 1e6})
     scores = method.with_score("noise").score(x)
     assert not scores.image.any()
     y = method.standardise(x)
@@ -101,12 +96,12 @@ def test_no_weight_leaves_nothing_to_learn_and_a_large_one_is_an_autoencoder() -
         torch.testing.assert_close(method.threshold(y), y)
 
 
-def test_finds_foreign_images_among_its_training_images() -> None:
+def test_finds_foreign_images_among_its_training_images(fitted: Callable[..., RDA]) -> None:
     """5 % of the training images are of another kind; the paper's use: which of them are they?"""
     x = smooth_textures(80, SHAPE, seed=0)
     stripes = 0.45 + 0.15 * torch.sin(torch.arange(16.0) * 1.5).expand(4, 1, 16, 16)
     x[:4] = stripes + 0.01 * torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(1))
-    method = _fitted(x, penalty="images", weight=0.5, steps=200, latent=2)
+    method = fitted(RDA, x, **SMALL | {"penalty": "images", "weight": 0.5, "steps": 200, "latent": 2})
     noise = method.with_score("noise").score(x).image
     assert set(noise.argsort(descending=True)[:4].tolist()) == {0, 1, 2, 3}
 
@@ -115,29 +110,41 @@ def test_rounds_are_stages() -> None:
     assert [s.name for s in _method(rounds=3).stages()] == ["round 1", "round 2", "round 3", "sparse part"]
 
 
-@pytest.mark.parametrize("words", [{"rounds": 0}, {"weight": -1.0}, {"tolerance": 0.0}, {"latent": 0}], ids=str)
-def test_impossible_settings(words: dict[str, Any]) -> None:
-    with pytest.raises(SettingsError, match="rda"):
-        RDASettings(**words)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rounds": 0}, "rounds must be at least 1, got 0."),
+        ({"weight": -1.0}, "weight must be at least 0, got -1.0."),
+        ({"tolerance": 0.0}, "tolerance must be greater than 0, got 0.0."),
+        ({"latent": 0}, "latent must be at least 1, got 0."),
+        ({"constraint": float("nan")}, "constraint must be at least 0, got nan."),
+    ],
+    ids=str,
+)
+def test_impossible_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=f"^rda: {re.escape(message)}$"):
+        RDASettings(**settings)
 
 
-def test_rounds_end_when_the_constraint_holds() -> None:
-    """With a threshold of 0, S takes all that the network cannot say: X = D(E(L)) + S from the first round on."""
-    method = _fitted(weight=0.0, steps=30)
+def test_rounds_end_when_the_constraint_holds(fitted: Callable[..., RDA]) -> None:
+    """With a threshold of 0, S takes the whole error of the network: X = D(E(L)) + S from the first round on."""
+    method = fitted(RDA, SHAPE, **SMALL | {"weight": 0.0, "steps": 30})
     assert method.residuals[:, 0].isfinite().tolist() == [True, False, False]
-    assert float(method.residuals[0, 0]) < 1e-3  # S stands still to `tolerance`
+    assert float(method.residuals[0, 0]) < 1e-3  # S moves by less than `tolerance`
     for name, value in method.network.state_dict().items():  # the last one trained is the one scored with
         torch.testing.assert_close(value, method.before.state_dict()[name])
-    assert _fitted(weight=0.0, steps=30, constraint=0.0).residuals.isfinite().sum() == 5  # c2 has no first
+    assert (
+        fitted(RDA, SHAPE, **SMALL | {"weight": 0.0, "steps": 30, "constraint": 0.0}).residuals.isfinite().sum() == 5
+    )  # c2 has no first
 
 
-def test_residuals_restated() -> None:
+def test_residuals_restated(fitted: Callable[..., RDA]) -> None:
     x = smooth_textures(64, SHAPE, seed=0)
-    method = _fitted(x, rounds=2, steps=60, constraint=0.0)
+    method = fitted(RDA, x, **SMALL | {"rounds": 2, "steps": 60, "constraint": 0.0})
     y = method.standardise(x)
     with torch.no_grad():
-        _, sparse, said = method.split(y)
-        c1 = (y - said - sparse).norm() / y.norm()
+        _, sparse, restored = method.split(y)
+        c1 = (y - restored - sparse).norm() / y.norm()
     torch.testing.assert_close(method.residuals[1, 0], c1, rtol=1e-3, atol=1e-5)
     assert method.residuals[0, 1].isinf()
     assert 0 < float(method.residuals[1, 1]) < 1

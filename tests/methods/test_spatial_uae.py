@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,26 +14,17 @@ from normalcy.detector import Detector
 from normalcy.errors import SettingsError
 from normalcy.methods.spatial_uae import SpatialUAE, SpatialUAESettings
 from normalcy.testing import smooth_textures
-from normalcy.training.fit import fit
-from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {"steps": 40, "batch_size": 8, "width": 4, "latent": 2, "halvings": 3, "lr": 0.01}
 """Settings that make the contract tests quick."""
 
 SHAPE = (1, 20, 24)
-SMALL: dict[str, Any] = {"width": 4, "latent": 3, "halvings": 2, "lr": 0.01}
+TINY: dict[str, Any] = {"width": 4, "latent": 3, "halvings": 2, "lr": 0.01}
+SMALL = {**TINY, "steps": 60}
 
 
-def _fitted(steps: int = 60, shape: tuple[int, ...] = SHAPE, scale: float = 1.0, **words: Any) -> SpatialUAE:
-    torch.manual_seed(0)
-    method = SpatialUAE(SpatialUAESettings(**{**SMALL, **words}), shape)
-    settings = TrainSettings(steps=steps, batch_size=16, precision="32-true", device="cpu")
-    fit(method, scale * smooth_textures(48, shape, seed=0), settings)
-    return method
-
-
-def test_restored_images_are_in_the_unit_of_the_input() -> None:
-    method = _fitted(scale=80.0, steps=150)
+def test_restored_images_are_in_the_unit_of_the_input(fitted: Callable[..., SpatialUAE]) -> None:
+    method = fitted(SpatialUAE, 80 * smooth_textures(48, SHAPE, seed=0), **SMALL | {"steps": 150})
     x = 80 * smooth_textures(4, SHAPE, seed=1)
     scores = method.score(x)
     assert scores.restored is not None
@@ -39,7 +32,7 @@ def test_restored_images_are_in_the_unit_of_the_input() -> None:
 
 
 def test_window_of_a_brain_in_ct_is_a_step_of_preprocessing() -> None:
-    detector = Detector("spatial_uae", preprocess="window:40:80", steps=3, calibration=0.0, **SMALL)
+    detector = Detector("spatial_uae", preprocess="window:40:80", steps=3, calibration=0.0, **TINY)
     slices = (80 * smooth_textures(24, SHAPE, seed=0).squeeze(1)).round().numpy().astype(np.int16)
     detector.fit(slices)
     bone, metal = slices[:2].copy(), slices[:2].copy()
@@ -47,8 +40,8 @@ def test_window_of_a_brain_in_ct_is_a_step_of_preprocessing() -> None:
     assert detector.score(bone).scores.tolist() == detector.score(metal).scores.tolist()
 
 
-def test_code_keeps_its_place() -> None:
-    method = _fitted(steps=2)
+def test_code_keeps_its_place(fitted: Callable[..., SpatialUAE]) -> None:
+    method = fitted(SpatialUAE, SHAPE, **SMALL | {"steps": 2})
     x = smooth_textures(1, SHAPE, seed=1)
     other = x.clone()
     other[..., :2, :2] += 0.3
@@ -60,8 +53,8 @@ def test_code_keeps_its_place() -> None:
     assert moved[:, 3:].max() == 0
 
 
-def test_noise_has_the_deviation_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    method = _fitted(steps=2, sigma=0.3)
+def test_noise_has_standard_deviation_sigma(fitted: Callable[..., SpatialUAE], monkeypatch: pytest.MonkeyPatch) -> None:
+    method = fitted(SpatialUAE, SHAPE, **SMALL | {"steps": 2, "sigma": 0.3})
     x = smooth_textures(64, SHAPE, seed=1)
     seen = []
     decode = method.decode
@@ -75,22 +68,34 @@ def test_noise_has_the_deviation_asked_for(monkeypatch: pytest.MonkeyPatch) -> N
     assert method.encode(x).abs().max() <= 1
 
 
-def test_noise_limits_what_the_code_can_carry() -> None:
+def test_noise_limits_the_information_of_the_code(fitted: Callable[..., SpatialUAE]) -> None:
     x = smooth_textures(8, SHAPE, seed=1)
-    assert _fitted(sigma=1.5).score(x).image.mean() > 1.2 * _fitted(sigma=0.05).score(x).image.mean()
+    assert (
+        fitted(SpatialUAE, SHAPE, **SMALL | {"sigma": 1.5}).score(x).image.mean()
+        > 1.2 * fitted(SpatialUAE, SHAPE, **SMALL | {"sigma": 0.05}).score(x).image.mean()
+    )
 
 
-def test_spread_is_the_deviation_over_noisy_decodings() -> None:
+def test_spread_is_the_standard_deviation_over_noisy_decodings(fitted: Callable[..., SpatialUAE]) -> None:
     x = smooth_textures(3, SHAPE, seed=1)
-    spread = [_fitted(steps=20, sigma=sigma).score(x).uncertainty for sigma in (0.0, 0.5)]
+    spread = [
+        fitted(SpatialUAE, SHAPE, **SMALL | {"steps": 20, "sigma": sigma}).score(x).uncertainty for sigma in (0.0, 0.5)
+    ]
     assert spread[0] is not None
     assert spread[1] is not None
     assert not spread[0].any()
     assert (spread[1] > 0).float().mean() > 0.9
-    assert _fitted(steps=2, samples=0).score(x).uncertainty is None
+    assert fitted(SpatialUAE, SHAPE, **SMALL | {"steps": 2, "samples": 0}).score(x).uncertainty is None
 
 
-@pytest.mark.parametrize("words", [{"latent": 0}, {"sigma": -1.0}], ids=str)
-def test_impossible_settings(words: dict[str, Any]) -> None:
-    with pytest.raises(SettingsError, match="spatial_uae"):
-        SpatialUAESettings(**words)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"latent": 0}, "latent must be at least 1, got 0."),
+        ({"sigma": -1.0}, "sigma must be at least 0, got -1.0."),
+    ],
+    ids=str,
+)
+def test_impossible_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=f"^spatial_uae: {re.escape(message)}$"):
+        SpatialUAESettings(**settings)

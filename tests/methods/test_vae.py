@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,8 +14,6 @@ from torch.distributions import Independent, Normal, kl_divergence
 
 from normalcy.errors import SettingsError
 from normalcy.methods.vae import VAE, VAESettings
-from normalcy.training.fit import fit
-from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {"steps": 20, "batch_size": 8, "width": 4, "latent": 4, "samples": 2, "lr": 0.01}
 """Settings that make the contract tests quick."""
@@ -22,7 +22,7 @@ SHAPE = (1, 12, 16)
 
 
 def _patterns(count: int, seed: int = 0) -> Tensor:
-    """Three waves with Gaussian weights around grey, and noise of 0.03: what a Gaussian code of 3 numbers can say."""
+    """Three waves with Gaussian weights around grey, and noise of 0.03: what a Gaussian code of dimension 3 can model."""
     generator = torch.Generator().manual_seed(seed)
     rows, columns = torch.linspace(0, 1, SHAPE[1])[:, None], torch.linspace(0, 1, SHAPE[2])
     waves = torch.stack([torch.cos(3.14 * (rows + k * columns)) for k in range(3)])
@@ -40,11 +40,8 @@ def _untrained(**words: Any) -> VAE:
 
 
 @pytest.fixture(scope="module")
-def trained() -> VAE:
-    torch.manual_seed(0)
-    method = VAE(VAESettings(latent=3, lr=5e-3, network="dcgan"), SHAPE)
-    fit(method, _patterns(256), TrainSettings(steps=150, batch_size=16, precision="32-true", device="cpu"))
-    return method
+def trained(fitted: Callable[..., VAE]) -> VAE:
+    return fitted(VAE, _patterns(256), steps=150, latent=3, lr=5e-3, network="dcgan")
 
 
 # -- the terms of the bound --
@@ -209,7 +206,7 @@ def test_score_of_an_image_depends_on_nothing_else(trained: VAE, score: str) -> 
 
 
 @pytest.mark.parametrize("score", VAE.scores)
-def test_larger_is_stranger(trained: VAE, score: str) -> None:
+def test_higher_scores_are_more_anomalous(trained: VAE, score: str) -> None:
     method = trained.with_score(score)
     normal = _patterns(16, seed=1)
     defect = torch.zeros(SHAPE[1:], dtype=torch.bool)
@@ -227,27 +224,31 @@ def test_sigma_is_learned_from_the_noise_of_the_images(trained: VAE) -> None:
     assert 0.025 < trained.log_sigma.exp().item() < 0.06
 
 
-def test_sigma_stays_where_it_is_given() -> None:
-    torch.manual_seed(0)
-    method = VAE(VAESettings(latent=2, sigma=0.25), SHAPE)
-    fit(method, _patterns(32), TrainSettings(steps=3, batch_size=16, precision="32-true", device="cpu"))
+def test_sigma_stays_where_it_is_given(fitted: Callable[..., VAE]) -> None:
+    method = fitted(VAE, _patterns(32), steps=3, latent=2, sigma=0.25)
     assert method.log_sigma.exp().item() == pytest.approx(0.25)
 
 
-def test_volumes() -> None:
-    torch.manual_seed(0)
-    method = VAE(VAESettings(latent=2, score="gradient_elbo", samples=2, width=2), (1, 8, 10, 12))
-    fit(method, torch.rand(4, 1, 8, 10, 12), TrainSettings(steps=1, batch_size=4, device="cpu"))
+def test_volumes(fitted: Callable[..., VAE]) -> None:
+    settings = {"latent": 2, "score": "gradient_elbo", "samples": 2, "width": 2}
+    method = fitted(VAE, torch.rand(4, 1, 8, 10, 12), steps=1, batch_size=4, **settings)
     scores = method.score(torch.rand(2, 1, 8, 10, 12))
     assert scores.map is not None
     assert scores.map.shape == (2, 8, 10, 12)
 
 
 @pytest.mark.parametrize(
-    "words",
-    [{"latent": 0}, {"samples": 0}, {"sigma": 0.0}, {"beta": -1.0}, {"smoothing": -1.0}, {"reduce": 2.0}],
+    ("settings", "message"),
+    [
+        ({"latent": 0}, "latent must be at least 1, got 0."),
+        ({"samples": 0}, "samples must be at least 1, got 0."),
+        ({"sigma": 0.0}, "sigma must be greater than 0, got 0.0."),
+        ({"beta": -1.0}, "beta must be at least 0, got -1.0."),
+        ({"smoothing": -1.0}, "smoothing must be at least 0, got -1.0."),
+        ({"reduce": 2.0}, 'reduce must be "mean", "max" or a quantile between 0 and 1, got 2.0.'),
+    ],
     ids=str,
 )
-def test_impossible_settings(words: dict[str, Any]) -> None:
-    with pytest.raises(SettingsError, match="vae"):
-        VAESettings(**words)
+def test_impossible_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=f"^vae: {re.escape(message)}$"):
+        VAESettings(**settings)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,10 +11,7 @@ import torch
 
 from normalcy.errors import SettingsError
 from normalcy.methods.vae_attention import VAEAttention, VAEAttentionSettings
-from normalcy.nets.gaussian_code import draw, kl_to_standard
 from normalcy.testing import smooth_textures
-from normalcy.training.fit import fit
-from normalcy.training.settings import TrainSettings
 
 CONTRACT: dict[str, Any] = {
     "steps": 40,
@@ -25,19 +24,12 @@ CONTRACT: dict[str, Any] = {
 """Settings that make the contract tests quick."""
 
 SHAPE = (1, 32, 32)
-
-
-def _fitted(steps: int = 10, **words: Any) -> VAEAttention:
-    torch.manual_seed(0)
-    method = VAEAttention(VAEAttentionSettings(**{"latent": 4, "width": 4, "lr": 5e-3, **words}), SHAPE)
-    settings = TrainSettings(steps=steps, batch_size=16, precision="32-true", device="cpu")
-    fit(method, smooth_textures(48, SHAPE, seed=0), settings)
-    return method
+SMALL: dict[str, Any] = {"latent": 4, "width": 4, "lr": 5e-3}
 
 
 @pytest.mark.parametrize("level", [0, 1])
-def test_attention_is_grad_cam_image_by_image(level: int) -> None:
-    method = _fitted(level=level)
+def test_attention_is_grad_cam_image_by_image(fitted: Callable[..., VAEAttention], level: int) -> None:
+    method = fitted(VAEAttention, SHAPE, **SMALL | {"level": level})
     y = method.standardise(smooth_textures(3, SHAPE, seed=1))
     found = method.attention(y)
     assert found.shape == (3, 16 >> level, 16 >> level)
@@ -56,8 +48,8 @@ def test_attention_is_grad_cam_image_by_image(level: int) -> None:
         torch.testing.assert_close(attention, expected.detach(), rtol=1e-3, atol=1e-6)
 
 
-def test_attention_explains_the_image_score() -> None:
-    method = _fitted()
+def test_attention_explains_the_image_score(fitted: Callable[..., VAEAttention]) -> None:
+    method = fitted(VAEAttention, SHAPE, **SMALL)
     x = smooth_textures(3, SHAPE, seed=1)
     with torch.no_grad():
         code = method.posterior(method.standardise(x))[0]
@@ -66,28 +58,16 @@ def test_attention_explains_the_image_score() -> None:
     torch.testing.assert_close(method.score(x).image, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_kl_and_draws_are_those_of_torch_distributions() -> None:
-    torch.manual_seed(0)
-    mean, logvar = torch.randn(5, 3), torch.randn(5, 3)
-    posterior = torch.distributions.Normal(mean, (0.5 * logvar).exp())
-    prior = torch.distributions.Normal(torch.zeros(3), torch.ones(3))
-    expected = torch.distributions.kl_divergence(posterior, prior).sum(1)
-    torch.testing.assert_close(kl_to_standard(mean, logvar), expected)
-    many = draw(mean[:1].expand(20_000, -1), logvar[:1].expand(20_000, -1))
-    torch.testing.assert_close(many.mean(0), mean[0], atol=0.05, rtol=0)
-    torch.testing.assert_close(many.std(0), posterior.stddev[0], rtol=0.05, atol=0)
-
-
-def test_codes_are_standardised_over_the_training_images() -> None:
-    method = _fitted()
+def test_codes_are_standardised_over_the_training_images(fitted: Callable[..., VAEAttention]) -> None:
+    method = fitted(VAEAttention, SHAPE, **SMALL)
     with torch.no_grad():
         codes = method.posterior(method.standardise(smooth_textures(48, SHAPE, seed=0)))[0]
     torch.testing.assert_close(method.code_mean, codes.mean(0), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(method.code_std, codes.std(0, correction=0), rtol=1e-3, atol=1e-5)
 
 
-def test_reconstruction_score_is_the_squared_error() -> None:
-    method = _fitted(smoothing=0.0)
+def test_reconstruction_score_is_the_squared_error(fitted: Callable[..., VAEAttention]) -> None:
+    method = fitted(VAEAttention, SHAPE, **SMALL | {"smoothing": 0.0})
     x = smooth_textures(3, SHAPE, seed=1)
     scores = method.with_score("reconstruction").score(x)
     assert scores.restored is not None
@@ -95,21 +75,33 @@ def test_reconstruction_score_is_the_squared_error() -> None:
     torch.testing.assert_close(scores.image, error.mean((1, 2, 3)), rtol=1e-4, atol=1e-6)
 
 
-def test_training_lowers_the_negative_elbo() -> None:
+def test_training_lowers_the_negative_elbo(fitted: Callable[..., VAEAttention]) -> None:
     x = smooth_textures(32, SHAPE, seed=1)
     losses = []
     for steps in (1, 80):
-        torch.manual_seed(0)
-        losses.append(float(_fitted(steps).negative_elbo(x)["loss"].detach()))
+        method = fitted(VAEAttention, SHAPE, **SMALL | {"steps": steps})
+        losses.append(float(method.negative_elbo(x)["loss"].detach()))
     assert losses[1] < 0.8 * losses[0]
 
 
 def test_levels_are_those_of_the_encoder() -> None:
-    with pytest.raises(SettingsError, match="levels 0 to 1"):
+    with pytest.raises(
+        SettingsError,
+        match=r"^vae_attention: level must be one of the levels 0 to 1 of the encoder of images \(1, 32, 32\), got 2\.$",
+    ):
         VAEAttention(VAEAttentionSettings(level=2), SHAPE)
 
 
-@pytest.mark.parametrize("words", [{"latent": 0}, {"beta": -1.0}, {"lr": 0.0}, {"reduce": 2.0}], ids=str)
-def test_impossible_settings(words: dict[str, Any]) -> None:
-    with pytest.raises(SettingsError, match="vae_attention"):
-        VAEAttentionSettings(**words)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"latent": 0}, "latent must be at least 1, got 0."),
+        ({"beta": -1.0}, "beta must be at least 0, got -1.0."),
+        ({"lr": 0.0}, "lr must be greater than 0, got 0.0."),
+        ({"reduce": 2.0}, 'reduce must be "mean", "max" or a quantile between 0 and 1, got 2.0.'),
+    ],
+    ids=str,
+)
+def test_impossible_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=f"^vae_attention: {re.escape(message)}$"):
+        VAEAttentionSettings(**settings)

@@ -188,7 +188,7 @@ def test_a_transformer_takes_other_sizes():
 def test_refusals():
     with pytest.raises(DataError, match="1 or 3 channels, got 2"):
         Backbone("efficientnet_lite0", (2,), 2)
-    with pytest.raises(SettingsError, match=r"no backbone 'resnet19' \(near it: .*resnet18"):
+    with pytest.raises(SettingsError, match=r"no backbone 'resnet19' \(similar: .*resnet18"):
         Backbone("resnet19", (2,), 3)
     for layers in ((5,), (), (3, 2), (2, 2), (-1,)):
         with pytest.raises(SettingsError, match="layers 0 to 4"):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from normalcy.errors import DataError, SettingsError
-from normalcy.nets.convnets import ConvNet, Standardise, choose
+from normalcy.nets.convnets import ConvNet, choose
 
 SHAPES = [
     (1, 8, 8),
@@ -83,20 +83,6 @@ def test_initial_weights_keep_the_scale(kind: str, shape: tuple[int, ...]) -> No
         image = net.decoder(shape, 64)(torch.randn(4, 64))
     assert 0.3 < code.std() < 6  # max-pooling raises it
     assert 0.03 < image.std() < 0.3  # a tenth: the decoder begins near 0
-
-
-def test_standardise_and_its_inverse() -> None:
-    x = 5 + 3 * torch.rand(1, 2, 6, 7) + 0.5 * torch.randn(40, 2, 6, 7)
-    standardise = Standardise(x.shape[1:])
-    standardise.measure(x.split(7))
-    torch.testing.assert_close(standardise.mean, x.mean(0))
-    torch.testing.assert_close(standardise.scale, (x - x.mean(0)).square().mean().sqrt())
-    y = standardise(x)
-    assert y.mean().abs() < 1e-5
-    assert float(y.std()) == pytest.approx(1, abs=1e-3)
-    torch.testing.assert_close(standardise.inverse(y), x)
-    standardise.measure([torch.ones(4, 2, 6, 7)])
-    assert standardise(x).isfinite().all()
 
 
 def test_refusals() -> None:

@@ -1,4 +1,4 @@
-"""Vectors for the classical estimators: PCA against scikit-learn on both routes, kernel sums against brute force."""
+"""Feature vectors for the classical estimators, against scikit-learn's PCA."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from normalcy.errors import DataError, SettingsError
-from normalcy.nets import features
-from normalcy.nets.features import Features, FeatureSettings, Mapped, gather, log_kernel_sum, principal_components
+from normalcy.nets.features import Features, FeatureSettings
 
 
 class Blocks:
@@ -49,29 +48,6 @@ def test_pixels_equal_scikit_learn_pca(count: int, shape: tuple[int, ...]) -> No
     torch.testing.assert_close(front(x), z)
 
 
-@pytest.mark.parametrize("count", [20, 300])
-def test_principal_components_are_orthonormal_and_ordered(count: int) -> None:
-    x = images(count, 1, 8, 8).flatten(1)
-    x = x - x.mean(0)
-    basis, variances = principal_components(x.split(7), count, 10)
-    reference = PCA(10, svd_solver="full").fit(x.numpy())
-    torch.testing.assert_close(basis @ basis.T, torch.eye(10), atol=1e-4, rtol=0)
-    np.testing.assert_allclose(variances, reference.explained_variance_, rtol=1e-3)
-
-
-def test_images_beyond_the_largest_matrix_are_thinned_out_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "LARGEST_MATRIX", 50)
-    x = images(200, 1, 8, 8).flatten(1)
-    x = x - x.mean(0)
-    basis, _ = principal_components(x.split(7), 200, 5)
-    kept, _ = principal_components([x[::4]], 50, 5)
-    torch.testing.assert_close(basis, kept)
-
-
-def test_identical_vectors_have_no_components() -> None:
-    assert principal_components([torch.zeros(5, 9)], 5, 0.95)[0].shape == (0, 9)
-
-
 def test_without_pca_pixels_are_only_centred() -> None:
     x = images(30, 2, 4, 4)
     z = Features(FeatureSettings(variance=None), (2, 4, 4)).learn(Blocks(x))
@@ -94,32 +70,12 @@ def test_only_as_many_features_come_back_as_asked_for() -> None:
     torch.testing.assert_close(some, front(x[::3]))
 
 
-def test_gather_takes_rows_from_every_part() -> None:
-    rows = torch.arange(23)
-    assert gather(rows.split(4), 23, 5).tolist() == [0, 4, 9, 13, 18]
-    assert gather(rows.split(4), 23, 99).tolist() == rows.tolist()
-
-
-def test_mapped_blocks_can_be_read_again() -> None:
-    blocks = Mapped([torch.ones(2)], lambda x: x + 1)
-    assert [b.tolist() for b in blocks] == [b.tolist() for b in blocks] == [[2.0, 2.0]]
-
-
-def test_kernel_sum_equals_brute_force_and_does_not_saturate(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = torch.Generator().manual_seed(0)
-    x, points = torch.randn(9, 4, generator=rng), torch.randn(50, 4, generator=rng)
-    weights = torch.rand(50, generator=rng)
-    squared = (x[:, None] - points).double().square().sum(2)
-    expected = (weights * (-0.3 * squared).exp()).sum(1).log()
-    torch.testing.assert_close(log_kernel_sum(x, points, 0.3, weights.log()).double(), expected, rtol=1e-5, atol=1e-5)
-    far = log_kernel_sum(torch.tensor([[100.0] * 4, [101.0] * 4]), points, 0.3)
-    assert far[0] > far[1] > -torch.inf
-
-
 def test_refusals() -> None:
-    with pytest.raises(SettingsError, match="variance"):
+    with pytest.raises(SettingsError, match=r"^features: variance must be between 0 and 1, both excluded, got 1\.5\.$"):
         FeatureSettings(variance=1.5)
-    with pytest.raises(SettingsError, match="layers"):
+    with pytest.raises(
+        SettingsError, match=r"^features: layers must be at least one layer of the backbone, got \(\)\.$"
+    ):
         FeatureSettings(layers=())
     with pytest.raises(DataError, match="all equal"):
         Features(FeatureSettings(), (1, 4, 4)).learn(Blocks(torch.ones(5, 1, 4, 4)))

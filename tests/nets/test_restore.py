@@ -49,7 +49,7 @@ def _rule(name: str, grid: tuple[int, ...], count: int, seed: int) -> Any:
 @pytest.mark.parametrize("grid", [(5, 4), (2, 3, 3)])
 def test_equals_the_scan(name: str, grid: tuple[int, ...], lines: int | None) -> None:
     """Batches of 7 tables by 6 priors for each rule and grid: 252 cases, identical in every code, with k + 1 passes; of
-    the whole grid, or of so many lines from a memory."""
+    the whole grid, or of a number of lines from a cache."""
     changes, work = 0, 0.0
     for seed in range(6):
         model, slow = _model(grid, seed), _prior(grid, seed)

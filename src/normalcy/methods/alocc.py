@@ -34,7 +34,8 @@ from torch import Tensor, nn
 
 from normalcy import config
 from normalcy.method import Method, Objective, Scores, Stage
-from normalcy.nets.gan import Encoder, Generator, Range, taken_for_real, told_apart
+from normalcy.nets.gan import Encoder, Generator, discriminator_loss, generator_loss
+from normalcy.nets.scaling import Range
 
 Score = Literal["reconstruction", "discriminator", "refined"]
 
@@ -110,7 +111,7 @@ class ALOCC(Method):
         y = self.range(x)
         with torch.no_grad():
             fake = self.refiner(self.noisy(y))
-        return {"loss": told_apart(self.discriminator, y, fake)}
+        return {"loss": discriminator_loss(self.discriminator, y, fake)}
 
     def refiner_loss(self, x: Tensor) -> Mapping[str, Tensor]:
         y = self.range(x)
@@ -118,7 +119,7 @@ class ALOCC(Method):
         refined = self.refiner(noisy)
         target = noisy if self.settings.noisy_target else y
         error = (target - refined).square().flatten(1).sum(1).mean()
-        adversarial = taken_for_real(self.discriminator, refined)
+        adversarial = generator_loss(self.discriminator, refined)
         return {"loss": adversarial + self.settings.weight * error, "error": error, "adversarial": adversarial}
 
     def _score(self, x: Tensor) -> Scores:

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from normalcy import config
 from normalcy.method import Method, Objective, Scores, Stage
-from normalcy.nets.convnets import CLIP, Network, Norm, Standardise, choose
+from normalcy.nets.convnets import CLIP, Network, Norm, choose
 from normalcy.nets.filters import Reduce, check_reduce, gaussian_smooth, reduce_map
+from normalcy.nets.scaling import Standardise
 from normalcy.nets.schedules import late_drop
 from normalcy.nets.ssim import ssim_map
 

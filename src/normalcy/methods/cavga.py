@@ -37,11 +37,12 @@ from torch.nn import functional as F
 from normalcy import config
 from normalcy.errors import DataError
 from normalcy.method import Method, Objective, Scores, Stage
-from normalcy.nets.attention import grad_cam
-from normalcy.nets.convnets import Standardise, initialise
+from normalcy.nets.convnets import initialise
+from normalcy.nets.densities import draw, kl_to_standard
 from normalcy.nets.filters import Reduce, check_reduce, gaussian_smooth, reduce_map
-from normalcy.nets.gan import Encoder, taken_for_real, told_apart
-from normalcy.nets.gaussian_code import draw, kl_to_standard
+from normalcy.nets.gan import Encoder, discriminator_loss, generator_loss
+from normalcy.nets.grad_cam import grad_cam
+from normalcy.nets.scaling import Standardise
 
 Score = Literal["reconstruction", "attention"]
 
@@ -151,7 +152,7 @@ class CAVGA(Method):
         y = self.standardise(x)
         with torch.no_grad():
             fake = self.decode(draw(*self.code(self.encoder(y))))
-        return {"loss": told_apart(self.discriminator, y, fake)}
+        return {"loss": discriminator_loss(self.discriminator, y, fake)}
 
     def autoencoder_loss(self, x: Tensor) -> Mapping[str, Tensor]:
         s, y = self.settings, self.standardise(x)
@@ -161,7 +162,7 @@ class CAVGA(Method):
         restored = self.decode(draw(mean, logvar))
         error = 0.5 * (y - restored).square().flatten(1).sum(1).mean()
         kl = kl_to_standard(mean, logvar).mean()
-        adversarial = taken_for_real(self.discriminator, restored)
+        adversarial = generator_loss(self.discriminator, restored)
         expansion = (1 - self.attention(mean, maps, create_graph=True)).mean()
         loss = (error + kl) + s.adversarial * adversarial + s.expansion * pixels * expansion
         terms = {"error": error, "kl": kl, "adversarial": adversarial, "expansion": expansion}

@@ -28,9 +28,10 @@ from normalcy import config
 from normalcy.errors import DataError
 from normalcy.method import Batches, Method, Scores, Stage
 from normalcy.nets.backbones import Backbone
-from normalcy.nets.features import principal_components, random_state
 from normalcy.nets.filters import gaussian_smooth
 from normalcy.nets.neighbours import Reservoir, nearest
+from normalcy.nets.seeds import random_state
+from normalcy.nets.statistics import principal_components
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,8 @@ from torch import Tensor, nn
 
 from normalcy import config
 from normalcy.method import Batches, Method, Objective, Scores, Stage
-from normalcy.nets.convnets import Network, Standardise, choose
+from normalcy.nets.convnets import Network, choose
+from normalcy.nets.scaling import Standardise
 
 TINY = 1e-8
 """Added to the variances of z before ``floor`` is taken of them: coordinates of equal images have none."""

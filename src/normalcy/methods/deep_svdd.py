@@ -37,9 +37,9 @@ from torch.nn import functional as F
 from normalcy import config
 from normalcy.method import Batches, Method, Objective, Scores, Stage
 from normalcy.nets.convnets import LENET_UP_TO, ConvNet, Network, choose
-from normalcy.nets.features import random_state
 from normalcy.nets.neighbours import Reservoir
 from normalcy.nets.schedules import drop_after
+from normalcy.nets.seeds import random_state
 
 WARM_UP = 0.1
 """Fraction of the stage in which the radius is 0 and the loss of the soft boundary is that of ``one_class``."""

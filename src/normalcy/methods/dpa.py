@@ -47,10 +47,11 @@ from normalcy import config
 from normalcy.errors import DataError
 from normalcy.method import Batches, EarlyStop, Method, Objective, Scores, Stage
 from normalcy.nets.contrastive import SelfTaught
-from normalcy.nets.features import Mapped
 from normalcy.nets.filters import gaussian_smooth
-from normalcy.nets.gan import Encoder, Range, wasserstein_loss
+from normalcy.nets.gan import Encoder, wasserstein_loss
 from normalcy.nets.perceptual import PerceptualFeatures, relative_l1, relative_map
+from normalcy.nets.scaling import Range
+from normalcy.nets.statistics import Mapped
 
 
 @dataclass(frozen=True)

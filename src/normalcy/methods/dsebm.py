@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +28,11 @@ from torch.nn import functional as F
 
 from normalcy import config
 from normalcy.method import Method, Objective, Scores, Stage
-from normalcy.nets.convnets import Standardise, initialise
+from normalcy.nets.convnets import conv, initialise
 from normalcy.nets.filters import gaussian_smooth
+from normalcy.nets.scaling import Standardise
 
 Score = Literal["energy", "reconstruction"]
-_CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,12 @@ class DSEBM(Method):
 
     def __init__(self, settings: DSEBMSettings, shape: Sequence[int]) -> None:
         super().__init__(settings, shape)
-        s, conv = settings, _CONV[len(self.shape) - 1]
+        s, layer = settings, conv(len(self.shape) - 1)
         self.standardise = Standardise(self.shape)
         self.bias = nn.Parameter(torch.zeros(self.shape))
         sides, layers, before, after = list(self.shape[1:]), nn.Sequential(), self.shape[0], s.width
         while min(sides) >= 8 and len(layers) < 8:
-            layers.extend([conv(before, after, 5, stride=2, padding=2), nn.Softplus()])
+            layers.extend([layer(before, after, 5, stride=2, padding=2), nn.Softplus()])
             sides, before, after = [(n + 1) // 2 for n in sides], after, min(2 * after, 4 * s.width)
         size = before
         for n in sides:

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from normalcy import config
 from normalcy.method import Method, Objective, Scores, Stage
-from normalcy.nets.gan import Encoder, Generator, Range, wasserstein_loss
+from normalcy.nets.gan import Encoder, Generator, wasserstein_loss
+from normalcy.nets.scaling import Range
 
 
 @dataclass(frozen=True)

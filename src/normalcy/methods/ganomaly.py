@@ -33,7 +33,8 @@ from torch import Tensor
 from normalcy import config
 from normalcy.method import Method, Objective, Scores, Stage
 from normalcy.nets.filters import gaussian_smooth
-from normalcy.nets.gan import Encoder, Generator, Range, told_apart
+from normalcy.nets.gan import Encoder, Generator, discriminator_loss
+from normalcy.nets.scaling import Range
 
 Score = Literal["latent", "context"]
 
@@ -110,7 +111,7 @@ class GANomaly(Method):
 
     def discriminator_loss(self, x: Tensor) -> Mapping[str, Tensor]:
         y = self.range(x)
-        return {"loss": told_apart(self.discriminator, y, self.decoder(self.encoder(y)).detach())}
+        return {"loss": discriminator_loss(self.discriminator, y, self.decoder(self.encoder(y)).detach())}
 
     def _score(self, x: Tensor) -> Scores:
         y = self.range(x)

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from normalcy import config
 from normalcy.method import Batches, Method, Scores, Stage
-from normalcy.nets.features import Features, FeatureSettings, random_state
-from normalcy.nets.mixture import log_likelihood
+from normalcy.nets.densities import log_likelihood
+from normalcy.nets.features import Features, FeatureSettings
+from normalcy.nets.seeds import random_state
 
 
 @dataclass(frozen=True)

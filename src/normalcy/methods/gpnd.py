@@ -38,9 +38,10 @@ from torch import Tensor, nn
 from normalcy import config
 from normalcy.errors import DataError
 from normalcy.method import Batches, Method, Objective, Scores, Stage
-from normalcy.nets.convnets import Network, Norm, Standardise, choose
-from normalcy.nets.features import log_kernel_sum
-from normalcy.nets.gan import taken_for_real, told_apart
+from normalcy.nets.convnets import Network, Norm, choose
+from normalcy.nets.densities import log_kernel_sum
+from normalcy.nets.gan import discriminator_loss, generator_loss
+from normalcy.nets.scaling import Standardise
 from normalcy.nets.schedules import late_drop
 
 FLOOR = 1e-4
@@ -130,8 +131,8 @@ class GPND(Method):
         x = self.standardise(x)
         z = self.encode(x).detach()
         noise = torch.randn_like(z)
-        images = told_apart(self.image_critic, x, self.decode(noise).detach())
-        codes = told_apart(self.code_critic, noise, z)
+        images = discriminator_loss(self.image_critic, x, self.decode(noise).detach())
+        codes = discriminator_loss(self.code_critic, noise, z)
         return {"loss": images + codes, "images": images, "codes": codes}
 
     def generate(self, x: Tensor) -> Mapping[str, Tensor]:
@@ -139,8 +140,8 @@ class GPND(Method):
         x = self.standardise(x)
         z = self.encode(x)
         error = (x - self.decode(z)).square().mean()
-        images = taken_for_real(self.image_critic, self.decode(torch.randn_like(z)))
-        codes = taken_for_real(self.code_critic, z)
+        images = generator_loss(self.image_critic, self.decode(torch.randn_like(z)))
+        codes = generator_loss(self.code_critic, z)
         return {"loss": images + codes + self.settings.weight * error, "images": images, "codes": codes, "error": error}
 
     def stages(self) -> Sequence[Stage]:

@@ -20,7 +20,9 @@ from torch import Tensor
 
 from normalcy import config
 from normalcy.method import Batches, Method, Scores, Stage
-from normalcy.nets.features import Features, FeatureSettings, gather, log_kernel_sum, squared_distances
+from normalcy.nets.densities import log_kernel_sum, squared_distances
+from normalcy.nets.features import Features, FeatureSettings
+from normalcy.nets.statistics import gather
 
 
 @dataclass(frozen=True)

@@ -1,34 +1,25 @@
-"""LSR, latent space resampling: codes of an image that a prior of normal images finds unlikely are replaced by likely ones.
+"""LSR (latent space resampling): unlikely VQ-VAE codes are replaced; scored by the distance to the original reconstruction.
 
-Wang et al. 2020, "Image anomaly detection using normal data only by latent space resampling". A VQ-VAE turns an image into a
-grid of discrete codes; PixelSNAIL learns their distribution over normal images. In raster order, a code less likely than
-eta, if one of the neighbours that follow it is so too, becomes the likeliest one (equation 5). The map is the distance
-between the images decoded from the restored and from the original codes (equation 6), after a bilateral filter. The
-restoration is exact and takes one pass through the prior for each changed code (:mod:`normalcy.nets.restore`).
+Wang et al. 2020. A VQ-VAE encodes an image as a grid of discrete codes; PixelSNAIL learns the distribution of such grids over
+normal images. In raster order, a code less likely than eta becomes the likeliest one if one of its later neighbours is
+unlikely too (equation 5). The map is the distance between the images decoded from the restored and from the original codes
+(equation 6), after a bilateral filter. The restoration is exact and takes one pass through the prior for each changed code
+(:mod:`normalcy.nets.restore`).
 
-Differences to the paper:
+| | paper | normalcy |
+|---|---|---|
+| encoder | six strided layers; 32x32 codes for 256x256 pixels | three strided layers, which give 32x32 codes |
+| images | | standardised by the mean training image, so that the terms of equation 3 have one scale; terms are means |
+| augmentation | random rotations and flips | none by default; ``augment=rotate90,flip`` |
+| codebook | starts from N(0, 1) | starts from encoded training images; unused codes are reset |
+| encoded vectors | | normalised at each position; otherwise they outgrow the codebook at first and most collapse to a few codes |
+| widths | not given | ``preset="paper"``, or ``"small"`` for CPUs: narrow, 64 codes instead of 512 |
+| learning rates | | ``"small"``: 3 times for the VQ-VAE, 5 times for the prior, a tenth of that in its last third |
+| training steps | | ``"small"``: 70 % of them for the VQ-VAE; ``"paper"``: 40 % |
+| prior kept | | that with the best likelihood of held-out normal codes, since it memorises few images |
+| eta | 0.0005 | 0.0005, or a quantile of held-out normal codes, or by search on held-out images with rectangles (section 4.3.3) |
 
-- The paper names six strided layers and 32x32 codes for 256x256 images; the codes decide: three halvings.
-- Images are standardised by the mean training image, so that the terms of equation 3 have one scale; all are means.
-- Codes begin as encoded training images and start anew when out of use, instead of N(0, 1). The encoded vector of each
-  position is normalised: otherwise it outruns the codebook at the start, and all positions fall to a few codes.
-- Widths are not in the paper. ``preset="small"`` is for processors without a GPU: narrow, with 64 codes instead of 512 (a
-  small prior cannot foresee the noise of a surface that more of them carry); with fewer steps to make, 70 % of them for the
-  VQ-VAE, it learns three and its prior five times as fast, the prior with a tenth of that rate in the last third.
-- The prior, which learns few images by heart, is kept as it was when held-out normal codes were likeliest.
-- Without a validation set with defects eta is 0.0005, the paper's; ``"quantile"`` takes that share of the codes of held-out
-  normal images, ``"search"`` the best pixel AUROC on held-out images with black or grey rectangles (section 4.3.3).
-
-Found here, on magnetic tiles (``recipes/lsr_tiles.py``, 25 minutes of one core): trained on tiles turned and mirrored at
-random, as the paper does, pixel AUROC 0.664 and AUPRO 0.599; a VAE in the same way 0.619 and 0.527, and on tiles as they are,
-where it does better, with twice the steps, 0.667 and 0.564; an autoencoder with L2 0.628 and 0.507. So LSR finds regions
-better than these networks trained from scratch, while over pixels it is level with the best VAE, and not by the paper's 0.12
-above the autoencoder. Against that VAE it is better on breaks (0.829, 0.768) and frays (0.846, 0.716), worse on cracks
-(0.756, 0.941), which the distance of the restored image to the input finds better (0.878): thin lines seem lost in the codes
-already. Uneven tiles, 70 % of the marked pixels, are hardly found (0.596, 0.682): brightness changes slowly there, so that
-code after code may be likely next to those before. Whole images it finds less well than autoencoders do. Turned and mirrored
-training images (``augment=rotate90,flip``) matter, perhaps because a prior learns few images by heart: without them AUPRO is
-0.550.
+With ``"small"`` there are fewer codes because a small prior cannot predict the texture noise that more codes represent.
 """
 
 from __future__ import annotations
@@ -42,14 +33,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normalcy.errors import SettingsError
+from normalcy.config import require, require_that
 from normalcy.method import Batches, EarlyStop, Method, Objective, Scores, Stage
 from normalcy.nets import vqvae
-from normalcy.nets.convnets import Standardise
 from normalcy.nets.filters import Reduce, bilateral, check_reduce, reduce_map
 from normalcy.nets.pixelsnail import Memory, PixelSNAIL, mean_nats
 from normalcy.nets.quantise import Quantised, Quantiser
 from normalcy.nets.restore import LikelyCodes, Restored, limit_of, negative_log_likelihood, restore
+from normalcy.nets.scaling import Standardise
 from normalcy.nets.schedules import LATE, late_drop
 
 Score = Literal["restored", "input", "likelihood"]
@@ -74,67 +65,74 @@ PRESETS: Mapping[str, Mapping[str, float]] = {
     },
 }
 ETAS = tuple(10.0**k for k in (-6, -5, -4.5, -4, -3.5, -3, -2.5, -2, -1.5, -1))
-"""Tried by ``eta="search"``."""
+"""Values tried by ``eta="search"``."""
 
 
 @dataclass(frozen=True)
 class LSRSettings:
     score: Score = "restored"
-    """The map: distance between the images decoded from restored and original codes; between the restored image and the
-    input; or the negative log-likelihood of the codes, in nats."""
+    """The map: "restored", distance between the images decoded from restored and from original codes (equation 6); "input",
+    distance between the restored image and the input; "likelihood", negative log-likelihood of the codes, in nats."""
     eta: float | Literal["quantile", "search"] = 0.0005
-    """Likelihood below which a code is replaced."""
+    """Likelihood below which a code is replaced (equation 5), in (0, 1); "quantile": so that the fraction ``quantile`` of
+    held-out normal codes is less likely; "search": best pixel AUROC on held-out images with rectangles (section 4.3.3)."""
     quantile: float = 0.01
-    """Share of normal codes below eta="quantile"."""
+    """Fraction of held-out normal codes less likely than eta, with eta="quantile"."""
     local: bool = True
-    """A code is replaced only if a neighbour that follows it is unlikely too."""
+    """Replace a code only if one of its later neighbours is unlikely too (equation 5)."""
     codes: int | None = None
-    """K: 512, or 64 if small."""
+    """K, the number of codes in the codebook; none: 512, or 64 with preset="small"."""
     dimension: int = 32
-    """Of a code's vector, D."""
+    """D, the dimension of a code vector."""
     halvings: int = 3
+    """Strided layers of the encoder: the grid of codes has 1 / 2^halvings of the image's sides."""
     beta: float = 0.25
-    """Weight of the commitment."""
+    """Weight of the commitment loss (equation 3)."""
     ema: float | None = None
     """Decay of a codebook of moving averages; none: the codebook learns by gradients, as in the paper."""
     preset: Literal["paper", "small"] = "paper"
-    """Gives the numbers below that are none; with "small" the prior's rate falls to a tenth in the last third."""
+    """Defaults of the settings that are none: "paper", or "small" for CPUs."""
     width: int | None = None
-    """Channels of the VQ-VAE."""
+    """Channels of the VQ-VAE; none: 128, or 48 with preset="small"."""
     residuals: int | None = None
-    """Residual blocks of encoder and decoder."""
+    """Residual blocks of the encoder and of the decoder; none: 8, or 2 with preset="small"."""
     prior_width: int | None = None
+    """Channels of PixelSNAIL; none: 128, or 48 with preset="small"."""
     prior_blocks: int | None = None
-    """Pairs of a gated residual block and attention."""
+    """Pairs of a gated residual block and an attention block in PixelSNAIL; none: 3, or 2 with preset="small"."""
     lr: float | None = None
-    """Of Adam, for the VQ-VAE: 0.0003, or 0.001 if small."""
+    """Learning rate of the VQ-VAE (Adam); none: 0.0003, or 0.001 with preset="small"."""
     prior_lr: float | None = None
-    """Of Adam, for the prior: 0.0003, or 0.0015 if small."""
+    """Learning rate of the prior (Adam); none: 0.0003, or 0.0015 with preset="small", a tenth of it in the last third."""
     filter: bool = True
-    """Bilateral filter of the map: diameter 20, deviations 75 pixels and 75 of 255."""
+    """Bilateral filter of the map: diameter 20 pixels, standard deviations of 75 pixels and of 75/255 in value."""
     reduce: Reduce = "max"
-    """The image score: "mean" or "max" of the map, or this quantile of it, in [0, 1]."""
+    """Image score of "restored" and "input": "mean" or "max" of the map, or this quantile of it, in [0, 1]. That of "likelihood"
+    is the sum over the codes."""
 
     def __post_init__(self) -> None:
-        positive = (self.dimension, self.halvings, self.beta)
-        given = [getattr(self, word) for word in PRESETS["paper"]]
-        if min(positive) <= 0 or any(n is not None and n <= 0 for n in given):
-            raise SettingsError("lsr: codes, dimension, halvings, beta, rates and all widths must be positive.")
-        if not isinstance(self.eta, str) and not 0 < self.eta < 1:
-            raise SettingsError(f'lsr: eta must be between 0 and 1, "quantile" or "search", got {self.eta}.')
-        if not 0 < self.quantile < 1 or (self.ema is not None and not 0 < self.ema < 1):
-            raise SettingsError("lsr: quantile and ema must be between 0 and 1.")
+        positive = ("dimension", "halvings", "beta", *PRESETS["paper"])
+        require("lsr", self, positive=positive, fraction=("quantile", "ema"))
+        valid = isinstance(self.eta, str) or 0 < self.eta < 1
+        require_that(valid, "lsr", "eta", '"quantile", "search" or between 0 and 1, both excluded', self.eta)
         check_reduce("lsr", self.reduce)
 
-    def number(self, word: str) -> Any:
-        """What is given, or the preset's."""
-        value = getattr(self, word)
-        return PRESETS[self.preset][word] if value is None else value
+    def number(self, name: str) -> Any:
+        """A setting's value, or the preset's where it is none."""
+        value = getattr(self, name)
+        return PRESETS[self.preset][name] if value is None else value
 
 
 class LSR(Method):
     name = "lsr"
     Settings = LSRSettings
+    family = "restoration"
+    reference = (
+        "L. Wang, D. Zhang, J. Guo, Y. Han. Image anomaly detection using normal data only by latent space "
+        "resampling. Applied Sciences 10(23):8660, 2020. doi:10.3390/app10238660\n"
+        "Prior: X. Chen, N. Mishra, M. Rohaninejad, P. Abbeel. PixelSNAIL: an improved autoregressive generative "
+        "model. ICML, 2018. arXiv:1712.09763"
+    )
     scores = get_args(Score)
     settings: LSRSettings
     eta: Tensor
@@ -163,28 +161,30 @@ class LSR(Method):
         return self.standardise.inverse(self.decoder(self.quantiser.look_up(codes)).float())
 
     def begin(self, batches: Batches) -> None:
+        """Measure the standardisation and initialise the codebook from the first 16 batches."""
         self.standardise.measure(batches)
         self.quantiser.seed(self.encode(x) for x, _ in zip(batches, range(16)))
 
     def reconstruction(self, x: Tensor) -> Mapping[str, Tensor]:
-        """Equation 3, in units of the images' deviation."""
-        found: Quantised = self.quantiser(self.encode(x))
-        restored = self.decoder(found.vectors).float()
+        """Equation 3, on standardised images."""
+        quantised: Quantised = self.quantiser(self.encode(x))
+        restored = self.decoder(quantised.vectors).float()
         error = (self.standardise(x) - restored).square().mean()
-        return found.losses(error, self.settings.beta)
+        return quantised.losses(error, self.settings.beta)
 
     # -- stage 2
 
     def to_codes(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> codes (B, *grid), int64"""
         return self.quantiser.nearest(self.encode(x))
 
     def prior_likelihood(self, codes: Tensor) -> Mapping[str, Tensor]:
-        """Negative log-likelihood, nats for a code."""
+        """Negative log-likelihood of codes (B, *grid), nats per code."""
         nats = mean_nats(self.prior(codes), codes)
         return {"loss": nats, "bits_per_code": nats.detach() / math.log(2)}
 
     def choose_eta(self, batches: Batches) -> None:
-        """From held-out normal images."""
+        """Set eta from held-out normal images."""
         if self.settings.eta == "quantile":
             nll = torch.cat([self._nll(self.to_codes(x)).flatten() for x in batches])
             self.eta.copy_((-limit_of(nll, self.settings.quantile)).exp())
@@ -203,13 +203,13 @@ class LSR(Method):
             m[top : top + sides[0], left : left + sides[1]] = True
         low, high = float(x.min()), float(x.max())
         shade = torch.where(torch.arange(len(x)) % 2 == 0, low, (low + high) / 2).to(x)
-        spoilt = torch.where(mask[:, None].to(x.device), shade[:, None, None, None], x)
-        codes = self.to_codes(spoilt)
-        found = []
+        defective = torch.where(mask[:, None].to(x.device), shade[:, None, None, None], x)
+        codes = self.to_codes(defective)
+        aurocs = []
         for eta in ETAS:
             map = self._distance(self.decode(self.restore(codes, eta).codes), self.decode(codes))
-            found.append(_auroc(map.cpu().flatten(), mask.flatten()))
-        return torch.tensor(ETAS[max(range(len(ETAS)), key=found.__getitem__)])
+            aurocs.append(_auroc(map.cpu().flatten(), mask.flatten()))
+        return torch.tensor(ETAS[max(range(len(ETAS)), key=aurocs.__getitem__)])
 
     def stages(self) -> Sequence[Stage]:
         s, small = self.settings, self.settings.preset == "small"
@@ -249,20 +249,20 @@ class LSR(Method):
         return restore(Memory(self.prior, ahead=rule.ahead), codes, rule)
 
     def _nll(self, codes: Tensor) -> Tensor:
-        """Of each code, in nats, (B, *grid)."""
+        """Negative log-likelihood of each code, in nats, (B, *grid)."""
         logits = self.prior(codes).flatten(2)
         return negative_log_likelihood(logits, codes.flatten(1)).view(codes.shape)
 
     def _distance(self, a: Tensor, b: Tensor) -> Tensor:
-        """Equation 6: (B, C, H, W) twice -> (B, H, W), filtered where wanted; 75 of 255 in the scale of the training images."""
+        """Equation 6, filtered if the settings say so: two images (B, C, H, W) -> (B, H, W)."""
         map = (a - b).square().sum(1).sqrt()
         return bilateral(map, 10, 75.0, 75 / 255) if self.settings.filter else map
 
     def _score(self, x: Tensor) -> Scores:
         codes = self.to_codes(x)
-        found = self.restore(codes)
-        restored, reconstruction = self.decode(found.codes), self.decode(codes)
-        nll = self._to_pixels(found.nll)
+        result = self.restore(codes)
+        restored, reconstruction = self.decode(result.codes), self.decode(codes)
+        nll = self._to_pixels(result.nll)
         match self.settings.score:
             case "restored":
                 map = self._distance(restored, reconstruction)
@@ -274,9 +274,9 @@ class LSR(Method):
         extra_maps: dict[str, Any] = {
             "reconstruction": reconstruction,
             "code_nll": nll,
-            "changed_codes": self._to_pixels(found.changed.float()),
+            "changed_codes": self._to_pixels(result.changed.float()),
         }
-        image = found.nll.flatten(1).sum(1) if likelihood else reduce_map(map, self.settings.reduce)
+        image = result.nll.flatten(1).sum(1) if likelihood else reduce_map(map, self.settings.reduce)
         return Scores(image=image, map=map, restored=restored, extra_maps=extra_maps)
 
     def _to_pixels(self, values: Tensor) -> Tensor:
@@ -285,7 +285,7 @@ class LSR(Method):
 
 
 def _auroc(scores: Tensor, anomalous: Tensor) -> float:
-    """Share of the pairs (anomalous, normal) in order, ties half; methods know no metrics."""
+    """Fraction of the pairs (anomalous, normal) in the right order, ties half. Methods do not import normalcy.metrics."""
     _, place, counts = torch.unique(scores, return_inverse=True, return_counts=True)
     rank = (counts.cumsum(0).double() - 0.5 * (counts.double() - 1))[place]
     n = int(anomalous.sum())

@@ -1,15 +1,16 @@
-"""One-class convolutional network: frozen features of normal images against Gaussian noise in feature space.
+"""One-class CNN: a classifier separates frozen features of normal images from Gaussian noise; the score is its logit.
 
-Source: Oza, Patel 2018, One-Class Convolutional Neural Network (IEEE Signal Processing Letters). Each batch of features is
-joined by as many draws from N(0, sigma^2 I), which play the anomalies, and a fully connected layer with the output on it
-learns to tell the two apart by binary cross-entropy. The score is the logit of being noise, since the probability would
-round to 1 for all strange images.
+Oza and Patel 2018. To each batch of features as many draws from N(0, sigma^2 I) are added as pseudo-negatives, and a fully
+connected layer with one output learns to separate the two by binary cross-entropy. The score is the logit of the noise class;
+its probability would round to 1 for all clearly anomalous images. The features are normalised per image (instance norm), the
+noise is not: normalised, it would be the same for every sigma.
 
-The features are normalised per image (instance norm), the noise is not: normalised, it would be the same for every sigma.
-Different here: one output and a sigmoid instead of two and a softmax; features are means over the image of the backbone's
-channels, normalised for each layer, and the backbone stays frozen as a whole (the paper: AlexNet or VGG16, whose own fully
-connected layers learn too; ``hidden`` stands for them), so that the training needs one pass of it over the images. The authors'
-code has a ReLU on normalised features and noise, ours has none.
+| | paper | authors' code | normalcy |
+|---|---|---|---|
+| output | two units, softmax | | one unit, sigmoid |
+| backbone | AlexNet or VGG16, whose fully connected layers are trained | | any, frozen: one pass over the training images |
+| features | fully connected layer of the backbone | | channel means over the image, normalised per layer; then ``hidden`` |
+| ReLU on normalised features and noise | | yes | no |
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normalcy.errors import SettingsError
+from normalcy.config import require
 from normalcy.method import Method, Objective, Scores, Stage
 from normalcy.nets.backbones import Backbone
 
@@ -30,24 +31,28 @@ from normalcy.nets.backbones import Backbone
 @dataclass(frozen=True)
 class OCCNNSettings:
     backbone: str = "efficientnet_lite0"
-    """Embedded "efficientnet_lite0", a timm model, or "timm model:weights file"; see nets/backbones.py."""
+    """Pretrained network: the embedded "efficientnet_lite0", a timm model, or "timm model:weights file" (nets/backbones.py)."""
     layers: tuple[int, ...] = (3, 4)
-    """Feature levels of the backbone."""
+    """Feature layers of the backbone."""
     sigma: float = 0.01
-    """Deviation of the noise; features have deviation 1."""
+    """Standard deviation of the noise; features have standard deviation 1."""
     hidden: int = 512
-    """Units of the fully connected layer (ReLU); 0: features go to the output directly, which is logistic regression."""
+    """Units of the fully connected layer (ReLU); 0: none, which is logistic regression."""
     lr: float = 1e-4
-    """Of Adam."""
+    """Learning rate (Adam)."""
 
     def __post_init__(self) -> None:
-        if self.sigma <= 0 or self.lr <= 0 or self.hidden < 0:
-            raise SettingsError("oc_cnn: sigma and lr must be positive, hidden not negative.")
+        require("oc_cnn", self, positive=("sigma", "lr"), non_negative=("hidden",))
 
 
 class OCCNN(Method):
     name = "oc_cnn"
     Settings = OCCNNSettings
+    family = "one-class"
+    reference = (
+        "P. Oza, V. M. Patel. One-class convolutional neural network. IEEE Signal Processing Letters 26(2), 2019. "
+        "arXiv:1901.08688"
+    )
     settings: OCCNNSettings
 
     def __init__(self, settings: OCCNNSettings, shape: Sequence[int]) -> None:
@@ -61,16 +66,16 @@ class OCCNN(Method):
         self.classifier.append(nn.Linear(width, 1))
 
     def features(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, D), with mean 0 and deviation 1 over the numbers of each layer."""
+        """(B, C, H, W) -> (B, D), with mean 0 and standard deviation 1 over the channels of each layer."""
         pooled = [maps.flatten(2).mean(2) for maps in self.backbone(x)]
         return torch.cat([F.layer_norm(layer, layer.shape[1:]) for layer in pooled], 1)
 
     def logit(self, features: Tensor) -> Tensor:
-        """log p / (1 - p) of being noise: (B, D) -> (B,)"""
+        """Logit of the noise class: (B, D) -> (B,)"""
         return cast(Tensor, self.classifier(features)).float().squeeze(1)
 
     def cross_entropy(self, features: Tensor) -> Mapping[str, Tensor]:
-        """Of features (B, D) and as many pseudo-negatives."""
+        """Binary cross-entropy of features (B, D) and as many pseudo-negatives, in nats."""
         noise = self.settings.sigma * torch.randn_like(features)
         logit = self.logit(torch.cat([features, noise]))
         is_noise = torch.arange(len(logit), device=logit.device) >= len(features)

@@ -1,25 +1,25 @@
-"""One-class neural network: a hyperplane in learned features, as far from the origin as the normal images allow.
+"""One-class neural network: a learned hyperplane separates normal features from the origin; scored by the margin to it.
 
-Source: Chalapathy, Menon, Chawla 2018, Anomaly Detection using One-Class Neural Networks. The encoder of an autoencoder gives
-codes z, one hidden layer V with activation g and an output w give y = w . g(V z), and (eq. 4), over n images,
+Chalapathy, Menon and Chawla 2018. The encoder of an autoencoder gives codes z; a hidden layer V with activation g and an output
+w give y = w . g(V z). Over n images,
 
-    1/2 |w|^2 + 1/2 |V|^2 + 1/nu 1/n sum max(0, r - y) - r
+    1/2 |w|^2 + 1/2 |V|^2 + 1/nu 1/n sum max(0, r - y) - r    (equation 4)
 
-is minimised in turn over the weights, by gradients, and over r, whose best value is the nu-quantile of y (theorem 1).
-The score is r - y.
+is minimised alternately over the weights, by gradients, and over r, whose optimum is the nu-quantile of y (theorem 1). The
+score is r - y, or ``two_sided``.
 
-r is set once per epoch, here from the y that the training saw in that epoch (of several processes each sees its share, and r
-moves as many times less often), and once more at the end from the final weights. Beside V and w the encoder learns this
-objective, as in the paper (``fine_tune``). With a linear activation nothing bounds y, so the objective has no minimum and the
-length of the training matters. Networks are those of the other methods.
+| | paper | authors' code | normalcy |
+|---|---|---|---|
+| r | set once per epoch | | from the y of that epoch (each process its own, thus less often); at the end from the final weights |
+| encoder | learns the objective | | learns the objective (``fine_tune``), or stays that of the autoencoder |
+| networks | | | those of the other methods |
+| ``two_sided`` | | | distance of y to its median over the training images |
+| AUROC | of r - y | of the signs of r - y, in an earlier version (issue 4 of raghavchalapathy/oc-nn_old) | of the score |
 
-The paper's numbers (mean AUROC of 0.92 on MNIST) were not reached: digits 3 and 8, 2000 training images and 20 epochs gave 0.53
-and 0.46, and other rates, activations and epochs 0.15 to 0.75 without an order. The objective only wants y to be large, and y
-grows with the code; strange images often have larger codes than normal ones and so a larger y: planted defects have an AUROC of
-0.0 to 0.7. In trials that are not kept neither r set at each step, nor networks without biases as in Deep SVDD, nor an encoder
-left alone changed that. One of the authors wrote of an earlier version that its AUROC is that of the signs of the scores
-(issue 4 of raghavchalapathy/oc-nn_old). Hence a second score that is not in the paper, ``two_sided`` = |y - median y of the
-training images|; it sees planted defects (0.64 to 1.0), but other digits no better (0.49 and 0.53).
+The objective only rewards a large y, and y grows with the norm of the code. Anomalous images often have codes of larger norm
+than normal ones, hence a larger y, and r - y ranks them as normal; ``two_sided`` counts a y that is too large as anomalous, too.
+The paper's AUROC on MNIST was not reproduced, with either score. With a linear activation nothing bounds y, so the objective
+has no minimum and the length of training matters.
 """
 
 from __future__ import annotations
@@ -32,50 +32,55 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from normalcy.errors import SettingsError
+from normalcy.config import require
 from normalcy.method import Batches, Method, Objective, Scores, Stage
-from normalcy.nets.convnets import CLIP, Network, Norm, Standardise, choose
+from normalcy.nets.convnets import CLIP, Network, Norm, choose
+from normalcy.nets.scaling import Standardise
 from normalcy.nets.schedules import late_drop
 
 
 @dataclass(frozen=True)
 class OCNNSettings:
     latent: int = 32
-    """Numbers in the code of an image."""
+    """Latent dimension of the autoencoder."""
     score: Literal["hyperplane", "two_sided"] = "hyperplane"
-    """r - y (the paper), or |y - median y of the training images|: strange images often lie beyond the normal ones."""
+    """"hyperplane": r - y, as in the paper; "two_sided": |y - median of y over the training images|, since anomalous images often
+    lie far on the normal side of the hyperplane."""
     hidden: int = 32
     """Units of the hidden layer, the rows of V."""
     activation: Literal["sigmoid", "linear"] = "sigmoid"
-    """g."""
+    """g, the activation of the hidden layer: "sigmoid" or "linear"."""
     nu: float = 0.1
-    """Share of the training images that may lie beyond the hyperplane, in (0, 1)."""
+    """Fraction of the training images beyond the hyperplane, in (0, 1)."""
     fine_tune: bool = True
-    """The encoder learns the one-class objective too; else it stays that of the autoencoder."""
+    """Train the encoder with the one-class objective too, as in the paper; false: it stays that of the autoencoder."""
     network: Network = "auto"
-    """"auto": "lenet" up to 32 pixels, else "dcgan"."""
+    """Encoder and decoder: "lenet" (5x5 convolutions, pooling), "dcgan" (strided 4x4 convolutions) or "auto", which is "lenet" up
+    to 32 pixels, else "dcgan"."""
     width: int | None = None
     """Channels of the first level; none: 8 for a LeNet on one channel, else 32."""
     norm: Norm = "none"
+    """Normalisation layers of encoder and decoder: "batch", "group" or "none"."""
     pretraining_lr: float = 2e-3
-    """Of Adam on the autoencoder; a tenth of it in the last third."""
+    """Learning rate (Adam) of the autoencoder; a tenth of it in the last third."""
     lr: float = 1e-4
-    """Of Adam on the one-class objective."""
+    """Learning rate (Adam) of the one-class objective; a tenth of it in the last third."""
     weight_decay: float = 1e-6
-    """Of the autoencoder."""
+    """Weight decay of the autoencoder."""
 
     def __post_init__(self) -> None:
-        if min(self.latent, self.hidden) < 1 or min(self.pretraining_lr, self.lr) <= 0 or self.weight_decay < 0:
-            raise SettingsError(
-                "oc_nn: latent, hidden, lr and pretraining_lr must be positive, weight_decay not negative."
-            )
-        if not 0 < self.nu < 1:
-            raise SettingsError(f"oc_nn: nu must lie in (0, 1), got {self.nu}.")
+        positive = ("latent", "hidden", "pretraining_lr", "lr")
+        require("oc_nn", self, positive=positive, non_negative=("weight_decay",), fraction=("nu",))
 
 
 class OCNN(Method):
     name = "oc_nn"
     Settings = OCNNSettings
+    family = "one-class"
+    reference = (
+        "R. Chalapathy, A. K. Menon, S. Chawla. Anomaly detection using one-class neural networks. "
+        "arXiv:1802.06360, 2018"
+    )
     scores = ("hyperplane", "two_sided")
     spatial_dims = (2, 3)
     settings: OCNNSettings
@@ -93,8 +98,8 @@ class OCNN(Method):
         self.V = nn.Linear(settings.latent, settings.hidden, bias=False)
         self.w = nn.Linear(settings.hidden, 1, bias=False)
         self.register_buffer("r", torch.zeros(()))
-        self.register_buffer("median", torch.zeros(()))  # of y over the training images
-        self.learned("recent")  # y of the images of this epoch, (n,); of the last one where it has not come to them yet
+        self.register_buffer("median", torch.zeros(()))  # median of y over the training images
+        self.learned("recent")  # y of this epoch's images, (n,); those not seen yet are the last epoch's
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))  # images of this epoch so far
 
     def encode(self, x: Tensor) -> Tensor:
@@ -111,14 +116,15 @@ class OCNN(Method):
         return y
 
     def reconstruction(self, x: Tensor) -> Mapping[str, Tensor]:
+        """Mean squared error of the autoencoder."""
         restored = self.standardise.inverse(self.decoder(self.encode(x)).float())
         return {"loss": (x - restored).square().mean()}
 
     def one_class(self, x: Tensor) -> Mapping[str, Tensor]:
-        """Eq. 4 at the present r, which moves on when the batches have filled an epoch."""
+        """Equation 4 at the current r, which is updated after each epoch; ``beyond``: fraction of the batch with y < r."""
         y = self.normality(self.encode(x))
         weights = 0.5 * (self.w.weight.float().square().sum() + self.V.weight.float().square().sum())
-        r = self.r.clone()  # _remember changes it before the gradients are taken
+        r = self.r.clone()  # _remember changes r before the gradients are computed
         loss = weights + (r - y).relu().mean() / self.settings.nu - r
         beyond = (y < r).float().mean()
         if self.training:
@@ -126,7 +132,7 @@ class OCNN(Method):
         return {"loss": loss, "beyond": beyond}
 
     def _remember(self, y: Tensor) -> None:
-        """Keep y (B,) of training images; when they make an epoch, r becomes their quantile."""
+        """Record y (B,) of training images; after a full epoch, set r to their nu-quantile."""
         n = len(self.recent)
         self.recent[(self.seen + torch.arange(len(y), device=y.device)) % n] = y
         full = self.seen + len(y) >= n
@@ -134,15 +140,17 @@ class OCNN(Method):
         self.seen.copy_((self.seen + len(y)) * ~full)
 
     def _quantile(self, y: Tensor) -> Tensor:
-        """The nu-quantile of y (n,), one of its values: the r at which eq. 4 is least."""
+        """The nu-quantile of y (n,), one of its values, which minimises equation 4."""
         return y.kthvalue(min(len(y), int(self.settings.nu * len(y)) + 1)).values
 
     def _set_r(self, batches: Batches) -> None:
+        """Set r from y over all training images."""
         self.recent = torch.cat([self.normality(self.encode(x)) for x in batches])
         self.r = self._quantile(self.recent)
         self.seen.zero_()
 
     def _finish(self, batches: Batches) -> None:
+        """Set r and the median from the final weights."""
         self._set_r(batches)
         self.median = self.recent.median()
         self.recent = torch.empty(0)

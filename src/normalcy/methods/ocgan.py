@@ -1,18 +1,20 @@
-"""OCGAN: every code of a bounded latent space is to be a normal image, so that no code is left for anything else.
+"""OCGAN: constrains a bounded latent space so that every code decodes to a normal image; scored by the reconstruction error.
 
-A denoising autoencoder with codes in (-1, 1); a latent discriminator makes codes of normal images uniform there; a visual
-discriminator makes images decoded from uniform codes look normal; and a classifier of good and bad images leads, by gradient
-steps, to codes whose images are worst ("informative-negative mining"), which the visual discriminator then works on (Perera,
-Nallapati, Xiang 2019, "OCGAN: One-class Novelty Detection Using GANs with Constrained Latent Representations").
+Perera, Nallapati and Xiang 2019. A denoising autoencoder has codes in (-1, 1). A latent discriminator makes the codes of normal
+images uniform there; a visual discriminator makes images decoded from uniform codes look normal; and a classifier, trained with
+reconstructions as positives and images of uniform codes as negatives, guides gradient steps to the codes whose images are worst
+("informative-negative mining"), on which the visual discriminator then trains. Mining starts after a tenth of the training.
 
 ==================  ====================================================================================================
-``reconstruction``  mean squared error, the paper's
+``reconstruction``  mean squared error, as in the paper
 ``discriminator``   -logit of the visual discriminator on the reconstruction
 ==================  ====================================================================================================
 
-Paper / ours: the best epoch by error on a validation set / the last; the classifier learns with reconstructions as good and
-images of uniform codes as bad / the same; networks of three and four layers, 28 pixels / of the DCGAN type for any size, images
-to [-1, 1] by the range of the training images. Mining before the game is steady (the first tenth here) is left out.
+| | paper | normalcy |
+|---|---|---|
+| final weights | the epoch with the lowest error on a validation set | the last epoch |
+| networks | three and four layers, 28 pixels | DCGAN type, any size |
+| images | | scaled to [-1, 1] by the range of the training images |
 """
 
 from __future__ import annotations
@@ -26,10 +28,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normalcy.errors import SettingsError
+from normalcy.config import require
 from normalcy.method import Method, Objective, Scores, Stage
 from normalcy.nets.filters import gaussian_smooth
-from normalcy.nets.gan import Encoder, Generator, Range, taken_for_real, told_apart
+from normalcy.nets.gan import Encoder, Generator, discriminator_loss, generator_loss
+from normalcy.nets.scaling import Range
 
 Score = Literal["reconstruction", "discriminator"]
 
@@ -37,33 +40,37 @@ Score = Literal["reconstruction", "discriminator"]
 @dataclass(frozen=True)
 class OCGANSettings:
     score: Score = "reconstruction"
+    """"reconstruction": mean squared error; "discriminator": -logit of the visual discriminator on the reconstruction."""
     latent: int = 64
-    """Numbers in a code, each in (-1, 1)."""
+    """Latent dimension; codes are in (-1, 1)."""
     width: int = 32
-    """Channels of the level next to the image, in all networks."""
+    """Channels of the layer next to the image, in all networks."""
     noise: float = 0.2
-    """Deviation of the noise on images in [-1, 1] that the autoencoder takes away."""
+    """Standard deviation of the noise that the autoencoder removes, on images in [-1, 1]."""
     weight: float = 10.0
-    """lambda of the squared error beside both adversarial terms."""
+    """lambda, the weight of the squared error; both adversarial terms have weight 1."""
     mining_steps: int = 5
-    """Gradient steps towards the worst code; 0: no mining."""
+    """Gradient steps of the negative mining; 0: no mining."""
     mining_lr: float = 0.1
-    """Of these steps, in units of the code, on the sign of the gradient."""
+    """Step of the negative mining along the sign of the gradient, in units of the code."""
     lr: float = 1e-3
-    """Of Adam with betas 0.5, 0.999, for all players."""
+    """Learning rate (Adam, betas 0.5 and 0.999) of all networks."""
     smoothing: float = 0.0
-    """Deviation of a Gaussian over the map, in pixels."""
+    """Standard deviation of the Gaussian that smooths the map, in pixels; 0: no smoothing."""
 
     def __post_init__(self) -> None:
-        if min(self.latent, self.width) < 1 or min(self.lr, self.mining_lr) <= 0:
-            raise SettingsError("ocgan: latent, width, lr and mining_lr must be positive.")
-        if min(self.noise, self.weight, self.mining_steps, self.smoothing) < 0:
-            raise SettingsError("ocgan: noise, weight, mining_steps and smoothing must not be negative.")
+        non_negative = ("noise", "weight", "mining_steps", "smoothing")
+        require("ocgan", self, positive=("latent", "width", "lr", "mining_lr"), non_negative=non_negative)
 
 
 class OCGAN(Method):
     name = "ocgan"
     Settings = OCGANSettings
+    family = "adversarial"
+    reference = (
+        "P. Perera, R. Nallapati, B. Xiang. OCGAN: one-class novelty detection using GANs with constrained latent "
+        "representations. CVPR, 2019. arXiv:1903.08550"
+    )
     scores = get_args(Score)
     search: ClassVar = {"latent": (16, 32, 64, 128), "weight": (1.0, 10.0, 100.0)}
     settings: OCGANSettings
@@ -83,13 +90,14 @@ class OCGAN(Method):
 
     def stages(self) -> Sequence[Stage]:
         lr, betas = self.settings.lr, (0.5, 0.999)
-        players = (
+        networks = (
             (self.classification, [self.classifier]),
             (self.judgement, [self.visual, self.latent_judge]),
             (self.autoencoding, [self.encoder, self.decoder]),
         )
         game = [
-            Objective(loss, [*chain(*(net.parameters() for net in nets))], lr=lr, betas=betas) for loss, nets in players
+            Objective(loss, [*chain(*(net.parameters() for net in nets))], lr=lr, betas=betas)
+            for loss, nets in networks
         ]
         return [
             Stage("game", game, epochs=50, batch_size=64, prepare=self.range.measure, on_progress=self._start_mining)
@@ -99,16 +107,16 @@ class OCGAN(Method):
         self.mining = fraction >= 0.1
 
     def encode(self, y: Tensor) -> Tensor:
-        """Images in [-1, 1] -> codes (B, latent) in (-1, 1)."""
+        """Images (B, C, H, W) in [-1, 1] -> codes (B, latent) in (-1, 1)."""
         return torch.tanh(self.encoder(y))
 
     def restore(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Code and image of a noisy copy (in training)."""
+        """Code and reconstruction of a noisy copy of images in [-1, 1], for training."""
         code = self.encode(y + self.settings.noise * torch.randn_like(y))
         return code, self.decoder(code)
 
     def mine(self, code: Tensor) -> Tensor:
-        """From codes (B, latent) towards such whose images the classifier finds worst, still in [-1, 1]."""
+        """Move codes (B, latent) towards images that the classifier rates worst, within [-1, 1]."""
         if not self.mining:
             return code
         code = code.detach()
@@ -121,29 +129,31 @@ class OCGAN(Method):
         return code
 
     def classification(self, x: Tensor) -> Mapping[str, Tensor]:
+        """The classifier: reconstructions against images of uniform codes."""
         y = self.range(x)
         with torch.no_grad():
             good = self.restore(y)[1]
             bad = self.decoder(self.decoder.prior(len(x)))
-        return {"loss": told_apart(self.classifier, good, bad)}
+        return {"loss": discriminator_loss(self.classifier, good, bad)}
 
     def judgement(self, x: Tensor) -> Mapping[str, Tensor]:
-        """Both discriminators: uniform codes from codes of images, images from images of mined uniform codes."""
+        """Both discriminators: uniform codes against codes of images, images against images of mined uniform codes."""
         y = self.range(x)
         uniform = self.decoder.prior(len(x))
         mined = self.mine(uniform)
         with torch.no_grad():
             code, fake = self.restore(y)[0], self.decoder(mined)
-        latent = told_apart(self.latent_judge, uniform, code)
-        visual = told_apart(self.visual, y, fake)
+        latent = discriminator_loss(self.latent_judge, uniform, code)
+        visual = discriminator_loss(self.visual, y, fake)
         return {"loss": latent + visual, "latent": latent, "visual": visual}
 
     def autoencoding(self, x: Tensor) -> Mapping[str, Tensor]:
+        """The autoencoder: weighted squared error and both adversarial losses."""
         y = self.range(x)
         code, restored = self.restore(y)
         error = F.mse_loss(restored, y)
-        latent = taken_for_real(self.latent_judge, code)
-        visual = taken_for_real(self.visual, self.decoder(self.mine(self.decoder.prior(len(x)))))
+        latent = generator_loss(self.latent_judge, code)
+        visual = generator_loss(self.visual, self.decoder(self.mine(self.decoder.prior(len(x)))))
         loss = self.settings.weight * error + latent + visual
         return {"loss": loss, "error": error, "latent": latent, "visual": visual}
 

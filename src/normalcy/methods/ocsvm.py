@@ -1,14 +1,18 @@
-"""One-class support vector machine: a boundary around normal images in the feature space of a Gaussian kernel.
+"""One-class support vector machine with a Gaussian kernel; the score is the negative log of its kernel sum.
 
-Source: Schölkopf et al. 2001; protocol of Deep SVDD (Ruff et al. 2018): PCA to 95 % of the variance, then a grid for gamma.
-Fitted with scikit-learn. The score is -log(sum_i a_i K(x_i, x) / rho): 0 on the boundary, and the same order as scikit-learn's
-decision function sum_i a_i K(x_i, x) - rho, which far from the images is -rho for all alike.
+Schölkopf et al. 2001, fitted with scikit-learn, with the protocol of Deep SVDD (Ruff et al. 2018): PCA to 95 % of the variance,
+then a grid search for gamma. The score -log(sum_i a_i K(x_i, x) / rho) is 0 on the boundary and ranks images as scikit-learn's
+decision function sum_i a_i K(x_i, x) - rho does, without saturating at -rho far from the training images.
 
-Choice of gamma. Paper: 2^-10 ... 2^-1 by AUROC on a tenth of the labelled test images, nu 0.1 or 0.01 by the better result.
-Here no label is seen: gamma is the one that best tells held-out normal images from images put together at random, each feature
-drawn by itself from the training images ("unsupervised as supervised", Hastie et al. 2009, section 14.2.4); this favours tighter
-boundaries, so the grid goes on to 2^3, and nu, which then hardly matters, is 0.1. (The usual heuristics fail on the paper's MNIST
-protocol: the median distance, gamma="scale" and the held-out rejection nearest to nu all give a far too wide kernel.)
+| | Deep SVDD's protocol | normalcy |
+|---|---|---|
+| gamma | 2^-10 ... 2^-1, by AUROC on a tenth of the labelled test images | 2^-10 ... 2^3, without labels (below) |
+| nu | 0.1 or 0.01, by the better result | 0.1; it has little effect with gamma chosen in this way |
+
+gamma is the value that best separates held-out normal images from artificial ones, each feature of which is drawn independently
+from the training images ("unsupervised as supervised", Hastie et al. 2009, section 14.2.4). This favours tighter boundaries, so
+the grid extends to 2^3. On MNIST in Deep SVDD's protocol the usual heuristics (median distance, gamma="scale", held-out rejection
+rate nearest to nu) choose far too wide a kernel.
 """
 
 from __future__ import annotations
@@ -22,34 +26,41 @@ from sklearn.metrics import roc_auc_score
 from sklearn.svm import OneClassSVM
 from torch import Tensor
 
-from normalcy.errors import SettingsError
+from normalcy.config import require, require_that
 from normalcy.method import Batches, Method, Scores, Stage
-from normalcy.nets.features import Features, FeatureSettings, gather, log_kernel_sum
+from normalcy.nets.densities import log_kernel_sum
+from normalcy.nets.features import Features, FeatureSettings
+from normalcy.nets.statistics import gather
 
 
 @dataclass(frozen=True)
 class OCSVMSettings(FeatureSettings):
     nu: float = 0.1
-    """Greatest share of the training images outside the boundary, in (0, 1]."""
+    """nu, the largest fraction of the training images outside the boundary, in (0, 1]."""
     gammas: tuple[float, ...] = tuple(2.0**k for k in range(-10, 4))
-    """To choose from: K(x, y) = exp(-gamma |x - y|^2) on the features; one: it is taken."""
+    """Values of gamma to choose from, in K(x, y) = exp(-gamma |x - y|^2) on the features; a single one is used as it is."""
     held_out: float = 0.2
-    """Share of the images held out for this choice, which is made on ``search_points`` evenly spaced images."""
+    """Fraction of the ``search_points`` images held out for the choice of gamma, in (0, 1)."""
     search_points: int = 1500
+    """Number of evenly spaced training images used for the choice of gamma."""
     max_points: int = 5000
-    """Evenly spaced training images of the fit: time and memory grow with their square."""
+    """Number of evenly spaced training images used for the fit; its time and memory grow with the square."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.gammas or min(self.gammas) <= 0 or not 0 < self.nu <= 1 or not 0 < self.held_out < 1:
-            raise SettingsError("ocsvm: gammas must be positive, nu in (0, 1], held_out in (0, 1).")
-        if min(self.search_points, self.max_points) < 2:
-            raise SettingsError("ocsvm: search_points and max_points must be at least 2.")
+        at_least = {"search_points": 2, "max_points": 2}
+        require("ocsvm", self, positive=("gammas", "nu"), fraction=("held_out",), unit=("nu",), at_least=at_least)
+        require_that(bool(self.gammas), "ocsvm", "gammas", "at least one number", self.gammas)
 
 
 class OCSVM(Method):
     name = "ocsvm"
     Settings = OCSVMSettings
+    family = "one-class"
+    reference = (
+        "B. Schölkopf, J. C. Platt, J. Shawe-Taylor, A. J. Smola, R. C. Williamson. Estimating the support of a "
+        "high-dimensional distribution. Neural Computation 13(7), 2001. doi:10.1162/089976601750264965"
+    )
     spatial_dims = (2, 3)
     settings: OCSVMSettings
     support: Tensor
@@ -74,21 +85,24 @@ class OCSVM(Method):
         self.gamma = torch.tensor(gamma)
 
     def _choose(self, x: Tensor) -> float:
+        """The gamma that best separates held-out features from artificial ones, of features (n, k)."""
         order = torch.randperm(len(x))
         out, rest = x[order].tensor_split([max(1, round(self.settings.held_out * len(x)))])
         if len(self.settings.gammas) == 1 or not len(rest):
             return self.settings.gammas[0]
         mixed = torch.stack([column[torch.randint(len(rest), (len(out),))] for column in rest.T], 1)
-        unlike = torch.arange(2 * len(out)) >= len(out)
+        artificial = torch.arange(2 * len(out)) >= len(out)
 
         def separation(gamma: float) -> float:
             support, log_weights, _ = self._boundary(rest, gamma)
-            return float(roc_auc_score(unlike, -log_kernel_sum(torch.cat([out, mixed]), support, gamma, log_weights)))
+            return float(
+                roc_auc_score(artificial, -log_kernel_sum(torch.cat([out, mixed]), support, gamma, log_weights))
+            )
 
         return max(self.settings.gammas, key=separation)
 
     def _boundary(self, x: Tensor, gamma: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Support vectors, log dual coefficients and log rho."""
+        """Support vectors (n, k), logs of their dual coefficients (n,) and log rho, of features (N, k)."""
         machine = OneClassSVM(nu=self.settings.nu, gamma=gamma).fit(x.numpy())
         dual = torch.from_numpy(machine.dual_coef_[0]).log().float()
         return torch.from_numpy(machine.support_vectors_).float(), dual, torch.tensor(math.log(-machine.intercept_[0]))

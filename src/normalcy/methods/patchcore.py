@@ -1,14 +1,19 @@
-"""PatchCore: the distance of each patch's backbone features to the nearest of a memory of normal patches.
+"""PatchCore: distance of each patch's pretrained features to the nearest in a memory bank of normal patches.
 
-Source: Roth et al. 2022, Towards Total Recall in Industrial Anomaly Detection. Features of some layers are averaged over
-``pool`` x ``pool`` neighbours (the paper: 3), resized to the finest layer and concatenated; the memory is a greedy k-centre
-coreset. Different here: widths are not averaged down to a common number, a linear map does that (features balanced by their
-deviation or whitened as in PaDiM (Defard et al. 2021), then a random projection, for the search as well as for the coreset);
-candidates for the memory are a bounded random sample of all patches; and the image score is the mean over the strangest
-share of the patches (``top``; the paper takes the maximum, ``top=0``).
+Roth et al. 2022. Feature maps of several layers are locally averaged, resized to the finest layer and concatenated; the memory
+bank is a greedy k-centre coreset of the training patches. The image score is the mean over the highest-scoring patches.
 
-The defaults of ``layers``, ``pool``, ``scale``, ``memory`` and ``top`` are one choice for all data. It was made looking at the
-magnetic tiles and the solar cells, test images included, so numbers on these two sets are a little optimistic.
+| | paper | normalcy |
+|---|---|---|
+| local averaging | 3x3 patches | ``pool`` x ``pool``, by default none |
+| dimension of the features | averaged to a common number of channels | linear map: scaled or whitened, random projection |
+| distances | in the full features; the projection is for the coreset only | in the projected features |
+| candidates for the memory bank | all patches | a random sample of at most ``patches`` |
+| image score | maximum, reweighted by equation 7 | mean over ``top``; 0: maximum, with ``neighbours`` by equation 7 |
+
+Whitening is that of PaDiM (Defard et al. 2021). The defaults of ``layers``, ``pool``, ``scale``, ``memory`` and ``top`` are one
+choice for all data, made on the magnetic tiles and the solar cells with their test images: results on these two data sets are
+slightly optimistic.
 """
 
 from __future__ import annotations
@@ -21,7 +26,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from normalcy.errors import DataError, SettingsError
+from normalcy.config import require, require_that
+from normalcy.errors import DataError
 from normalcy.method import Batches, Method, Scores, Stage
 from normalcy.nets.backbones import Backbone
 from normalcy.nets.filters import gaussian_smooth
@@ -31,49 +37,50 @@ from normalcy.nets.neighbours import Reservoir, k_centre, nearest, random_projec
 @dataclass(frozen=True)
 class PatchCoreSettings:
     backbone: str = "efficientnet_lite0"
-    """Embedded "efficientnet_lite0", a timm model, or "timm model:weights file"; see nets/backbones.py."""
+    """Pretrained network: the embedded "efficientnet_lite0", a timm model, or "timm model:weights file" (nets/backbones.py)."""
     layers: tuple[int, ...] = (3, 4)
-    """Feature levels of the backbone; the map is as fine as the first (efficientnet_lite0: 3 is 1/16, 4 is 1/32)."""
+    """Feature layers of the backbone; the first sets the resolution of the map (efficientnet_lite0: 3 is 1/16, 4 is 1/32)."""
     pool: int = 1
-    """Side of the neighbourhood averaged around each patch, in cells of its layer. The paper: 3, steadier image scores but
-    blurred maps; 1 is none."""
+    """Side of the neighbourhood averaged around each patch, in cells of its layer, odd. 3, as in the paper, gives steadier image
+    scores and blurred maps; 1 is no averaging."""
     scale: float = 1 / 3
-    """Features are divided by their deviation over normal patches to this power: 0 leaves them, 1 standardises."""
+    """Features are divided by their standard deviation over normal patches to this power: 0 leaves them, 1 standardises."""
     whiten: bool = False
-    """Instead, whiten features by their covariance (shrunk by 0.1): distances are Mahalanobis', as in PaDiM."""
+    """Whiten features by their covariance (shrunk by 0.1) instead of scaling: Mahalanobis distances, as in PaDiM."""
     projection: int = 128
-    """Dimensions of the random projection; 0 keeps all."""
+    """Dimension of the random projection; 0: no projection."""
     patches: int = 100_000
-    """At most so many patches of the training images are candidates for the memory (bounds the memory in use)."""
+    """Maximum number of training patches considered for the memory bank; bounds the memory during training."""
     memory: int = 10_000
-    """Patches kept. More are better and slower: scoring time grows with it."""
+    """Patches in the memory bank. More are better and slower: the time of scoring grows with it."""
     slack: float = 0.1
-    """A chosen centre may be this share nearer than the farthest patch; 0 is the exact greedy coreset."""
+    """Fraction by which a chosen centre may be nearer than the farthest patch, in [0, 1); 0 is the exact greedy coreset."""
     top: float = 0.1
-    """Image score: mean over this share of the strangest patches; 0 is the maximum, 1 the mean of all."""
+    """Image score: mean over this fraction of highest-scoring patches, in [0, 1]; 0 is the maximum, 1 the mean of all."""
     neighbours: int = 0
-    """With top=0, weigh the maximum by this many neighbours of its nearest memory patch (eq. 7; the paper: 9); 0: do not."""
+    """With top=0: number of neighbours of the nearest memory patch that reweight the maximum (equation 7, paper: 9); 0: none."""
     smoothing: float = 4.0
-    """Deviation of a Gaussian over the map, in pixels."""
+    """Standard deviation of the Gaussian that smooths the map, in pixels; 0: no smoothing."""
     bf16: bool = False
-    """Backbone in bfloat16: about twice as fast where the processor has it."""
+    """Run the backbone in bfloat16: about twice as fast where the processor supports it."""
 
     def __post_init__(self) -> None:
-        if self.pool < 1 or self.pool % 2 == 0:
-            raise SettingsError(f"patchcore: pool must be odd and positive, got {self.pool}.")
-        if self.patches < 1 or self.memory < 1 or self.projection < 0 or self.neighbours < 0 or self.smoothing < 0:
-            raise SettingsError(
-                "patchcore: patches and memory must be positive, projection, neighbours and smoothing not negative."
-            )
-        if not 0 <= self.slack < 1 or not 0 <= self.top <= 1 or not 0 <= self.scale <= 1:
-            raise SettingsError("patchcore: slack must lie in [0, 1), top and scale in [0, 1].")
-        if self.neighbours and self.top:
-            raise SettingsError("patchcore: neighbours weighs the maximum, so it needs top=0.")
+        non_negative = ("projection", "neighbours", "smoothing")
+        require("patchcore", self, positive=("patches", "memory"), non_negative=non_negative, unit=("top", "scale"))
+        require_that(self.pool > 0 and self.pool % 2 == 1, "patchcore", "pool", "odd and positive", self.pool)
+        require_that(0 <= self.slack < 1, "patchcore", "slack", "at least 0 and below 1", self.slack)
+        expected = "0 unless top=0, since it reweights the maximum"
+        require_that(not (self.neighbours and self.top), "patchcore", "neighbours", expected, self.neighbours)
 
 
 class PatchCore(Method):
     name = "patchcore"
     Settings = PatchCoreSettings
+    family = "density"
+    reference = (
+        "K. Roth, L. Pemula, J. Zepeda, B. Schölkopf, T. Brox, P. Gehler. Towards total recall in industrial "
+        "anomaly detection. CVPR, 2022. arXiv:2106.08265"
+    )
     search: ClassVar = {
         "layers": ((1, 2), (2,), (2, 3), (3,), (3, 4)),
         "top": (0.0, 0.01, 0.1, 0.5),
@@ -97,7 +104,7 @@ class PatchCore(Method):
         for x in batches:
             sample.add(self._patches(x).flatten(0, 2))
         if not bool(sample.rows.isfinite().all()):
-            raise DataError("patchcore: the training images give features that are not finite; look for NaN in them.")
+            raise DataError("patchcore: features of the training images are not finite; check the images for NaN.")
         self.centre = sample.rows.mean(0)
         self.transform = self._linear(sample.rows - self.centre)
         candidates = self._project(sample.rows)
@@ -113,43 +120,46 @@ class PatchCore(Method):
         maps = [m if m.shape[2:] == grid else F.interpolate(m, size=grid, mode="bilinear") for m in maps]
         return torch.cat(maps, dim=1).permute(0, 2, 3, 1)
 
-    def _linear(self, deviations: Tensor) -> Tensor:
-        """(D, d): the scaling and the projection as one matrix, from deviations (n, D) of normal patches from their mean."""
-        width = deviations.shape[1]
-        variances = deviations.square().mean(0)
+    def _linear(self, centred: Tensor) -> Tensor:
+        """(D, d): scaling or whitening and projection as one matrix, from centred features (n, D) of normal patches."""
+        width = centred.shape[1]
+        variances = centred.square().mean(0)
         floor = 1e-6 * variances.mean() + 1e-12
         linear = torch.diag((variances + floor) ** (-self.settings.scale / 2))
         if self.settings.whiten:
-            covariance = deviations.T @ deviations / len(deviations)
+            covariance = centred.T @ centred / len(centred)
             covariance = 0.9 * covariance + torch.diag(0.1 * variances + floor)
             values, vectors = torch.linalg.eigh(covariance.double().cpu())
-            linear = (vectors / values.sqrt()).float().to(deviations.device)
+            linear = (vectors / values.sqrt()).float().to(centred.device)
         if 0 < self.settings.projection < width:
             linear = linear @ random_projection(width, self.settings.projection).to(linear.device)
         return linear
 
     def _project(self, patches: Tensor) -> Tensor:
+        """(..., D) -> (..., d)"""
         return (patches - self.centre) @ self.transform
 
     def _score(self, x: Tensor) -> Scores:
         patches = self._project(self._patches(x))  # (B, h, w, d)
-        found, index = nearest(patches.flatten(0, 2), self.memory)
-        distance = found.view(patches.shape[:3])
+        distance, index = nearest(patches.flatten(0, 2), self.memory)
+        distance = distance.view(patches.shape[:3])
         image = self._image(distance.flatten(1), patches.flatten(1, 2), index.view(len(x), -1))
         map_ = F.interpolate(distance.unsqueeze(1), size=self.shape[1:], mode="bilinear").squeeze(1)
         return Scores(image=image, map=gaussian_smooth(map_, self.settings.smoothing))
 
     def _image(self, distance: Tensor, patches: Tensor, index: Tensor) -> Tensor:
-        """(B,) from distances (B, P), features (B, P, d) and nearest memory patches (B, P)."""
+        """Image scores (B,) from distances (B, P), features (B, P, d) and indices of the nearest memory patches (B, P)."""
         if self.settings.top:
             count = max(1, round(self.settings.top * distance.shape[1]))
             return distance.topk(count, dim=1).values.mean(1)
-        score, strangest = distance.max(1)
+        score, highest = distance.max(1)
         if not self.settings.neighbours:
             return score
         rows = torch.arange(len(distance), device=distance.device)
-        patch, closest = patches[rows, strangest], self.memory[index[rows, strangest]]
-        around = self.memory[nearest(closest, self.memory, self.settings.neighbours)[1]]  # (B, b, d), itself included
+        patch, closest = patches[rows, highest], self.memory[index[rows, highest]]
+        around = self.memory[
+            nearest(closest, self.memory, self.settings.neighbours)[1]
+        ]  # (B, b, d), the nearest one included
         to_around = (patch.unsqueeze(1) - around).norm(dim=2)
-        # eq. 7: 1 - exp(d*) / sum exp(d); as a softmax it cannot overflow
+        # equation 7, 1 - exp(d*) / sum exp(d), in a form that cannot overflow
         return score * (1 - torch.exp(score - to_around.logsumexp(1)))

@@ -1,7 +1,8 @@
-"""Patch-wise scoring: a method for whole images learns small patches instead, and their scores, laid side by side, are a map.
+"""Patch-wise scoring: any other method learns patches instead of whole images; the patches' scores form the map.
 
-Source: the patch-wise evaluation of the deep anomaly detection tutorial (Kim 2020). Any other method can be inside; its stages
-run as they are, on patches of each batch. Patches know nothing of their place in the image.
+Source: the patch-wise evaluation in the deep anomaly detection tutorial (Kim 2020). The stages of the inner method run unchanged,
+on patches of each batch. A patch carries no information on its position in the image. The image score is the maximum, mean or a
+quantile of the patches' scores.
 """
 
 from __future__ import annotations
@@ -18,52 +19,47 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from normalcy.config import build, parse_settings
-from normalcy.errors import SettingsError
+from normalcy.config import build, parse_settings, require, require_that
 from normalcy.method import Batches, Loss, Method, Scores, Stage
 from normalcy.methods import get
-from normalcy.nets.features import random_state
 from normalcy.nets.filters import map_quantile
+from normalcy.nets.seeds import random_state
 
 PATCHES_AT_ONCE = 256
-"""Given to the inner method together when scoring."""
+"""Patches in one batch of the inner method when scoring."""
 
 
 @dataclass(frozen=True)
 class PatchwiseSettings:
     inner: str = "gmm"
-    """The method that sees the patches."""
+    """Name of the inner method, which learns and scores the patches."""
     inner_settings: tuple[str, ...] = ()
-    """Its settings, as "features=backbone"."""
+    """Settings of the inner method, such as "features=backbone"."""
     patch: int = 32
-    """Side of the patches in pixels; at most half of the image's."""
+    """Side of a patch, in pixels; at most half the image's."""
     stride: int | None = None
-    """Pixels from one patch to the next when scoring, none: a quarter of the patch. The last patch ends at the border."""
+    """Distance between patches in scoring, in pixels, at most ``patch``; none: a quarter of the patch. The last patch ends at the
+    border."""
     patches_per_image: int = 16
-    """Patches at random places that training takes from an image each time it sees it."""
+    """Random patches of each image in a training step."""
     reduce: Literal["max", "mean", "quantile"] = "max"
-    """The image score, from the scores of its patches."""
+    """Image score: "max", "mean" or ``quantile`` of the scores of its patches."""
     quantile: float = 0.95
-    """With reduce=quantile: which."""
+    """Quantile of the patches' scores with reduce="quantile", in [0, 1]."""
     blend: Literal["average", "hann"] = "hann"
-    """Weights of a patch where patches overlap: all equal, or falling towards its border."""
+    """Weights of a patch where patches overlap: "average", all equal; "hann", falling towards its border."""
     inner_map: bool = True
-    """Blend the maps of the inner method where it gives them; else its image scores, one for each patch."""
+    """Blend the maps of the inner method where it has them; false: its image scores, one for each patch."""
 
     def __post_init__(self) -> None:
-        stride = self.patch if self.stride is None else self.stride
-        if min(self.patch, stride, self.patches_per_image) < 1 or stride > self.patch:
-            raise SettingsError(
-                "patchwise: patch, stride and patches_per_image must be positive, stride at most patch."
-            )
-        if not 0 <= self.quantile <= 1:
-            raise SettingsError(f"patchwise: quantile must lie in [0, 1], got {self.quantile}.")
-        if self.inner == "patchwise":
-            raise SettingsError("patchwise: inner must be another method.")
+        require("patchwise", self, positive=("patch", "stride", "patches_per_image"), unit=("quantile",))
+        fits = self.stride is None or self.stride <= self.patch
+        require_that(fits, "patchwise", "stride", f"at most patch={self.patch}", self.stride)
+        require_that(self.inner != "patchwise", "patchwise", "inner", "another method", self.inner)
 
     @property
     def score(self) -> str:
-        """Which of its scores the inner method gives; empty where it has one only."""
+        """The score of the inner method; empty where it has only one."""
         return str(getattr(self.of_inner(), "score", ""))
 
     def of_inner(self) -> Any:
@@ -71,7 +67,7 @@ class PatchwiseSettings:
         return build(get(self.inner).Settings, self.inner_words(), f"patchwise, {self.inner}")
 
     def inner_words(self) -> dict[str, str]:
-        """Setting -> value; "layers=1,2" may have been parted at its commas, as all lists are on the command line."""
+        """Setting -> value. The command line splits lists at commas, "layers=1,2" too: its parts are joined again."""
         pairs: list[str] = []
         for part in self.inner_settings:
             if "=" in part or not pairs:
@@ -84,6 +80,8 @@ class PatchwiseSettings:
 class Patchwise(Method):
     name = "patchwise"
     Settings = PatchwiseSettings
+    family = "density"  # that of its default inner method; it belongs to the family of any other
+    reference = "J. Kim. Recent advances in deep anomaly detection. Tutorial, 2020"
     spatial_dims = (2, 3)
     settings: PatchwiseSettings
 
@@ -92,9 +90,9 @@ class Patchwise(Method):
         self.patch = tuple(min(settings.patch, math.ceil(side / 2)) for side in self.shape[1:])
         self.strides = tuple(min(side, settings.stride or max(1, side // 4)) for side in self.patch)
         self.places = tuple(side - patch + 1 for side, patch in zip(self.shape[1:], self.patch))
-        self.patch_count = min(settings.patches_per_image, math.prod(self.places))  # that training takes of an image
+        self.patch_count = min(settings.patches_per_image, math.prod(self.places))  # of an image in training
         self.inner = get(settings.inner)(settings.of_inner(), (self.shape[0], *self.patch))
-        vars(self)["scores"] = self.inner.scores  # of the class there are none: they depend on the inner method
+        vars(self)["scores"] = self.inner.scores  # an instance's own, since they depend on the inner method
 
     def load_pretrained(self) -> None:
         self.inner.load_pretrained()
@@ -113,9 +111,9 @@ class Patchwise(Method):
         return [self._on_patches(stage) for stage in self.inner.stages()]
 
     def _on_patches(self, stage: Stage) -> Stage:
-        """The same stage on patches. Its batch counts images, so that it has about as many patches as it had images.
+        """The same stage on patches, with fewer images in a batch, so that a batch has about as many patches as it had images.
 
-        Where the stage derives inputs, those of one image's patches stay together, (B, patches, ...), up to the loss.
+        Where the stage derives inputs, those of one image's patches stay together, (B, patches, ...), until the loss.
         """
         derive = stage.derive
 
@@ -146,7 +144,7 @@ class Patchwise(Method):
         )
 
     def random_patches(self, x: Tensor, rng: Random) -> Tensor:
-        """(B, C, *spatial) -> (B, patch_count, C, *patch), at different places."""
+        """(B, C, *spatial) -> (B, patch_count, C, *patch), at distinct random positions."""
         images = []
         for image in x:
             numbers = rng.sample(range(math.prod(self.places)), self.patch_count)
@@ -165,18 +163,18 @@ class Patchwise(Method):
         window = self._window().to(x.device)
         weight = torch.zeros(self.shape[1:], device=x.device)
         sums: dict[str, Tensor] = {}
-        scores = []  # of patches, (B, patches at once)
+        scores = []  # (B, patches in the batch) each
         at_once = max(1, PATCHES_AT_ONCE // len(x))
         for first in range(0, len(corners), at_once):
             places = [self._at(corner) for corner in corners[first : first + at_once]]
-            given = self.inner._score(torch.stack([x[place] for place in places], 1).flatten(0, 1))
-            scores.append(given.image.view(len(x), -1))
-            pixels = given.map if self.settings.inner_map else None
+            inner = self.inner._score(torch.stack([x[place] for place in places], 1).flatten(0, 1))
+            scores.append(inner.image.view(len(x), -1))
+            pixels = inner.map if self.settings.inner_map else None
             if pixels is None:
-                pixels = given.image.view(-1, *[1] * len(self.patch)).expand(-1, *self.patch)
+                pixels = inner.image.view(-1, *[1] * len(self.patch)).expand(-1, *self.patch)
             for place in places:
                 weight[place] += window
-            for name, values in (("map", pixels), ("restored", given.restored), ("uncertainty", given.uncertainty)):
+            for name, values in (("map", pixels), ("restored", inner.restored), ("uncertainty", inner.uncertainty)):
                 if values is None:
                     continue
                 values = values.reshape(len(x), len(places), *values.shape[1:])  # (B, patches, [C,] *patch)
@@ -196,7 +194,7 @@ class Patchwise(Method):
         return map_quantile(scores, 1.0 if self.settings.reduce == "max" else self.settings.quantile)
 
     def _window(self) -> Tensor:
-        """Weights of the pixels of a patch, all positive."""
+        """Weights (*patch) of the pixels of a patch, all positive."""
         window = torch.ones(self.patch)
         if self.settings.blend == "hann":
             for axis, side in enumerate(self.patch):
@@ -206,7 +204,7 @@ class Patchwise(Method):
 
 
 def starts(side: int, patch: int, stride: int) -> list[int]:
-    """Where patches begin along an axis, the last one flush with the border.
+    """First pixels of the patches along an axis; the last patch ends at the border.
 
     >>> starts(10, 4, 4)
     [0, 4, 6]

@@ -1,6 +1,6 @@
-"""Principal components: what the main directions of variation of normal images cannot reproduce is strange.
+"""Principal component analysis: squared error of an image's projection onto the principal components of normal images.
 
-Source: Turk and Pentland 1991 (distance from "face space"). The map is the squared error of the projection, mean over
+Source: Pearson 1901; for images Turk and Pentland 1991 (distance from "face space"). The map is the squared error, mean over
 channels; ``restored`` is the projection.
 """
 
@@ -13,34 +13,37 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from normalcy.errors import SettingsError
+from normalcy.config import require, require_that
 from normalcy.method import Batches, Method, Scores, Stage
-from normalcy.nets.features import Mapped, mean_and_deviation, principal_components
 from normalcy.nets.filters import gaussian_smooth, map_quantile
+from normalcy.nets.statistics import Mapped, mean_and_std, principal_components
 
 
 @dataclass(frozen=True)
 class PCASettings:
     components: int | float = 0.9
-    """How many, or the share of the variance, in (0, 1), that they must explain."""
+    """Number of principal components (1 or more), or the fraction of the variance that they explain, in (0, 1)."""
     smoothing: float = 0.0
-    """Deviation of a Gaussian over the map, in pixels."""
+    """Standard deviation of the Gaussian that smooths the map, in pixels; 0: no smoothing."""
     quantile: float | None = None
-    """The image score is this quantile of the map; none: its mean."""
+    """Image score: this quantile of the map, in [0, 1]; none: its mean."""
 
     def __post_init__(self) -> None:
-        whole = float(self.components).is_integer()
-        if self.components <= 0 or (self.components > 1 and not whole):
-            raise SettingsError(
-                f"pca: components must be a number of them or a share in (0, 1), got {self.components}."
-            )
-        if self.smoothing < 0 or (self.quantile is not None and not 0 <= self.quantile <= 1):
-            raise SettingsError("pca: smoothing must not be negative, quantile must lie in [0, 1] or be none.")
+        valid = 0 < self.components < 1 or (self.components >= 1 and float(self.components).is_integer())
+        require_that(valid, "pca", "components", "a number of them or a fraction between 0 and 1", self.components)
+        require("pca", self, non_negative=("smoothing",), unit=("quantile",))
 
 
 class PCA(Method):
     name = "pca"
     Settings = PCASettings
+    family = "reconstruction"
+    reference = (
+        "K. Pearson. On lines and planes of closest fit to systems of points in space. Philosophical Magazine "
+        "2(11), 1901. doi:10.1080/14786440109462720\n"
+        "M. Turk, A. Pentland. Eigenfaces for recognition. Journal of Cognitive Neuroscience 3(1), 1991. "
+        "doi:10.1162/jocn.1991.3.1.71"
+    )
     spatial_dims = (2, 3)
     settings: PCASettings
     centre: Tensor
@@ -55,7 +58,7 @@ class PCA(Method):
         return [Stage("components", prepare=self._learn)]
 
     def _learn(self, batches: Batches) -> None:
-        self.centre, _ = mean_and_deviation(Mapped(batches, lambda x: x.flatten(1)))
+        self.centre, _ = mean_and_std(Mapped(batches, lambda x: x.flatten(1)))
         centred = Mapped(batches, lambda x: x.flatten(1) - self.centre)
         self.basis, _ = principal_components(centred, batches.count, self.settings.components)
 

@@ -1,15 +1,16 @@
-"""PIAD, perceptual image anomaly detection: two mappings between images and normal codes, judged by two critics and the content.
+"""PIAD (perceptual image anomaly detection): a GAN with an encoder, scored by the perceptual error of the reconstruction.
 
-A generator G turns codes z ~ N(0, I) into images, an encoder E images into codes. One Wasserstein critic with gradient penalty
-compares images x with G(z), another codes z with E(x); G(E(x)) is to agree with x by the relative perceptual L1, which is also
-the score (Tuluptceva et al. 2019, "Perceptual Image Anomaly Detection"). The weight of the perceptual term is set by itself:
-every ``balance_steps`` steps the deviations of the gradients of both terms are compared, layer by layer; the median
-ratio, smoothed, makes them equal, for G and for E apart.
+Tuluptceva et al. 2019. A generator G maps codes z ~ N(0, I) to images, an encoder E images to codes. One Wasserstein critic with
+gradient penalty compares images x with G(z), another codes z with E(x); the relative perceptual L1 between x and G(E(x)) is a
+loss and the score. Its weight is set automatically: every ``balance_steps`` steps the standard deviations of the gradients of
+both terms are compared layer by layer; the median ratio, smoothed, makes them equal, separately for G and E.
 
-Paper / ours: VGG19, layer and statistics as in ``dpa`` / see there; residual networks / networks of the DCGAN type for any size,
-with group norm in the critic (as ``f_anogan``); images to [-1, 1] by the range of the training images. The map is ours.
-Found here (``normalcy reproduce dpa/three-classes``), 3,000 steps of 32 images in place of 10,000 of 64: AUROC 76.1, 84.3 and
-81.7 % on car, frog and ship of CIFAR-10; published 87.1, 81.7 and 86.3.
+| | paper | normalcy |
+|---|---|---|
+| perceptual features | VGG19; layer and statistics as in DPA | see ``dpa`` |
+| networks | residual | DCGAN type for any size, group norm in the critic, as in ``f_anogan`` |
+| images | | scaled to [-1, 1] by the range of the training images |
+| map | | perceptual error of each pixel |
 """
 
 from __future__ import annotations
@@ -22,51 +23,57 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from normalcy.errors import SettingsError
+from normalcy.config import require, require_that
 from normalcy.method import Batches, Method, Objective, Scores, Stage
-from normalcy.nets.features import Mapped
 from normalcy.nets.filters import gaussian_smooth
-from normalcy.nets.gan import Encoder, Generator, Range, wasserstein_loss
+from normalcy.nets.gan import Encoder, Generator, wasserstein_loss
 from normalcy.nets.perceptual import PerceptualFeatures, relative_l1, relative_map
+from normalcy.nets.scaling import Range
+from normalcy.nets.statistics import Mapped
 
 
 @dataclass(frozen=True)
 class PIADSettings:
     latent: int = 64
-    """Numbers in a code, standard normal."""
+    """Latent dimension; codes are standard normal."""
     width: int = 32
-    """Channels of the level next to the image."""
+    """Channels of the layer next to the image, in generator, encoder and image critic."""
     backbone: str = "efficientnet_lite0"
-    """timm name, "name:file" or the embedded efficientnet_lite0."""
+    """Pretrained network: the embedded "efficientnet_lite0", a timm model, or "timm model:weights file" (nets/backbones.py)."""
     layer: int = 2
-    """Its feature layer."""
+    """Feature layer of the backbone."""
     magnify: int | None = 1
-    """Images are magnified so much for the backbone; none: as its first layer reduces them."""
+    """Factor by which images are enlarged for the backbone; none: the reduction of its first layer."""
     statistics: str = ""
     """.npz file with <layer>_mean and <layer>_std of natural images; empty: those of the training images."""
     critic_steps: int = 2
-    """Updates of the critics for one of generator and encoder."""
+    """Updates of the critics for each update of generator and encoder."""
     penalty: float = 10.0
-    """lambda of the gradient penalty."""
+    """lambda, the weight of the gradient penalty."""
     balance_steps: int = 100
-    """Steps between two looks at the gradients."""
+    """Steps between two updates of the weight of the perceptual term."""
     balance_memory: float = 0.9
-    """Share of the old weight in the new one."""
+    """Smoothing of that weight: fraction of the old value in the new one, in [0, 1)."""
     lr: float = 5e-4
-    """Of Adam with betas 0, 0.9, for all."""
+    """Learning rate (Adam, betas 0 and 0.9) of all networks."""
     smoothing: float = 0.0
-    """Deviation of a Gaussian over the map, in pixels."""
+    """Standard deviation of the Gaussian that smooths the map, in pixels; 0: no smoothing."""
 
     def __post_init__(self) -> None:
-        if min(self.latent, self.width, self.critic_steps, self.balance_steps) < 1 or self.lr <= 0:
-            raise SettingsError("piad: latent, width, critic_steps, balance_steps and lr must be positive.")
-        if min(self.penalty, self.smoothing) < 0 or not 0 <= self.balance_memory < 1:
-            raise SettingsError("piad: penalty and smoothing must not be negative, balance_memory in [0, 1).")
+        positive = ("latent", "width", "critic_steps", "balance_steps", "lr")
+        require("piad", self, positive=positive, non_negative=("penalty", "smoothing"))
+        valid = 0 <= self.balance_memory < 1
+        require_that(valid, "piad", "balance_memory", "at least 0 and below 1", self.balance_memory)
 
 
 class PIAD(Method):
     name = "piad"
     Settings = PIADSettings
+    family = "adversarial"
+    reference = (
+        "N. Tuluptceva, B. Bakker, I. Fedulova, A. Konushin. Perceptual image anomaly detection. ACPR, 2019. "
+        "arXiv:1909.05904"
+    )
     search: ClassVar = {
         "latent": (16, 32, 64, 128, 256),
         "layer": (0, 1, 2, 3),
@@ -87,7 +94,7 @@ class PIAD(Method):
         self.code_critic = nn.Sequential(
             nn.Linear(s.latent, 128), nn.LeakyReLU(0.2), nn.Linear(128, 128), nn.LeakyReLU(0.2), nn.Linear(128, 1)
         )
-        self.register_buffer("weights", torch.ones(2))  # of the perceptual term, for generator and encoder
+        self.register_buffer("weights", torch.ones(2))  # weights of the perceptual term, for generator and encoder
         self.register_buffer("looks", torch.zeros(2, dtype=torch.long))  # losses computed so far
 
     def stages(self) -> Sequence[Stage]:
@@ -101,13 +108,16 @@ class PIAD(Method):
         return [Stage("game", game, steps=10_000, batch_size=64, prepare=self.measure)]
 
     def measure(self, batches: Batches) -> None:
+        """Measure the range of the images and the statistics of the perceptual features."""
         self.range.measure(batches)
         self.perceptual.measure(Mapped(batches, self.range), self.settings.statistics)
 
     def codes(self, count: int) -> Tensor:
+        """Codes (count, latent), standard normal."""
         return torch.randn(count, self.settings.latent, device=self.device)
 
     def features(self, y: Tensor) -> Tensor:
+        """Perceptual features (B, D, h, w) of images in [-1, 1]."""
         features: Tensor = self.perceptual(y, self.settings.layer)
         return features
 
@@ -132,21 +142,21 @@ class PIAD(Method):
         return self.balanced(1, adversarial, self.content(x), list(self.encoder.parameters()))
 
     def content(self, x: Tensor) -> Tensor:
-        """The relative perceptual L1 of x and G(E(x)), mean over the batch."""
+        """Relative perceptual L1 between x and G(E(x)), mean over the batch."""
         y = self.range(x)
         with torch.no_grad():
-            wanted = self.features(y)
-        return relative_l1(wanted, self.features(self.generator(self.encoder(y)))).mean()
+            target = self.features(y)
+        return relative_l1(target, self.features(self.generator(self.encoder(y)))).mean()
 
     def balanced(
         self, player: int, adversarial: Tensor, content: Tensor, parameters: Sequence[nn.Parameter]
     ) -> Mapping[str, Tensor]:
-        """Adversarial + weight * content of a player (0: G, 1: E), with the weight of the last look."""
+        """Adversarial + weight * content of network ``player`` (0: G, 1: E), with the latest weight."""
         s = self.settings
         if torch.is_grad_enabled() and int(self.looks[player]) % s.balance_steps == 0:
-            asked = gradient_ratio(adversarial, content, parameters)
+            ratio = gradient_ratio(adversarial, content, parameters)
             memory = s.balance_memory if self.looks[player] else 0.0
-            self.weights[player] = memory * self.weights[player] + (1 - memory) * asked
+            self.weights[player] = memory * self.weights[player] + (1 - memory) * ratio
         self.looks[player] += 1
         weight = self.weights[player].clone()
         return {"loss": adversarial + weight * content, "content": content, "weight": weight}
@@ -155,13 +165,13 @@ class PIAD(Method):
         y = self.range(x)
         code = self.encoder(y)
         restored = self.generator(code)
-        wanted, found = self.features(y), self.features(restored)
-        map = gaussian_smooth(relative_map(wanted, found, self.shape[1:]), self.settings.smoothing)
-        return Scores(relative_l1(wanted, found), map, self.range.inverse(restored), latent=code)
+        target, output = self.features(y), self.features(restored)
+        map = gaussian_smooth(relative_map(target, output, self.shape[1:]), self.settings.smoothing)
+        return Scores(relative_l1(target, output), map, self.range.inverse(restored), latent=code)
 
 
 def gradient_ratio(first: Tensor, second: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Median over layers of the deviation of the gradient of ``first`` by that of ``second``, both by the weights."""
+    """Median over layers of std(d first / d weights) / std(d second / d weights), clamped to [1e-3, 1e3]."""
     layers = [p for p in parameters if p.ndim > 1]
     pairs = zip(
         torch.autograd.grad(first, layers, retain_graph=True, allow_unused=True),

@@ -1,33 +1,33 @@
-"""RDA, robust deep autoencoder: images X are a part L that an autoencoder can say and a sparse part S that it cannot, X = L + S.
+"""Robust deep autoencoder: X = L + S, with L reconstructable and S sparse; scored by the error of L or the size of S.
 
-Alternately the autoencoder learns L = X - S, and S becomes what is left of X - D(E(L)) after a threshold ``weight`` (lambda):
-Zhou, Paffenroth 2017, "Anomaly Detection with Robust Deep Autoencoders". So it learns from images that are not all normal,
-and S shows in what a training image is not. The ``penalty`` says how S is sparse:
+Zhou and Paffenroth 2017. The autoencoder learns L = X - S, then S becomes the remainder X - D(E(L)) after a threshold ``weight``
+(lambda), in turn. So it can learn from a set that includes anomalies (outliers, corruption), which S then shows. The ``penalty``
+sets the kind of sparsity:
 
 ==========  ============================================================================================================
 ``l1``      single pixels: soft threshold, sign(e) max(0, |e| - lambda)
-``images``  whole images (l2,1 over the rows of X): e max(0, 1 - lambda / |e_i|), which finds images that do not belong
-``pixels``  pixels that are broken in many images (l2,1 over the columns)
+``images``  whole images (l2,1 over the rows of X): e max(0, 1 - lambda / |e_i|), which finds anomalous images
+``pixels``  pixels that are corrupted in many images (l2,1 over the columns of X)
 ==========  ============================================================================================================
 
-Scores: ``noise`` is the paper's, mean |S|, 0 for every image that needs none; ``error`` is the root mean square of X - D(E(L)).
+Scores: ``noise``, the paper's, is mean |S|, 0 for every image that needs no S; ``error`` is the root mean square of X - D(E(L)).
 
 Rounds end before ``rounds`` when the constraint holds: c1 = |X - D(E(L)) - S| / |X| or c2, the change of D(E(L)) + S since the
-round before, divided by |X|, is below ``constraint`` (both kept in the buffer ``residuals``, a row for each round).
-c1 cannot fall below what the threshold leaves of an image, so most often it is c2 that ends them, or ``rounds``.
+round before, divided by |X|, is below ``constraint`` (both are kept in the buffer ``residuals``, a row for each round). c1 cannot
+fall below what the threshold leaves of an image, so rounds usually end by c2 or by their number.
 
-Paper / authors' code / ours:
+| | paper | authors' code | normalcy |
+|---|---|---|---|
+| S of a training image | kept from round to round | same | recomputed in each round: a function of the image, new ones too |
+| unit of lambda | value of a pixel | same | scale of the training images: root mean square difference from their mean |
+| norms | sums | same | root mean squares, so that one lambda suits all sizes and numbers of images |
+| constraint holds to | 1e-7 | 1e-7, never reached: a fixed number of rounds | 1 %, about the limit of mini-batch training |
+| an anomaly is | an image whose row of S is not 0 | same | an image with a high score; ``normalcy audit`` ranks training images |
+| choice of lambda | by labels | same | setting; ``normalcy audit``: by the expected fraction of anomalies |
+| networks | fully connected | same | those of ``autoencoder`` |
 
-- The S of a training image is kept from round to round / the same / found anew at the beginning of a round, from S = 0 by
-  S <- threshold(x - D(E(x - S))) while the objective falls and S moves by more than ``tolerance``. So S is a function of the
-  image, also of a new one.
-- lambda is in the values' unit and norms are sums / the same / in deviations of the training images from their mean, with
-  root mean squares as norms, so that one lambda serves all sizes and numbers of images.
-- The constraint is to hold to 1e-7 / the same, which ends no run: a fixed number of rounds does / to 1 %, which is near what
-  training by batches can reach.
-- An image is an anomaly when its row of S is not 0, and lambda is chosen by labels / the same / ``normalcy audit`` lists
-  training images by their score; with an expected share of anomalies it can choose lambda by the share of images with S.
-- Fully connected layers / the same / the convolutional networks of ``autoencoder``.
+In each round S starts at 0 and is updated by S <- threshold(x - D(E(x - S))) while the objective falls and S moves by more than
+``tolerance``. ``normalcy audit`` chooses the lambda with which S is not 0 for the expected fraction of the images.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ from typing import ClassVar, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from normalcy.errors import SettingsError
+from normalcy.config import require
 from normalcy.method import Batches, Method, Objective, Scores, Stage
-from normalcy.nets.convnets import Network, Standardise, choose
+from normalcy.nets.convnets import Network, choose
+from normalcy.nets.scaling import Standardise
 
 Score = Literal["error", "noise"]
 
@@ -50,36 +51,42 @@ Score = Literal["error", "noise"]
 @dataclass(frozen=True)
 class RDASettings:
     score: Score = "error"
+    """"error": root mean square of X - D(E(L)); "noise": mean |S|, as in the paper."""
     penalty: Literal["l1", "images", "pixels"] = "l1"
+    """Sparsity of S: "l1", single pixels; "images", whole images; "pixels", pixels corrupted in many images."""
     weight: float = 0.5
-    """lambda, in deviations of the training images from their mean image."""
+    """lambda, the threshold, in units of the root mean square difference of the training images from their mean."""
     rounds: int = 5
-    """Alternations; in the first S is 0."""
+    """Alternations between training and S; in the first S is 0."""
     iterations: int = 20
-    """At most so many steps to find S and L of an image."""
+    """Maximum number of iterations for S and L of an image."""
     tolerance: float = 1e-3
-    """They end when S moves by less (root mean square, in the same unit)."""
+    """Root mean square change of S, in the unit of ``weight``, below which the iterations end."""
     constraint: float = 0.01
-    """Rounds end when c1 or c2 is below; 0: never."""
+    """Rounds end when c1 or c2 is below this; 0: never."""
     latent: int = 32
-    """Numbers in the code of an image."""
+    """Latent dimension."""
     network: Network = "auto"
-    """"auto": "lenet" up to 32 pixels, else "dcgan"."""
+    """Encoder and decoder: "lenet" (5x5 convolutions, pooling), "dcgan" (strided 4x4 convolutions) or "auto", which is "lenet" up
+    to 32 pixels, else "dcgan"."""
     width: int | None = None
     """Channels of the first level; none: 8 for a LeNet on one channel, else 32."""
     lr: float = 2e-3
-    """Of Adam."""
+    """Learning rate (Adam)."""
 
     def __post_init__(self) -> None:
-        if min(self.rounds, self.iterations, self.latent) < 1 or min(self.lr, self.tolerance) <= 0:
-            raise SettingsError("rda: rounds, iterations, latent, lr and tolerance must be positive.")
-        if min(self.weight, self.constraint) < 0:
-            raise SettingsError("rda: weight and constraint must not be negative.")
+        positive = ("rounds", "iterations", "latent", "lr", "tolerance")
+        require("rda", self, positive=positive, non_negative=("weight", "constraint"))
 
 
 class RDA(Method):
     name = "rda"
     Settings = RDASettings
+    family = "decomposition"
+    reference = (
+        "C. Zhou, R. C. Paffenroth. Anomaly detection with robust deep autoencoders. KDD, 2017. "
+        "doi:10.1145/3097983.3098052"
+    )
     scores = get_args(Score)
     spatial_dims = (2, 3)
     search: ClassVar = {
@@ -96,8 +103,8 @@ class RDA(Method):
         net = choose(settings.network, self.shape, settings.width)
         self.standardise = Standardise(self.shape)
         self.network = nn.Sequential(net.encoder(self.shape, settings.latent), net.decoder(self.shape, settings.latent))
-        self.before = copy.deepcopy(self.network)  # as it was when the round began: what S and L are found with
-        self.register_buffer("share", torch.zeros(self.shape))  # penalty="pixels": of a pixel's error that goes to S
+        self.before = copy.deepcopy(self.network)  # the network at the start of the round, which gives S and L
+        self.register_buffer("share", torch.zeros(self.shape))  # "pixels": fraction of the error that goes to S
         self.register_buffer("residuals", torch.full((settings.rounds, 2), torch.inf))  # c1 and c2 after each round
 
     def stages(self) -> Sequence[Stage]:
@@ -125,16 +132,16 @@ class RDA(Method):
         return [first, *later, Stage("sparse part", prepare=self.begin_round)]
 
     def converged(self) -> bool:
-        """Whether X = L + S holds with L = D(E(L)), after the last round that was trained."""
+        """Whether the constraint held after a trained round."""
         return bool((self.residuals < self.settings.constraint).any())
 
     def reconstruction(self, low: Tensor) -> Mapping[str, Tensor]:
-        """Mean squared error on L, in squared deviations."""
+        """Mean squared error of standardised L."""
         return {"loss": (low - self.network(low).float()).square().mean()}
 
     def begin_round(self, batches: Batches) -> None:
-        """The network becomes what S is found with; how well the constraint holds after the round that it was trained in."""
-        if self.converged():  # no round since
+        """Compute S with the network as trained so far, and record c1 and c2 of the round that ends here."""
+        if self.converged():  # no round was trained since
             return
         earlier = copy.deepcopy(self.before)
         self.before.load_state_dict(self.network.state_dict())
@@ -149,23 +156,23 @@ class RDA(Method):
         whole, left, moved = (torch.zeros((), dtype=torch.float64) for _ in range(3))
         for x in batches:
             y = self.standardise(x)
-            _, sparse, said = self.split(y)
+            _, sparse, restored = self.split(y)
             whole += y.double().square().sum().cpu()
-            left += (y - said - sparse).double().square().sum().cpu()
+            left += (y - restored - sparse).double().square().sum().cpu()
             if done:
-                _, sparse_before, said_before = self.split(y, earlier)
-                moved += (said + sparse - said_before - sparse_before).double().square().sum().cpu()
-        whole = whole.clamp(min=1e-30)  # images that are all the same
+                _, sparse_before, restored_before = self.split(y, earlier)
+                moved += (restored + sparse - restored_before - sparse_before).double().square().sum().cpu()
+        whole = whole.clamp(min=1e-30)  # if all images are equal
         self.residuals[done, 0] = (left / whole).sqrt()
         if done:
             self.residuals[done, 1] = (moved / whole).sqrt()
 
     def clean(self, x: Tensor) -> Tensor:
-        """L of images, as deviations."""
+        """L of images (B, C, *spatial), standardised."""
         return self.split(self.standardise(x))[0]
 
-    def said(self, low: Tensor, network: nn.Module | None = None) -> Tensor:
-        """D(E(L)) of a network; that which the round began with unless given."""
+    def reconstruct(self, low: Tensor, network: nn.Module | None = None) -> Tensor:
+        """D(E(L)) of standardised L (B, C, *spatial), by ``network`` or by the one that the round started with."""
         return cast(Tensor, (network or self.before)(low)).float()
 
     def threshold(self, error: Tensor) -> Tensor:
@@ -181,7 +188,7 @@ class RDA(Method):
                 return error * self.share
 
     def size(self, sparse: Tensor) -> Tensor:
-        """The penalty of S (B, C, *spatial), mean over pixels, (B,); that over columns has no share of one image."""
+        """The penalty of S (B, C, *spatial), mean over pixels, (B,); 0 for "pixels", whose penalty is not a sum over images."""
         match self.settings.penalty:
             case "l1":
                 return sparse.abs().flatten(1).mean(1)
@@ -191,40 +198,44 @@ class RDA(Method):
                 return torch.zeros(len(sparse), device=sparse.device)
 
     def split(self, y: Tensor, network: nn.Module | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """L, S and D(E(L)) of deviations (B, C, *spatial).
+        """L, S and D(E(L)) of standardised images (B, C, *spatial).
 
-        An image ends by itself, when S stands still or 1/2 |L - D(E(L))|^2 + lambda |S| falls no more (far from normal
-        images a network may answer a change by a larger one).
+        Each image stops by itself, when S no longer moves or 1/2 |L - D(E(L))|^2 + lambda |S| no longer falls (far from normal
+        images a network may amplify a change).
         """
 
-        def objective(sparse: Tensor, said: Tensor) -> Tensor:
-            error = (y - sparse - said).square().flatten(1).mean(1)
+        def objective(sparse: Tensor, restored: Tensor) -> Tensor:
+            error = (y - sparse - restored).square().flatten(1).mean(1)
             return 0.5 * error + self.settings.weight * self.size(sparse)
 
         single = (-1, *[1] * (y.ndim - 1))
-        sparse, said = torch.zeros_like(y), self.said(y, network)
-        lowest = objective(sparse, said)
+        sparse, restored = torch.zeros_like(y), self.reconstruct(y, network)
+        lowest = objective(sparse, restored)
         going = torch.ones(len(y), dtype=torch.bool, device=y.device)
         for _ in range(self.settings.iterations):
-            following = self.threshold(y - said)
-            answer = self.said(y - following, network)
-            value = objective(following, answer)
+            following = self.threshold(y - restored)
+            output = self.reconstruct(y - following, network)
+            value = objective(following, output)
             moved = (following - sparse).flatten(1).square().mean(1).sqrt()
             better = going & (value < lowest)
             sparse = torch.where(better.view(single), following, sparse)
-            said = torch.where(better.view(single), answer, said)
+            restored = torch.where(better.view(single), output, restored)
             lowest = torch.where(better, value, lowest)
             going = better & (moved > self.settings.tolerance)
             if not bool(going.any()):
                 break
-        return y - sparse, sparse, said
+        return y - sparse, sparse, restored
 
     def _score(self, x: Tensor) -> Scores:
         y = self.standardise(x)
-        _, sparse, said = self.split(y)
-        error = (y - said).square().mean(1)
+        _, sparse, restored = self.split(y)
+        error = (y - restored).square().mean(1)
         noise = sparse.abs().mean(1)
-        asked = noise if self.settings.score == "noise" else error
+        map = noise if self.settings.score == "noise" else error
         image = noise.flatten(1).mean(1) if self.settings.score == "noise" else error.flatten(1).mean(1).sqrt()
-        restored = self.standardise.inverse(said)
-        return Scores(image=image, map=asked, restored=restored, extra_maps={"sparse": sparse * self.standardise.scale})
+        return Scores(
+            image=image,
+            map=map,
+            restored=self.standardise.inverse(restored),
+            extra_maps={"sparse": sparse * self.standardise.scale},
+        )

@@ -1,22 +1,21 @@
-"""Spatial uncertainty autoencoder: a code that keeps its place in the image and is blurred by noise of a fixed variance.
+"""Spatial uncertainty autoencoder: reconstruction error with a spatial code blurred by Gaussian noise of fixed variance.
 
-The code is a small image itself, so anatomy stays where it is; isotropic Gaussian noise on it limits what it can carry to what
-normal images share. The reconstruction error is the map, the reconstruction a normal-like image. From the "Deep anomaly
-detection in medical imaging" tutorial (spatial uncertainty autoencoder for head CT), after Grover, Ermon 2018, "Uncertainty
-Autoencoders", whose bound on the mutual information of image and noisy code is the squared error.
+The code is a small image, so anatomy keeps its place; isotropic Gaussian noise on it limits its information to what normal images
+have in common. The reconstruction error is the map, the reconstruction the nearest normal image. From J. Kim's tutorial on deep
+anomaly detection (2020; a system for head CT, "in preparation", without code), after Grover and Ermon 2018, whose bound on the
+mutual information of image and noisy code is the squared error.
 
-Papers / ours (of the tutorial's system, "in preparation", there is no code; that of Grover and Ermon is not compared here):
+| | Grover, Ermon | tutorial | normalcy |
+|---|---|---|---|
+| network | compressed measurements of flat images | spatial autoencoder, no sizes given | own choice |
+| noise | Gaussian, fixed variance | Gaussian, fixed variance, not given | ``sigma`` |
+| scale of the code, which would outgrow the noise | penalty on the encoder's weights | | bounded by tanh |
+| scoring | | noise not specified | decodes without noise; ``spread`` from ``samples`` noisy decodings |
+| CT window | | brain, 40/80 HU | any; ``preprocess=window:40:80`` |
+| evaluation | | haemorrhage: more sensitive than VAE and VAE-GAN, no numbers | lesions of ``recipes/brain_lesions.py`` |
 
-- Grover and Ermon learn compressed measurements of flat images; the tutorial names a spatial autoencoder, Gaussian noise of a
-  fixed variance and normal-like restored images, but no sizes / network, code and noise are ours.
-- An unbounded encoder outgrows any fixed noise; Grover and Ermon penalise its weights / codes are bounded by tanh.
-- Noise in scoring is not spoken of / the code is decoded without noise, and ``spread`` is the deviation over ``samples``
-  decodings with noise, the same for all images.
-- The tutorial looks at CT in the window of the brain, 40/80 HU / ``preprocess=window:40:80``, or any other.
-- It claims better sensitivity for haemorrhage than VAE and VAE-GAN, without numbers / ``recipes/brain_lesions.py`` measures
-  sensitivity by lesion at a fixed rate of false alarms beside ``vae``, on synthetic lesions: in MR of the brain 0.74 (0.60 to
-  0.87) at 5 false regions per volume and 0.61 (0.49 to 0.74) for the VAE's reconstruction, but 0.16 and 0.18 at one; in CT of an
-  abdomen, where bones and noise make the error, the VAE is the better of two poor ones.
+``spread`` is the standard deviation over the noisy decodings, with the same noise for all images. The code of Grover and Ermon is
+not compared here.
 """
 
 from __future__ import annotations
@@ -24,51 +23,54 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normalcy.errors import SettingsError
+from normalcy.config import require
 from normalcy.method import Method, Objective, Scores, Stage
-from normalcy.nets.convnets import Standardise, initialise
+from normalcy.nets.convnets import conv, initialise
 from normalcy.nets.filters import Reduce, check_reduce, gaussian_smooth, reduce_map
+from normalcy.nets.scaling import Standardise
 from normalcy.nets.schedules import late_drop
-
-_CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 
 
 @dataclass(frozen=True)
 class SpatialUAESettings:
     latent: int = 8
-    """Channels of the code."""
+    """Channels of the spatial code."""
     halvings: int = 3
-    """The code has 1 / 2^halvings of the image's sides."""
+    """Strided layers of the encoder: the code has 1 / 2^halvings of the image's sides."""
     sigma: float = 0.2
-    """Deviation of the noise on codes in [-1, 1]."""
+    """Standard deviation of the noise on codes, which are in [-1, 1]."""
     width: int = 16
-    """Channels next to the image, doubled with each halving."""
+    """Channels of the first level, doubled with each halving."""
     samples: int = 4
     """Noisy decodings for the spread; 0: no spread."""
     lr: float = 2e-3
-    """Of Adam; a tenth of it in the last third of the training."""
+    """Learning rate (Adam); a tenth of it in the last third of the training."""
     smoothing: float = 1.0
-    """Deviation of a Gaussian over the map, in pixels."""
+    """Standard deviation of the Gaussian that smooths the map, in pixels; 0: no smoothing."""
     reduce: Reduce = "mean"
-    """The image score: "mean" or "max" of the map, or this quantile of it, in [0, 1]."""
+    """Image score: "mean" or "max" of the map, or this quantile of it, in [0, 1]."""
 
     def __post_init__(self) -> None:
-        if min(self.latent, self.halvings, self.width) < 1 or self.lr <= 0:
-            raise SettingsError("spatial_uae: latent, halvings, width and lr must be positive.")
-        if min(self.sigma, self.samples, self.smoothing) < 0:
-            raise SettingsError("spatial_uae: sigma, samples and smoothing must not be negative.")
+        positive = ("latent", "halvings", "width", "lr")
+        require("spatial_uae", self, positive=positive, non_negative=("sigma", "samples", "smoothing"))
         check_reduce("spatial_uae", self.reduce)
 
 
 class SpatialUAE(Method):
     name = "spatial_uae"
     Settings = SpatialUAESettings
+    family = "reconstruction"
+    reference = (
+        "A. Grover, S. Ermon. Uncertainty autoencoders: learning compressed representations via variational "
+        "information maximization. arXiv:1812.10539, 2018\n"
+        "Head CT: J. Kim. Recent advances in deep anomaly detection. Tutorial, 2020"
+    )
     spatial_dims = (2, 3)
     search: ClassVar = {"latent": (2, 4, 8, 16, 32), "halvings": (2, 3, 4), "sigma": (0.0, 0.05, 0.1, 0.2, 0.5)}
     settings: SpatialUAESettings
@@ -76,20 +78,20 @@ class SpatialUAE(Method):
     def __init__(self, settings: SpatialUAESettings, shape: Sequence[int]) -> None:
         super().__init__(settings, shape)
         s, channels, dims = settings, self.shape[0], len(self.shape) - 1
-        conv = _CONV[dims]
+        layer = conv(dims)
         self.standardise = Standardise(self.shape)
         widths = [channels, *(s.width * 2**i for i in range(s.halvings))]
         encoder, decoder = nn.Sequential(), nn.Sequential()
         for before, after in itertools.pairwise(widths):
-            encoder.extend([conv(before, after, 3, stride=2, padding=1), nn.LeakyReLU(0.1)])
-            encoder.extend([conv(after, after, 3, padding=1), nn.LeakyReLU(0.1)])
-        self.encoder = initialise(encoder.append(conv(widths[-1], s.latent, 1)), slope=0.1)
-        decoder.append(conv(s.latent, widths[-1], 1))
+            encoder.extend([layer(before, after, 3, stride=2, padding=1), nn.LeakyReLU(0.1)])
+            encoder.extend([layer(after, after, 3, padding=1), nn.LeakyReLU(0.1)])
+        self.encoder = initialise(encoder.append(layer(widths[-1], s.latent, 1)), slope=0.1)
+        decoder.append(layer(s.latent, widths[-1], 1))
         for before, after in zip(widths[:0:-1], [*widths[-2:0:-1], s.width], strict=True):
-            decoder.extend([nn.LeakyReLU(0.1), nn.Upsample(scale_factor=2), conv(before, after, 3, padding=1)])
-        decoder.extend([nn.LeakyReLU(0.1), conv(s.width, channels, 3, padding=1)])
+            decoder.extend([nn.LeakyReLU(0.1), nn.Upsample(scale_factor=2), layer(before, after, 3, padding=1)])
+        decoder.extend([nn.LeakyReLU(0.1), layer(s.width, channels, 3, padding=1)])
         self.decoder = initialise(decoder, slope=0.1)
-        with torch.no_grad():  # begin at the mean image
+        with torch.no_grad():  # start at the mean image
             self.decoder[-1].weight.mul_(0.1)  # type: ignore[operator]
 
     def encode(self, x: Tensor) -> Tensor:
@@ -101,14 +103,14 @@ class SpatialUAE(Method):
         return torch.tanh(code.float())
 
     def decode(self, code: Tensor) -> Tensor:
-        """The reverse, (B, C, *spatial)."""
+        """The inverse, (B, C, *spatial), in the value range of the images."""
         y: Tensor = self.decoder(code)
         for axis, n in enumerate(self.shape[1:], start=2):
             y = y.narrow(axis, 0, n)
         return self.standardise.inverse(y.float())
 
     def reconstruction(self, x: Tensor) -> Mapping[str, Tensor]:
-        """Mean squared error after noise on the code, in squared deviations of the training images."""
+        """Mean squared error with a noisy code, on standardised images."""
         code = self.encode(x)
         restored = self.decode(code + self.settings.sigma * torch.randn_like(code))
         error = ((x - restored) / self.standardise.scale).square().mean()

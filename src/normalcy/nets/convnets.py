@@ -1,21 +1,21 @@
-"""Convolutional encoders and decoders around a vector bottleneck, in 2D and 3D, for any channels and sizes from 8 up.
+"""Convolutional encoders and decoders around a vector bottleneck, in 2D and 3D, for any channels and sides of at least 8 pixels.
 
-Two families, both as plain ``nn.Sequential``, one entry per level, so that any part can be taken out by its index:
+Two families, both plain ``nn.Sequential`` with one entry per level, so that any part can be addressed by its index:
 
 - ``lenet`` for small images: 5x5 convolution, norm, leaky ReLU, max-pooling; the decoder upsamples (nearest) and
   convolves. The networks of Deep SVDD (Ruff et al. 2018), there also called DCAE.
 - ``dcgan`` for larger ones: 4x4 convolutions of stride 2, and their transposes (Radford et al. 2016), with the widths of
   the autoencoder of Bergmann et al. 2019.
 
-Differences to the authors: the decoder begins with a linear layer onto the last grid (Ruff et al. view the code as 4x4
-pixels, which fits 28 and 32 pixels only); Bergmann et al. have 3x3 convolutions in between.
-Sides that do not halve evenly are rounded up by ``lenet`` and down by ``dcgan``; the decoder undoes exactly that.
+Differences to the papers: the decoder starts with a linear layer onto the last grid (Ruff et al. reshape the code to 4x4
+pixels, which fits sides of 28 and 32 pixels only); Bergmann et al. have 3x3 convolutions in between.
+Odd sides are rounded up by ``lenet`` and down by ``dcgan``; the decoder restores the exact size.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,32 +30,40 @@ Norm = Literal["batch", "group", "none"]
 Grid = tuple[int, ...]
 
 SMALLEST = 8
-"""Shortest side, in pixels, that the networks take."""
+"""Shortest side of an image, in pixels."""
 LENET_UP_TO = 32
-"""Longest side, in pixels, for which "auto" takes the LeNet type."""
+"""Longest side, in pixels, for which "auto" chooses the LeNet type."""
 CLIP = 0.1
-"""Largest norm of the gradient of a reconstruction error, mean over pixels: without a limit an odd image can ruin a training."""
+"""Gradients of a reconstruction error (mean over pixels) are clipped at this norm: else one outlier can spoil the training."""
 
-_CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
-_TRANSPOSED: dict[int, Any] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _POOL: dict[int, Any] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 _BATCH_NORM: dict[int, Any] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
+def conv(dims: int) -> Any:
+    """``nn.Conv2d`` or ``nn.Conv3d``."""
+    return {2: nn.Conv2d, 3: nn.Conv3d}[dims]
+
+
+def transposed_conv(dims: int) -> Any:
+    """``nn.ConvTranspose2d`` or ``nn.ConvTranspose3d``."""
+    return {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}[dims]
+
+
 @dataclass(frozen=True)
 class ConvNet:
-    """What an encoder and its decoder have in common; :func:`choose` gives the usual ones."""
+    """The architecture of an encoder and its decoder; :func:`choose` returns the usual ones."""
 
     kind: Literal["lenet", "dcgan"]
     channels: tuple[int, ...]
     """Channels after each halving."""
     norm: Norm = "none"
     affine: bool = True
-    """The norms learn a scale and a shift (not so in Deep SVDD)."""
+    """Normalisation layers learn a scale and a shift (Deep SVDD: no)."""
     bias: bool = True
-    """All layers have a bias (not so in Deep SVDD)."""
+    """All layers have a bias (Deep SVDD: no)."""
     slope: float = 0.1
-    """Of the leaky ReLU for negative values."""
+    """Negative slope of the leaky ReLU."""
 
     def grids(self, spatial: Sequence[int]) -> list[Grid]:
         """Spatial sizes from the image to the last level.
@@ -74,14 +82,15 @@ class ConvNet:
     def encoder(self, shape: Sequence[int], outputs: int) -> nn.Sequential:
         """(B, *shape) -> (B, outputs), where ``shape`` is (C, *spatial).
 
-        The first len(channels) entries are the levels, then come flattening and a linear layer.
+        The first len(channels) entries are the levels, followed by flattening and a linear layer. Raises DataError for images
+        that are neither 2D nor 3D or have a side below 8 pixels.
         """
         grids = self.grids(_checked(shape)[1:])
         dims, widths = len(shape) - 1, (shape[0], *self.channels)
         net = nn.Sequential()
         for level, (before, after, small, large) in enumerate(zip(widths, widths[1:], grids[1:], grids)):
             if self.kind == "lenet":
-                convolve = _CONV[dims](before, after, 5, padding=2, bias=self.bias)
+                convolve = conv(dims)(before, after, 5, padding=2, bias=self.bias)
                 level_net = nn.Sequential(
                     convolve, *self._norm(dims, after), self._activation(), _POOL[dims](2, ceil_mode=True)
                 )
@@ -91,8 +100,8 @@ class ConvNet:
                 if stride == (2, 2):
                     convolve = HalvingConv2d(before, after, self.bias)
                 else:
-                    convolve = _CONV[dims](before, after, kernel, stride, padding=1, bias=self.bias)
-                # As in DCGAN, what touches the image has no norm: contrast is information.
+                    convolve = conv(dims)(before, after, kernel, stride, padding=1, bias=self.bias)
+                # As in DCGAN, the layer next to the image has no norm: contrast is information.
                 norm = self._norm(dims, after) if level else []
                 level_net = nn.Sequential(convolve, *norm, self._activation())
             net.append(level_net)
@@ -101,7 +110,7 @@ class ConvNet:
         return initialise(net, self.slope)
 
     def decoder(self, shape: Sequence[int], inputs: int) -> nn.Sequential:
-        """(B, inputs) -> (B, *shape), of exactly the image's size, without an activation at the end, near 0 at first.
+        """(B, inputs) -> (B, *shape), exactly the image's size, no final activation, outputs near 0 at initialisation.
 
         A linear layer onto the last grid, then one entry per level.
         """
@@ -113,7 +122,7 @@ class ConvNet:
         )
         for level, (before, after, small, large) in enumerate(zip(widths, widths[1:], grids, grids[1:]), 2):
             if self.kind == "lenet":
-                convolve = _CONV[dims](before, after, 5, padding=2, bias=self.bias)
+                convolve = conv(dims)(before, after, 5, padding=2, bias=self.bias)
                 level_net = nn.Sequential(nn.Upsample(large), convolve)
             else:
                 stride = tuple(1 if s == n else 2 for s, n in zip(small, large))
@@ -122,7 +131,7 @@ class ConvNet:
                 if stride == (2, 2):
                     convolve = DoublingConv2d(before, after, self.bias, odd)
                 else:
-                    convolve = _TRANSPOSED[dims](
+                    convolve = transposed_conv(dims)(
                         before, after, kernel, stride, padding=1, output_padding=odd, bias=self.bias
                     )
                 level_net = nn.Sequential(convolve)
@@ -130,7 +139,7 @@ class ConvNet:
                 level_net.extend([*self._norm(dims, after), self._activation()])
             net.append(level_net)
         initialise(net, self.slope)
-        with torch.no_grad():  # begin near 0, which Standardise makes the mean image
+        with torch.no_grad():  # outputs near 0, which Standardise maps to the mean image
             convolve.weight.mul_(0.1)
         return net
 
@@ -150,9 +159,10 @@ class ConvNet:
 def choose(network: Network, shape: Sequence[int], width: int | None = None, norm: Norm = "none") -> ConvNet:
     """The usual network for images of ``shape`` (C, *spatial).
 
-    "auto" is the LeNet type up to a longest side of 32 pixels, above that the DCGAN type, halved until the longest side is
-    below 16. ``width`` is the number of channels of the first level; by default 8 for a LeNet on one channel (that of
-    MNIST: 8 and 4), else 32 (a LeNet as for CIFAR-10: 32, 64, 128; DCGAN type: 32, 32, 64, 128, 128 ...).
+    "auto" is the LeNet type up to a longest side of 32 pixels, beyond that the DCGAN type, halved until the longest side is
+    below 16. ``width`` is the number of channels of the first level; by default 8 for a LeNet on one channel (Ruff et
+    al. on MNIST: 8 and 4), else 32 (LeNet, as on CIFAR-10: 32, 64, 128; DCGAN type: 32, 32, 64, 128, 128 ...). Raises
+    DataError for images that are too small, SettingsError for a width below 2.
 
     >>> choose("auto", (1, 28, 28)).channels, choose("auto", (3, 32, 32)).channels
     ((8, 4), (32, 64, 128))
@@ -176,45 +186,10 @@ def choose(network: Network, shape: Sequence[int], width: int | None = None, nor
     return ConvNet("dcgan", tuple(width * min(4, max(1, 2 ** (i - 1))) for i in range(levels)), norm, slope=0.2)
 
 
-class Standardise(nn.Module):
-    """(x - mean image) / deviation from it, and back, so that a network begins at the mean image whatever the contrast.
-
-    Autoencoders gain much: after 5 epochs on MNIST the error on normal images was 0.4 (without norm) and 0.3 (with batch
-    norm) of what it is without. ``mean`` is (C, *spatial), ``scale`` one number.
-    """
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, shape: Sequence[int]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(tuple(shape)))
-        self.register_buffer("scale", torch.ones(()))
-
-    def measure(self, batches: Iterable[Tensor]) -> None:
-        """Take mean and scale from images, batches (B, C, *spatial), in one pass."""
-        count, total, squares = 0, torch.zeros(self.mean.shape).double(), torch.zeros(()).double()
-        for x in batches:
-            x64 = x.cpu().double()  # not every device has 64 bits
-            count += len(x)
-            total += x64.sum(0)
-            squares += x64.square().sum()
-        mean = total / count
-        variance = (squares / (count * mean.numel()) - mean.square().mean()).clamp(min=0)
-        self.mean.copy_(mean)
-        self.scale.copy_(variance.sqrt().clamp(min=1e-4))  # images that are all the same
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.scale
-
-    def inverse(self, y: Tensor) -> Tensor:
-        return self.mean + self.scale * y
-
-
 def initialise(net: nn.Sequential, slope: float) -> nn.Sequential:
-    """Normal weights that keep the scale of activations through leaky ReLUs (He et al. 2015); biases zero.
+    """Normal weights that preserve the scale of activations through leaky ReLUs of this slope (He et al. 2015); biases zero.
 
-    The fan-in is what one output sees: a transposed convolution sees kernel / stride pixels along each axis.
+    The fan-in is the number of inputs of one output: kernel / stride pixels along each axis of a transposed convolution.
     """
     for module in net.modules():
         weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
@@ -230,7 +205,7 @@ def initialise(net: nn.Sequential, slope: float) -> nn.Sequential:
 
 
 def _checked(shape: Sequence[int]) -> Sequence[int]:
-    if len(shape) - 1 not in _CONV or min(shape[1:]) < SMALLEST:
+    if len(shape) - 1 not in (2, 3) or min(shape[1:]) < SMALLEST:
         raise DataError(
             f"Convolutional networks expect images (C, *spatial), 2D or 3D with sides of at least {SMALLEST} pixels, "
             f"got {tuple(shape)}: make the images larger with resize or pad_to."

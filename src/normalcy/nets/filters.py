@@ -1,4 +1,4 @@
-"""Smoothing of maps, and image scores from them."""
+"""Filters of anomaly maps, and image scores from them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from normalcy.errors import SettingsError
+from normalcy.config import require_that
 
 Reduce = float | Literal["mean", "max"]
-"""How a map becomes a score: its mean, its maximum or a quantile in [0, 1]."""
+"""The image score as a function of the map: its mean, its maximum or a quantile in [0, 1]."""
 
 
 def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:
-    """Gaussian filter over the spatial axes of maps (B, *spatial), 2D or 3D; ``sigma`` in pixels, 0 changes nothing.
+    """Gaussian filter over the spatial axes of maps (B, *spatial), 2D or 3D; ``sigma`` is its standard deviation in
+    pixels; 0 returns the maps as they are.
 
-    Borders are replicated; the kernel reaches 4 sigma.
+    Borders are replicated; the kernel is cut at 4 sigma.
     """
     if sigma == 0:
         return maps
@@ -40,8 +41,9 @@ def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:
 
 
 def bilateral(maps: Tensor, radius: int, space: float, value: float) -> Tensor:
-    """Bilateral filter (Tomasi, Manduchi 1998) of maps (B, H, W): a mean over a disc of ``radius`` pixels, weighed by Gaussians
-    of the distance (deviation ``space`` pixels) and of the difference in value (deviation ``value``). Borders are replicated.
+    """Bilateral filter (Tomasi, Manduchi 1998) of maps (B, H, W): a mean over a disc of ``radius`` pixels, weighted by
+    Gaussians of the distance (standard deviation ``space`` pixels) and of the difference in value (standard deviation
+    ``value``). Borders are replicated.
     """
     height, width = maps.shape[1:]
     padded = F.pad(maps[:, None].float(), (radius,) * 4, mode="replicate")[:, 0]
@@ -58,8 +60,8 @@ def bilateral(maps: Tensor, radius: int, space: float, value: float) -> Tensor:
 
 
 def min_filter(maps: Tensor, sides: Sequence[int]) -> Tensor:
-    """The smallest value in a box around each pixel of maps (B, *spatial), 2D or 3D; ``sides`` of the box are odd. What is
-    outside the map does not count."""
+    """The smallest value in a box around each pixel of maps (B, *spatial), 2D or 3D; ``sides`` of the box are odd.
+    Pixels outside the map do not count."""
     pool = {2: F.max_pool2d, 3: F.max_pool3d}[maps.ndim - 1]
     y: Tensor = -pool(-maps[:, None], tuple(sides), 1, tuple(s // 2 for s in sides))
     return y[:, 0]
@@ -73,7 +75,7 @@ def mean_filter(maps: Tensor, sides: Sequence[int]) -> Tensor:
 
 
 def map_quantile(maps: Tensor, quantile: float) -> Tensor:
-    """The pixel at ``quantile`` of each map (B, *spatial) -> (B,); 1 is the maximum. A pixel's own value, not interpolated.
+    """The value at ``quantile`` of each map (B, *spatial) -> (B,), always that of a pixel, not interpolated; 1 is the maximum.
 
     >>> map_quantile(torch.arange(100.0).view(1, 10, 10), 0.99)
     tensor([99.])
@@ -84,8 +86,9 @@ def map_quantile(maps: Tensor, quantile: float) -> Tensor:
 
 
 def check_reduce(who: str, reduce: Reduce) -> None:
-    if not isinstance(reduce, str) and not 0 <= reduce <= 1:
-        raise SettingsError(f'{who}: reduce must be "mean", "max" or a quantile in [0, 1], got {reduce}.')
+    """Raises SettingsError for a number outside [0, 1]."""
+    valid = isinstance(reduce, str) or 0 <= reduce <= 1
+    require_that(valid, who, "reduce", '"mean", "max" or a quantile between 0 and 1', reduce)
 
 
 def reduce_map(maps: Tensor, reduce: Reduce) -> Tensor:

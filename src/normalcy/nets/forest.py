@@ -1,4 +1,4 @@
-"""Isolation trees of scikit-learn as tensors (Liu, Ting, Zhou 2008): what is separated from the others by few cuts is strange."""
+"""scikit-learn's isolation forest (Liu, Ting, Zhou 2008) as tensors: vectors isolated by few random cuts are anomalous."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import torch
 from sklearn.ensemble import IsolationForest
 from torch import Tensor, nn
 
-from normalcy.nets.features import random_state
+from normalcy.nets.seeds import random_state
 
 
 class IsolationTrees(nn.Module):
-    """Vectors (B, k) -> scores (B,) in (0, 1), the negative of scikit-learn's ``score_samples``. :meth:`learn` before use."""
+    """Vectors (B, k) -> scores (B,) in (0, 1), the negative of scikit-learn's ``score_samples``. Call :meth:`learn`
+    before use."""
 
     roots: Tensor
     links: Tensor
@@ -22,14 +23,14 @@ class IsolationTrees(nn.Module):
     def __init__(self, trees: int, per_tree: int) -> None:
         super().__init__()
         self.trees, self.per_tree = trees, per_tree
-        # The nodes of all trees in one list: roots (trees,); of each node the feature it cuts and its two children (n, 3),
-        # where it cuts (n,), and the path length of a vector that ends there (n,).
+        # The nodes of all trees in one list: roots (trees,); of each node the index of the feature that it cuts and its two
+        # children (n, 3), its threshold (n,), and the path length of a vector that ends there (n,).
         for name in ("roots", "links", "cut", "path_length"):
             self.register_buffer(name, torch.empty(0))
         self.register_buffer("expected_length", torch.tensor(1.0))
 
     def learn(self, x: Tensor) -> None:
-        """Grow the trees on vectors (N, k), each on ``per_tree`` of them."""
+        """Grow the trees on vectors (N, k), each on a random subset of ``per_tree``."""
         per_tree = min(self.per_tree, len(x))
         forest = IsolationForest(n_estimators=self.trees, max_samples=per_tree, random_state=random_state())
         self._take_over(forest.fit(x.cpu().numpy()))
@@ -41,7 +42,7 @@ class IsolationTrees(nn.Module):
             tree = estimator.tree_
             number = np.arange(tree.node_count)
             leaf = tree.children_left < 0
-            # A leaf is its own child: walking on from it changes nothing.
+            # A leaf is its own child, so that a step from it changes nothing.
             below = np.where(leaf, number, tree.children_left) + offset
             above = np.where(leaf, number, tree.children_right) + offset
             links.append(torch.from_numpy(np.stack([np.maximum(tree.feature, 0), below, above], 1)))
@@ -58,7 +59,7 @@ class IsolationTrees(nn.Module):
         return score
 
     def _mean_path_length(self, x: Tensor) -> Tensor:
-        """Over the trees, of features (B, k) -> (B,). All images walk down all trees at once."""
+        """Mean over the trees of the path lengths of vectors (B, k): (B,). All vectors descend all trees at once."""
         node = self.roots.expand(len(x), -1)  # (B, trees)
         while True:
             feature, below, above = self.links[node].unbind(-1)
@@ -69,7 +70,8 @@ class IsolationTrees(nn.Module):
 
 
 def mean_search_length(n: Tensor) -> Tensor:
-    """c(n): mean length of an unsuccessful search in a binary tree of n (equation 1 of the paper; 1 for two, as in sklearn).
+    """c(n): mean length of an unsuccessful search in a binary search tree of n nodes (equation 1 of the paper; 1 for two, as in
+    scikit-learn).
 
     >>> mean_search_length(torch.tensor([1, 2, 256]))
     tensor([ 0.0000,  1.0000, 10.2448])

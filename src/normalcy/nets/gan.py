@@ -1,16 +1,16 @@
-"""Generators, discriminators and the DCGAN game (Radford et al. 2016), for 2D images of any channels and sides from 8 up.
+"""Generators, discriminators and the DCGAN (Radford et al. 2016), for 2D images of any channels and sides of at least 8 pixels.
 
-Networks are the ``dcgan`` type of :mod:`normalcy.nets.convnets`: 4x4 convolutions of stride 2, widths that double with
-each halving, down to a grid of 4 to 7 pixels; no norm next to the image. They see and give images in [-1, 1].
+The networks are the ``dcgan`` type of :mod:`normalcy.nets.convnets`: 4x4 convolutions of stride 2, widths that double with
+each halving, down to a grid of 4 to 7 pixels; no norm next to the image. Images are in [-1, 1].
 
-Difference to Radford et al.: the code enters by a linear layer (the same as their transposed convolution from one pixel,
-for any grid). Their first weights, of deviation 0.02 whatever the width, are those of :class:`DCGAN` alone.
+Differences to Radford et al.: the code enters through a linear layer (equal to their transposed convolution from one pixel,
+for any grid). Their initial weights, of standard deviation 0.02 whatever the width, are used in :class:`DCGAN` alone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,38 +18,12 @@ from torch.nn import functional as F
 
 from normalcy.method import Objective, Stage
 from normalcy.nets.convnets import ConvNet, Norm
+from normalcy.nets.scaling import Range
 
 TILE = 16
 """Rows of a matrix product in :meth:`Generator.alike`."""
-DEVIATION = 0.02
-"""Of the first weights in :class:`DCGAN`."""
-
-
-class Range(nn.Module):
-    """Images to [-1, 1] and back, by the smallest and the largest value of the training images.
-
-    A generator that ends in tanh reaches just the values that training images have; others lie outside [-1, 1].
-    """
-
-    low: Tensor
-    high: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("low", torch.zeros(()))
-        self.register_buffer("high", torch.ones(()))
-
-    def measure(self, batches: Iterable[Tensor]) -> None:
-        ends = torch.stack([torch.stack([x.min(), x.max()]) for x in batches])
-        self.low.copy_(ends[:, 0].min())
-        step = 1e-3 * self.low.abs().clamp(min=1)  # for images that are all the same
-        self.high.copy_(torch.maximum(ends[:, 1].max(), self.low + step))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return 2 * (x - self.low) / (self.high - self.low) - 1
-
-    def inverse(self, y: Tensor) -> Tensor:
-        return self.low + (self.high - self.low) * (y + 1) / 2
+INITIAL_STD = 0.02
+"""Standard deviation of the initial weights in :class:`DCGAN`."""
 
 
 class Generator(nn.Module):
@@ -65,17 +39,17 @@ class Generator(nn.Module):
         return torch.tanh(self.rest(self.entry(z)).float())
 
     def alike(self, z: Tensor) -> Tensor:
-        """As ``forward`` (in evaluation mode), but an image has the same bits whatever the number of images beside it.
+        """As ``forward`` (in evaluation mode), but bitwise independent of the number of images in the batch.
 
-        A long search makes differences in the last bit grow to percents. Of the layers here only matrix products sum
-        in an order that depends on the number of rows, so they get ``TILE`` rows at a time, the last ones filled up.
-        So it is on the CPU; libraries on GPUs may choose other convolutions for other batches.
+        A long search makes differences in the last bit grow to percents. Of the layers here only matrix products sum in an
+        order that depends on the number of rows, so they get ``TILE`` rows at a time, the last ones padded. This holds on the
+        CPU; libraries on GPUs may choose other convolutions for other batches.
         """
         tiles = F.pad(z, (0, 0, 0, -len(z) % TILE)).split(TILE)  # type: ignore[no-untyped-call]
         return torch.tanh(self.rest(torch.cat([self.entry(tile) for tile in tiles])[: len(z)]).float())
 
     def prior(self, count: int, seed: int | None = None) -> Tensor:
-        """``count`` codes (count, latent), uniform in [-1, 1]; with a seed always the same, without the global state."""
+        """Codes (count, latent), uniform in [-1, 1]; with a seed always the same, and the global generator is left alone."""
         device = next(self.parameters()).device
         if seed is None:
             return 2 * torch.rand(count, self.latent, device=device) - 1
@@ -83,7 +57,7 @@ class Generator(nn.Module):
 
 
 class Encoder(nn.Module):
-    """(B, C, H, W) in [-1, 1] -> (B, outputs), float32: a discriminator for one output, where ``features`` is its f(x)."""
+    """(B, C, H, W) in [-1, 1] -> (B, outputs), float32; a discriminator with one output, whose features f(x) are ``features``."""
 
     def __init__(self, shape: Sequence[int], outputs: int, width: int, norm: Norm = "batch") -> None:
         super().__init__()
@@ -91,7 +65,7 @@ class Encoder(nn.Module):
         self.trunk, self.head = layers[:-1], layers[-1]
 
     def features(self, x: Tensor) -> Tensor:
-        """The last layer of convolutions, flat: (B, n), float32."""
+        """The last convolutional layer, flattened: (B, n), float32."""
         features: Tensor = self.trunk(x)
         return features.float()
 
@@ -100,34 +74,34 @@ class Encoder(nn.Module):
         return outputs.float()
 
 
-def told_apart(discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> Tensor:
-    """-log D(real) - log(1 - D(fake)), mean over the batch, in nats: what a discriminator minimises (Goodfellow et al. 2014)."""
+def discriminator_loss(discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> Tensor:
+    """-log D(real) - log(1 - D(fake)), mean over the batch, in nats (Goodfellow et al. 2014); D is the sigmoid of the logits."""
     return F.softplus(-discriminator(real).float()).mean() + F.softplus(discriminator(fake).float()).mean()
 
 
-def taken_for_real(discriminator: Callable[[Tensor], Tensor], fake: Tensor) -> Tensor:
-    """-log D(fake), mean over the batch, in nats: the non-saturating loss of a generator (Goodfellow et al. 2014)."""
+def generator_loss(discriminator: Callable[[Tensor], Tensor], fake: Tensor) -> Tensor:
+    """-log D(fake), mean over the batch, in nats: the non-saturating loss (Goodfellow et al. 2014)."""
     return F.softplus(-discriminator(fake).float()).mean()
 
 
 def gradient_penalty(critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
     """(|grad D| - 1)^2 at a random point between each pair (B, ...), mean over the batch (Gulrajani et al. 2017)."""
-    share = torch.rand(len(real), *[1] * (real.ndim - 1), device=real.device)
-    between = (real + share * (fake - real)).requires_grad_()
+    fraction = torch.rand(len(real), *[1] * (real.ndim - 1), device=real.device)
+    between = (real + fraction * (fake - real)).requires_grad_()
     (gradient,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
     norm = (gradient.float().flatten(1).square().sum(1) + 1e-12).sqrt()  # a root at 0 has no second derivative
     return (norm - 1).square().mean()
 
 
 def wasserstein_loss(critic: nn.Module, real: Tensor, fake: Tensor, penalty: float) -> Mapping[str, Tensor]:
-    """What the critic of a WGAN-GP minimises: mean D(fake) - mean D(real) + ``penalty`` times the gradient penalty."""
+    """The critic's loss of a WGAN-GP: mean D(fake) - mean D(real) + ``penalty`` times the gradient penalty."""
     distance = critic(real).mean() - critic(fake).mean()
     gradient = gradient_penalty(critic, real, fake)
     return {"loss": penalty * gradient - distance, "wasserstein": distance, "penalty": gradient}
 
 
 class DCGAN(nn.Module):
-    """Generator against discriminator, for methods that look into the generator afterwards."""
+    """Generator and discriminator, for methods that search the generator's latent space afterwards."""
 
     def __init__(self, shape: Sequence[int], latent: int, width: int) -> None:
         super().__init__()
@@ -136,18 +110,18 @@ class DCGAN(nn.Module):
         self.discriminator = Encoder(shape, 1, width)
         for parameter in self.parameters():
             if parameter.ndim > 1:  # not biases and norms
-                nn.init.normal_(parameter, std=DEVIATION)
+                nn.init.normal_(parameter, std=INITIAL_STD)
 
     def discriminator_loss(self, x: Tensor) -> Mapping[str, Tensor]:
         with torch.no_grad():
             fake = self.generator(self.generator.prior(len(x)))
-        return {"loss": told_apart(self.discriminator, self.range(x), fake)}
+        return {"loss": discriminator_loss(self.discriminator, self.range(x), fake)}
 
     def generator_loss(self, x: Tensor) -> Mapping[str, Tensor]:
-        return {"loss": taken_for_real(self.discriminator, self.generator(self.generator.prior(len(x))))}
+        return {"loss": generator_loss(self.discriminator, self.generator(self.generator.prior(len(x))))}
 
     def stage(self, lr: float) -> Stage:
-        """Adam(lr, 0.5, 0.999) for both (Radford et al. 2016), step by step in turn."""
+        """Alternating steps of Adam(lr, 0.5, 0.999) for both networks (Radford et al. 2016)."""
         game = [
             Objective(self.discriminator_loss, self.discriminator.parameters(), lr=lr, betas=(0.5, 0.999)),
             Objective(self.generator_loss, self.generator.parameters(), lr=lr, betas=(0.5, 0.999)),
@@ -156,7 +130,7 @@ class DCGAN(nn.Module):
 
 
 def _widths(shape: Sequence[int], width: int) -> tuple[int, ...]:
-    """Channels after each halving until the longest side is below 8 pixels: doubling, to 8 times ``width`` at most.
+    """Channels after each halving, until the longest side is below 8 pixels: doubled each time, at most 8 times ``width``.
 
     >>> _widths((1, 28, 28), 64), _widths((3, 128, 100), 64)
     ((64, 128), (64, 128, 256, 512, 512))

@@ -1,10 +1,10 @@
-"""Convolutions that halve or double an image (kernel 4, stride 2, padding 1) as one matrix product each.
+"""Convolutions that halve or double an image (kernel 4, stride 2, padding 1), each as one matrix product.
 
-Processors with bfloat16 matrix units multiply matrices several times faster than they convolve: the libraries' strided
-and transposed convolutions hardly gain from bfloat16 in training (``benchmarks/one_class.py`` measures it). Here all 4x4
-patches are laid out as rows, or added back in place; the one is the adjoint of the other, so the backward pass of each
-layer is the forward pass of the other. Layers and their weights are those of torch, and so is what they compute wherever
-this way is no gain: on other devices, in 32 bits, for few channels, for odd sides.
+CPUs with bfloat16 matrix units multiply matrices several times faster than they convolve: the libraries' strided and
+transposed convolutions gain little from bfloat16 in training (measured by ``benchmarks/one_class.py``). Here all 4x4 patches
+are laid out as rows, or added back in place; each operation is the adjoint of the other, so the backward pass of each layer
+is the forward pass of the other. The layers are subclasses of torch's with the same weights, and fall back to torch's
+implementation wherever this gains nothing: on other devices, in 32 bits, for few channels, for odd sides.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 CHANNELS = 64
-"""Fewer channels are left to torch's own convolutions."""
+"""Layers with fewer input channels use torch's own convolutions."""
 
 
 def _patches(x: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ class HalvingConv2d(nn.Conv2d):
 class DoublingConv2d(nn.ConvTranspose2d):
     """(B, C, H, W) -> (B, C', 2 H, 2 W): ``nn.ConvTranspose2d`` with kernel 4, stride 2, padding 1.
 
-    ``odd`` adds rows and columns at the end, as its ``output_padding``.
+    ``odd`` is its ``output_padding``: rows and columns added at the end.
     """
 
     def __init__(self, before: int, after: int, bias: bool = True, odd: tuple[int, ...] = (0, 0)) -> None:
@@ -128,7 +128,7 @@ class DoublingConv2d(nn.ConvTranspose2d):
 
 
 def _wins(x: Tensor) -> bool:
-    """bfloat16 on the CPU; where the compiler looks at the layer, it gets torch's."""
+    """Whether the matrix product is faster: in bfloat16 on the CPU, and not while ``torch.compile`` traces the layer."""
     if x.device.type != "cpu" or torch.compiler.is_compiling() or not torch.is_autocast_enabled("cpu"):
         return False
     return torch.get_autocast_dtype("cpu") is torch.bfloat16

@@ -1,4 +1,4 @@
-"""Nearest neighbours in a memory of vectors: a bounded random sample of a stream, a coreset of it, and exact search."""
+"""Nearest neighbours in a memory bank: reservoir sampling of a stream, a k-centre coreset, exact search, random projection."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 from normalcy.errors import SettingsError
 
 LARGEST_BLOCK = 2**24
-"""Numbers in a block of distances: 64 MB of float32."""
+"""Values in a block of distances: 64 MB of float32."""
 
 
 class Reservoir:
-    """A uniform random sample of at most ``capacity`` rows of a stream, whatever its length.
+    """A uniform random sample of at most ``capacity`` rows of a stream of any length.
 
-    Each row draws a random key and the rows of smallest keys are kept. Keys come from the global generator of the CPU.
+    Each row draws a random key from the global generator of the CPU, and the rows with the smallest keys are kept.
 
     >>> sample = Reservoir(3)
     >>> for part in torch.arange(10.0).view(5, 2, 1):
@@ -30,7 +30,7 @@ class Reservoir:
         self._keys = torch.empty(0, dtype=torch.float64)
 
     def add(self, rows: Tensor) -> None:
-        """``rows`` (n, d); copies only those that are kept."""
+        """Add ``rows`` (n, d); only those that are kept are copied."""
         keys = torch.rand(len(rows), dtype=torch.float64)
         if len(self._keys) == self.capacity:
             entering = keys < self._keys.max()
@@ -43,29 +43,29 @@ class Reservoir:
 
 
 def k_centre(points: Tensor, count: int, slack: float = 0.0, pool: int = 2048) -> Tensor:
-    """Indices of at most ``count`` of ``points`` (n, d) that cover them: each is the farthest from those before it.
+    """Indices of at most ``count`` of ``points`` (n, d), each the farthest from those before it.
 
-    Greedy k-centre (Gonzalez 1985; PatchCore, algorithm 1), from point 0, with the result of one-at-a-time selection but
-    many centres per pass over the points: distances to the chosen only fall, so while the farthest of a ``pool`` of
-    candidates is farther than every point outside was at the last pass, it is the farthest of all. With ``slack`` a
-    candidate may be that share nearer than the farthest point: fewer passes, and a covering radius of at most
-    2 / (1 - slack) times the best possible (2 with none). ``pool=1`` is the plain algorithm. Ends early when every point
-    lies on a centre.
+    Greedy k-centre (Gonzalez 1985; PatchCore, algorithm 1), from point 0, with the same result as one-at-a-time selection
+    but many centres per pass over the points: distances to the chosen centres only fall, so while the farthest of a ``pool``
+    of candidates is farther than every point outside was at the last pass, it is the farthest of all. With ``slack`` a
+    candidate may be nearer than the farthest point by that fraction: fewer passes, and a covering radius of at most
+    2 / (1 - slack) times the optimum (2 without). ``pool=1`` is the plain algorithm. Ends early when every point coincides
+    with a centre. Raises SettingsError for impossible arguments.
 
     >>> k_centre(torch.tensor([[0.0], [1.0], [5.0], [9.0]]), 3)
     tensor([0, 3, 2])
     """
     if count < 1 or pool < 1 or not 0 <= slack < 1:
-        raise SettingsError(f"k_centre expects count and pool >= 1, slack in [0, 1); got {count}, {pool}, {slack}.")
+        raise SettingsError(f"k_centre expects count and pool >= 1, slack in [0, 1), got {count}, {pool}, {slack}.")
     count = min(count, len(points))
     points = points - points.mean(0)
     norms = points.square().sum(1)
     chosen = [torch.zeros(1, dtype=torch.long, device=points.device)]
     missing = count - 1
-    farness = torch.full_like(norms, torch.inf)  # squared distance to the nearest centre
+    distance_to_centre = torch.full_like(norms, torch.inf)  # squared distance to the nearest centre
     while missing:
-        _update(farness, points, norms, chosen[-1])
-        values, candidates = farness.topk(min(pool + 1, len(points)))
+        _update(distance_to_centre, points, norms, chosen[-1])
+        values, candidates = distance_to_centre.topk(min(pool + 1, len(points)))
         outside = float(values[-1]) * (1 - slack) ** 2 if len(points) > pool else 0.0
         candidates = candidates[:pool]
         picks = _pick(points[candidates], values[:pool], missing, outside)
@@ -76,11 +76,11 @@ def k_centre(points: Tensor, count: int, slack: float = 0.0, pool: int = 2048) -
     return torch.cat(chosen)
 
 
-def _pick(members: Tensor, farness: Tensor, limit: int, outside: float) -> list[int]:
-    """Greedy selection among candidates while the farthest is at least ``outside`` far. On the CPU: 20,000 tiny steps."""
+def _pick(members: Tensor, distance_to_centre: Tensor, limit: int, outside: float) -> list[int]:
+    """Greedy selection among candidates while the farthest is at least ``outside`` away; on the CPU, for its many tiny steps."""
     squares = members.square().sum(1)
     between = torch.addmm(squares, members, members.T, alpha=-2).add_(squares[:, None]).cpu().numpy()
-    near = farness.cpu().numpy().copy()
+    near = distance_to_centre.cpu().numpy().copy()
     picks: list[int] = []
     while len(picks) < limit:
         pick = int(near.argmax())
@@ -92,20 +92,21 @@ def _pick(members: Tensor, farness: Tensor, limit: int, outside: float) -> list[
     return picks
 
 
-def _update(farness: Tensor, points: Tensor, norms: Tensor, centres: Tensor) -> None:
+def _update(distance_to_centre: Tensor, points: Tensor, norms: Tensor, centres: Tensor) -> None:
     new, squares = points[centres], norms[centres]
     step = max(1, LARGEST_BLOCK // len(new))
     for i in range(0, len(points), step):
         part = slice(i, i + step)
-        found = torch.addmm(squares, points[part], new.T, alpha=-2).amin(1) + norms[part]
-        torch.minimum(farness[part], found.clamp_(min=0), out=farness[part])
-    farness[centres] = -1  # never again
+        squared = torch.addmm(squares, points[part], new.T, alpha=-2).amin(1) + norms[part]
+        torch.minimum(distance_to_centre[part], squared.clamp_(min=0), out=distance_to_centre[part])
+    distance_to_centre[centres] = -1  # never chosen again
 
 
 def nearest(queries: Tensor, memory: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
     """Euclidean distances (n, k), ascending, and indices (n, k) of the ``k`` rows of ``memory`` (m, d) nearest to each query.
 
-    Found in blocks by |a|^2 - 2ab + |b|^2, then measured again by differences, since that formula cancels for near points.
+    Ranked in blocks by |a|^2 - 2ab + |b|^2; the distances are then recomputed from differences, since that formula suffers
+    from cancellation for close points.
 
     >>> nearest(torch.tensor([[0.9]]), torch.tensor([[0.0], [1.0], [5.0]]))[1]
     tensor([[1]])
@@ -119,21 +120,21 @@ def nearest(queries: Tensor, memory: Tensor, k: int = 1) -> tuple[Tensor, Tensor
     for i in range(0, len(queries), step):
         part = queries[i : i + step]
         ranks = torch.addmm(squares, part - centre, shifted.T, alpha=-2)
-        found = ranks.argmin(1, keepdim=True) if k == 1 else ranks.topk(k, dim=1, largest=False).indices
-        exact, order = (part.unsqueeze(1) - memory[found]).norm(dim=2).sort(dim=1)
+        closest = ranks.argmin(1, keepdim=True) if k == 1 else ranks.topk(k, dim=1, largest=False).indices
+        exact, order = (part.unsqueeze(1) - memory[closest]).norm(dim=2).sort(dim=1)
         distances.append(exact)
-        indices.append(found.gather(1, order))
+        indices.append(closest.gather(1, order))
     return torch.cat(distances), torch.cat(indices)
 
 
 def covering_radius(points: Tensor, centres: Tensor) -> float:
-    """Largest distance of a point (n, d) to its nearest centre (m, d): what :func:`k_centre` makes small."""
+    """Largest distance of a point (n, d) to its nearest centre (m, d): what :func:`k_centre` minimises."""
     return float(nearest(points, centres)[0].max())
 
 
 def random_projection(width: int, dims: int) -> Tensor:
-    """(width, dims): a Gaussian matrix that keeps distances in the mean (Johnson and Lindenstrauss 1984).
+    """(width, dims): a Gaussian matrix that preserves squared distances in expectation (Johnson and Lindenstrauss 1984).
 
-    Distances change by about 1 / sqrt(2 dims) of themselves. From the global generator of the CPU.
+    The relative error of distances is about 1 / sqrt(2 dims). From the global generator of the CPU.
     """
     return torch.randn(width, dims).mul_(dims**-0.5)

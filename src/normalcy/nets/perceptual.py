@@ -1,4 +1,4 @@
-"""Images compared by the features of a network: what PIAD (Tuluptceva et al. 2019) and DPA (Shvetsova et al. 2021) train with."""
+"""Perceptual (deep-feature) distances of images, as in PIAD (Tuluptceva et al. 2019) and DPA (Shvetsova et al. 2021)."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch.nn import functional as F
 from normalcy.errors import SettingsError
 from normalcy.nets.backbones import Backbone
 from normalcy.nets.contrastive import SelfTaught
-from normalcy.nets.features import Mapped, mean_and_deviation
+from normalcy.nets.statistics import Mapped, mean_and_std
 
 
 class PerceptualFeatures(nn.Module):
-    """f^ of DPA's equation 2: features of some ``layers`` of a backbone, standardised by channel. :meth:`measure` before use.
+    """f^ of DPA's equation 2: features of ``layers`` of a backbone, standardised per channel. Call :meth:`measure` before use.
 
-    ``backbone`` is a name as :class:`Backbone` takes it, or "self" (:class:`SelfTaught`, to be trained). Images (B, C, h, w)
-    in [-1, 1] are magnified ``magnify`` times; none: as much as the backbone's first layer reduces them. ``bf16``: the
-    backbone computes in bfloat16 where the loop trains in mixed precision, else always in 32 bits.
+    ``backbone`` is a name that :class:`Backbone` accepts, or "self" (:class:`SelfTaught`, to be trained). Images (B, C, h, w)
+    in [-1, 1] are enlarged ``magnify`` times; None: by the reduction of the backbone's first layer. ``bf16``: the backbone
+    computes in bfloat16 where the loop trains in mixed precision, else always in 32 bits.
     """
 
     mean: Tensor
@@ -39,11 +39,11 @@ class PerceptualFeatures(nn.Module):
         self.bf16 = bf16
         self.places = {layer: i for i, layer in enumerate(used)}
         self.magnify = magnify or self.backbone.finest
-        self.register_buffer("mean", torch.zeros(sum(self.backbone.widths)))  # of all layers, one after the other
+        self.register_buffer("mean", torch.zeros(sum(self.backbone.widths)))  # all layers, concatenated
         self.register_buffer("std", torch.ones(sum(self.backbone.widths)))
 
     def maps(self, y: Tensor) -> list[Tensor]:
-        """Features of each layer in use as the backbone gives them."""
+        """Features of each layer in use, not standardised."""
         image = (y + 1) / 2
         if self.magnify > 1:
             image = F.interpolate(image, scale_factor=float(self.magnify), mode="bilinear")
@@ -62,37 +62,39 @@ class PerceptualFeatures(nn.Module):
         return standardised
 
     def measure(self, batches: Iterable[Tensor], file: str = "") -> None:
-        """Mean and deviation of each channel over all pixels of images in [-1, 1], or those in an .npz file."""
+        """Measure mean and standard deviation of each channel over images in [-1, 1], or read them from an .npz file.
+
+        Raises SettingsError when the file does not hold them."""
         if file:
             mean, std = _read_statistics(Path(file), self.backbone.names, self.backbone.widths)
         else:
-            found = [mean_and_deviation(Mapped(batches, partial(self._rows, place))) for place in self.places.values()]
-            mean, std = torch.cat([mean for mean, _ in found]), torch.cat([std for _, std in found])
+            moments = [mean_and_std(Mapped(batches, partial(self._rows, place))) for place in self.places.values()]
+            mean, std = torch.cat([mean for mean, _ in moments]), torch.cat([std for _, std in moments])
         self.mean.copy_(mean)
-        self.std.copy_(std.clamp(min=0.01 * float(std.mean()) + 1e-6))  # channels that never fire
+        self.std.copy_(std.clamp(min=0.01 * float(std.mean()) + 1e-6))  # channels that are never active
 
     def _rows(self, place: int, y: Tensor) -> Tensor:
-        """The features of images pixel by pixel, (n, width)."""
+        """The features of each pixel of images, (n, width)."""
         return self.maps(y)[place].movedim(1, -1).flatten(0, 2)
 
 
-def relative_l1(wanted: Tensor, found: Tensor) -> Tensor:
-    """|f(x) - f(x~)|_1 / |f(x)|_1 of features (B, ...) of image and output: (B,). No gradient through the divisor.
+def relative_l1(target: Tensor, output: Tensor) -> Tensor:
+    """|f(x) - f(x~)|_1 / |f(x)|_1 of features (B, ...) of image and output: (B,) (equation 1 of DPA).
 
-    The same for features of any scale (equation 1 of DPA).
+    Invariant to the scale of the features. No gradient through the divisor.
     """
-    size = wanted.detach().abs().flatten(1).mean(1).clamp(min=1e-6)
-    return (wanted - found).abs().flatten(1).mean(1) / size
+    size = target.detach().abs().flatten(1).mean(1).clamp(min=1e-6)
+    return (target - output).abs().flatten(1).mean(1) / size
 
 
-def relative_map(wanted: Tensor, found: Tensor, size: Sequence[int]) -> Tensor:
-    """The same before its mean over pixels, over channels alone, brought to ``size`` (H, W): (B, H, W)."""
-    error = (wanted - found).abs().mean(1) / wanted.abs().mean((1, 2, 3)).clamp(min=1e-6)[:, None, None]
+def relative_map(target: Tensor, output: Tensor, size: Sequence[int]) -> Tensor:
+    """The same averaged over channels alone, then resized to ``size`` (H, W) bilinearly: (B, H, W)."""
+    error = (target - output).abs().mean(1) / target.abs().mean((1, 2, 3)).clamp(min=1e-6)[:, None, None]
     return F.interpolate(error[:, None], size=tuple(size), mode="bilinear")[:, 0]
 
 
 def _read_statistics(path: Path, names: Sequence[str], widths: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of the channels of some layers, one after the other, from an .npz file."""
+    """Mean and standard deviation of the channels of some layers, concatenated, from an .npz file."""
     try:
         with np.load(path, allow_pickle=False) as file:
             mean, std = (
@@ -101,8 +103,8 @@ def _read_statistics(path: Path, names: Sequence[str], widths: Sequence[int]) ->
             )
     except (OSError, ValueError, KeyError) as error:
         raise SettingsError(
-            f"{path} cannot give the statistics of the layers {', '.join(names)} ({error}): give an .npz file with the "
-            "arrays <layer>_mean and <layer>_std."
+            f"{path} lacks statistics of the layers {', '.join(names)} ({error}): give an .npz file with the arrays "
+            "<layer>_mean and <layer>_std."
         ) from error
     if len(mean) != sum(widths) or len(std) != sum(widths):
         raise SettingsError(f"The statistics in {path} are of {len(mean)} channels, expected {sum(widths)}.")

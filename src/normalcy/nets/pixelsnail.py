@@ -1,27 +1,26 @@
-"""PixelSNAIL (Chen et al. 2018): a causal network over a grid of codes, in 2D and 3D, by masked convolutions and attention.
+"""PixelSNAIL (Chen et al. 2018): an autoregressive prior over grids of codes, 2D and 3D; masked convolutions and attention.
 
 The logits of a position depend on the codes before it in raster order alone. The first convolution does not see its own
-position, so what later layers compute at a position depends on codes before it; they may see it. Convolutions with such a
-mask have a blind spot to the upper right (van den Oord et al. 2016), which the attention, over all positions before, closes.
+position; later layers may, because what they see there depends on earlier codes alone. Convolutions with such a mask have a
+blind spot to the upper right (van den Oord et al. 2016), which the attention over all earlier positions closes.
 
-Codes that change one after the other need not be looked at as a whole again and again: :class:`Memory` holds what a pass
-computed and computes the lines from the change on, a few at a time, as far as they are asked for.
+When codes change one after another, a full pass after each change is not needed: :class:`Memory` caches the activations of a
+pass and recomputes a few lines of the grid, from the changed one on.
 
-Differences: one stream of masked convolutions instead of a vertical and a horizontal one; layer norm over channels before each
-block, for training in bf16.
+Differences to the paper: one stream of masked convolutions instead of a vertical and a horizontal one; layer norm over channels
+before each block, for training in bfloat16.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
+from normalcy.nets.convnets import conv
 
 
 class PixelSNAIL(nn.Module):
@@ -52,7 +51,7 @@ class PixelSNAIL(nn.Module):
         self.leave = nn.Sequential(nn.LayerNorm(width), nn.ELU(), nn.Linear(width, codes))
 
     def forward(self, codes: Tensor, conditions: Tensor | None = None, memory: Memory | None = None) -> Tensor:
-        """With a memory that is filled, the logits of its lines (B, codes, [1,] lines, length) alone."""
+        """With a filled memory, the logits of its lines (B, codes, [1,] lines, length) alone."""
         place: Tensor = self.place
         if memory is not None and memory.filled:
             codes, place = memory.cut(codes[:, None])[:, 0], memory.cut(place.expand(len(codes), *place.shape[1:]))
@@ -109,9 +108,10 @@ class _Gated(nn.Module):
 
 
 class _Attention(nn.Module):
-    """What the codes before say, weighed by what this position asks: keys and values see codes, so only those before count.
+    """Causal attention over all earlier positions: keys and values include the code of their own position, so a query attends to
+    strictly earlier ones.
 
-    A first key that is always there lets the first position ask, too.
+    A learned first key, visible to every query, gives the first position something to attend to.
     """
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
@@ -128,23 +128,23 @@ class _Attention(nn.Module):
     def forward(self, state: Tensor, seen: Tensor, memory: Memory | None = None) -> Tensor:
         """(B, width, *grid) twice: the causal state, and the embedded codes themselves."""
         h = self.norm(state).flatten(2).transpose(1, 2)  # (B, n, width)
-        known = self.key_value(torch.cat([h, seen.flatten(2).transpose(1, 2).to(h.dtype)], 2))
-        # Key 0 is the one that is always there, key j the code j - 1: query i may see keys 0 ... i.
+        keys = self.key_value(torch.cat([h, seen.flatten(2).transpose(1, 2).to(h.dtype)], 2))
+        # Key 0 is the learned one, key j belongs to code j - 1: query i may see keys 0 ... i.
         mask = None
         if memory is not None and memory.filled:
-            known, mask = memory.keys(known)
+            keys, mask = memory.keys(keys)
         else:
-            known = torch.cat([self.none.expand(len(h), -1, -1).to(known.dtype), known], 1)
+            keys = torch.cat([self.none.expand(len(h), -1, -1).to(keys.dtype), keys], 1)
             if memory is not None:
-                memory.keep(known)
-            known = known[:, :-1]  # the last position comes before none
-        # Processors attend, and above all go back, faster in 32 bits than in bfloat16.
-        q, k, v = self.query(h), *known.chunk(2, 2)
+                memory.keep(keys)
+            keys = keys[:, :-1]  # no position comes after the last
+        # On CPUs attention, and above all its backward pass, is faster in 32 bits than in bfloat16.
+        q, k, v = self.query(h), *keys.chunk(2, 2)
         if q.device.type == "cpu" and q.dtype == torch.bfloat16:
             q, k, v = q.float(), k.float(), v.float()
         q, k, v = (self._split(part) for part in (q, k, v))
-        found = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-        y: Tensor = self.dropout(self.out(found.transpose(1, 2).flatten(2)))
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        y: Tensor = self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
         return state + y.transpose(1, 2).reshape(state.shape)
 
     def _split(self, x: Tensor) -> Tensor:
@@ -152,11 +152,11 @@ class _Attention(nn.Module):
 
 
 def _masked(dims: int, before: int, after: int, kernel: int, centre: bool = True) -> nn.Module:
-    return _Masked(_CONV[dims](before, after, kernel, padding=kernel // 2), centre)
+    return _Masked(conv(dims)(before, after, kernel, padding=kernel // 2), centre)
 
 
 class _Masked(nn.Module):
-    """A convolution that sees positions before its own in raster order, and with ``centre`` its own."""
+    """A convolution over positions before its own in raster order, and with ``centre`` its own."""
 
     mask: Tensor
 
@@ -166,7 +166,7 @@ class _Masked(nn.Module):
         taps = math.prod(convolve.kernel_size)
         seen = torch.arange(taps) < taps // 2 + centre
         self.register_buffer("mask", seen.float().view(1, 1, *convolve.kernel_size), persistent=False)
-        with torch.no_grad():  # keep the scale of what comes out
+        with torch.no_grad():  # keep the scale of the outputs, since masked taps add nothing
             convolve.weight.mul_(math.sqrt(taps / int(seen.sum())))
 
     def forward(self, x: Tensor, memory: Memory | None = None) -> Tensor:
@@ -179,19 +179,20 @@ class _Masked(nn.Module):
         return y
 
     def on_lines(self) -> Tensor:
-        """The weights of the lines of the kernel that are seen, as of a 1D convolution: (after, lines * before, length)."""
+        """The weights of the kernel's visible lines, arranged for a 1D convolution: (after, lines * before, length)."""
         weight = (self.convolve.weight * self.mask).flatten(2, -2)
         lines = weight[:, :, : weight.shape[2] // 2 + 1]
         return lines.transpose(1, 2).flatten(1, 2).contiguous()
 
 
 class Memory:
-    """A prior for :func:`normalcy.nets.restore.restore` that remembers its last pass over the same tables.
+    """A prior for :func:`normalcy.nets.restore.restore` that caches its last pass over the same code grids.
 
-    A line is a row of the grid along its last axis. The first call is a whole pass. Each later one computes ``lines`` lines
-    of each table from the first position on that has changed, from what the layers saw in the lines above.
-    ``conditions`` (B, conditions), where the model has some, are those of all tables. ``ahead``: so many more positions are
-    computed, in whole lines. ``copies``: so many tables each are the same at first, and looked at once.
+    A line is a row of the grid along its last axis. The first call is a full pass. Each later one computes ``lines`` lines of
+    each grid, from the line of the first changed position on, using the cached activations of the lines above.
+    ``conditions`` (B, conditions), where the model has some, are those of all grids. ``ahead``: number of further positions
+    to compute, rounded up to whole lines. ``copies``: consecutive grids that are equal at the first call, which computes them
+    once.
     """
 
     def __init__(
@@ -201,16 +202,16 @@ class Memory:
         self.model, self.conditions, self.copies = model, conditions, copies
         self.above, self.count = above, math.prod(above)
         self.size = min(lines + math.ceil(ahead / self.length), self.count)
-        self.rows: Tensor | None = None  # the tables that it holds
+        self.rows: Tensor | None = None  # the grids in the cache
         self.filled = False
-        self.kept: list[Tensor] = []  # by layers in order
+        self.kept: list[Tensor] = []  # inputs of the layers, in order
         self.next = 0
         self.near: dict[int, Tensor] = {}
         self.weights: dict[_Masked, Tensor] = {}
 
     def __call__(self, codes: Tensor, rows: Tensor, since: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes (b, *grid) of tables number ``rows`` (b,), which only ever become fewer, changed from position ``since`` (b,)
-        on -> logits (b, K, m) of the m positions from the second (b,) on."""
+        """Codes (b, *grid) of the grids ``rows`` (b,), a subset of the last call's, unchanged before position ``since`` (b,)
+        -> logits (b, K, m) of m positions, and the first of these (b,)."""
         conditions = None if self.conditions is None else self.conditions[rows]
         if self.rows is None:
             some = None if conditions is None else conditions[:: self.copies]
@@ -233,7 +234,7 @@ class Memory:
         self.kept.append(part)
 
     def lined(self, x: Tensor) -> Tensor:
-        """(b, C, *grid) -> lines (b, count + 1, C, length); the last is what is outside of the grid."""
+        """(b, C, *grid) -> lines (b, count + 1, C, length); the last stands for positions outside the grid."""
         return F.pad(x.reshape(*x.shape[:2], self.count, self.length).transpose(1, 2), (0, 0, 0, 0, 0, 1))
 
     def cut(self, x: Tensor) -> Tensor:
@@ -241,7 +242,7 @@ class Memory:
         return self._shaped(x.reshape(*x.shape[:2], self.count, self.length).transpose(1, 2)[self.table, self.lines])
 
     def convolved(self, x: Tensor, layer: _Masked) -> Tensor:
-        """The masked convolution at the lines (b, C, [1,] lines, length), kept for later."""
+        """The masked convolution at the lines (b, C, [1,] lines, length), whose inputs enter the cache."""
         kept = self._now()
         kept[self.table, self.lines] = x.flatten(2, -2).transpose(1, 2)
         kernel, padding = int(layer.convolve.kernel_size[0]), int(layer.convolve.padding[-1])
@@ -253,10 +254,10 @@ class Memory:
         y = F.conv1d(around.flatten(2, 3).flatten(0, 1), self.weights[layer], layer.convolve.bias, padding=padding)
         return self._shaped(y.view(*self.lines.shape, *y.shape[1:]))
 
-    def keys(self, known: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values at the lines (b, m, 2 width) -> all up to the last of them, and which each query may see."""
+    def keys(self, new: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values at the lines (b, m, 2 width) -> all up to the last of these, and each query's mask."""
         kept = self._now()
-        kept[self.table, self.places + 1] = known
+        kept[self.table, self.places + 1] = new
         return kept[:, : self.end], self.mask
 
     def _now(self) -> Tensor:
@@ -269,7 +270,7 @@ class Memory:
         return x[:, :, None] if len(self.above) == 2 else x
 
     def _lines_above(self, kernel: int) -> Tensor:
-        """For each line those that a masked convolution sees, in the order of its kernel; (count, seen)."""
+        """For each line the lines that a masked convolution sees, in the order of its kernel: (count, seen)."""
         reach, dims = kernel // 2, len(self.above)
         steps = torch.cartesian_prod(*[torch.arange(-reach, reach + 1)] * dims).view(-1, dims)
         steps = steps[: len(steps) // 2 + 1]

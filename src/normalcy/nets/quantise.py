@@ -1,8 +1,8 @@
-"""Vector quantisation (van den Oord et al. 2017): each vector of a grid becomes the nearest of K learned codes.
+"""Vector quantisation (van den Oord et al. 2017): each vector of a grid is replaced by the nearest of K learned codes.
 
-The codebook learns by the gradient of |sg[z_e] - e|^2, or as the moving average of the vectors that chose a code (``ema``).
-It is seeded from encoded images, so that no code begins far away, and a code that none of the latest vectors chose starts
-anew at one of them.
+The codebook learns from the gradient of |sg[z_e] - e|^2, or as the moving average of the vectors assigned to a code (``ema``).
+It is initialised from encoded images, so that no code starts far from the data, and a code that has not been chosen for
+``AGE`` batches is reset to a recent vector.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 AGE = 32
-"""Batches of training after which a code that nothing chose starts anew."""
+"""Training batches after which a code that was never chosen is reset."""
 
 
 @dataclass(frozen=True)
@@ -28,16 +28,17 @@ class Quantised:
     commitment: Tensor
     """|z_e - sg[e]|^2, likewise."""
     perplexity: Tensor
-    """exp of the entropy of the codes in this batch: how many are in use."""
+    """exp of the entropy of the codes in this batch: the effective number in use."""
 
     def losses(self, error: Tensor, beta: float) -> dict[str, Tensor]:
-        """Those of a VQ-VAE with a reconstruction error () and the commitment's weight ``beta``, "loss" their sum."""
+        """The terms of a VQ-VAE's loss, with a reconstruction error () and the weight ``beta`` of the commitment; "loss" is their
+        weighted sum."""
         loss = error + self.codebook + beta * self.commitment
         return {"loss": loss, "error": error, "commitment": self.commitment, "perplexity": self.perplexity}
 
 
 class Quantiser(nn.Module):
-    """``codes`` vectors of ``dimension``."""
+    """A codebook of ``codes`` vectors of ``dimension``; ``ema``: the decay of moving averages, None: learned by gradients."""
 
     age: Tensor
     count: Tensor
@@ -57,7 +58,7 @@ class Quantiser(nn.Module):
 
     @torch.no_grad()
     def seed(self, vectors: Iterable[Tensor]) -> None:
-        """Codes begin as encoded vectors drawn at random from z_e (B, D, *grid) of several batches, without repetition."""
+        """Initialise the codes with vectors drawn at random, without replacement, from z_e (B, D, *grid) of several batches."""
         rows = torch.cat([_rows(z)[torch.randperm(_rows(z).shape[0])[:1024]] for z in vectors])
         chosen = rows[torch.randperm(len(rows))[: len(self.book)]]
         chosen = chosen.repeat(-(-len(self.book) // len(chosen)), 1)[: len(self.book)]
@@ -65,9 +66,9 @@ class Quantiser(nn.Module):
         self._place(torch.ones(len(self.book), dtype=torch.bool), chosen + 1e-3 * spread * torch.randn_like(chosen))
 
     def nearest(self, z: Tensor) -> Tensor:
-        """Codes (B, *grid) of z_e (B, D, *grid), in float32."""
+        """Codes (B, *grid), int64, of z_e (B, D, *grid); distances in float32."""
         rows, book = _rows(z), self.book.float()
-        distance = book.square().sum(1) - 2 * rows @ book.T  # less |z|^2, which is the same for all codes
+        distance = book.square().sum(1) - 2 * rows @ book.T  # without |z|^2, which is equal for all codes
         return distance.argmin(1).view(z.shape[0], *z.shape[2:])
 
     def look_up(self, codes: Tensor) -> Tensor:
@@ -81,8 +82,8 @@ class Quantiser(nn.Module):
             vectors = self.look_up(codes)
             commitment = (z - vectors.detach()).square().mean()
             codebook = (z.detach() - vectors).square().mean() if self.ema is None else torch.zeros_like(commitment)
-            share = torch.bincount(codes.flatten(), minlength=len(self.book)).float() / codes.numel()
-            perplexity = (-(share * share.clamp(min=1e-12).log()).sum()).exp()
+            rate = torch.bincount(codes.flatten(), minlength=len(self.book)).float() / codes.numel()
+            perplexity = (-(rate * rate.clamp(min=1e-12).log()).sum()).exp()
             vectors = z + (vectors - z).detach()
             if self.training:
                 self._learn(z.detach(), codes)
@@ -90,7 +91,7 @@ class Quantiser(nn.Module):
 
     @torch.no_grad()
     def _learn(self, z: Tensor, codes: Tensor) -> None:
-        """The moving average where there is one, and new beginnings for codes out of use."""
+        """Update the moving averages where there are some, and reset codes out of use."""
         rows, flat = _rows(z), codes.flatten()
         used = torch.bincount(flat, minlength=len(self.book))
         if self.ema is not None:

@@ -1,14 +1,13 @@
-"""Restoring a table of codes to one that a causal prior finds likely: exactly what a scan position by position gives, in a
+"""Replacing unlikely codes of a grid under an autoregressive prior: the exact result of a position-by-position scan, in a
 fraction of its passes through the prior.
 
-A scan looks at the codes in raster order and replaces those that the prior, given the codes before as they are now, finds
-unlikely. After one pass through a causal prior all its conditionals hold up to and including the next code that changes; so
-a table of which k codes change needs k + 1 passes, not one for each position. Every table of a batch has a cursor of its
-own, and those that are finished leave the batch. A prior that remembers (:class:`normalcy.nets.pixelsnail.Memory`) need not
-even compute whole passes, but a few rows of the grid from the last change on.
+A scan visits the codes in raster order and replaces those that are unlikely given the earlier codes as they are by then. One
+pass through an autoregressive prior gives all conditionals up to and including the next code that changes; so a grid in which
+k codes change needs k + 1 passes, not one for each position. Every grid of a batch has its own cursor, and finished ones leave
+the batch. A prior with a cache (:class:`normalcy.nets.pixelsnail.Memory`) recomputes only a few rows from the last change on.
 
 Two rules: :class:`LikelyCodes` (Wang et al. 2020, "latent space resampling", equation 5) and :class:`SampledCodes` (Naval
-Marimont, Tarroni 2021). Random numbers belong to positions, not to passes, so that the number of passes changes nothing.
+Marimont, Tarroni 2021). Random numbers belong to positions, not to passes, so the result does not depend on the number of passes.
 """
 
 from __future__ import annotations
@@ -23,31 +22,31 @@ from torch import Tensor
 
 
 class Prior(Protocol):
-    """A causal prior that may remember what it computed for the same tables before."""
+    """An autoregressive prior, which may cache what it computed for the same grids before."""
 
     def __call__(self, codes: Tensor, rows: Tensor, since: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes (b, *grid), int64, of tables number ``rows`` (b,) of the batch, which only ever become fewer -> logits
-        (b, K, m) of m positions in raster order, and the first of them (b,).
+        """Codes (b, *grid), int64, of the grids ``rows`` (b,) of the batch, a subset of the last call's -> logits (b, K, m) of
+        m positions in raster order, and the first of these (b,).
 
         The logits of a position depend on the codes before it alone. Codes before ``since`` (b,) are as they were in the
-        last call. In the first call all positions are wanted, later a prior may give a part around ``since``, which ends
-        with a whole row of the grid.
+        last call. The first call must return all positions; later calls may return a part around ``since`` that ends with a
+        whole row of the grid.
         """
         ...
 
 
 class Rule(Protocol):
-    """Which codes are to be replaced, and by what."""
+    """Which codes are replaced, and by what."""
 
     ahead: int
-    """Positions after its own whose likelihood decides on a code, as far as this."""
+    """The farthest later position, relative to a code's own, whose likelihood affects the decision on it."""
 
     def unlikely(self, nll: Tensor) -> Tensor:
-        """Whether codes with negative log-likelihoods (b, n), in nats, are to be replaced: (b, n), bool."""
+        """Whether codes with negative log-likelihoods (b, n), in nats, are replaced: (b, n), bool."""
         ...
 
     def instead(self, logits: Tensor, rows: Tensor, places: Tensor) -> Tensor:
-        """The codes (m,) for positions ``places`` of tables ``rows``, by their logits (m, K)."""
+        """The new codes (m,) of positions ``places`` of grids ``rows``, from their logits (m, K)."""
         ...
 
 
@@ -58,15 +57,15 @@ class Restored:
     changed: Tensor
     """(B, *grid), bool"""
     nll: Tensor
-    """(B, *grid): negative log-likelihood of the codes as they came, in nats, from the first pass."""
+    """(B, *grid): negative log-likelihood of the original codes, in nats, from the first pass."""
     passes: Tensor
-    """(B,): how often the prior looked at each table: once, and anew after each change."""
+    """(B,): passes of each grid through the prior: one, and one more after each change."""
     work: Tensor
-    """(B,): the positions that it computed in them, as a multiple of the whole table."""
+    """(B,): positions computed in these passes, as a multiple of the grid's size."""
 
 
 def whole(function: Callable[[Tensor, Tensor], Tensor]) -> Prior:
-    """A prior without memory, from a function of codes (b, *grid) and rows (b,) that gives logits (b, K, *grid)."""
+    """A prior without a cache, from a function of codes (b, *grid) and rows (b,) that returns logits (b, K, *grid)."""
 
     def prior(codes: Tensor, rows: Tensor, since: Tensor) -> tuple[Tensor, Tensor]:
         return function(codes, rows).flatten(2), torch.zeros_like(rows)
@@ -76,11 +75,14 @@ def whole(function: Callable[[Tensor, Tensor], Tensor]) -> Prior:
 
 @torch.no_grad()
 def restore(prior: Prior, codes: Tensor, rule: Rule) -> Restored:
-    """Restore tables of codes (B, *grid), int64; see the head of this file. Equal to :func:`scan` in every code."""
+    """Restore code grids (B, *grid), int64; see the module's docstring. Equal to :func:`scan` in every code."""
     grid, flat = codes.shape[1:], codes.flatten(1).clone()
     size = flat.shape[1]
     rows = torch.arange(len(flat), device=codes.device)  # still being restored
-    cursor, since = torch.zeros_like(rows), torch.zeros_like(rows)  # the first position not settled; not looked at
+    cursor, since = (
+        torch.zeros_like(rows),
+        torch.zeros_like(rows),
+    )  # the first undecided position; the first changed one
     passes, work = torch.ones_like(rows), torch.zeros(len(rows), device=codes.device)
     nll = original = torch.zeros(flat.shape, device=codes.device)
     while len(rows):
@@ -94,7 +96,9 @@ def restore(prior: Prior, codes: Tensor, rule: Rule) -> Restored:
             original = nll.clone()
         work[rows] += logits.shape[2] / size
         end = places[:, -1] + 1
-        end = torch.where(end == size, size, end - rule.ahead)  # beyond, what decides is not known yet
+        end = torch.where(
+            end == size, size, end - rule.ahead
+        )  # beyond, likelihoods that affect the decision are unknown
         assert bool((end > since[rows]).all()), "the prior must give more positions than the rule looks ahead"
         doubtful = rule.unlikely(nll[rows]).gather(1, places)
         doubtful &= (places >= cursor[rows, None]) & (places < end[:, None])
@@ -117,7 +121,7 @@ def restore(prior: Prior, codes: Tensor, rule: Rule) -> Restored:
 
 @torch.no_grad()
 def scan(prior: Prior, codes: Tensor, rule: Rule) -> Tensor:
-    """The same position by position, one pass for each: what :func:`restore` is measured by."""
+    """The same position by position, one pass each: the reference for :func:`restore`."""
     flat = codes.flatten(1).clone()
     rows = torch.arange(len(flat), device=codes.device)
     for place in range(flat.shape[1]):
@@ -129,25 +133,25 @@ def scan(prior: Prior, codes: Tensor, rule: Rule) -> Tensor:
 
 
 def negative_log_likelihood(logits: Tensor, codes: Tensor) -> Tensor:
-    """Of codes (b, n) by logits (b, K, n), in nats: (b, n)."""
+    """Negative log-likelihood of codes (b, n) under logits (b, K, n), in nats: (b, n)."""
     return -logits.log_softmax(1).gather(1, codes[:, None]).squeeze(1)
 
 
-def limit_of(nll: Tensor, share: float) -> Tensor:
-    """A limit in nats that ``share`` of these likelihoods exceed, half-way between two of them: codes of which the prior says
-    the same in every image (the first) must not be judged by rounding."""
+def limit_of(nll: Tensor, fraction: float) -> Tensor:
+    """A limit in nats that ``fraction`` of the values exceed, half-way between two of them, so that codes of equal likelihood in
+    every image (such as the first) are not decided by rounding errors."""
     values = nll.flatten()
-    values = values[:: max(1, len(values) // 2**23)]  # torch.quantile takes 2**24
-    below = torch.quantile(values, 1 - share, interpolation="higher")
+    values = values[:: max(1, len(values) // 2**23)]  # torch.quantile accepts at most 2**24
+    below = torch.quantile(values, 1 - fraction, interpolation="higher")
     above = values[values > below + 1e-3]
     return (below + above.min()) / 2 if len(above) else below + 1e-3
 
 
 class LikelyCodes:
-    """A code less likely than ``eta`` becomes the likeliest one, if (``local``) one of the neighbours that come after it
-    (right, lower left, lower, lower right; in 3D all of the 13) is less likely than ``eta`` too.
+    """A code less likely than ``eta`` becomes the likeliest one, if (``local``) one of its later neighbours in raster order
+    (right, lower left, lower, lower right; in 3D all 13) is less likely than ``eta`` too.
 
-    Neighbours outside the grid do not count; the last position, which has none inside, changes by its own likelihood.
+    Neighbours outside the grid do not count; the last position, which has none inside, is decided by its own likelihood.
     """
 
     def __init__(self, eta: float, grid: Sequence[int], local: bool = True) -> None:
@@ -167,9 +171,9 @@ class LikelyCodes:
 
 
 class SampledCodes:
-    """A code with a negative log-likelihood above ``limit`` nats is drawn anew from its conditional.
+    """A code with a negative log-likelihood above ``limit`` nats is resampled from its conditional distribution.
 
-    ``uniform`` (B, n) in [0, 1) holds the random number of each position of each table of the batch.
+    ``uniform`` (B, n) in [0, 1) holds the random number of each position of each grid of the batch.
     """
 
     ahead = 0
@@ -181,15 +185,15 @@ class SampledCodes:
         return nll > self.limit
 
     def instead(self, logits: Tensor, rows: Tensor, places: Tensor) -> Tensor:
-        below = logits.double().softmax(1).cumsum(1)  # in double: sums of many small probabilities
+        below = logits.double().softmax(1).cumsum(1)  # double precision for sums of many small probabilities
         u = self.uniform[rows, places].to(below) * below[:, -1]
         return (below <= u[:, None]).sum(1).clamp(max=logits.shape[1] - 1)
 
 
 def later_neighbours_max(values: Tensor) -> Tensor:
-    """The largest value among the neighbours of each position, of its 3^d block, that come after it in raster order.
+    """The largest value among the later neighbours, in raster order, within the 3^d block around each position.
 
-    (b, *grid) -> the same; -inf where there is none.
+    (b, *grid) -> (b, *grid); -inf where there are none.
 
     >>> later_neighbours_max(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]))
     tensor([[[4., 4.],

@@ -1,8 +1,8 @@
-"""Search by gradient for a whole batch at once, where each image has variables and a loss of its own.
+"""Gradient-based search for a whole batch at once, where each image has its own variables and loss.
 
-Adam (Kingma, Ba 2015) is written out, so that its moments, its step size and the end of the search belong to the image: what
-an image finds does not depend on its company. All images share the cost of a step, which for small networks is mostly
-overhead.
+Adam (Kingma, Ba 2015) is written out, so that its moments, its step size and the end of the search are separate for each image:
+a result does not depend on which other images are in the batch. All images share the cost of a step, which for small networks
+is mostly overhead.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 Loss = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
-"""Variables (b, ...) and targets (b, ...) of the b images still searching -> their losses (b,), not negative."""
+"""Variables (b, ...) and targets (b, ...) of the b images still being optimised -> their losses (b,), not negative."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """The place of the lowest loss that each image came across."""
+    """The lowest loss of each image, and the variables that gave it."""
 
     variables: tuple[Tensor, ...]
-    """(B, ...) each, as ``start``."""
+    """(B, ...) each, shaped as ``start``."""
     loss: Tensor
     """(B,)"""
     steps: Tensor
@@ -41,15 +41,15 @@ def search(
     tolerance: float = 1e-3,
     betas: tuple[float, float] = (0.9, 0.999),
 ) -> Found:
-    """Minimise ``loss`` over variables that begin at ``start``, tensors (B, ...), with a learning rate for each tensor.
+    """Minimise ``loss`` over variables that start at ``start``, tensors (B, ...), with a learning rate for each tensor.
 
-    ``targets`` (B, ...) are what the loss compares with. With ``patience`` an image whose loss has not fallen by the share
-    ``tolerance`` of itself for so many steps is finished and leaves the batch. Turns gradients on itself.
+    ``targets`` (B, ...) are passed to the loss. ``patience``: an image whose loss has not fallen by the fraction ``tolerance``
+    for this number of steps is finished and leaves the batch. Gradients are enabled inside.
     """
     found = [v.detach().clone() for v in start]
     lowest = torch.full_like(start[0].flatten(1)[:, 0], math.inf)
     taken = torch.full_like(lowest, steps, dtype=torch.long)
-    # Of the images still searching; a finished one is cut out of each of these.
+    # Of the images still being optimised; a finished one is removed from each of these.
     who = torch.arange(len(lowest), device=lowest.device)
     now = [v.detach() for v in start]
     targets = list(targets)
@@ -89,8 +89,8 @@ def search(
 def _adam(
     v: Tensor, g: Tensor, first: Tensor, second: Tensor, rate: float, betas: tuple[float, float], t: int
 ) -> Tensor:
-    """The ``t``-th update, from 1; the moments are changed in place."""
+    """The ``t``-th update, counted from 1; the moments are changed in place."""
     first.lerp_(g, 1 - betas[0])
     second.mul_(betas[1]).addcmul_(g, g, value=1 - betas[1])
-    deviation = (second / (1 - betas[1] ** t)).sqrt_().add_(1e-8)
-    return v - rate / (1 - betas[0] ** t) * first / deviation
+    scale = (second / (1 - betas[1] ** t)).sqrt_().add_(1e-8)
+    return v - rate / (1 - betas[0] ** t) * first / scale

@@ -8,14 +8,14 @@ from torch import Tensor
 RADIUS = 5
 """The window is 11 pixels wide."""
 SIGMA = 1.5
-"""Deviation of the window's Gaussian, in pixels."""
+"""Standard deviation of the window's Gaussian, in pixels."""
 
 
 def ssim_map(a: Tensor, b: Tensor, data_range: float = 1.0) -> Tensor:
-    """SSIM (B, *spatial), in [-1, 1], of images (B, C, *spatial); 1 where they agree; the mean over channels.
+    """SSIM (B, *spatial), in [-1, 1], of images (B, C, *spatial); 1 where they are equal; the mean over channels.
 
-    Equation 13 of the paper with K1 = 0.01, K2 = 0.03 and population (co)variances under the Gaussian window; beyond the
-    border the images are continued by their last pixel. Always in 32 bits: variances are differences of near numbers.
+    Equation 13 of the paper with K1 = 0.01, K2 = 0.03 and population (co)variances under the Gaussian window; borders are
+    replicated. Always in 32 bits, since variances are differences of nearly equal numbers.
 
     >>> ssim_map(torch.ones(1, 3, 16, 20), torch.ones(1, 3, 16, 20)).shape
     torch.Size([1, 16, 20])
@@ -34,8 +34,8 @@ def ssim_map(a: Tensor, b: Tensor, data_range: float = 1.0) -> Tensor:
 def _windowed(images: Tensor) -> Tensor:
     """Gaussian mean around each pixel of images (..., B, C, *spatial), one axis after the other.
 
-    Each axis is one product with a banded matrix: on a CPU, forward and backward, 5 times as fast as a convolution of one
-    channel at 64 to 256 pixels.
+    Each axis is one product with a banded matrix, on CPUs several times as fast as a convolution of one channel, forward and
+    backward.
     """
     for axis in range(3, images.ndim):
         band = _band(images.shape[axis], images)

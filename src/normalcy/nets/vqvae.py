@@ -1,25 +1,21 @@
-"""The convolutional part of VQ-VAEs, in 2D and 3D: strided convolutions down to a grid of codes, residual blocks, and back.
+"""Encoder and decoder of VQ-VAEs, in 2D and 3D (van den Oord et al. 2017; Wang et al. 2020, section 4.3.2).
 
-Levels of 4x4 convolutions of stride 2, a 3x3 convolution, residual blocks (ReLU, 3x3, ReLU, 1x1; perhaps gated); the decoder
-mirrors it with transposed convolutions (van den Oord et al. 2017; Wang et al. 2020, section 4.3.2).
+The encoder has levels of 4x4 convolutions of stride 2, a 3x3 convolution and residual blocks (ReLU, 3x3, ReLU, 1x1, optionally
+gated); the decoder mirrors it with transposed convolutions.
 
-With ``normalise`` the vector of each position leaves the encoder with mean 0 and deviation 1. Without that it outruns a
-codebook that learns by gradients in the first steps of training of LSR on textures, all positions fall to a few codes, and it
-takes long to come back. On brain volumes, in ``vq_restoration``, they do not, and it gains nothing.
+With ``normalise`` the vector of each position leaves the encoder with mean 0 and standard deviation 1. Otherwise its scale can
+outgrow a codebook that learns by gradients in the first steps of training, and most positions collapse to a few codes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normalcy.errors import DataError
-
-_CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
-_TRANSPOSED: dict[int, Any] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+from normalcy.nets.convnets import conv, transposed_conv
 
 
 class Residual(nn.Module):
@@ -28,7 +24,7 @@ class Residual(nn.Module):
     def __init__(self, dims: int, width: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.ReLU(), _CONV[dims](width, width, 3, padding=1), nn.ReLU(), _CONV[dims](width, width, 1)
+            nn.ReLU(), conv(dims)(width, width, 3, padding=1), nn.ReLU(), conv(dims)(width, width, 1)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -42,7 +38,7 @@ class GatedResidual(nn.Module):
     def __init__(self, dims: int, width: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.ReLU(), _CONV[dims](width, width, 3, padding=1), nn.ReLU(), _CONV[dims](width, 2 * width, 1)
+            nn.ReLU(), conv(dims)(width, width, 3, padding=1), nn.ReLU(), conv(dims)(width, 2 * width, 1)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -52,7 +48,7 @@ class GatedResidual(nn.Module):
 
 
 class Normalise(nn.Module):
-    """Mean 0 and deviation 1 over the channels of each position of (B, C, *grid)."""
+    """Mean 0 and standard deviation 1 over the channels of each position of (B, C, *grid)."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.layer_norm(x.movedim(1, -1).float(), (x.shape[1],))
@@ -60,11 +56,11 @@ class Normalise(nn.Module):
 
 
 def code_grid(who: str, spatial: Sequence[int], levels: int) -> tuple[int, ...]:
-    """Sides of the grid of codes. Raises DataError where they are not whole."""
+    """Sides of the grid of codes. Raises DataError where 2^levels does not divide the sides of the images."""
     step = 2**levels
     if any(side % step or side < step for side in spatial):
         raise DataError(
-            f"{who} halves images {levels} times: expected sides that {step} divides, got {tuple(spatial)}; resize them "
+            f"{who} halves images {levels} times: expected sides divisible by {step}, got {tuple(spatial)}; resize them "
             f"(--set size={max(step, round(max(spatial) / step) * step)}) or pad them (pad_to)."
         )
     return tuple(side // step for side in spatial)
@@ -82,12 +78,12 @@ def encoder(
 ) -> nn.Sequential:
     """(B, channels, *spatial) -> z_e (B, dimension, *grid)"""
     block = GatedResidual if gated else Residual
-    conv, net = _CONV[dims], nn.Sequential()
+    net = nn.Sequential()
     for level in range(levels):
         before, after = (channels if level == 0 else width // 2 ** (level < 2), width // 2 ** (level < 1))
-        net.extend([conv(before, after, 4, 2, 1), nn.ReLU()])
-    net.append(conv(width if levels > 1 else width // 2, width, 3, padding=1))
-    net.extend([*(block(dims, width) for _ in range(residuals)), nn.ReLU(), conv(width, dimension, 1)])
+        net.extend([conv(dims)(before, after, 4, 2, 1), nn.ReLU()])
+    net.append(conv(dims)(width if levels > 1 else width // 2, width, 3, padding=1))
+    net.extend([*(block(dims, width) for _ in range(residuals)), nn.ReLU(), conv(dims)(width, dimension, 1)])
     if normalise:
         net.append(Normalise())
     return net
@@ -96,14 +92,14 @@ def encoder(
 def decoder(
     dims: int, channels: int, width: int, levels: int, residuals: int, dimension: int, gated: bool = False
 ) -> nn.Sequential:
-    """(B, dimension, *grid) -> (B, channels, *spatial), without an activation at the end"""
+    """(B, dimension, *grid) -> (B, channels, *spatial), no final activation"""
     block = GatedResidual if gated else Residual
-    net = nn.Sequential(_CONV[dims](dimension, width, 3, padding=1))
+    net = nn.Sequential(conv(dims)(dimension, width, 3, padding=1))
     net.extend([*(block(dims, width) for _ in range(residuals)), nn.ReLU()])
     for level in reversed(range(levels)):
         before = width if level == levels - 1 else width // 2 ** (level < 1)
         after = channels if level == 0 else width // 2 ** (level < 2)
-        net.append(_TRANSPOSED[dims](before, after, 4, 2, 1))
+        net.append(transposed_conv(dims)(before, after, 4, 2, 1))
         if level:
             net.append(nn.ReLU())
     return net
