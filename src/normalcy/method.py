@@ -146,6 +146,8 @@ class Method(nn.Module):
     scores: ClassVar[tuple[str, ...]] = ()
     """Names that ``settings.score`` may take; one fitted model can be scored with any of them."""
     spatial_dims: ClassVar[tuple[int, ...]] = (2,)
+    late_settings: ClassVar[Mapping[str, int]] = {}
+    """Setting -> index of the first stage that reads it: fits that differ in these alone have the stages before it in common."""
     search: ClassVar[Mapping[str, Sequence[Any]]] = {}
     """Settings worth choosing by a few anomalies, and the values that ``normalcy select`` tries beside the default."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -167,6 +168,31 @@ def test_training_never_stands_still() -> None:
     late = torch.tensor(fractions[len(fractions) // 2 :])
     assert 0.05 < late.mean() < 0.3
     assert (late == 0).float().mean() < 0.2
+
+
+def test_both_objectives_share_the_autoencoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fit that finds the autoencoder of the other objective gives the same weights, bit by bit, as one that trains its own."""
+    settings = TrainSettings(steps=40, batch_size=16, precision="32-true", device="cpu")
+    trained: list[str] = []
+    reconstruction = DeepSVDD.reconstruction
+    monkeypatch.setattr(DeepSVDD, "reconstruction", lambda self, x: (trained.append("x"), reconstruction(self, x))[1])
+
+    def weights(shared: Path | None, **words: Any) -> dict[str, Tensor]:
+        method = _method(**words)
+        fit(method, _images(), settings, shared=shared)
+        return dict(method.state_dict())
+
+    soft = {"objective": "soft_boundary", "nu": 0.2}
+    alone = weights(None, **soft)
+    steps = len(trained)
+    weights(tmp_path, objective="one_class")
+    assert len(trained) == 2 * steps
+    after = weights(tmp_path, **soft)
+    assert len(trained) == 2 * steps, "not trained again"
+    assert after.keys() == alone.keys()
+    assert all(torch.equal(after[name], alone[name]) for name in alone)
+    weights(tmp_path, **soft, latent=5)
+    assert len(trained) == 3 * steps, "another network"
 
 
 def test_models_saved_with_recent_distances_are_read() -> None:

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from sklearn.decomposition import MiniBatchDictionaryLearning
@@ -92,6 +92,7 @@ class DeepSVDD(Method):
         "classification. ICML, 2018."
     )
     spatial_dims = (2, 3)
+    late_settings: ClassVar = {"objective": 1, "nu": 1, "nudge": 1}
     settings: DeepSVDDSettings
     centre: Tensor
     squared_radius: Tensor

@@ -89,6 +89,7 @@ def reproduce(
     for fit, records in side_by_side(work, jobs or len(_gpus()) or max(min(2, _cores()), _cores() // 2)):
         for cell, record in zip(fit.cells, records):
             tell(cell, record)
+    shutil.rmtree(out / "running" / "shared", ignore_errors=True)
     with suppress(OSError):
         (out / "running").rmdir()
     found = tabulate(table, out)
@@ -122,7 +123,8 @@ class _Fit:
                 if first.minimum_area is not None:
                     keep, carved = hold_out(train.cases, 0.1, minimum=1, seed=first.seed)
                     train, held_out = train.subset(keep), train.subset(carved)
-                detector.fit(train, run_dir=run_dir, resume=True)
+                shared = self.out / "running" / "shared" / f"{first.column}-{first.normal}-{first.seed}"
+                detector.fit(train, run_dir=run_dir, resume=True, shared=shared)
                 kept.facts |= {
                     "train": {key: detector.facts["data"][key] for key in ("name", "count", "fingerprint")},
                     "fit": detector.facts["fit"],

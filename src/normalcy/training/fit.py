@@ -38,12 +38,14 @@ def fit(
     augment: Augment | None = None,
     run_dir: Path | None = None,
     resume: bool = False,
+    shared: Path | None = None,
     log: Log | None = None,
 ) -> FitSummary:
     """Train ``method`` in place on normal ``images`` (N, C, *spatial), float32.
 
     ``held_out`` normal images serve early stopping and the conclusion of stages only. With ``run_dir`` there is a
-    checkpoint at an interval and after each stage, and ``resume=True`` goes on from it. ``log`` gets one record (JSON values)
+    checkpoint at an interval and after each stage, and ``resume=True`` goes on from it. ``shared`` is a folder
+    for stages that fits on the same images have in common (:attr:`Method.late_settings`). ``log`` gets one record (JSON values)
     at each ``log_steps``.
 
     Raises SettingsError when the settings do not go together or the checkpoint belongs to another run, TrainingError when a
@@ -58,7 +60,7 @@ def fit(
     if (dtype := first_image(images).dtype) != np.float32:
         raise SettingsError(f"{method.name} learns from float32 images, got {dtype}: convert them first.")
     accelerator = accelerator_of(settings.device)
-    job = Job(method, images, settings, accelerator, held_out, augment, run_dir, resume)
+    job = Job(method, images, settings, accelerator, held_out, augment, run_dir, resume, shared)
     if settings.devices == 1:
         return _train(
             Fabric(accelerator=accelerator, devices=1, precision=precision_of(settings, accelerator)), job, log
@@ -150,7 +152,9 @@ def _train(fabric: Fabric, job: Job, log: Log | None) -> FitSummary:
     stages = list(method.stages())
     steps = plan_steps(stages, settings, len(job.images))
     checkpoint = Checkpoint(job, steps)
-    state, optimiser_states = checkpoint.load(fabric.device) if job.resume else (State(), [])
+    state, optimiser_states = (
+        checkpoint.load(fabric.device) if job.resume else (checkpoint.load_shared(fabric.device), [])
+    )
     if state.stage == 0 and state.step == -1:
         method.load_pretrained()
         method.to(fabric.device)
@@ -167,6 +171,7 @@ def _train(fabric: Fabric, job: Job, log: Log | None) -> FitSummary:
         optimiser_states = []
         if fabric.global_rank == 0:
             checkpoint.save(state, [])
+            checkpoint.share(state)
     method.eval()
     precision = str(precision_of(settings, job.accelerator)) if any(steps) else "32-true"  # prepare works in 32 bits
     return FitSummary(state.seconds, state.total_steps, precision, str(fabric.device))
