@@ -17,6 +17,7 @@ discriminator features), plus 50 times the mean |x - G(x)| ("context"), plus 1 t
 | choice of epoch | | by the AUROC on test images | none |
 | batch norm in testing | | has been in training mode | evaluation mode |
 | G_E, G_D, E | DCGAN, the code as 1x1 pixels | the same | linear layers before and after the code |
+| first weights | | normal, 0.02; norms around 1; no biases | He et al. 2015; a tenth of it in the decoder's last layer |
 | value range | | | [-1, 1] by the minimum and maximum of the training images |
 | discriminator | | restarted where its loss is below 1e-5 | not restarted |
 """

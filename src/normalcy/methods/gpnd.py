@@ -13,7 +13,7 @@ images; the map is (x - f(g(x)))^2.
 
 | | paper | authors' code | normalcy |
 | --- | --- | --- | --- |
-| log of det S | of the decoder's Jacobian | of the encoder's, with the same sign | of the decoder's; ``jacobian=false``: omitted |
+| log of det S | of the decoder's Jacobian | of the encoder's, same sign | of the decoder's; ``jacobian=false``: omitted |
 | residual | orthogonal part w | x - f(z) | orthogonal part; ``jacobian=false``: x - f(z) |
 | power of the norm of w | m - n | 0.2 (m - n) - 1 | m - n - 1, which makes it a density; times ``power`` |
 | p_R | histogram | | Gaussian kernel density, nowhere 0 |

@@ -10,11 +10,15 @@ reconstructions as positives and images of uniform codes as negatives, guides gr
 ``discriminator``   -logit of the visual discriminator on the reconstruction
 ==================  ====================================================================================================
 
-| | paper | normalcy |
-|---|---|---|
-| final weights | the epoch with the lowest error on a validation set | the last epoch |
-| networks | three and four layers, 28 pixels | DCGAN type, any size |
-| images | | scaled to [-1, 1] by the range of the training images |
+| | paper | authors' code | normalcy |
+|---|---|---|---|
+| final weights | the epoch with the lowest error on a validation set | | the last epoch |
+| networks | three and four layers, 28 pixels | | DCGAN type, any size |
+| images | | | scaled to [-1, 1] by the range of the training images |
+| latent dimension | | 16 | 64 |
+| learning rate | | 2e-4 | 1e-3 |
+| weight of the reconstruction | 10 | default 500, on half the squared error; 10 in the README | 10 |
+| mining | | from epoch 150 of 201, one step | from a tenth of the training, ``mining_steps`` |
 """
 
 from __future__ import annotations
