@@ -388,6 +388,10 @@ def test_a_mean_over_some_classes_is_compared_with_the_same_classes(table: Table
     assert "| PCA, few, published | 80.0 | 96.0 |" in page or "| PCA, few, published | 96.0 |" in page
     whole, _ = run(by_class, tmp_path / "whole", root)
     assert whole["lines"][0]["published_same_classes"] == 88.2, "over all classes the published mean itself"
+    quick, _ = run(by_class.reduced(), tmp_path / "quick", root)
+    assert quick["lines"][0]["published_same_classes"] == 96.0, "the only class of the quick version"
+    no_classes, _ = run(table.reduced(), tmp_path / "quick", root)
+    assert no_classes["lines"][0]["difference"] is None
     only_mean, _ = run(table, tmp_path / "mean", root, cells=select(table, ["pca"], classes=["1"], seeds=[0]))
     assert only_mean["lines"][0]["published"] == 90.0
     assert only_mean["lines"][0]["published_same_classes"] is None

@@ -480,7 +480,10 @@ def comparable(table: Table, row: Row, column: str, classes: Sequence[str]) -> f
     """The published number for these classes: the mean over them where they are published one by one, the mean over all where
     no class is missing; none where there is no number over the same classes."""
     by_class = row.published_classes.get(column, {})
-    whole = column == "mean" or set(classes) == set(classes_of(table.columns[column]))
+    if column == "mean":
+        return row.published.get(column)
+    given = table.columns[column]
+    whole = set(classes) == set(given.unreduced or classes_of(given))
     if whole and column in row.published:
         return row.published[column]
     if classes and all(normal in by_class for normal in classes):

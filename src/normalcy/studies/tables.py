@@ -70,6 +70,8 @@ class Column:
     words: Words = field(default_factory=dict)
     where: str = ""
     """Where to get the data and how to lay them out, in a sentence or two."""
+    unreduced: tuple[str, ...] = ()
+    """Of a quick version: the classes of the table as published, which the published means are over."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,11 @@ class Table:
                 f"{self.name} has no quick version: choose with --rows, --columns, --classes and --seeds."
             )
         columns = {
-            name: replace(column, classes=tuple(quick.classes.get(name, ())) or classes_of(column))
+            name: replace(
+                column,
+                classes=tuple(quick.classes.get(name, ())) or classes_of(column),
+                unreduced=classes_of(column),
+            )
             for name, column in self.columns.items()
             if name in (quick.columns or self.columns)
         }
