@@ -60,6 +60,10 @@ def read_description(folder: Path) -> dict[str, Any]:
         values = description.get(part)
         if isinstance(values, dict):
             description[part] = {names.get(name, name): value for name, value in values.items()}
+    settings = description.get("settings")
+    if description.get("method") == "pca" and isinstance(settings, dict) and "quantile" in settings:
+        quantile = settings.pop("quantile")  # none was the mean
+        settings["reduce"] = "mean" if quantile is None else quantile
     return description
 
 
