@@ -6,7 +6,7 @@ reconstructions as positives and images of uniform codes as negatives, guides gr
 ("informative-negative mining"), on which the visual discriminator then trains. Mining starts after a tenth of the training.
 
 ==================  ====================================================================================================
-``reconstruction``  mean squared error, as in the paper
+``reconstruction``  squared error, its mean as in the paper up to 32 pixels a side (``reduce``)
 ``discriminator``   -logit of the visual discriminator on the reconstruction
 ==================  ====================================================================================================
 
@@ -34,7 +34,7 @@ from torch.nn import functional as F
 
 from normalcy.config import require
 from normalcy.method import Method, Objective, Scores, Stage
-from normalcy.nets.filters import gaussian_smooth
+from normalcy.nets.filters import Reduce, check_reduce, gaussian_smooth, reduce_map
 from normalcy.nets.gan import Encoder, Generator, discriminator_loss, generator_loss
 from normalcy.nets.scaling import Range
 
@@ -61,10 +61,14 @@ class OCGANSettings:
     """Learning rate (Adam, betas 0.5 and 0.999) of all networks."""
     smoothing: float = 0.0
     """Standard deviation of the Gaussian that smooths the map, in pixels; 0: no smoothing."""
+    reduce: Reduce = "auto"
+    """Image score of "reconstruction": "mean", "max" or "top" (largest 1 %) of the error, or this quantile of it, in [0, 1];
+    "auto": "mean" up to 32 pixels a side, else "top"."""
 
     def __post_init__(self) -> None:
         non_negative = ("noise", "weight", "mining_steps", "smoothing")
         require("ocgan", self, positive=("latent", "width", "lr", "mining_lr"), non_negative=non_negative)
+        check_reduce("ocgan", self.reduce)
 
 
 class OCGAN(Method):
@@ -166,6 +170,7 @@ class OCGAN(Method):
         code = self.encode(y)
         restored = self.decoder(code)
         error = (y - restored).square().mean(1)
-        image = error.mean((1, 2)) if self.settings.score == "reconstruction" else -self.visual(restored)[:, 0]
+        reconstruction = self.settings.score == "reconstruction"
+        image = reduce_map(error, self.settings.reduce) if reconstruction else -self.visual(restored)[:, 0]
         map = gaussian_smooth(error, self.settings.smoothing)
         return Scores(image=image, map=map, restored=self.range.inverse(restored), latent=code)
