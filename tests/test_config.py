@@ -1,4 +1,4 @@
-"""Settings: words to dataclasses and back, with one sentence for each mistake."""
+"""Settings: text to dataclasses and back, with one error message for each mistake."""
 
 import json
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from normalcy.config import (
     fields_of,
     parse_settings,
     read_toml,
+    shown_default,
     to_dict,
 )
 from normalcy.errors import SettingsError
@@ -91,7 +92,7 @@ def test_values_are_read_as_their_type(word: str, given: Any, expected: Any):
         ("pair", "a,b", "it: pair must be a number, got 'a'"),
         ("several", 3, "it: several must be a list, got 3"),
         ("wholes", 3, "it has no setting 'wholes': did you mean 'whole'"),
-        ("zzz", 3, "it has no setting 'zzz': It knows either, maybe, number"),
+        ("zzz", 3, "it has no setting 'zzz'. Valid settings: either, maybe, number"),
     ],
 )
 def test_mistakes_are_one_sentence(word: str, given: Any, sentence: str):
@@ -106,7 +107,7 @@ def test_round_trip_through_json():
         assert build(Every, json.loads(json.dumps(to_dict(settings))), "it") == settings
 
 
-def test_words_are_shared_out():
+def test_settings_are_assigned_to_their_parts():
     parts = assign_settings({"whole": "4", "epochs": 9}, {"a": Every, "b": Other}, "fit")
     assert parts == {"a": Every(whole=4), "b": Other(epochs=9)}
     with pytest.raises(SettingsError, match="fit has no setting 'epoch': did you mean 'epochs'"):
@@ -133,7 +134,7 @@ def test_toml(tmp_path: Path):
     [
         (b"whole = ", "is not valid TOML"),
         (b"\xff\xfe", "is not valid TOML"),
-        (b"[vae]\nlatent = 3", "settings are flat, write its words without the table"),
+        (b"[vae]\nlatent = 3", "settings are flat, got the table \\[vae\\]"),
         (None, "Cannot read the settings file"),
     ],
 )
@@ -147,4 +148,11 @@ def test_toml_mistakes(content: bytes | None, sentence: str, tmp_path: Path):
 
 def test_defaults_and_meanings():
     assert {word: default_of(field) for word, field in fields_of(Every).items()}["pair"] == (0.0, 0.9)
+    shown = {name: shown_default(field) for name, field in fields_of(Every).items()}
+    assert shown == {
+        "whole": "1", "number": "0.5", "yes": "false", "text": "a", "word": "l2", "maybe": "none", "either": "all",
+        "pair": "0.0,0.9", "several": "-",
+    }  # fmt: skip
+    typed = {name: "" if text == "-" else text for name, text in shown.items()}
+    assert build(Every, typed, "it") == Every(), "a default can be typed as it is shown"
     assert field_docs(Every) == {"whole": "How many.", "several": "Names, in order. More about it."}

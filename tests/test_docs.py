@@ -6,7 +6,7 @@ import importlib.util
 import json
 import re
 import shlex
-import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -24,11 +24,6 @@ from normalcy.preprocessing.augment import TRANSFORMS
 from normalcy.preprocessing.steps import STEPS
 from normalcy.settings import settings_for_method
 from normalcy.testing import check_method
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

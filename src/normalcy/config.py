@@ -1,4 +1,4 @@
-"""Settings: frozen dataclasses <-> words on the command line, in TOML and in Python. Unknown words are errors."""
+"""Settings: frozen dataclasses <-> key=value on the command line, TOML and Python. Unknown settings are errors."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import itertools
 import json
 import math
 import operator
-import sys
 import textwrap
+import tomllib
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
@@ -19,11 +19,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from normalcy.errors import SettingsError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 T = TypeVar("T")
 
@@ -40,10 +35,28 @@ def default_of(f: Field[Any]) -> Any:
     return f.default_factory() if f.default_factory is not MISSING else None
 
 
-def build(cls: type[T], words: Mapping[str, Any], who: str) -> T:
-    """An instance of ``cls`` from words. Text is read as the setting's type.
+def shown_default(f: Field[Any]) -> str:
+    """The default of a setting as a user types it after ``--set name=``; "-" for an empty text or list.
 
-    Raises SettingsError for an unknown word (naming the known ones) or a value of the wrong type.
+    >>> from dataclasses import dataclass
+    >>> @dataclass(frozen=True)
+    ... class Settings:
+    ...     width: int | None = None
+    ...     crop: tuple[float, float] = (0.0, 1.0)
+    ...     steps: tuple[str, ...] = ()
+    ...     bias: bool = True
+    >>> [shown_default(f) for f in fields_of(Settings).values()]
+    ['none', '0.0,1.0', '-', 'true']
+    """
+    value = default_of(f)
+    values = value if isinstance(value, tuple | list) else (value,)
+    return ",".join(str(v).lower() if v is None or isinstance(v, bool) else str(v) for v in values) or "-"
+
+
+def build(cls: type[T], settings: Mapping[str, Any], who: str) -> T:
+    """An instance of ``cls`` from its settings by name. Text is read as the setting's type.
+
+    Raises SettingsError for an unknown setting (listing the valid ones) or a value of the wrong type.
 
     >>> from dataclasses import dataclass
     >>> @dataclass(frozen=True)
@@ -55,20 +68,20 @@ def build(cls: type[T], words: Mapping[str, Any], who: str) -> T:
     >>> build(Settings, {"latnet": 64}, "vae")
     Traceback (most recent call last):
     ...
-    normalcy.errors.SettingsError: vae has no setting 'latnet': did you mean 'latent'? It knows latent, loss.
+    normalcy.errors.SettingsError: vae has no setting 'latnet': did you mean 'latent'? Valid settings: latent, loss.
     """
     hints = get_type_hints(cls)
-    known = fields_of(cls)
+    valid = fields_of(cls)
     values = {}
-    for word, value in words.items():
-        if word not in known:
-            raise unknown_setting(word, known, who)
-        values[word] = _convert(value, hints[word], f"{who}: {word}")
+    for name, value in settings.items():
+        if name not in valid:
+            raise unknown_setting(name, valid, who)
+        values[name] = _convert(value, hints[name], f"{who}: {name}")
     return cls(**values)
 
 
 def fill(instance: T, known: Mapping[str, Any]) -> T:
-    """Settings left at none, from what is ``known`` by their names (``DataSet.scheme``); all others stay.
+    """Settings left at none take the value that ``known`` (``DataSet.scheme``) has under their name; all others stay.
 
     >>> from dataclasses import dataclass
     >>> @dataclass(frozen=True)
@@ -77,65 +90,65 @@ def fill(instance: T, known: Mapping[str, Any]) -> T:
     >>> fill(Settings(), {"b0": [0], "scheme": []}), fill(Settings(b0=(3,)), {"b0": [0]})
     (Settings(b0=(0,)), Settings(b0=(3,)))
     """
-    open_words = [word for word in fields_of(type(instance)) if getattr(instance, word) is None and word in known]
-    given = {word: known[word] for word in open_words}
+    unset = [name for name in fields_of(type(instance)) if getattr(instance, name) is None and name in known]
+    given = {name: known[name] for name in unset}
     return build(type(instance), {**to_dict(instance), **given}, "data") if given else instance
 
 
-def unknown_setting(word: str, known: Iterable[str], who: str) -> SettingsError:
-    """The error for a word that is no setting."""
-    known = sorted(known)
-    near = difflib.get_close_matches(word, known, n=1)
-    hint = f" did you mean {near[0]!r}?" if near else ""
-    return SettingsError(f"{who} has no setting {word!r}:{hint} It knows {', '.join(known) or 'none'}.")
+def unknown_setting(name: str, valid: Iterable[str], who: str) -> SettingsError:
+    """The error for a name that is no setting."""
+    valid = sorted(valid)
+    near = difflib.get_close_matches(name, valid, n=1)
+    hint = f": did you mean {near[0]!r}?" if near else "."
+    return SettingsError(f"{who} has no setting {name!r}{hint} Valid settings: {', '.join(valid) or 'none'}.")
 
 
-def assign_settings(words: Mapping[str, Any], classes: Mapping[str, type], who: str) -> dict[str, Any]:
-    """Give each word to the one dataclass that knows it: name of the part -> its instance.
+def assign_settings(settings: Mapping[str, Any], classes: Mapping[str, type], who: str) -> dict[str, Any]:
+    """Assign each setting to the dataclass that has it: name of the part -> its instance.
 
     >>> from dataclasses import dataclass
     >>> @dataclass(frozen=True)
     ... class Train:
     ...     epochs: int = 1
-    >>> assign_settings({"epochs": "3"}, {"train": Train}, "fit")["train"]
+    >>> assign_settings({"epochs": "3"}, {"training": Train}, "fit")["training"]
     Train(epochs=3)
     """
-    owner = {word: part for part, cls in classes.items() for word in fields_of(cls)}
+    owner = {name: part for part, cls in classes.items() for name in fields_of(cls)}
     given: dict[str, dict[str, Any]] = {part: {} for part in classes}
-    for word, value in words.items():
-        if word not in owner:
-            raise unknown_setting(word, owner, who)
-        given[owner[word]][word] = value
+    for name, value in settings.items():
+        if name not in owner:
+            raise unknown_setting(name, owner, who)
+        given[owner[name]][name] = value
     return {part: build(cls, given[part], who) for part, cls in classes.items()}
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, str]:
     """``["latent=64"]`` -> ``{"latent": "64"}``."""
-    words = {}
+    settings = {}
     for pair in pairs:
-        word, equals, value = pair.partition("=")
-        if not equals or not word.strip():
+        name, equals, value = pair.partition("=")
+        if not equals or not name.strip():
             raise SettingsError(f"--set expects key=value, got {pair!r}.")
-        words[word.strip()] = value.strip()
-    return words
+        settings[name.strip()] = value.strip()
+    return settings
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Words of a flat TOML file. Raises SettingsError with the place of a fault."""
+    """Settings of a flat TOML file. Raises SettingsError with the position of a syntax error."""
     try:
         with open(path, "rb") as file:
-            words: dict[str, Any] = tomllib.load(file)
+            settings: dict[str, Any] = tomllib.load(file)
     except OSError as error:
         raise SettingsError(f"Cannot read the settings file {path}: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SettingsError(f"{path} is not valid TOML: {error}.") from error
-    for word, value in words.items():
+    for name, value in settings.items():
         if isinstance(value, dict):
-            raise SettingsError(f"{path}: settings are flat, write its words without the table [{word}].")
-    return words
+            raise SettingsError(f"{path}: settings are flat, got the table [{name}]; write its settings without it.")
+    return settings
 
 
-def write_toml(words: Mapping[str, Any]) -> str:
+def write_toml(settings: Mapping[str, Any]) -> str:
     """Flat TOML that :func:`read_toml` reads back; None is the text "none".
 
     >>> print(write_toml({"latent": 64, "layers": (0, 1), "width": None}), end="")
@@ -143,20 +156,20 @@ def write_toml(words: Mapping[str, Any]) -> str:
     layers = [0, 1]
     width = "none"
     """
-    return "".join(f"{word} = {json.dumps('none' if value is None else value)}\n" for word, value in words.items())
+    return "".join(f"{name} = {json.dumps('none' if value is None else value)}\n" for name, value in settings.items())
 
 
 def to_dict(instance: Any) -> dict[str, Any]:
     """All settings of an instance as plain JSON values."""
-    words = {}
-    for word in fields_of(type(instance)):
-        value = getattr(instance, word)
-        words[word] = list(value) if isinstance(value, tuple) else value
-    return words
+    settings = {}
+    for name in fields_of(type(instance)):
+        value = getattr(instance, name)
+        settings[name] = list(value) if isinstance(value, tuple) else value
+    return settings
 
 
 def field_docs(cls: type) -> dict[str, str]:
-    """What each setting means: the text below it in the source of its dataclass, or of the one it extends."""
+    """What each setting means: the text below it in the source of its dataclass, or of its base class."""
     notes = field_docs(cls.__base__) if cls.__base__ not in (None, object) else {}
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     statements = body.body if isinstance(body, ast.ClassDef) else []
@@ -246,16 +259,20 @@ def _convert(value: Any, hint: Any, who: str) -> Any:
             raise SettingsError(f"{who} must have {len(args)} values, got {value!r}.")
         return tuple(_convert(v, a, who) for v, a in zip(items, args))
     if hint is bool:
-        words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+        truth = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
         if isinstance(value, bool):
             return value
-        if isinstance(value, str) and value.lower() in words:
-            return words[value.lower()]
+        if isinstance(value, str) and value.lower() in truth:
+            return truth[value.lower()]
         raise SettingsError(f"{who} must be true or false, got {value!r}.")
     if hint in (int, float) and not isinstance(value, bool):
         try:
             number = hint(value)
-        except (TypeError, ValueError):
+        except (
+            TypeError,
+            ValueError,
+            OverflowError,
+        ):  # overflow: a float that is infinite, or an integer beyond floats
             number = None
         if number is not None and not (hint is int and isinstance(value, float) and value != number):
             return number

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,10 +30,10 @@ from normalcy.methods import get
 from normalcy.preprocessing.augment import Augment
 from normalcy.preprocessing.decode import DiskImages, Failure, decode
 from normalcy.preprocessing.pipeline import Preprocess
-from normalcy.preprocessing.views import View, ViewSettings
+from normalcy.preprocessing.views import SliceView, View, ViewSettings
 from normalcy.provenance import versions
 from normalcy.scoring import NOTICE, Result, Results, _forward, _Part, _Ready, _slices
-from normalcy.settings import DecisionSettings, InputSettings
+from normalcy.settings import COMMON, DecisionSettings, InputSettings
 from normalcy.training.fit import fit
 from normalcy.training.log import TRAIN_LOG, Journal, Log, Record, read_log
 from normalcy.training.settings import FitSummary, TrainSettings
@@ -60,11 +60,10 @@ class Detector:
     def __init__(self, method: str = "patchcore", **words: Any) -> None:
         self.name = method
         cls = get(method)
-        parts = {"method": cls.Settings, "input": InputSettings, "train": TrainSettings, "decision": DecisionSettings}
-        settings = config.assign_settings(words, parts, method)
+        settings = config.assign_settings(words, {"method": cls.Settings, **COMMON}, method)
         self.settings: Any = settings["method"]
         self.input: InputSettings = settings["input"]
-        self.train: TrainSettings = settings["train"]
+        self.train: TrainSettings = settings["training"]
         self.decision: DecisionSettings = settings["decision"]
         self.preprocess = Preprocess(self.input.preprocess, self.input.size, plane=self.input.slices != "none")
         self.augment = Augment(self.input.augment)
@@ -107,7 +106,7 @@ class Detector:
             self.preprocess, bad = _fit_preprocess(self.preprocess, rest)
             rest = rest.subset([i for i in range(len(rest)) if i not in bad])
             cutting, spill = self._view_settings(scoring=False), folder / "images.raw"
-            x, origin, failed = decode(rest, self.preprocess, spill, cutting=cutting, on_progress=on_decode)
+            x, origin, failed = decode(rest, self.preprocess, spill, views=cutting, on_progress=on_decode)
             shape = (x.shape[1], *self.augment.size_of(x.shape[2:]))
             self.method = self._build(shape)
             training, stopping = self._hold_out(x, [rest.items[i].case for i in origin])
@@ -116,7 +115,7 @@ class Detector:
                 training,
                 self.train,
                 held_out=stopping,
-                augment=self.augment if self.augment.words else None,
+                augment=self.augment if self.augment.steps else None,
                 run_dir=Path(run_dir) if run_dir is not None else None,
                 resume=resume,
                 shared=shared,
@@ -157,7 +156,7 @@ class Detector:
         """Thresholds that keep the promised rate of false alarms; None without calibration."""
         if self.calibration is None:
             return None
-        return decide(self.calibration, false_alarms or self.decision.false_alarms)
+        return decide(self.calibration, self.decision.false_alarms if false_alarms is None else false_alarms)
 
     def score(
         self, images: Any, *, batch_size: int = 32, tile: bool = False, false_alarms: float | None = None
@@ -258,7 +257,9 @@ class Detector:
             return back.reshape(*values.shape[: values.ndim - len(view.size)], *back.shape[1:])
 
         def image(values: Array, view: View) -> Array:
-            original = ready.original if view.axis is None else np.moveaxis(ready.original, 1 + view.axis, 1)
+            original = ready.original
+            if isinstance(view, SliceView):
+                original = np.moveaxis(original, 1 + view.axis, 1)
             return preprocess.invert_image(values, original, view.geometry)
 
         def whole(pieces: Array | None, invert: Callable[[Array, View], Array] = plane) -> Array | None:
@@ -308,7 +309,7 @@ class Detector:
         method = self._fitted
         description = {
             "normalcy": versions()["normalcy"],
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "method": self.name,
             "settings": config.to_dict(method.settings),
             "input": config.to_dict(self.input),
@@ -333,7 +334,7 @@ class Detector:
             detector.name = str(words["method"])
             method_cls = get(detector.name)
             detector.settings = config.build(method_cls.Settings, words["settings"], detector.name)
-            detector.input = config.build(InputSettings, words["input"], "input")
+            detector.input = InputSettings.from_json(words["input"])
             detector.train = config.build(TrainSettings, words["train"], "train")
             detector.decision = config.build(DecisionSettings, words["decision"], "decision")
             detector.preprocess = Preprocess.from_json(words["preprocess"])

@@ -1,8 +1,8 @@
-"""What normalcy raises when a user's input is at fault: one sentence each, saying who, expected, got, what to do."""
+"""Errors and warnings of normalcy: each message says who, expected, got and what to do, in one sentence."""
 
 
 class NormalcyError(Exception):
-    """Base of all of them; the command line prints the sentence and exits with ``exit_code``."""
+    """Base of all errors of normalcy; the command line prints the message and exits with ``exit_code``."""
 
     exit_code = 1
 
@@ -12,7 +12,7 @@ class DataError(NormalcyError, ValueError):
 
 
 class SettingsError(NormalcyError, ValueError):
-    """An unknown setting, an impossible value, a wrong word on the command line."""
+    """An unknown setting, an impossible value, a wrong option on the command line."""
 
     exit_code = 2
 
@@ -22,4 +22,8 @@ class ModelFileError(NormalcyError):
 
 
 class TrainingError(NormalcyError):
-    """Training cannot go on, for example because a loss is not finite."""
+    """Training cannot continue, for example because a loss is not finite."""
+
+
+class NormalcyWarning(UserWarning):
+    """A warning of normalcy itself. The command line prints these alone: others may quote what a file holds."""

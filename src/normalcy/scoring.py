@@ -15,7 +15,7 @@ from normalcy.data.dataset import Item
 from normalcy.data.volumes import Space
 from normalcy.method import Method, Scores
 from normalcy.preprocessing.decode import Failure
-from normalcy.preprocessing.views import View
+from normalcy.preprocessing.views import SliceView, View
 
 NOTICE = "This is research output: it is no diagnosis, and must not be used to make one."
 """Said wherever results of medical images are shown."""
@@ -144,7 +144,7 @@ def _slices(views: Sequence[View], scores: Array) -> list[tuple[str, int, float]
     """Axis, index and score of each slice."""
     found, start = [], 0
     for view in views:
-        if view.axis is not None and view.chosen is not None:
+        if isinstance(view, SliceView):
             places = zip(view.in_image, scores[start : start + view.count])
             found += [("zyx"[view.axis], int(index), float(score)) for index, score in places]
         start += view.count

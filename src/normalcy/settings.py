@@ -1,4 +1,4 @@
-"""Settings that every method shares: input, training, decision."""
+"""Settings that every method accepts: input, training, decision."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from normalcy import config
 from normalcy.errors import SettingsError
 from normalcy.methods import get
 from normalcy.nets.filters import Reduce
+from normalcy.preprocessing.grammar import colon_form
 from normalcy.preprocessing.tiling import Window
 from normalcy.preprocessing.views import Slices
 from normalcy.training.settings import TrainSettings
@@ -17,47 +18,51 @@ from normalcy.training.settings import TrainSettings
 
 @dataclass(frozen=True)
 class InputSettings:
-    """How images become what a method sees."""
+    """How images are preprocessed and cut for a method."""
 
     size: int | None = None
-    """Side of the square (cube) that a method sees. None: 256 (64 of volumes) where images differ in size or are larger,
-    unless a resize, tile or crop is asked for; else their own size."""
+    """Side, in pixels, of the square (or cube) that the method sees. none: the images' own size if all share one of at most 256
+    (64 for volumes), else 256 (64); where resize, crop or tile is given, no further resizing."""
     preprocess: tuple[str, ...] = ()
-    """Named steps, see normalcy.preprocessing.pipeline."""
+    """Preprocessing steps in order, for example centre_crop:0.75,clahe:0.01 (docs/how-to/preprocessing.md)."""
     augment: tuple[str, ...] = ()
-    """Random transforms in training, see normalcy.preprocessing.augment."""
+    """Random transforms of the training images, for example flip,rotate:10 (docs/how-to/preprocessing.md)."""
     tile: int | None = None
-    """Cut images into overlapping tiles of this side instead of resizing them; the strangest tile is the image's score."""
+    """Cut images into overlapping tiles of this side, in pixels, instead of resizing them; see view_score."""
     tile_overlap: float = 0.25
-    """Fraction of a side that neighbouring tiles share in scoring."""
+    """Overlap of neighbouring tiles in scoring, as a fraction of their side; training tiles do not overlap."""
     tile_window: Window = "hann"
-    """Weights with which the maps of overlapping tiles are blended: "hann" or "gaussian"."""
+    """Weights that blend the maps of overlapping tiles: a Hann window, or a Gaussian with a standard deviation of an eighth of
+    the side."""
     slices: Slices = "none"
-    """See volumes as slices along an axis of the patient: "z" (axial), "y" (coronal), "x" (sagittal) or "xyz", all three, whose
-    maps are averaged. size is then the side of a slice."""
+    """Cut volumes into slices along an axis of the patient: z (axial), y (coronal), x (sagittal), or xyz: all three, with their
+    maps averaged. size is then the side of a slice."""
     slice_range: tuple[float, float] = (0.0, 1.0)
     """Part of the axis that slices are taken from: 0.2,0.9 leaves out the lowest fifth and the highest tenth."""
     slice_body: float = 0.0
-    """Leave out slices of which less than this share is body (above Otsu's threshold of the volume)."""
+    """Leave out slices with less than this fraction of body (voxels above Otsu's threshold of the volume)."""
     view_score: Reduce = "max"
-    """The score of an image that is cut in tiles or slices, from theirs: "max", "mean" or a quantile in [0, 1]."""
+    """Score of an image from those of its tiles or slices: max, mean or a quantile in [0, 1]."""
 
     def __post_init__(self) -> None:
-        if self.size is not None and self.size < 8:
-            raise SettingsError(f"size must be at least 8 pixels, got {self.size}.")
-        if self.tile is not None and self.tile < 8:
-            raise SettingsError(f"tile must be at least 8 pixels, got {self.tile}.")
-        if not 0 <= self.tile_overlap < 1:
-            raise SettingsError(f"tile_overlap must be in [0, 1), got {self.tile_overlap}.")
+        config.require("input", self, at_least={"size": 8, "tile": 8})
+        config.require_that(0 <= self.tile_overlap < 1, "input", "tile_overlap", "in [0, 1)", self.tile_overlap)
         if self.slices != "none" and self.tile is not None:
             raise SettingsError(f"slices={self.slices} and tile={self.tile} exclude each other: give one of them.")
-        if not 0 <= self.slice_range[0] < self.slice_range[1] <= 1 or not 0 <= self.slice_body < 1:
-            raise SettingsError(
-                "slice_range must be two rising numbers in [0, 1] and slice_body in [0, 1), "
-                f"got {self.slice_range} and {self.slice_body}."
-            )
-        if not isinstance(self.view_score, str) and not 0 <= self.view_score <= 1:
-            raise SettingsError(f'view_score must be "max", "mean" or a quantile in [0, 1], got {self.view_score}.')
+        low, high = self.slice_range
+        rising = 0 <= low < high <= 1
+        config.require_that(rising, "input", "slice_range", "two increasing numbers in [0, 1]", self.slice_range)
+        config.require_that(0 <= self.slice_body < 1, "input", "slice_body", "in [0, 1)", self.slice_body)
+        known = isinstance(self.view_score, str) or 0 <= self.view_score <= 1
+        config.require_that(known, "input", "view_score", "max, mean or a quantile in [0, 1]", self.view_score)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> InputSettings:
+        """From a model folder's JSON; steps of earlier versions (``window:40,80``) are converted."""
+        steps = {
+            name: [colon_form(str(step)) for step in data[name]] for name in ("preprocess", "augment") if name in data
+        }
+        return config.build(cls, {**data, **steps}, "input")
 
 
 @dataclass(frozen=True)
@@ -65,33 +70,36 @@ class DecisionSettings:
     """How scores become decisions."""
 
     calibration: float = 0.1
-    """Fraction of the normal training images held out for p-values and thresholds (at least 20 images); 0: none."""
+    """Fraction of the normal training images held out for p-values and thresholds (at least 20 images); 0: no calibration."""
     false_alarms: float = 0.05
-    """Promised probability that a normal image is flagged, and share of a normal image's pixels."""
+    """Guaranteed (maximum) false-positive rate: the probability that a normal image is flagged, and the expected fraction of a
+    normal image's pixels that is."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.calibration < 1:
-            raise SettingsError(f"calibration must be in [0, 1), got {self.calibration}.")
-        if not 0 < self.false_alarms < 1:
-            raise SettingsError(f"false_alarms must be between 0 and 1, got {self.false_alarms}.")
+        config.require_that(0 <= self.calibration < 1, "decision", "calibration", "in [0, 1)", self.calibration)
+        config.require("decision", self, fraction=("false_alarms",))
 
 
-def settings_for_method(method: str, words: Mapping[str, Any], methods: Sequence[str]) -> dict[str, Any]:
-    """The words that concern ``method``: ``latent=64`` goes to every method that knows it, ``vae.latent=64`` to one.
+COMMON: Mapping[str, type] = {"input": InputSettings, "training": TrainSettings, "decision": DecisionSettings}
+"""Settings that every method accepts, by the name of their part."""
 
-    Raises SettingsError for a word that no method knows.
+
+def settings_for_method(method: str, settings: Mapping[str, Any], methods: Sequence[str]) -> dict[str, Any]:
+    """The settings that concern ``method``: ``latent=64`` goes to every method that has it, ``vae.latent=64`` to one.
+
+    Raises SettingsError for a setting that no method has.
     """
-    shared = (InputSettings, TrainSettings, DecisionSettings)
-    known = {
-        name: {word for cls in (get(name).Settings, *shared) for word in config.fields_of(cls)} for name in methods
+    valid = {
+        name: {own for cls in (get(name).Settings, *COMMON.values()) for own in config.fields_of(cls)}
+        for name in methods
     }
     chosen = {}
-    for word, value in words.items():
-        owner, dot, own = word.rpartition(".")
+    for name, value in settings.items():
+        owner, dot, own = name.rpartition(".")
         if dot and owner not in methods:
-            raise SettingsError(f"{word}: {owner!r} is not among the methods compared ({', '.join(methods)}).")
-        if not any(own in known[name] for name in ([owner] if dot else methods)):
-            raise config.unknown_setting(own, set().union(*known.values()), owner or "compare")
-        if own in known[method] and owner in ("", method):
+            raise SettingsError(f"{name}: {owner!r} is not among the methods compared ({', '.join(methods)}).")
+        if not any(own in valid[each] for each in ([owner] if dot else methods)):
+            raise config.unknown_setting(own, set().union(*valid.values()), owner or "compare")
+        if own in valid[method] and owner in ("", method):
             chosen[own] = value
     return chosen

@@ -6,9 +6,8 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from typer.testing import CliRunner
+from runner import Run
 
-from normalcy.cli.app import app
 from normalcy.report.pictures import load_picture
 from normalcy.results.evaluate import evaluate
 from normalcy.results.folder import read_results
@@ -47,13 +46,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run(*words: object) -> str:
-    done = CliRunner().invoke(app, [str(word) for word in words])
-    if done.exception is not None and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    return done.output
-
-
 @pytest.mark.parametrize(
     ("method", "words"),
     [
@@ -62,11 +54,11 @@ def run(*words: object) -> str:
         ("vae", ["width=4", "latent=4", "size=16", "samples=1"]),
     ],
 )
-def test_fit_score_evaluate_report(folder: Path, tmp_path: Path, method: str, words: list[str]):
+def test_fit_score_evaluate_report(run: Run, folder: Path, tmp_path: Path, method: str, words: list[str]):
     settings = [part for word in words for part in ("--set", word)]
     length = [] if method == "zscore" else ["--steps", 30]
-    assert "Fitted" in run("fit", folder, "--method", method, *length, *settings, "--out", tmp_path / "model")
-    assert "Scored 6 images" in run("score", tmp_path / "model", folder, "--out", tmp_path / "results")
+    assert "Fitted" in run.good("fit", folder, "--method", method, *length, *settings, "--out", tmp_path / "model")
+    assert "Scored 6 images" in run.good("score", tmp_path / "model", folder, "--out", tmp_path / "results")
     for i in range(3):
         written = nibabel.load(tmp_path / f"results/maps/test/box/{i}.nii.gz")
         assert written.shape == SHAPE
@@ -80,7 +72,7 @@ def test_fit_score_evaluate_report(folder: Path, tmp_path: Path, method: str, wo
     metrics = evaluate(tmp_path / "results", resamples=20)
     assert metrics["image"]["auroc"]["value"] == 1.0
     assert metrics["pixel"]["auroc"]["value"] > 0.95
-    page = Path(run("report", tmp_path / "results").strip()).read_text()
+    page = Path(run.good("report", tmp_path / "results").strip()).read_text()
     assert "where the map is largest" in page
     assert "Inputs are not shown" not in page
 
@@ -95,23 +87,24 @@ def test_subjects_are_never_split(folder: Path):
     assert not {data.cases[i] for i in rest} & {data.cases[i] for i in carved}
 
 
-def test_bad_files_are_listed(folder: Path, tmp_path: Path):
-    output = run("check", folder)
+def test_bad_files_are_listed(run: Run, folder: Path, tmp_path: Path):
+    assert run("check", folder) == 1
+    output = run.out
     assert "error: train/good/sub-00_bad.nii.gz: cannot be read as a volume" in output
-    run("fit", folder, "--method", "zscore", "--out", tmp_path / "model")
+    run.good("fit", folder, "--method", "zscore", "--out", tmp_path / "model")
     (failed,) = json.loads((tmp_path / "model/detector.json").read_text())["data"]["failed"]
     assert failed[0] == "train/good/sub-00_bad.nii.gz"
 
 
-def test_one_slice(folder: Path, tmp_path: Path):
+def test_one_slice(run: Run, folder: Path, tmp_path: Path):
     """A detector of slices, and one slice of a volume to score."""
     rows = [
         f"{folder}/train/good/sub-0{s}_run-{k}.nii.gz[z={z}]" for s in range(1, 8) for k in range(5) for z in (5, 7)
     ]
     (tmp_path / "slices.csv").write_text("path\n" + "".join(f'"{row}"\n' for row in rows))
-    run("fit", tmp_path / "slices.csv", "--method", "zscore", "--out", tmp_path / "model")
+    run.good("fit", tmp_path / "slices.csv", "--method", "zscore", "--out", tmp_path / "model")
     name = f"{folder}/test/box/1.nii.gz[z=6]"
-    run("score", tmp_path / "model", name, "--out", tmp_path / "results")
+    run.good("score", tmp_path / "model", name, "--out", tmp_path / "results")
     results = read_results(tmp_path / "results")
     assert results.paths == ["1.nii.gz[z=6]"]
     file = results.file("maps", 0, ".nii.gz")
@@ -123,10 +116,10 @@ def test_one_slice(folder: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     "words", [["slices=z", "slice_body=0.05"], ["slices=xyz", "size=16"], ["tile=8", "tile_window=gaussian"]], ids=str
 )
-def test_slices_and_patches(folder: Path, tmp_path: Path, words: list[str]):
+def test_slices_and_patches(run: Run, folder: Path, tmp_path: Path, words: list[str]):
     settings = [part for word in [*words, "view_score=0.9", "width=4", "latent=4"] for part in ("--set", word)]
-    run("fit", folder, "--method", "autoencoder", *settings, "--steps", 30, "--out", tmp_path / "model")
-    run("score", tmp_path / "model", folder, "--out", tmp_path / "results")
+    run.good("fit", folder, "--method", "autoencoder", *settings, "--steps", 30, "--out", tmp_path / "model")
+    run.good("score", tmp_path / "model", folder, "--out", tmp_path / "results")
     results = read_results(tmp_path / "results")
     assert results.scores[results.labels == 1].min() > results.scores[results.labels == 0].max()
     written = nibabel.load(tmp_path / "results/maps/test/box/0.nii.gz")
@@ -143,7 +136,7 @@ def test_slices_and_patches(folder: Path, tmp_path: Path, words: list[str]):
         assert 6 <= int(strangest[2]) < 12, "the box lies there along the file's second axis, which runs to the head"
 
 
-def test_pictures_of_a_volume(folder: Path, tmp_path: Path):
+def test_pictures_of_a_volume(run: Run, folder: Path, tmp_path: Path):
     """An image of one channel is shown in grey, as the input; a plane of values in colours."""
     small = (
         "size=16",
@@ -156,8 +149,8 @@ def test_pictures_of_a_volume(folder: Path, tmp_path: Path):
         "copies=2",
     )
     words = [part for word in small for part in ("--set", word)]
-    run("fit", folder, "--method", "vq_restoration", "--steps", 4, *words, "--out", tmp_path / "model")
-    run("score", tmp_path / "model", folder, "--out", tmp_path / "results")
+    run.good("fit", folder, "--method", "vq_restoration", "--steps", 4, *words, "--out", tmp_path / "model")
+    run.good("score", tmp_path / "model", folder, "--out", tmp_path / "results")
     shown = load_picture(read_results(tmp_path / "results"), 0, None, None).others
     assert {name: picture.ndim for name, picture in shown.items()} == {
         "changed_codes": 2,

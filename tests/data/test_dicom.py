@@ -6,16 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless, generate_uid
 from scipy.spatial.transform import Rotation
 from typer.testing import CliRunner
 
 from normalcy.cli.app import app
-from normalcy.data.check import check
+from normalcy.data.check import check, refuse_mixed
 from normalcy.data.dicom import decode_series, windows
 from normalcy.data.open import open_data
 from normalcy.errors import DataError
@@ -145,7 +147,11 @@ def test_compressed(syntax: str):
     slices = series(volume, np.eye(3))
     plain, _ = read(slices)
     for ds in slices:
-        ds.compress(syntax)
+        if syntax == JPEG2000Lossless:  # pydicom's encoder needs a package that nothing else does
+            frame = imagecodecs.jpeg2k_encode(ds.pixel_array, codecformat="j2k", reversible=True, level=0)
+            ds.PixelData, ds.file_meta.TransferSyntaxUID = encapsulate([frame]), syntax
+        else:
+            ds.compress(syntax)
     np.testing.assert_array_equal(read(slices)[0], plain)
 
 
@@ -227,7 +233,7 @@ def faults() -> dict[str, tuple[list[bytes], str]]:
         "no place": (changed(0, ImagePositionPatient=None), "do not say where they lie"),
         "cut off": ([whole[0][:-30]], "do not fit its header|damaged"),
         "cut early": ([whole[0][:400]], "holds no|damaged"),
-        "no codec": ([encoded(compressed)], "cannot be decoded: damaged, or a codec is missing"),
+        "no codec": ([encoded(compressed)], "cannot be decoded: damaged, or of a kind that no codec here knows"),
         "no image": ([encoded(report)], "holds no image"),
         "not DICOM": ([b"x" * 200], "the mark DICM is missing"),
         "empty": ([b""], "zero bytes"),
@@ -293,6 +299,28 @@ def test_check_lists_modality_and_damage(tmp_path: Path):
     write(tmp_path / "s9", [slices[0], slices[2], *series(volume[:1] + 7, np.eye(3), SeriesInstanceUID="1.9")][:2])
     problems = {fault.path: fault.problem for fault in check(open_data(tmp_path)) if fault.severity == "error"}
     assert "modality MR, while 3 of 4 images have modality CT" in problems["s1"]
+
+
+def test_mixed_modalities_and_units_are_refused_with_a_list(tmp_path: Path):
+    volume = np.random.default_rng(0).integers(0, 99, (3, 8, 8), dtype=np.int16)
+
+    def add(name: str, **words: Any) -> None:
+        write(tmp_path / name, series(volume, np.eye(3), SeriesInstanceUID=f"1.{len(name)}.{ord(name[-1])}", **words))
+
+    for i in range(5):
+        add(f"ct{i}")
+    (tmp_path / "bad.dcm").write_bytes(b"nothing")
+    refuse_mixed(open_data(tmp_path))
+    add("mr", Modality="MR")
+    add("zeff", RescaleType="Z_EFF", RescaleSlope=1, RescaleIntercept=0)
+    with pytest.raises(DataError) as caught:
+        refuse_mixed(open_data(tmp_path))
+    assert (
+        "expected images of one modality in one unit, got 5 of CT in HU (ct0, ct1, ct2, ...); 1 of MR in no unit (mr); "
+        "1 of CT in Z_EFF (zeff); choose some with a table of paths."
+    ) in str(caught.value)
+    problems = {fault.path: fault.problem for fault in check(open_data(tmp_path)) if fault.severity == "error"}
+    assert "modality CT in Z_EFF, while 5 of 7 images have modality CT in HU" in problems["zeff"]
 
 
 SECRETS = (b"Doe", b"Jane", b"MRN-", b"4711", b"19700101", b"Roe")

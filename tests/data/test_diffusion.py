@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import permutations, product
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import numpy.typing as npt
 import pytest
+from scipy.spatial.transform import Rotation
 
 from normalcy.data.check import check
 from normalcy.data.diffusion import attenuation, brain_mask
@@ -63,7 +65,8 @@ def test_attenuations_and_brain(tmp_path: Path):
     assert not x[:, ~inside].any()
     assert data.scheme["b0"] == [0]
     assert [row[0] for row in data.scheme["scheme"]] == [1000, 1000, 2000, 1000, 1000]
-    np.testing.assert_allclose(np.array(data.scheme["scheme"])[:, 1:], directions()[[1, 3, 4, 5, 6]], atol=1e-5)
+    to_the_left = directions()[[1, 3, 4, 5, 6]] * [-1, 1, 1]  # x runs to the left in the file
+    np.testing.assert_allclose(np.array(data.scheme["scheme"])[:, 1:], to_the_left, atol=1e-5)
     assert not [fault for fault in check(data) if fault.severity == "error" or "bval" in fault.path]
 
 
@@ -104,6 +107,78 @@ def test_another_scheme_is_refused_when_read(tmp_path: Path, kind: str):
     data.read(0)
     with pytest.raises(DataError, match=r"b\.nii\.gz: expected .*weighted image"):
         data.read(1)
+
+
+def axes_of(code: str, turn: npt.NDArray[np.float64] | None = None) -> npt.NDArray[np.float64]:
+    """An affine whose file axes run as ``code`` says, with 2, 2 and 2.5 mm along x, y and z of the patient."""
+    affine = np.zeros((4, 4))
+    for axis, letter in enumerate(code):
+        world = next(k for k, pair in enumerate(("RL", "AP", "SI")) if letter in pair)
+        affine[world, axis] = (2.0, 2.0, 2.5)[world] * (1 if letter in "RAS" else -1)
+    affine[3, 3] = 1
+    if turn is not None:
+        affine[:3, :3] = turn @ affine[:3, :3]
+    return affine
+
+
+def stored_along(affine: npt.NDArray[np.float64], world: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Directions in .bvec of a file with this affine, (N, 3), from those in the patient's space; FSL's convention, undone axis by
+    axis."""
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    numbers = np.stack([world @ axis for axis in axes.T], 1)
+    if np.linalg.det(affine[:3, :3]) > 0:
+        numbers[:, 0] *= -1
+    return numbers
+
+
+def write_along(path: Path, affine: npt.NDArray[np.float64], vectors: npt.NDArray[np.float64]) -> None:
+    signals = np.random.default_rng(0).integers(100, 900, (4, 4, 4, len(B))).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(signals, affine), path)
+    name = path.name.removesuffix(".nii.gz")
+    np.savetxt(path.parent / f"{name}.bval", B[None])
+    np.savetxt(path.parent / f"{name}.bvec", vectors.T)
+
+
+CODES = ["".join(code) for axes in permutations(("RL", "AP", "SI")) for code in product(*axes)]
+
+
+@pytest.mark.parametrize(
+    "turn", [None, Rotation.from_rotvec([0.2, -0.3, 0.5]).as_matrix()], ids=["straight", "oblique"]
+)
+def test_directions_are_compared_in_the_patient(tmp_path: Path, turn: npt.NDArray[np.float64] | None):
+    """One scheme stored along all 48 orders of the axes is one scheme."""
+    world = directions()
+    for code in CODES:
+        affine = axes_of(code, turn)
+        write_along(tmp_path / f"{code}.nii.gz", affine, stored_along(affine, world))
+    data = open_data(f"diffusion:{tmp_path},mask=none")
+    assert len(data) == 48
+    np.testing.assert_allclose(np.array(data.scheme["scheme"])[:, 1:], world[[1, 3, 4, 5, 6]], atol=1e-5)
+    for i in range(48):
+        assert data.read(i).shape == (6, 4, 4, 4)
+
+
+def test_equal_numbers_along_other_axes_are_another_scheme(tmp_path: Path):
+    """Identical .bvec files of RAS and SRA storage mean directions up to 85 degrees apart."""
+    write_along(tmp_path / "a.nii.gz", axes_of("RAS"), directions())
+    write_along(tmp_path / "b.nii.gz", axes_of("SRA"), directions())
+    data = open_data(f"diffusion:{tmp_path},mask=none")
+    data.read(0)
+    with pytest.raises(DataError, match=r"b\.nii\.gz: expected the b-values and directions of .*a\.nii\.gz"):
+        data.read(1)
+
+
+def test_one_volume_without_b_values_is_listed(tmp_path: Path):
+    for name in ("a", "b", "c"):
+        write(tmp_path / f"{name}.nii.gz")
+    (tmp_path / "a.bval").unlink()
+    (tmp_path / "c.bval").write_text("zero")
+    data = open_data(f"diffusion:{tmp_path}")
+    assert data.read(1).shape == (6, 13, 11, 12)
+    errors = {fault.path: fault.problem for fault in check(data) if fault.severity == "error"}
+    assert set(errors) == {"a.nii.gz", "c.nii.gz"}
+    assert "expected its b-values in a.bval beside it, got none" in errors["a.nii.gz"]
+    assert "cannot be read as a table of numbers" in errors["c.nii.gz"]
 
 
 def test_opposite_directions_and_none_for_b0_are_the_same_scheme(tmp_path: Path):

@@ -2,15 +2,19 @@
 
 import csv
 import json
+import math
 import shutil
 import tracemalloc
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import shapely
 import tifffile
+from scipy import ndimage
 from typer.testing import CliRunner
 
 from normalcy import Detector
@@ -19,7 +23,7 @@ from normalcy.data.open import open_data
 from normalcy.data.slides import Slide, Tile, TileSettings
 from normalcy.data.stain import FAINT, REFERENCE, WHITE, normalise, optical_density, stain_vectors
 from normalcy.errors import DataError
-from normalcy.results.slides import outlines, score_slides, write_pyramid
+from normalcy.results.slides import _Heat, outlines, score_slides, write_pyramid
 
 TISSUE = (256, 256, 1024, 768)  # left, top, right, bottom
 SIZE = (1280, 1024)  # width, height
@@ -146,8 +150,118 @@ def test_pyramid_and_outlines(tmp_path: Path):
     x, y = np.array(rings[0]).T / 16
     assert (x.min(), x.max(), y.min(), y.max()) == (300, 340, 200, 220)
     area = 0.5 * abs(float((x[:-1] * y[1:] - x[1:] * y[:-1]).sum()))  # shoelace
-    assert area == pytest.approx(20 * 40, abs=1), "but for the corners"
+    assert area == 20 * 40
     assert all(ring[0] == ring[-1] for ring in rings)
+
+
+def polygons(heat: np.ndarray, side: float = 32.0, **words: Any) -> list[Any]:
+    return [
+        shapely.geometry.shape(f["geometry"]) for f in outlines(heat.astype(np.float32), 0.5, side, **words)["features"]
+    ]
+
+
+def test_cells_that_touch_at_a_corner_are_two_regions():
+    first, second = polygons(np.array([[1, 0], [0, 1]]))
+    assert first.bounds == (0, 0, 32, 32)
+    assert second.bounds == (32, 32, 64, 64)
+    (alone,) = polygons(np.array([[1]]))
+    assert alone.area == 32**2
+
+
+@pytest.mark.parametrize("side", [32.0, 32.5468])
+def test_outlines_are_valid_and_have_the_area_of_their_cells(side: float):
+    """1,000 random masks, with holes, islands in holes and cells that touch at corners."""
+    rng = np.random.default_rng(0)
+    for _ in range(1000):
+        mask = rng.random(rng.integers(1, 14, 2)) < rng.uniform(0.2, 0.9)
+        found = polygons(mask, side)
+        labels, count = ndimage.label(mask)
+        assert len(found) == count
+        for k, polygon in enumerate(found, start=1):
+            assert polygon.is_valid, shapely.validation.explain_validity(polygon)
+            assert polygon.exterior.is_ccw
+            assert polygon.area == pytest.approx((labels == k).sum() * side**2, rel=1e-7)
+        whole = shapely.union_all(found)
+        for y, x in np.ndindex(*mask.shape):
+            assert whole.contains(shapely.Point((x + 0.5) * side, (y + 0.5) * side)) == mask[y, x]
+
+
+def test_a_ring_that_meets_itself_is_an_outer_ring_and_a_hole():
+    """The pocket reaches the border at a corner alone."""
+    mask = np.ones((4, 4), bool)
+    mask[0, 1] = mask[1, 2] = False
+    (polygon,) = polygons(mask, 1.0)
+    assert polygon.is_valid
+    assert len(polygon.interiors) == 1
+    assert polygon.area == 14
+
+
+def test_outlines_end_at_the_border_of_the_slide():
+    found = polygons(np.ones((2, 3)), 32.5, size=(90, 60))
+    assert found[0].bounds == (0, 0, 90, 60)
+
+
+def unread(width: int, height: int, tile: int, mpp: float | None, own: float) -> Slide:
+    """A slide of tissue alone, of which nothing is read."""
+    slide = Slide(Path("none"), TileSettings(tile=tile, mpp=mpp))
+    slide.__dict__.update(size=(width, height), mpp=own, tissue=np.ones((16, 16), bool))
+    return slide
+
+
+def test_every_pixel_of_tissue_is_in_the_heat_map():
+    """Over sizes and scales: no pixel that no tile reaches but for a last fraction of one, and no empty cell."""
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        tile, cell = [(64, 32), (64, 8), (32, 32), (96, 16)][rng.integers(4)]
+        own, mpp = 0.4916, float(rng.uniform(0.48, 2.0))
+        slide = unread(*(int(n) for n in rng.integers(400, 2000, 2)), tile=tile, mpp=mpp, own=own)
+        width, height = slide.size
+        heat = _Heat(slide.size, cell * slide.downsample, slide.downsample)
+        reached = np.zeros((height, width), bool)
+        side = tile * slide.downsample
+        for place in slide.tiles(cover=True):
+            assert place.x + side <= width + 0.5
+            assert place.y + side <= height + 0.5
+            reached[place.y : math.ceil(place.y + side), place.x : math.ceil(place.x + side)] = True
+            heat.add(np.full((tile, tile), 1.0, np.float32), place.x, place.y)
+        assert reached[: height - 1, : width - 1].all()
+        found = heat.mean()
+        np.testing.assert_allclose(found, 1.0, rtol=1e-6)
+        for length, cells in zip((height, width), found.shape):
+            assert length / heat.side <= cells < length / heat.side + 1
+
+
+def test_cells_of_a_large_slide_at_a_fraction():
+    """100,000 pixels at 0.4916 um, tiles at 0.5 um: 3,073 columns of 32 x 0.5 / 0.4916 pixels."""
+    slide = unread(100_000, 50_000, 256, 0.5, 0.4916)
+    heat = _Heat(slide.size, 32 * slide.downsample, slide.downsample)
+    assert heat.count.shape == (1537, 3073)
+
+
+def test_heat_is_the_mean_of_the_cell_and_of_overlapping_tiles():
+    heat = _Heat((100, 64), 16.0, 1.0)
+    values = np.random.default_rng(0).random((64, 64)).astype(np.float32)
+    heat.add(values, 0, 0)
+    heat.add(values + 1, 36, 0)
+    found = heat.mean()
+    assert found.shape == (4, 7)
+    np.testing.assert_allclose(found[0, 0], values[:16, :16].mean(), rtol=1e-6)
+    np.testing.assert_allclose(
+        found[1, 3], np.r_[values[16:32, 48:64].ravel(), values[16:32, 12:28].ravel() + 1].mean(), rtol=1e-6
+    )
+    np.testing.assert_allclose(found[3, 6], values[48:64, 60:64].mean() + 1, rtol=1e-6)
+
+
+def test_finer_tiles_than_the_slide_are_refused(tmp_path: Path):
+    """Else tiles of 128 um would be scored as if of 32."""
+    write_slide(tmp_path / "a.tif")
+    with pytest.raises(
+        DataError, match=r"expected mpp of at least the 0\.5 micrometres per pixel of its finest level, got 0"
+    ):
+        open_data(f"slides:{tmp_path / 'a.tif'},tile=64,mpp=0.25")
+    slide = Slide(tmp_path / "a.tif", TileSettings(tile=128, mpp=0.49))
+    assert slide.downsample == pytest.approx(0.98, rel=1e-3)
+    assert slide.read(slide.tiles()[0]).shape == (3, 128, 128)
 
 
 def test_fit_on_tiles_and_score_a_slide(folder: Path, tmp_path: Path):

@@ -8,7 +8,7 @@ from scipy import ndimage
 from normalcy.errors import DataError, SettingsError
 from normalcy.preprocessing.augment import TRANSFORMS, Augment
 
-WORDS = ["rotate90", "flip", "flip_horizontal", "rotate:10", "crop:6", "shift:3"]
+STEPS = ["rotate90", "flip", "flip_horizontal", "rotate:10", "crop:6", "shift:3"]
 
 
 def generator(seed=0):
@@ -20,9 +20,9 @@ def batch(*shape, seed=0):
 
 
 @pytest.mark.parametrize("shape", [(16, 3, 9, 9), (16, 1, 9, 9, 9)])
-@pytest.mark.parametrize("words", [[word] for word in WORDS] + [WORDS])
-def test_same_generator_same_result_and_input_stays(words, shape):
-    augment = Augment(tuple(words))
+@pytest.mark.parametrize("steps", [[step] for step in STEPS] + [STEPS])
+def test_same_generator_same_result_and_input_stays(steps, shape):
+    augment = Augment(tuple(steps))
     images = batch(*shape)
     before = images.clone()
     first, again, other = augment(images, generator()), augment(images, generator()), augment(images, generator(1))
@@ -33,21 +33,21 @@ def test_same_generator_same_result_and_input_stays(words, shape):
     assert tuple(first.shape[2:]) == augment.size_of(shape[2:])
 
 
-@pytest.mark.parametrize("word", WORDS)
-def test_each_image_of_a_batch_is_drawn_on_its_own(word):
+@pytest.mark.parametrize("step", STEPS)
+def test_each_image_of_a_batch_is_drawn_on_its_own(step):
     images = batch(1, 1, 9, 9).expand(64, -1, -1, -1)
-    result = Augment((word,))(images, generator())
+    result = Augment((step,))(images, generator())
     assert len(result.unique(dim=0)) > 1
 
 
 def test_rotate90_and_flip_give_all_their_results_equally_often():
     image = torch.arange(9.0).view(1, 1, 3, 3)
-    for word, expected in [
+    for step, expected in [
         ("rotate90", [image.rot90(k, (-2, -1)) for k in range(4)]),
         ("flip", [image, image.flip(-1), image.flip(-2), image.flip(-1, -2)]),
         ("flip_horizontal", [image, image.flip(-1)]),
     ]:
-        result = Augment((word,))(image.expand(400, -1, -1, -1), generator())
+        result = Augment((step,))(image.expand(400, -1, -1, -1), generator())
         counts = [int((result == one).flatten(1).all(dim=1).sum()) for one in expected]
         assert sum(counts) == 400
         assert min(counts) > 0.7 * 400 / len(expected)
@@ -55,10 +55,10 @@ def test_rotate90_and_flip_give_all_their_results_equally_often():
 
 def test_volumes_are_turned_slice_by_slice():
     volume = batch(8, 1, 5, 6, 6)
-    for word in ("rotate90", "flip", "rotate:30"):
-        result = Augment((word,))(volume, generator())
+    for step in ("rotate90", "flip", "rotate:30"):
+        result = Augment((step,))(volume, generator())
         for depth in range(5):
-            plane = Augment((word,))(volume[:, :, depth], generator())
+            plane = Augment((step,))(volume[:, :, depth], generator())
             assert torch.allclose(result[:, :, depth], plane, atol=1e-6)
 
 
@@ -100,15 +100,15 @@ def test_shifts_are_whole_pixels_up_to_the_limit():
     assert {tuple(place) for place in places.tolist()} == {(i, j) for i in range(-2, 3) for j in range(-2, 3)}
 
 
-def test_no_words_no_change():
+def test_no_steps_no_change():
     images = batch(2, 1, 4, 4)
     assert Augment()(images, generator()) is images
 
 
-def test_wrong_words_and_shapes_are_refused():
-    with pytest.raises(SettingsError, match="known are: rotate90, flip, flip_horizontal, rotate:DEGREES, crop:SIDE"):
+def test_wrong_steps_and_shapes_are_refused():
+    with pytest.raises(SettingsError, match="Available: rotate90, flip, flip_horizontal, rotate:DEGREES, crop:SIDE"):
         Augment(("jitter",))
-    with pytest.raises(SettingsError, match="crop:SIDE with a whole number"):
+    with pytest.raises(SettingsError, match="crop:SIDE with SIDE a whole number"):
         Augment(("crop",))
     with pytest.raises(DataError, match="square images"):
         Augment(("rotate90",))(batch(2, 1, 4, 6), generator())
@@ -119,4 +119,4 @@ def test_wrong_words_and_shapes_are_refused():
 
 
 def test_every_transform_is_tested_here():
-    assert {word.split(":")[0] for word in WORDS} == set(TRANSFORMS)
+    assert {step.split(":")[0] for step in STEPS} == set(TRANSFORMS)

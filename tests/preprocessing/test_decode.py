@@ -44,7 +44,7 @@ def test_memory_and_disk_hold_the_same(tmp_path: Path) -> None:
 
 def test_tiles_remember_where_they_come_from(tmp_path: Path) -> None:
     data = make(6, sides=(40, 32))
-    x, origin, _ = decode(data, fitted(data), tmp_path / "a", cutting=ViewSettings(tile=(32, 32)))
+    x, origin, _ = decode(data, fitted(data), tmp_path / "a", views=ViewSettings(tile=(32, 32)))
     assert x.shape == (3 * 4 + 3, 1, 32, 32)
     assert origin.tolist() == [0] * 4 + [1] + [2] * 4 + [3] + [4] * 4 + [5]
 

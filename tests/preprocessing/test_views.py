@@ -7,7 +7,7 @@ from normalcy.data.foreground import body_mask
 from normalcy.errors import DataError
 from normalcy.preprocessing.pipeline import Preprocess
 from normalcy.preprocessing.steps import WINDOWS
-from normalcy.preprocessing.views import View, ViewSettings
+from normalcy.preprocessing.views import SliceView, View, ViewSettings
 
 SHAPE = (9, 12, 12)
 
@@ -16,8 +16,8 @@ def volume(seed: int = 0, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
     return np.random.default_rng(seed).integers(1, 255, (1, *shape), dtype=np.uint8)
 
 
-def back(pieces: np.ndarray, view: View) -> np.ndarray:
-    return view.geometry.invert_map(pieces)
+def back(inputs: np.ndarray, view: View) -> np.ndarray:
+    return view.geometry.invert_map(inputs)
 
 
 @pytest.mark.parametrize("axis", ["z", "y", "x"])
@@ -25,10 +25,10 @@ def back(pieces: np.ndarray, view: View) -> np.ndarray:
 def test_joined_slices_are_the_volume(axis: str, words: tuple[str, ...]):
     image = volume()
     preprocess = Preprocess(words, plane=True).fit(lambda i: image, 1)
-    cutting = ViewSettings(slices=axis)
-    pieces, views = cutting.cut(preprocess, image)
-    joined = cutting.join(pieces[:, 0], views, back)
-    seen = cutting.examined(views) > 0
+    settings = ViewSettings(slices=axis)
+    inputs, views = settings.cut(preprocess, image)
+    joined = settings.join(inputs[:, 0], views, back)
+    seen = settings.examined(views) > 0
     assert seen.all() == (words != ("centre_crop:0.7",))
     np.testing.assert_allclose(joined[seen], image[0][seen] / 255, atol=1e-6)
 
@@ -37,43 +37,43 @@ def test_slices_lie_along_their_axis():
     image = volume()
     preprocess = Preprocess(plane=True).fit(lambda i: image, 1)
     for axis, name in enumerate("zyx"):
-        pieces, (view,) = ViewSettings(slices=name).cut(preprocess, image)
-        np.testing.assert_allclose(pieces[4, 0] * 255, np.take(image[0], 4, axis), atol=1e-4)
+        inputs, (view,) = ViewSettings(slices=name).cut(preprocess, image)
+        np.testing.assert_allclose(inputs[4, 0] * 255, np.take(image[0], 4, axis), atol=1e-4)
         assert view.count == SHAPE[axis]
 
 
 def test_three_axes_are_averaged():
     image = volume(shape=(12, 12, 12))
     preprocess = Preprocess(plane=True).fit(lambda i: image, 1)
-    cutting = ViewSettings(slices="xyz")
-    pieces, views = cutting.cut(preprocess, image)
-    assert len(pieces) == 36
+    settings = ViewSettings(slices="xyz")
+    inputs, views = settings.cut(preprocess, image)
+    assert len(inputs) == 36
     maps = np.concatenate([np.full((12, 12, 12), value, np.float32) for value in (1, 2, 6)])
-    np.testing.assert_allclose(cutting.join(maps, views, back), 3)
-    np.testing.assert_allclose(cutting.join(pieces[:, 0], views, back), image[0] / 255, atol=1e-6)
+    np.testing.assert_allclose(settings.join(maps, views, back), 3)
+    np.testing.assert_allclose(settings.join(inputs[:, 0], views, back), image[0] / 255, atol=1e-6)
 
 
 def test_three_axes_of_other_lengths_need_a_size():
     image = volume(shape=(9, 12, 14))
     with pytest.raises(DataError, match="size=128"):
         ViewSettings(slices="xyz").cut(Preprocess(plane=True).fit(lambda i: image, 1), image)
-    pieces, views = ViewSettings(slices="xyz").cut(Preprocess(size=10, plane=True).fit(lambda i: image, 1), image)
-    assert pieces.shape == (9 + 12 + 14, 1, 10, 10)
-    assert ViewSettings(slices="xyz").join(pieces[:, 0], views, back).shape == (9, 12, 14)
+    inputs, views = ViewSettings(slices="xyz").cut(Preprocess(size=10, plane=True).fit(lambda i: image, 1), image)
+    assert inputs.shape == (9 + 12 + 14, 1, 10, 10)
+    assert ViewSettings(slices="xyz").join(inputs[:, 0], views, back).shape == (9, 12, 14)
 
 
 def test_range_and_empty_slices():
     image = np.zeros((1, 20, 8, 8), np.uint8)
     image[0, 5:15, 2:6, 2:6] = 200
     preprocess = Preprocess(plane=True).fit(lambda i: image, 1)
-    cutting = ViewSettings(slices="z", range=(0.0, 0.6), body=0.1)
-    _, (view,) = cutting.cut(preprocess, image)
-    assert view.chosen is not None
+    settings = ViewSettings(slices="z", range=(0.0, 0.6), body=0.1)
+    _, (view,) = settings.cut(preprocess, image)
+    assert isinstance(view, SliceView)
     assert view.chosen.tolist() == list(range(5, 12)), "in the first 12 slices, those with something in them"
     assert view.in_image.tolist() == list(range(5, 12))
-    joined = cutting.join(np.ones((7, 8, 8), np.float32) * 3, [view], back)
+    joined = settings.join(np.ones((7, 8, 8), np.float32) * 3, [view], back)
     assert (joined == 3).all(), "what was not examined gets the least value"
-    assert (cutting.examined([view]).any((1, 2)) == [5 <= z < 12 for z in range(20)]).all()
+    assert (settings.examined([view]).any((1, 2)) == [5 <= z < 12 for z in range(20)]).all()
     nothing = ViewSettings(slices="z", body=0.9).cut(preprocess, image)[0]
     assert len(nothing) == 1, "the fullest slice where none is full enough"
 
@@ -89,10 +89,10 @@ def test_index_in_a_padded_volume():
 def test_pictures_have_channels():
     image = volume()
     preprocess = Preprocess(plane=True).fit(lambda i: image, 1)
-    cutting = ViewSettings(slices="y")
-    pieces, views = cutting.cut(preprocess, image)
-    two = np.concatenate([pieces, 2 * pieces], 1)
-    joined = cutting.join(two, views, lambda values, view: np.stack([back(v, view) for v in values]))
+    settings = ViewSettings(slices="y")
+    inputs, views = settings.cut(preprocess, image)
+    two = np.concatenate([inputs, 2 * inputs], 1)
+    joined = settings.join(two, views, lambda values, view: np.stack([back(v, view) for v in values]))
     np.testing.assert_allclose(joined, np.concatenate([image, 2.0 * image]) / 255, atol=1e-6)
 
 
@@ -107,7 +107,7 @@ def test_body_of_a_bright_object():
     inside = x[0].numpy()[mask]
     assert abs(inside.mean()) < 1e-3
     assert abs(inside.std() - 1) < 1e-3
-    x, _ = Preprocess(("percentile:0,100,body",)).fit(lambda i: image, 1).apply(image)
+    x, _ = Preprocess(("percentile:0:100:body",)).fit(lambda i: image, 1).apply(image)
     assert x.numpy()[0][mask].min() == 0
     assert x.numpy()[0][~mask].max() == 0
 

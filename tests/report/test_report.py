@@ -13,7 +13,6 @@ from PIL import Image
 
 from normalcy.data.dataset import DataSet, Item
 from normalcy.errors import DataError
-from normalcy.metrics.intervals import wilson
 from normalcy.report import figures, write_comparison, write_report
 from normalcy.report.markup import Markup, join, tag
 from normalcy.report.page import headline
@@ -572,15 +571,6 @@ def test_p_value_plot_takes_one_calibration_image_or_none():
     for count in (0, 1):
         svg = figures.p_value_figure(np.array([0.5, 1.0, np.nan]), np.array([0, 1, 0], np.int8), count, None)
         assert "p-value" in svg
-
-
-def test_wilson_against_its_equation():
-    for k, n in ((0, 7), (3, 7), (7, 7), (50, 1000)):
-        low, high = wilson(k, n)
-        assert 0 <= low <= k / n <= high <= 1
-        for end in (low, high):  # the ends solve (p - k/n)^2 = z^2 p (1 - p) / n
-            if 0 < end < 1:
-                assert (end - k / n) ** 2 == pytest.approx(1.959964**2 * end * (1 - end) / n, rel=1e-6)
 
 
 def test_markup_escapes_all_but_markup():

@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from normalcy.data.dataset import DataSet
 from normalcy.errors import DataError
 
+T = TypeVar("T")
 CALIBRATION_MINIMUM = 20
 _CHUNK = 256  # images handed to the threads at a time: memory does not grow with the set
 
@@ -33,15 +34,16 @@ class _Facts:
     dimensions: int = 0
     dtype: str = ""
     modality: str | None = None
+    unit: str | None = None
     digest: bytes = b""  # empty: unreadable
 
 
 def check(data: DataSet, masks: bool = True, on_progress: Callable[[int, int], None] | None = None) -> list[Fault]:
     """Reads every image, and mask unless told otherwise, once, in threads. ``on_progress`` gets (done, total).
 
-    Errors: cannot be read; NaN or infinite values; another number of channels, type or number of axes than most
-    images; anomalous in the training split; one case, or the same pixels, in both splits; a mask that cannot be read,
-    is not of its image's size, or marks something in a normal image.
+    Errors: cannot be read; NaN or infinite values; another number of channels, type, number of axes, modality or unit of
+    values than most images; anomalous in the training split; one case, or the same pixels, in both splits; a mask that
+    cannot be read, is not of its image's size, or marks something in a normal image.
     Warnings: constant; the same pixels as another image of its split; an anomalous image whose mask is missing or
     empty; a file that is not an image; too few normal images to set 20 aside for calibration.
     """
@@ -63,7 +65,34 @@ def check(data: DataSet, masks: bool = True, on_progress: Callable[[int, int], N
     return faults
 
 
-def _in_threads(work: Callable[[int], _Facts], count: int) -> Iterator[_Facts]:
+def refuse_mixed(data: DataSet) -> None:
+    """Raises DataError, with a list, where images are of several modalities or units of values, which no method may compare.
+
+    From the headers alone. Images of formats that say neither fit all; those that cannot be read are passed over.
+    """
+    paths: dict[tuple[str, str], list[str]] = {}
+
+    def kind(i: int) -> tuple[str, str] | None:
+        try:
+            space = data.space(i)
+        except DataError:
+            return None
+        return None if space is None or space.modality is None else (space.modality, space.unit or "no unit")
+
+    for item, found in zip(data.items, _in_threads(kind, len(data))):
+        if found is not None:
+            paths.setdefault(found, []).append(item.path)
+    if len(paths) > 1:
+        listed = "; ".join(
+            f"{len(of_kind)} of {modality} in {unit} ({', '.join(of_kind[:3])}{', ...' * (len(of_kind) > 3)})"
+            for (modality, unit), of_kind in sorted(paths.items(), key=lambda one: -len(one[1]))
+        )
+        raise DataError(
+            f"{data.name}: expected images of one modality in one unit, got {listed}; choose some with a table of paths."
+        )
+
+
+def _in_threads(work: Callable[[int], T], count: int) -> Iterator[T]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, count, _CHUNK):
             yield from pool.map(work, range(start, min(start + _CHUNK, count)))
@@ -113,8 +142,8 @@ def _facts(data: DataSet, i: int, masks: bool) -> _Facts:
     digest = hashlib.blake2b(repr((image.shape, image.dtype.str)).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(image).data)
     space = data.space(i)
-    modality = None if space is None else space.modality
-    return _Facts(tuple(faults), len(image), image.ndim - 1, image.dtype.name, modality, digest.digest())
+    modality, unit = (None, None) if space is None else (space.modality, space.unit)
+    return _Facts(tuple(faults), len(image), image.ndim - 1, image.dtype.name, modality, unit, digest.digest())
 
 
 def _unlike_most(data: DataSet, facts: list[_Facts]) -> Iterator[Fault]:
@@ -122,7 +151,7 @@ def _unlike_most(data: DataSet, facts: list[_Facts]) -> Iterator[Fault]:
         ("{} channels", lambda one: one.channels),
         ("type {}", lambda one: one.dtype),
         ("{} spatial axes", lambda one: one.dimensions),
-        ("modality {}", lambda one: one.modality),
+        ("modality {}", lambda one: f"{one.modality} in {one.unit}" if one.unit else one.modality),
     ]
     for words, kind in kinds:
         counts = Counter(kind(one) for one in facts if one.digest)

@@ -1,8 +1,12 @@
 """DICOM: files and series to volumes, in the values that the scanner meant and at the place in the patient that it says.
 
 A series becomes one volume: slices sorted by their position along the normal of the first, values after rescale slope and
-intercept (Hounsfield units in CT), MONOCHROME1 inverted so that larger is brighter, colours as channels. Windows (VOI) are
-offered by :func:`windows`, never applied. Slices that do not belong together, or of which one is missing, are refused.
+intercept or modality LUT (Hounsfield units in CT), dose in the unit of the dose grid, parametric maps in that of their mapping,
+MONOCHROME1 inverted so that larger is brighter, colours as channels. Windows (VOI) are offered by :func:`windows`, never applied.
+Slices or frames that do not belong together, are not in equal steps on a line, or of which one is missing, are refused; so is
+what is no image, by its SOP class: segmentations, tiles of a whole slide, reports, waveforms, presentation states.
+
+An image that does not say how it lies in the patient keeps its rows and columns as they are.
 
 Nothing that names a patient leaves this module: cases are hashes of the patient's identifier, and errors are sentences of
 ours, without values from the file.
@@ -14,14 +18,17 @@ import hashlib
 import io
 import logging
 import math
+import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from normalcy.arrays import Array, Float64, Indices
+from normalcy.data import dicom_codecs
 from normalcy.data.formats import MAX_VALUES, own
 from normalcy.data.volumes import Space, check_affine
 from normalcy.errors import DataError
@@ -48,6 +55,7 @@ def require_pydicom() -> Any:
     logger = logging.getLogger("pydicom")
     logger.addHandler(logging.NullHandler())
     logger.propagate = False
+    dicom_codecs.register(pydicom)
     return pydicom
 
 
@@ -168,32 +176,99 @@ class _Slice:
             raise _Fault(f"claims {self.frames} x {self.rows} x {self.columns} pixels, at most {MAX_VALUES:,} are read")
         frames = [*(dataset.get("PerFrameFunctionalGroupsSequence") or [])]
         shared = [*(dataset.get("SharedFunctionalGroupsSequence") or [])]
+        # nuclear medicine keeps position and orientation of the first frame with the detector
+        below = [dataset, *(dataset.get("DetectorInformationSequence") or [])[:1]]
 
-        def look(sequence: str, tag: str, frame: Any | None = None) -> Any:
-            for group in (*([frame] if frame is not None else frames[:1]), *shared):
-                inside = group.get(sequence)
-                if inside and inside[0].get(tag) is not None:
-                    return inside[0].get(tag)
-            return dataset.get(tag)
+        def look(sequence: str, tag: str) -> list[Any]:
+            """One for each frame that has functional groups of its own, else one for all."""
+            found = []
+            for frame in frames or [None]:
+                groups = [*([frame] if frame is not None else []), *shared]
+                inside = [group.get(sequence)[0] for group in groups if group.get(sequence)]
+                found.append(next((one.get(tag) for one in (*inside, *below) if one.get(tag) is not None), None))
+            return found
 
-        self.orientation = _numbers(look("PlaneOrientationSequence", "ImageOrientationPatient"), 6)
-        spacing = look("PixelMeasuresSequence", "PixelSpacing") or dataset.get("ImagerPixelSpacing")
-        self.spacing = _numbers(spacing, 2)
-        thickness = look("PixelMeasuresSequence", "SpacingBetweenSlices") or look(
-            "PixelMeasuresSequence", "SliceThickness"
-        )
-        self.thickness = float(thickness or 1.0)
-        positions = [_numbers(look("PlanePositionSequence", "ImagePositionPatient", frame), 3) for frame in frames]
-        self.positions = positions or [_numbers(dataset.get("ImagePositionPatient"), 3)]
+        orientations = [_cosines(one) for one in look("PlaneOrientationSequence", "ImageOrientationPatient")]
+        scales = look("PixelMeasuresSequence", "PixelSpacing")
+        spacings = [_numbers(one or dataset.get("ImagerPixelSpacing"), 2) for one in scales]
+        _check_alike(orientations, spacings, "frames")
+        self.orientation, self.spacing = orientations[0], spacings[0]
+        self.between = _number(look("PixelMeasuresSequence", "SpacingBetweenSlices")[0])
+        self.thickness = abs(self.between or _number(look("PixelMeasuresSequence", "SliceThickness")[0]) or 1.0)
+        places = [_numbers(one, 3) for one in look("PlanePositionSequence", "ImagePositionPatient")]
+        grouped = bool(frames) or any(group.get("PlanePositionSequence") for group in shared)
+        self.positions = self._frame_places(places[0]) if self.frames > 1 and not grouped else places
         self.oriented = self.orientation is not None and all(p is not None for p in self.positions)
+        if not self.oriented and self.spacing is not None and min(self.spacing) <= 0:
+            self.spacing = None  # a radiograph or photograph that does not know its scale
         self.order: Indices | None = None
-        if self.oriented and len(self.positions) not in (1, self.frames):
+        if self.oriented and self.frames > 1 and len(self.positions) == 1:
+            self.positions = [self.positions[0]] * self.frames
+        if self.oriented and len(self.positions) != self.frames:
             raise _Fault(f"has {self.frames} frames and {len(self.positions)} positions")
 
     @property
     def normal(self) -> Float64:
         assert self.orientation is not None
         return np.cross(self.orientation[:3], self.orientation[3:])
+
+    def _frame_places(self, first: tuple[float, ...] | None) -> Sequence[tuple[float, ...] | None]:
+        """Of the frames of a file that gives the place of the first one alone; None where nothing tells that of the others."""
+        if first is None or self.orientation is None:
+            return [None]
+        offsets = self.dataset.get("GridFrameOffsetVector")
+        if offsets is not None:  # radiotherapy dose, C.8.8.3.2: along the normal from the first, or z coordinates
+            along = np.array([float(v) for v in offsets])
+            if len(along) != self.frames:
+                raise _Fault(f"has {self.frames} frames and {len(along)} offsets")
+            if along[0] == 0:
+                return [tuple(np.asarray(first) + v * self.normal) for v in along]
+            return [(*first[:2], float(z)) for z in along]
+        if self.between is None:
+            return [None]
+        numbers = self.dataset.get("SliceVector") or range(1, self.frames + 1)  # of nuclear medicine
+        return [tuple(np.asarray(first) + (int(k) - 1) * self.between * self.normal) for k in numbers]
+
+
+_OTHER_MEANING = {
+    "1.2.840.10008.5.1.4.1.1.66.4": "a segmentation",
+    "1.2.840.10008.5.1.4.1.1.66.7": "a segmentation",
+    "1.2.840.10008.5.1.4.1.1.81.1": "an ophthalmic thickness map",
+    "1.2.840.10008.5.1.4.1.1.82.1": "a corneal topography map",
+    "1.2.840.10008.5.1.4.1.1.77.1.6": "a whole slide as tiles",
+    "1.2.840.10008.5.1.4.1.1.77.1.9": "a tiled microscopy image",
+}
+"""SOP classes whose pixels are no image of a scanner or camera, or no whole one."""
+_PARAMETRIC_MAP, _DOSE = "1.2.840.10008.5.1.4.1.1.30", "1.2.840.10008.5.1.4.1.1.481.2"
+_FRAME_VECTORS = {
+    "EnergyWindowVector": "energy windows",
+    "DetectorVector": "detectors",
+    "PhaseVector": "phases",
+    "RotationVector": "rotations",
+    "RRIntervalVector": "heartbeats",
+    "TimeSlotVector": "time slots",
+    "AngularViewVector": "views",
+    "TimeSliceVector": "time slices",
+}
+"""Of nuclear medicine: what frames may differ in besides their place."""
+
+
+def _check_meaning(dataset: Any) -> None:
+    """Refuses what has pixels, or none, but is no image to read as one."""
+    kind = str(dataset.get("SOPClassUID") or "")
+    if "Rows" not in dataset or "Columns" not in dataset:
+        name = require_pydicom().uid.UID(kind).name
+        raise _Fault("holds no image" + f" but is of the class {name}" * (name != kind))
+    if kind in _OTHER_MEANING:
+        raise _Fault(f"holds {_OTHER_MEANING[kind]}, expected an image")
+    if "TotalPixelMatrixColumns" in dataset:
+        raise _Fault("holds an image as tiles; convert it to a tiled TIFF and read it as a slide")
+    if "MOSAIC" in (dataset.get("ImageType") or []):
+        raise _Fault("holds the slices of a volume side by side in one image (MOSAIC); convert it to NIfTI")
+    for vector, what in _FRAME_VECTORS.items():
+        count = len({int(k) for k in np.atleast_1d(dataset.get(vector) or [])})
+        if count > 1:
+            raise _Fault(f"holds frames of {count} {what}; expected frames that differ in their place alone")
 
 
 def _read(data: bytes, name: str, pixels: bool = True) -> _Slice:
@@ -203,8 +278,7 @@ def _read(data: bytes, name: str, pixels: bool = True) -> _Slice:
     if not is_dicom(data):
         raise _Fault("not a DICOM file: the mark DICM is missing")
     dataset = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=not pixels)
-    if "Rows" not in dataset or "Columns" not in dataset:
-        raise _Fault("holds no image")
+    _check_meaning(dataset)
     if pixels and not any(tag in dataset for tag in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise _Fault("holds no pixels, or is cut off before them")
     return _Slice(dataset, name)
@@ -222,31 +296,58 @@ def _sorted(slices: list[_Slice]) -> list[_Slice]:
             )
         if one.frames > 1 or first.frames > 1:
             raise _Fault("several files with several frames in one series")
-        if not _same(one.orientation, first.orientation, 1e-3) or not _same(one.spacing, first.spacing, 1e-3):
-            raise _Fault("mixed slices: they differ in orientation or pixel spacing, as a localiser among them does")
+    _check_alike([one.orientation for one in slices], [one.spacing for one in slices], "slices")
     if len(slices) > 1 and not all(one.oriented for one in slices):
         raise _Fault("slices do not say where they lie (ImagePositionPatient, ImageOrientationPatient)")
-    if len(slices) > 1:
-        heights = [float(one.normal @ np.asarray(one.positions[0])) for one in slices]
-        slices = [slices[i] for i in np.argsort(heights, kind="stable")]
-        _check_steps(np.sort(heights))
-    elif first.oriented and first.frames > 1 and len(first.positions) == first.frames:
-        along = np.array([float(first.normal @ np.asarray(p)) for p in first.positions])
-        first.order = np.argsort(along, kind="stable")
-        _check_steps(np.sort(along))
+    if first.oriented and max(len(slices), first.frames) > 1:
+        places = np.array([one.positions[0] for one in slices] if len(slices) > 1 else first.positions, float)
+        order = np.argsort(places @ first.normal, kind="stable")
+        _check_line(places[order], first.normal, min(first.spacing or (1.0,)))
+        if len(slices) > 1:
+            slices = [slices[i] for i in order]
+        else:
+            first.order = order
     return slices
 
 
-def _check_steps(heights: Float64) -> None:
-    steps = np.diff(heights)
+def _check_alike(
+    orientations: Sequence[tuple[float, ...] | None], spacings: Sequence[tuple[float, ...] | None], what: str
+) -> None:
+    """Frames or slices of one stack have one orientation and one pixel spacing."""
+    for orientation, spacing in zip(orientations, spacings):
+        if not _same(orientation, orientations[0], 1e-3):
+            raise _Fault(
+                f"mixed {what}: they differ in orientation, as a localiser among them does: "
+                f"{_spelled(orientations[0])} and {_spelled(orientation)}"
+            )
+        if not _same(spacing, spacings[0], 1e-3):
+            raise _Fault(
+                f"mixed {what}: they differ in pixel spacing: {_spelled(spacings[0])} and {_spelled(spacing)} mm"
+            )
+
+
+def _check_line(places: Float64, normal: Float64, pixel: float) -> None:
+    """Sorted positions (N, 3) in equal steps on a line, so that one affine says where all voxels lie.
+
+    Steps may differ by 2 % from their mean and a slice may lie a tenth of a pixel off its place, and 0.01 mm more for numbers
+    that were rounded. The line need not run along the normal: a tilted gantry is in the affine.
+    """
+    steps = np.diff(places @ normal)
     usual = float(np.median(steps))
     if steps.min() < 1e-3:
         raise _Fault("two slices at the same place: time points, echoes or copies in one series")
-    if np.abs(steps - usual).max() > 0.1 * usual + 0.01:
+    if np.abs(steps - steps.mean()).max() > 0.02 * steps.mean() + 0.01:
         widest = int(steps.argmax())
         if steps[widest] > 1.5 * usual:
             raise _Fault(f"a slice is missing: {steps[widest]:.3g} mm after slice {widest}, elsewhere {usual:.3g} mm")
         raise _Fault(f"slices are unevenly spaced, from {steps.min():.3g} to {steps.max():.3g} mm")
+    off = np.linalg.norm(places - np.linspace(places[0], places[-1], len(places)), axis=1)
+    most = 0.1 * min(pixel, float(steps.mean())) + 0.01
+    if off.max() > most:
+        raise _Fault(
+            f"slices do not lie in equal steps on a line: slice {int(off.argmax())} is {off.max():.3g} mm off it, "
+            f"at most {most:.2g} mm are allowed"
+        )
 
 
 def _space(slices: list[_Slice]) -> Space:
@@ -263,18 +364,21 @@ def _space(slices: list[_Slice]) -> Space:
         affine[:3, 1] = np.asarray(first.orientation[3:]) * rows_apart
         affine[:3, 2] = (end - start) / (len(ordered) - 1) if len(ordered) > 1 else first.normal * first.thickness
         affine[:3, 3] = start
-        affine = _LPS @ affine
+    affine = _LPS @ affine  # readers give what has no orientation the axes of DICOM, too
     try:
         check_affine(affine)
     except ValueError as error:
         raise _Fault(str(error)) from None
     files = tuple(one.name for one in slices) if last.frames == 1 else (first.name,)
+    padding = [values for one in slices for values in (_padding(one) or ())]
     return Space(
         (first.columns, first.rows, count),
         affine,
         dtype=np.dtype(np.float32),
         oriented=first.oriented,
-        modality=str(first.dataset.get("Modality") or "") or None,
+        modality=_token(first.dataset.get("Modality")),
+        unit=_unit(first.dataset),
+        padding=(min(padding), max(padding)) if padding else None,
         files=files,
     )
 
@@ -282,14 +386,16 @@ def _space(slices: list[_Slice]) -> Space:
 def _values(one: _Slice) -> Array:
     """([frames,] rows, columns[, colours]) in the units of the scanner."""
     pydicom, dataset = require_pydicom(), one.dataset
+    syntax = dataset.file_meta.TransferSyntaxUID
     try:
+        plugin = dicom_codecs.NAME if dicom_codecs.is_available(syntax) else ""  # whatever others are installed
+        dataset.pixel_array_options(decoding_plugin=plugin)
         stored = np.asarray(dataset.pixel_array)
     except (AttributeError, NotImplementedError, RuntimeError, ImportError):
-        syntax = dataset.file_meta.TransferSyntaxUID
         if syntax.is_encapsulated:
             raise _Fault(
                 f"pixels compressed as {syntax.name if syntax.name != syntax else 'an unknown syntax'} cannot be decoded: "
-                'damaged, or a codec is missing (pip install "normalcy[medical]")'
+                "damaged, or of a kind that no codec here knows"
             ) from None
         raise _Fault("its pixels do not fit its header") from None
     colours = dataset.PhotometricInterpretation
@@ -297,15 +403,25 @@ def _values(one: _Slice) -> Array:
         stored = pydicom.pixels.apply_color_lut(stored, dataset)
     if stored.size != one.frames * one.rows * one.columns * (stored.shape[-1] if one.colour else 1):
         raise _Fault("its pixels do not fit its header")
-    if one.colour or stored.dtype.kind == "f":
+    if one.colour:
         return stored
-    bits, signed = int(dataset.BitsStored), bool(dataset.PixelRepresentation)
-    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-    if colours == "MONOCHROME1":
-        stored = (high + low - stored.astype(np.int64)).astype(stored.dtype)
-    if "ModalityLUTSequence" in dataset:
-        return np.asarray(pydicom.pixels.apply_modality_lut(stored, dataset))
-    scales = _rescale(dataset)
+    stored = stored.reshape(one.frames, one.rows, one.columns)
+    values = _scaled(one, stored)
+    if colours == "MONOCHROME1":  # least is white: turned round within all that the file can say, after its scaling
+        ends = _scaled(one, _every_value(one))
+        least, most = (np.asarray(end(ends, axis=(-2, -1), keepdims=True)) for end in (np.min, np.max))
+        values = (least + most - values.astype(least.dtype)).astype(values.dtype)
+        if (filled := _stored_padding(one)) is not None:  # else padding would be the brightest of all
+            inside = (stored >= filled[0]) & (stored <= filled[1])
+            values = np.where(inside, least.astype(values.dtype), values)
+    return values
+
+
+def _scaled(one: _Slice, stored: Array) -> Array:
+    """Stored numbers (frames or 1, rows, columns) in the units of the scanner: modality LUT, or slopes and intercepts."""
+    if "ModalityLUTSequence" in one.dataset:
+        return np.asarray(require_pydicom().pixels.apply_modality_lut(stored, one.dataset))
+    scales = _rescale(one.dataset)
     if len(scales) > 1:
         if len(scales) != one.frames:
             raise _Fault(f"has {one.frames} frames and {len(scales)} rescale slopes")
@@ -314,6 +430,7 @@ def _values(one: _Slice) -> Array:
     ((slope, intercept),) = scales or [(1.0, 0.0)]
     if (slope, intercept) == (1.0, 0.0):
         return stored
+    low, high = _limits(one) if stored.dtype.kind in "ui" else (-math.inf, math.inf)
     if slope == int(slope) and intercept == int(intercept) and max(abs(slope * low), abs(slope * high)) < 2**30:
         ends = sorted((slope * low + intercept, slope * high + intercept))
         wide = np.int16 if ends[0] >= -(2**15) and ends[1] < 2**15 else np.int32
@@ -321,27 +438,119 @@ def _values(one: _Slice) -> Array:
     return (stored.astype(np.float64) * slope + intercept).astype(np.float32)
 
 
+def _limits(one: _Slice) -> tuple[int, int]:
+    """The least and the largest number that can be stored."""
+    bits, signed = int(one.dataset.BitsStored), bool(one.dataset.get("PixelRepresentation"))
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+
+
+def _every_value(one: _Slice) -> npt.NDArray[np.int64]:
+    """(1, 1, N): numbers that can be stored, enough of them to meet the ends of what they mean."""
+    low, high = _limits(one)
+    if "ModalityLUTSequence" not in one.dataset:
+        return np.array([[[low, high]]], np.int64)
+    count, first, _ = (int(v) for v in one.dataset.ModalityLUTSequence[0].LUTDescriptor)
+    first = first - 2**16 if low < 0 and first >= 2**15 else first
+    return np.arange(first, first + (count or 2**16), dtype=np.int64)[None, None]
+
+
+def _stored_padding(one: _Slice) -> tuple[float, float] | None:
+    """Stored numbers, from and to, that fill what was not imaged."""
+    for value, limit in (
+        ("PixelPaddingValue", "PixelPaddingRangeLimit"),
+        ("FloatPixelPaddingValue", "FloatPixelPaddingRangeLimit"),
+        ("DoubleFloatPixelPaddingValue", "DoubleFloatPixelPaddingRangeLimit"),
+    ):
+        first = one.dataset.get(value)
+        if first is not None and not isinstance(first, bytes) and np.ndim(first) == 0:
+            ends = [float(first), float(first if one.dataset.get(limit) is None else one.dataset.get(limit))]
+            if value == "PixelPaddingValue" and one.dataset.get("PixelRepresentation"):
+                ends = [end - 2**16 if end >= 2**15 else end for end in ends]  # written as unsigned
+            return min(ends), max(ends)
+    return None
+
+
+def _padding(one: _Slice) -> tuple[float, float] | None:
+    """The same in the values that are read."""
+    filled = None if one.colour else _stored_padding(one)
+    if filled is None:
+        return None
+    if one.dataset.PhotometricInterpretation == "MONOCHROME1":
+        least = float(_scaled(one, _every_value(one)).min())
+        return least, least
+    ends = _scaled(one, np.array([[filled]], np.int64 if "PixelPaddingValue" in one.dataset else np.float64))
+    return float(ends.min()), float(ends.max())
+
+
 def _rescale(dataset: Any) -> list[tuple[float, float]]:
     """Slope and intercept: none, one pair, or one for each frame of an enhanced data set whose frames differ."""
+    slope_tag, intercept_tag, groups = "RescaleSlope", "RescaleIntercept", [dataset]
+    if dataset.get("SOPClassUID") == _DOSE:
+        slope_tag, intercept_tag = "DoseGridScaling", ""
+        if dataset.get(slope_tag) is None:
+            raise _Fault("holds dose without its scale (DoseGridScaling)")
+    elif dataset.get("SOPClassUID") == _PARAMETRIC_MAP:
+        slope_tag, intercept_tag = "RealWorldValueSlope", "RealWorldValueIntercept"
+        groups = _of_frames(dataset, "RealWorldValueMappingSequence")
+        if any(group.get(slope_tag) is None for group in groups):
+            raise _Fault("holds a parametric map whose values are looked up in a table, expected slope and intercept")
+    elif dataset.get(slope_tag) is None:
+        groups = _of_frames(dataset, "PixelValueTransformationSequence")
     found = []
-    for group in [dataset] if dataset.get("RescaleSlope") is not None else _transformations(dataset):
-        if group.get("RescaleSlope") is not None:
-            slope, intercept = float(group.RescaleSlope), float(group.get("RescaleIntercept") or 0.0)
+    for group in groups:
+        if group.get(slope_tag) is not None:
+            slope, intercept = float(group.get(slope_tag)), float(group.get(intercept_tag or "", 0.0) or 0.0)
             if not (math.isfinite(slope) and math.isfinite(intercept)) or slope == 0:
                 raise _Fault("rescale slope or intercept is no usable number")
             found.append((slope, intercept))
     return found[:1] if len(set(found)) == 1 else found
 
 
-def _transformations(dataset: Any) -> list[Any]:
-    """Those of the data set, or of its frames."""
+def _of_frames(dataset: Any, sequence: str) -> list[Any]:
+    """What a sequence holds in the functional groups of all frames, or in those of each."""
     for tag in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
-        inside = [
-            one for group in dataset.get(tag) or [] for one in group.get("PixelValueTransformationSequence") or []
-        ]
+        inside = [one for group in dataset.get(tag) or [] for one in group.get(sequence) or []]
         if inside:
             return inside
     return []
+
+
+def _unit(dataset: Any) -> str | None:
+    """Of the values, in the standard's terms: HU, GY, BQML ...; None where the file gives none."""
+    kind, modality = dataset.get("SOPClassUID"), dataset.get("Modality")
+    if kind == _DOSE:
+        return _token(dataset.get("DoseUnits"))
+    if kind == _PARAMETRIC_MAP:
+        codes = [
+            code.get("CodeValue")
+            for mapping in _of_frames(dataset, "RealWorldValueMappingSequence")
+            for code in mapping.get("MeasurementUnitsCodeSequence") or []
+        ]
+        return _token(codes[0]) if codes else None
+    if modality == "PT":
+        return _token(dataset.get("Units"))
+    groups = [
+        dataset,
+        *_of_frames(dataset, "PixelValueTransformationSequence"),
+        *(dataset.get("ModalityLUTSequence") or []),
+    ]
+    named = [group.get("RescaleType") or group.get("ModalityLUTType") for group in groups]
+    unit = next((_token(one) for one in named if one), "HU" if modality == "CT" else None)
+    return None if unit == "US" else unit  # "unspecified"
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if value is not None and math.isfinite(float(value)) and float(value) != 0 else None
+
+
+def _token(value: Any) -> str | None:
+    """A defined term of the standard; nothing longer, in which a name could be."""
+    text = str(value or "")
+    return text if re.fullmatch(r"[\w/%.*^{}\[\]-]{1,16}", text) else None
+
+
+def _spelled(numbers: Sequence[float] | None) -> str:
+    return "none" if numbers is None else " ".join(f"{v:.4g}" for v in numbers)
 
 
 def _numbers(value: Any, count: int) -> tuple[float, ...] | None:
@@ -349,6 +558,16 @@ def _numbers(value: Any, count: int) -> tuple[float, ...] | None:
         return None
     numbers = tuple(float(v) for v in value)
     return numbers if all(math.isfinite(v) for v in numbers) else None
+
+
+def _cosines(value: Any) -> tuple[float, ...] | None:
+    """Directions of rows and columns, of length 1 where their digits were cut."""
+    numbers = _numbers(value, 6)
+    if numbers is None:
+        return None
+    directions = np.reshape(numbers, (2, 3))
+    lengths = np.linalg.norm(directions, axis=1, keepdims=True)
+    return tuple((directions / np.where(lengths > 0, lengths, 1)).ravel().tolist())
 
 
 def _same(a: Sequence[float] | None, b: Sequence[float] | None, tolerance: float) -> bool:

@@ -11,12 +11,13 @@ BIDS). Options follow after commas, for example ``diffusion:scans,b0=50,mask=non
 An image then has float32 channels: 0 is the b=0 signal divided by itself, 1 in the brain and 0 outside; the others are
 S / S0 of the diffusion-weighted images in the order of the file, S0 being the mean over all b=0 images; at least 0, and 0
 outside of the brain. All volumes must have the same scheme: b-values within a tenth, directions (or their opposites) within
-10 degrees.
+10 degrees. Directions are compared in the patient's space: those in ``.bvec`` are relative to the axes of the file, the first of
+them turned round where the affine has a positive determinant (FSL's convention), so that volumes stored along other axes fit too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +35,8 @@ from normalcy.data.volumes import Space, split_name
 from normalcy.errors import DataError
 
 Scheme = list[list[float]]
-"""b-value in s/mm^2 and unit direction (zeros: none or unknown) of each diffusion-weighted image, in the file's order."""
+"""b-value in s/mm^2 and unit direction, to the patient's right, front and head (zeros: none or unknown), of each
+diffusion-weighted image, in the file's order."""
 BRAIN = "_brain"
 """Ends the name of the file of a brain mask, after the name of its volume."""
 _DEGREES, _SHARE = 10.0, 0.1  # how far directions and b-values of two volumes may lie apart
@@ -53,7 +55,8 @@ class DiffusionSettings:
 def open_diffusion(found: DataSet, options: Sequence[str] = ()) -> DataSet:
     """The attenuations of 4D volumes; ``options`` are key=value, see this module.
 
-    Raises DataError where volumes lack b-values. A volume of another scheme than the first is refused when it is read.
+    A volume without b-values, or of another scheme than the first, is refused when it is read. Raises DataError where none has a
+    scheme.
     """
     settings = build(DiffusionSettings, parse_settings(options), "diffusion")
     if found.root is None:
@@ -65,12 +68,25 @@ def open_diffusion(found: DataSet, options: Sequence[str] = ()) -> DataSet:
     kept = [i for i, path in enumerate(paths) if path.parent / stem(path.name) not in brains]
     data = found.subset(kept)
     paths = [paths[i] for i in kept]
-    schemes = [read_scheme(path, settings.b0) for path in paths]
-    first = schemes[0][1]
+    tables = [_attempt(path, settings.b0) for path in paths]
+
+    def table(i: int) -> tuple[Mask, Float64]:
+        """Of a volume; raises the DataError that its files met."""
+        found = tables[i]
+        if isinstance(found, DataError):
+            raise found
+        return found
+
+    def scheme(i: int) -> Scheme:
+        is_b0, rows = table(i)
+        lies = data.space(i)
+        return _rounded(rows[~is_b0] if lies is None else in_space(rows[~is_b0], lies.affine))
+
+    first, reference = _first(scheme, len(paths))
 
     def read(i: int) -> Array:
-        is_b0, scheme = schemes[i]
-        same_scheme(first, scheme, str(paths[i]), str(paths[0]))
+        same_scheme(reference, scheme(i), str(paths[i]), str(paths[first]))
+        is_b0, _ = table(i)
         signals = data.read(i)
         if len(signals) != len(is_b0):
             raise DataError(
@@ -81,7 +97,8 @@ def open_diffusion(found: DataSet, options: Sequence[str] = ()) -> DataSet:
 
     def space(i: int) -> Space | None:
         lies = data.space(i)
-        return None if lies is None else replace(lies, rest=(1 + len(schemes[i][1]),), dtype=None, scale=None)
+        weighted = int((~table(i)[0]).sum())
+        return None if lies is None else replace(lies, rest=(1 + weighted,), dtype=None, scale=None)
 
     return DataSet(
         data.name,
@@ -93,7 +110,7 @@ def open_diffusion(found: DataSet, options: Sequence[str] = ()) -> DataSet:
         stamp=data.stamp,
         ignored=[file for file in data.ignored if not file.lower().endswith((".bval", ".bvec"))],
         space=space,
-        scheme={"b0": [0], "scheme": first},
+        scheme={"b0": [0], "scheme": reference},
     )
 
 
@@ -132,8 +149,9 @@ def brain_mask(base: Float64) -> Mask:
     return np.asarray(ndimage.binary_fill_holes(bright))
 
 
-def read_scheme(volume: Path, largest_b0: float) -> tuple[Mask, Scheme]:
-    """Which images of a 4D volume are b=0, (N,), and the scheme of the others, from the text files beside it."""
+def read_scheme(volume: Path, largest_b0: float) -> tuple[Mask, Float64]:
+    """Which images of a 4D volume are b=0, (N,), and (N, 4): the b-value and the unit direction of each, relative to the axes of
+    the file as the text files beside it give them; zeros where there is none."""
     bval, bvec = (volume.parent / f"{stem(volume.name)}{suffix}" for suffix in (".bval", ".bvec"))
     if not bval.exists():
         raise DataError(f"{volume}: expected its b-values in {bval.name} beside it, got none; write that file.")
@@ -152,8 +170,22 @@ def read_scheme(volume: Path, largest_b0: float) -> tuple[Mask, Scheme]:
             raise DataError(f"{bvec}: expected 3 numbers for each of {len(b)} b-values, got {_numbers(bvec).shape}.")
         lengths = np.linalg.norm(read, axis=1, keepdims=True)
         directions = np.nan_to_num(read / np.where(lengths > 0, lengths, 1))
-    rows = np.concatenate([b[:, None], directions], 1)[~is_b0]
-    return is_b0, [[round(float(v), 6) for v in row] for row in rows]
+    return is_b0, np.concatenate([b[:, None], directions], 1)
+
+
+def in_space(rows: Float64, affine: Float64) -> Float64:
+    """(N, 4) of :func:`read_scheme` with directions to the patient's right, front and head, by FSL's convention.
+
+    Relative to the axes of the file, x turned round where the determinant of the affine is positive; of axes that are not
+    orthogonal, to the nearest ones that are (https://fsl.fmrib.ox.ac.uk/fsl/docs/#/diffusion/dtifit).
+
+    >>> in_space(np.array([[1000.0, 1.0, 0.0, 0.0]]), np.diag([2.0, 2.0, 2.0, 1.0])).tolist()
+    [[1000.0, -1.0, 0.0, 0.0]]
+    """
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    left, _, right = np.linalg.svd(axes)
+    x = -1.0 if np.linalg.det(axes) > 0 else 1.0
+    return np.concatenate([rows[:, :1], (rows[:, 1:] * [x, 1.0, 1.0]) @ (left @ right).T + 0.0], axis=1)
 
 
 def same_scheme(expected: Sequence[Sequence[float]], got: Sequence[Sequence[float]], name: str, of: str) -> None:
@@ -172,6 +204,28 @@ def same_scheme(expected: Sequence[Sequence[float]], got: Sequence[Sequence[floa
             f"instead of {a[k, 0]:g} and {a[k, 1:].round(2).tolist()} in weighted image {k} (and {int(far.sum()) - 1} more); "
             "use volumes of one acquisition scheme."
         )
+
+
+def _attempt(path: Path, largest_b0: float) -> tuple[Mask, Float64] | DataError:
+    try:
+        return read_scheme(path, largest_b0)
+    except DataError as error:
+        return error
+
+
+def _first(scheme: Callable[[int], Scheme], count: int) -> tuple[int, Scheme]:
+    """The first of ``count`` volumes that has a scheme, and that scheme; raises the first DataError where none has."""
+    error: DataError | None = None
+    for i in range(count):
+        try:
+            return i, scheme(i)
+        except DataError as met:
+            error = error or met
+    raise error or DataError("diffusion expects at least one volume, got none.")
+
+
+def _rounded(rows: Float64) -> Scheme:
+    return [[round(float(v), 6) + 0.0 for v in row] for row in rows]
 
 
 def _numbers(path: Path) -> Float64:

@@ -4,7 +4,7 @@ A set of tiles is named as ``slides:PATH``, a slide or a folder of them, with op
 ``slides:biopsies,tile=256,mpp=1,most=200,tissue=0.5,stain=macenko``:
 
 ``tile``    side in pixels (256)
-``mpp``     micrometres per pixel; the slide's own finest level unless given, which every slide must then say
+``mpp``     micrometres per pixel; the slide's own finest level unless given, which every slide must then say, and reach
 ``most``    tiles per slide, drawn without overlap (all)
 ``tissue``  share of a tile that must be tissue (0.5): darker than Otsu's threshold of the slide's overview
 ``stain``   none, macenko or vahadane, for each tile (none)
@@ -16,6 +16,7 @@ generic tiled TIFF ...).
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import threading
 from collections.abc import Sequence
@@ -35,6 +36,8 @@ from normalcy.data.stain import Stain, normalise
 from normalcy.errors import DataError
 
 SLIDE_SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif")
+_FINEST = 0.95
+"""Least mpp that is asked for, in that of the slide: scanners of one magnification differ by a few percent."""
 _OVERVIEW = 1024  # pixels along the longer side of the picture that tissue is looked for in
 
 
@@ -119,7 +122,13 @@ class Slide:
             raise DataError(
                 f"{self.path}: does not say its micrometres per pixel; leave mpp out or add it to the file."
             )
-        return max(1.0, self.settings.mpp / self.mpp)
+        asked = self.settings.mpp / self.mpp
+        if asked < _FINEST:
+            raise DataError(
+                f"{self.path}: expected mpp of at least the {self.mpp:.4g} micrometres per pixel of its finest level, got "
+                f"{self.settings.mpp:g}; choose one that all slides have."
+            )
+        return asked
 
     @cached_property
     def tissue(self) -> Mask:
@@ -146,24 +155,22 @@ class Slide:
             strips.append(np.asarray(Image.fromarray(file.read_region(*region, as_array=True)[..., :3]).reduce(step)))
         return np.concatenate(strips)
 
-    def tiles(self) -> list[Tile]:
-        """Tiles side by side with enough tissue; ``most`` of them. Partial ones at the right and lower border are left out."""
+    def tiles(self, cover: bool = False) -> list[Tile]:
+        """Tiles side by side with enough tissue; ``most`` of them. What is left over at the right and lower border, less than a
+        tile, is left out; with ``cover`` it is in tiles that end at the border and overlap their neighbours."""
         side = self.settings.tile * self.downsample
         width, height = self.size
-        rows, columns = int(height // side), int(width // side)
         share = np.array(self.tissue, np.float64)
         places = []
-        for row in range(rows):
-            for column in range(columns):
-                top, left = (
-                    int(k * side * n / full) for k, n, full in zip((row, column), share.shape, (height, width))
-                )
+        for y in _starts(height, side, cover):
+            for x in _starts(width, side, cover):
+                top, left = (int(start * n / full) for start, n, full in zip((y, x), share.shape, (height, width)))
                 bottom, right = (
-                    max(int((k + 1) * side * n / full), start + 1)
-                    for k, n, full, start in zip((row, column), share.shape, (height, width), (top, left))
+                    max(int((start + side) * n / full), first + 1)
+                    for start, n, full, first in zip((y, x), share.shape, (height, width), (top, left))
                 )
                 if share[top:bottom, left:right].mean() >= self.settings.tissue:
-                    places.append(Tile(round(column * side), round(row * side)))
+                    places.append(Tile(round(x), round(y)))
         if self.settings.most is not None and len(places) > self.settings.most:
             places = sorted(random.Random(0).sample(places, self.settings.most))
         return places
@@ -206,12 +213,26 @@ def slide_files(path: Path) -> list[Path]:
     return files
 
 
-def tiles_of(slides: Sequence[Slide], names: Sequence[str], name: str) -> DataSet:
-    """A data set of the tiles of slides; each slide is a case. Slides that cannot be read are listed as ignored."""
+def _starts(length: int, side: float, cover: bool) -> list[float]:
+    """Where tiles of a side begin along a length.
+
+    >>> _starts(100, 30.0, False), _starts(100, 30.0, True), _starts(20, 30.0, True)
+    ([0.0, 30.0, 60.0], [0.0, 30.0, 60.0, 70.0], [])
+    """
+    whole = int(length // side)
+    starts = [k * side for k in range(whole)]
+    return [*starts, float(math.floor(length - side))] if cover and whole and length - whole * side >= 1 else starts
+
+
+def tiles_of(slides: Sequence[Slide], names: Sequence[str], name: str, cover: bool = False) -> DataSet:
+    """A data set of the tiles of slides (``cover``: see :meth:`Slide.tiles`); each slide is a case.
+
+    Slides that cannot be read are listed as ignored.
+    """
     items, places, ignored, errors = [], [], [], []
     for k, (slide, slide_name) in enumerate(zip(slides, names)):
         try:
-            found = slide.tiles()
+            found = slide.tiles(cover)
         except DataError as error:
             ignored.append(slide_name)
             errors.append(error)

@@ -11,7 +11,7 @@ import numpy as np
 
 from normalcy.arrays import Indices
 from normalcy.data.dataset import DataSet
-from normalcy.errors import DataError
+from normalcy.errors import DataError, NormalcyWarning
 
 
 def hold_out(cases: Sequence[str], fraction: float = 0.1, minimum: int = 20, seed: int = 0) -> tuple[Indices, Indices]:
@@ -33,6 +33,7 @@ def hold_out(cases: Sequence[str], fraction: float = 0.1, minimum: int = 20, see
         warnings.warn(
             f"only {len(carved)} of {count} normal images could be set aside for calibration, fewer than {minimum}: "
             "p-values and thresholds will be coarse; add normal images (or cases, if there are few).",
+            NormalcyWarning,
             stacklevel=2,
         )
     return np.setdiff1d(np.arange(count), carved), carved

@@ -16,13 +16,14 @@ import io
 import math
 import re
 import zlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from normalcy.arrays import Array, Float64
+from normalcy.arrays import Array, Float64, Mask
 from normalcy.data.formats import MAX_VALUES, is_nifti, own
 from normalcy.errors import DataError
 from normalcy.files import write_bytes
@@ -49,13 +50,26 @@ class Space:
     oriented: bool = True
     """Whether the file says how it lies in the patient; a photograph or a plain X-ray does not."""
     modality: str | None = None
-    """Of DICOM: CT, MR and so on."""
+    """Of DICOM: CT, MR, RTDOSE and so on."""
+    unit: str | None = None
+    """Of the values, in the terms of DICOM: HU, GY, BQML and so on; None where the file gives none."""
+    padding: tuple[float, float] | None = None
+    """Values, from and to, that fill what was not imaged (:func:`imaged`); None: there are none."""
     files: tuple[str, ...] = ()
     """Of DICOM: the files that the slices come from, in their order."""
+    step: float | None = None
+    """Distance of neighbouring images along the fourth axis, in s where the file does not say otherwise (``nifti``)."""
+    nifti: Mapping[str, Any] | None = None
+    """Of NIfTI: what the header says of places and units (``_PLACES``), so that results say the same."""
 
     @property
     def order(self) -> tuple[tuple[int, bool], ...]:
-        """For each of z, y and x: the file's axis that runs along it, and whether it runs against it."""
+        """For each of z, y and x: the file's axis that runs along it, and whether it runs against it.
+
+        Of a file that does not say how it lies, the axes as they are.
+        """
+        if not self.oriented:
+            return (2, False), (1, False), (0, False)
         orientation = require_nibabel("Space").orientations.io_orientation(self.affine)
         towards = {int(world): (axis, bool(sign < 0)) for axis, (world, sign) in enumerate(orientation)}
         return tuple(towards[world] for world in (2, 1, 0))
@@ -127,7 +141,8 @@ class Space:
         affine[:3, 3] += affine[:3, :3] @ origin
         channels = selection.get("t")
         rest = self.rest if channels is None else (channels[1] - channels[0],)
-        return replace(self, shape=(shape[0], shape[1], shape[2]), affine=affine, rest=rest)
+        nifti = None if self.nifti is None else _moved(self.nifti, origin, channels[0] if channels else 0)
+        return replace(self, shape=(shape[0], shape[1], shape[2]), affine=affine, rest=rest, nifti=nifti)
 
 
 # -- parts of a volume -------------------------------------------------------------------------------------------------
@@ -216,15 +231,32 @@ def write_volume(path: Path | str, x: Array, space: Space, like_file: bool = Fal
         stored = np.clip(stored, limits.min, limits.max).astype(kept)
     else:
         stored = ((stored - intercept) / slope if space.scale else stored).astype(kept)
-    kind = nibabel.Nifti1Image if max(stored.shape) < 2**15 else nibabel.Nifti2Image
-    image = kind(np.ascontiguousarray(stored), space.affine, dtype=stored.dtype)
-    image.header.set_xyzt_units("mm")
-    if like_file and space.scale:
-        image.header.set_slope_inter(slope, intercept)
-        data = _with_scale(image, stored, slope, intercept)
+    second = max(stored.shape) >= 2**15 or (space.nifti is not None and space.nifti["sizeof_hdr"] == 540)
+    header = nibabel.Nifti2Header() if second else nibabel.Nifti1Header()
+    header.set_data_dtype(stored.dtype.newbyteorder("="))
+    header.set_data_shape(stored.shape)
+    if space.nifti is not None:
+        for field in _PLACES:
+            header[field] = space.nifti[field]
     else:
-        data = image.to_bytes()
-    write_bytes(path, gzip.compress(data, 1, mtime=0))
+        header.set_sform(space.affine, "scanner")
+        header.set_qform(space.affine, "scanner" if _is_orthogonal(space.affine) else "unknown")  # it has no shears
+        header["pixdim"][4] = space.step or 1.0
+        header.set_xyzt_units("mm", None if space.step is None else "sec")
+    if not space.oriented:
+        header["descrip"] = _UNORIENTED
+    header["vox_offset"] = 544 if second else 352
+    header["scl_slope"], header["scl_inter"] = (slope, intercept) if like_file else (1.0, 0.0)
+    values = stored.astype(stored.dtype.newbyteorder("<")).tobytes("F")
+    write_bytes(path, gzip.compress(header.binaryblock + b"\0" * 4 + values, 1, mtime=0))  # four bytes: no extensions
+
+
+def imaged(x: Array, space: Space | None) -> Mask:
+    """(*size): where a volume (C, *size) holds what was imaged; False where all channels are padding."""
+    if space is None or space.padding is None:
+        return np.ones(x.shape[1:], bool)
+    low, high = space.padding
+    return np.asarray(((x < low) | (x > high)).any(axis=0))
 
 
 def require_nibabel(who: str) -> Any:
@@ -233,14 +265,6 @@ def require_nibabel(who: str) -> Any:
     except ImportError:
         raise DataError(f'{who}: volumes need nibabel; pip install "normalcy[medical]".') from None
     return nibabel
-
-
-def _with_scale(image: Any, stored: Array, slope: float, intercept: float) -> bytes:
-    """nibabel resets slope and intercept when it writes: header, four bytes without extensions, values as they are."""
-    image.header["vox_offset"] = 352 if image.header.sizeof_hdr == 348 else 544
-    image.header["scl_slope"], image.header["scl_inter"] = slope, intercept
-    header: bytes = image.header.binaryblock
-    return header + b"\0" * 4 + stored.astype(stored.dtype.newbyteorder("<")).tobytes("F")
 
 
 def _nifti(data: bytes) -> tuple[Array, Space]:
@@ -259,8 +283,8 @@ def _nifti(data: bytes) -> tuple[Array, Space]:
         x = x.astype(np.float64)
     if space.scale is not None:
         slope, intercept = space.scale
-        wide = np.float64 if stored_type.itemsize > 2 else np.float32
-        x = (x.astype(wide) * wide(slope) + wide(intercept)).astype(np.float32)
+        x = x.astype(np.float64 if stored_type.itemsize > 2 else np.float32)
+        x = (x * x.dtype.type(slope) + x.dtype.type(intercept)).astype(np.float32)
     return own(x, "volume"), space
 
 
@@ -271,7 +295,7 @@ def _nifti_header(raw: bytes) -> Any:
         raise ValueError("a NIfTI header whose voxels are in another file; convert the pair to one .nii file")
     logger = nibabel.imageglobals.logger
     logger.disabled = True  # its remarks on damaged headers end as our errors
-    return kind.from_fileobj(io.BytesIO(raw))
+    return kind(raw[: kind.sizeof_hdr])  # without extensions, which may be long
 
 
 def _nifti_space(header: Any) -> Space:
@@ -279,7 +303,42 @@ def _nifti_space(header: Any) -> Space:
     slope, intercept = header.get_slope_inter()
     scale = None if slope is None or (slope, intercept) == (1.0, 0.0) else (float(slope), float(intercept or 0.0))
     affine = np.asarray(header.get_best_affine(), np.float64)
-    return _make_space(tuple(int(n) for n in header.get_data_shape()), affine, stored, scale)
+    affine[:3] *= _MM.get(int(header["xyzt_units"]) & 7, 1.0)
+    space = _make_space(tuple(int(n) for n in header.get_data_shape()), affine, stored, scale)
+    places = {field: header[field].copy() for field in _PLACES}
+    oriented = bytes(header["descrip"].item()) != _UNORIENTED
+    return replace(space, oriented=oriented, nifti={**places, "sizeof_hdr": int(header["sizeof_hdr"])})
+
+
+_MM = {1: 1e3, 2: 1.0, 3: 1e-3}
+"""Codes of NIfTI's units of length (metre, millimetre, micron) -> mm."""
+_PLACES = (
+    "pixdim", "xyzt_units", "toffset", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d",
+    "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z",
+)  # fmt: skip
+"""Fields of a NIfTI header that place and scale voxels."""
+_UNORIENTED = b"normalcy: not oriented"
+"""Description of a NIfTI file of what does not say how it lies, so that it is not turned when it is read again."""
+
+
+def _moved(nifti: Mapping[str, Any], origin: Float64, first: int) -> dict[str, Any]:
+    """The fields for a part that begins at the voxel ``origin`` and the image ``first`` of the fourth axis."""
+    nibabel = require_nibabel("NIfTI")
+    header = nibabel.Nifti2Header()
+    for field in _PLACES:
+        header[field] = nifti[field]
+    moved = dict(nifti)
+    for axis, (by_q, by_s) in enumerate(zip(header.get_qform()[:3, :3] @ origin, header.get_sform()[:3, :3] @ origin)):
+        name = WORLD[axis]
+        moved[f"qoffset_{name}"] = nifti[f"qoffset_{name}"] + by_q
+        moved[f"srow_{name}"] = nifti[f"srow_{name}"] + np.array([0, 0, 0, by_s])
+    moved["toffset"] = nifti["toffset"] + first * nifti["pixdim"][4]
+    return moved
+
+
+def _is_orthogonal(affine: Float64) -> bool:
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(np.abs(axes.T @ axes - np.eye(3)).max() < 1e-4)
 
 
 def _nrrd(data: bytes) -> tuple[Array, Space]:
@@ -296,21 +355,58 @@ def _nrrd(data: bytes) -> tuple[Array, Space]:
     if math.prod(sizes) > MAX_VALUES or min(sizes) < 1:
         raise ValueError(f"claims the shape {tuple(sizes)}, at most {MAX_VALUES:,} values are read")
     x = nrrd.read_data(header, file, index_order="F")
-    directions = np.asarray(header.get("space directions", np.eye(3)[: min(3, len(sizes))]), np.float64)
-    in_space = (
-        np.flatnonzero(np.isfinite(directions).all(1)) if "space directions" in header else np.arange(len(directions))
-    )
-    if not 2 <= len(in_space) <= 3 or directions.shape[1] != 3:
-        raise ValueError(f"has {len(in_space)} axes in space, expected 2 or 3 axes of 3 numbers")
+    in_space, directions, steps = _nrrd_axes(header, len(sizes))
     signs = _signs(str(header.get("space", "left-posterior-superior")))
     affine = np.eye(4)
-    affine[:3, : len(in_space)] = directions[in_space].T
+    affine[:3, : len(in_space)] = directions.T
     if len(in_space) == 2:
-        affine[:3, 2] = np.cross(affine[:3, 0], affine[:3, 1])
-    affine[:3, 3] = header.get("space origin", np.zeros(3))
+        normal = np.cross(affine[:3, 0], affine[:3, 1])
+        affine[:3, 2] = normal / max(float(np.linalg.norm(normal)), 1e-12)
+    origin = np.asarray(header.get("space origin", np.zeros(3)), np.float64)[:3]
+    affine[: len(origin), 3] = origin
     x = np.moveaxis(x, in_space, range(len(in_space)))
     x = x[:, :, None] if len(in_space) == 2 else x
-    return x, _make_space(x.shape, np.diag([*signs, 1.0]) @ affine, x.dtype, None)
+    space = _make_space(x.shape, np.diag([*signs, 1.0]) @ affine, x.dtype, None)
+    return x, replace(space, step=steps[0] if len(steps) == 1 else None)
+
+
+def _nrrd_axes(header: Mapping[str, Any], count: int) -> tuple[list[int], Float64, list[float]]:
+    """Which axes run through space, their directions (N, 3), and the steps along those others that have one.
+
+    Space directions go before kinds, kinds before spacings; without any of them the first three axes are those of space.
+    """
+    kinds = [str(kind).lower() for kind in header.get("kinds", [])]
+    spacings = np.asarray(header.get("spacings", np.full(count, np.nan)), np.float64)
+    if "space directions" in header:
+        given = np.asarray(header["space directions"], np.float64)
+        finite = np.isfinite(given).all(1)
+        in_time = finite & (given[:, 3:] != 0).any(1)  # of a space with time, such as right-anterior-superior-time
+        axes = np.flatnonzero(finite & ~in_time).tolist()
+        directions = np.pad(given[axes, :3], [(0, 0), (0, max(0, 3 - given.shape[1]))])
+        others = [float(given[axis, 3]) for axis in np.flatnonzero(in_time)]
+    else:
+        if "space" in header or "axis mins" in header or "axis maxs" in header:
+            raise ValueError(
+                "places its axes by a space, minima or maxima alone, expected space directions or spacings"
+            )
+        axes = [axis for axis in range(count) if not kinds or kinds[axis] in ("domain", "space")][:3]
+        directions = np.diag(np.where(np.isfinite(spacings), spacings, 1.0)[axes])
+        directions = np.pad(directions, [(0, 0), (0, max(0, 3 - len(axes)))])
+        others = [float(spacings[axis]) for axis in range(count) if axis not in axes and np.isfinite(spacings[axis])]
+    if not 2 <= len(axes) <= 3:
+        raise ValueError(f"has {len(axes)} axes in space, expected 2 or 3 axes")
+    units = [
+        *header.get("space units", []),
+        *(unit for axis, unit in enumerate(header.get("units", [])) if axis in axes),
+    ]
+    _check_millimetres(units)
+    return axes, directions, others
+
+
+def _check_millimetres(units: Iterable[str]) -> None:
+    for unit in units:
+        if not re.fullmatch(r'"?(mm|millimet(er|re)s?|none|\?*|)"?', str(unit).strip(), flags=re.IGNORECASE):
+            raise ValueError(f"gives lengths in {str(unit)[:20]}, expected mm; write it again in mm")
 
 
 def _signs(space: str) -> tuple[float, float, float]:
@@ -362,15 +458,24 @@ def _meta_image(data: bytes) -> tuple[Array, Space]:
         raise ValueError("truncated: the values need more bytes than the file has")
     x = np.frombuffer(raw, kind, wanted // kind.itemsize).reshape(channels, *sizes, order="F")
     x = np.moveaxis(x, 0, -1) if channels > 1 else x[0]
-    matrix = np.array(fields.get("TransformMatrix", " ".join(map(str, np.eye(count).ravel()))).split(), float)
-    spacing = np.array(fields.get("ElementSpacing", "1 " * count).split(), float)
-    origin = next((fields[key] for key in ("Offset", "Position", "Origin") if key in fields), "0 " * count)
+    _check_millimetres([fields.get("DistanceUnits", "mm")])
+    if int(fields.get("HeaderSize", 0)):
+        raise ValueError("has a second header (HeaderSize) before its values; save it without one")
+
+    def numbers(names: str, default: str) -> Float64:
+        """Of the first of these synonyms that is there."""
+        return np.array(next((fields[key] for key in names.split() if key in fields), default).split(), float)
+
+    matrix = numbers("TransformMatrix Rotation Orientation", " ".join(map(str, np.eye(count).ravel())))
+    spacing = numbers("ElementSpacing ElementSize", "1 " * count)
+    origin = numbers("Offset Position Origin", "0 " * count)
     used = min(count, 3)
     affine = np.eye(4)
     affine[:used, :used] = (matrix.reshape(count, count) * spacing[:, None])[:used, :used].T
-    affine[:used, 3] = np.array(origin.split(), float)[:used]
+    affine[:used, 3] = origin[:used]
     x = x[:, :, None] if count == 2 else x
-    return x, _make_space(x.shape, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine, kind.newbyteorder("="), None)
+    space = _make_space(x.shape, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine, kind.newbyteorder("="), None)
+    return x, replace(space, step=float(spacing[3]) if count == 4 else None)
 
 
 def _make_space(

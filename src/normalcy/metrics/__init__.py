@@ -1,7 +1,8 @@
 """Metrics as functions over arrays: NumPy and SciPy only, no knowledge of methods, files or models.
 
 `ranking`: scores against labels. `regions`: maps against masks by region. `overlap`: maps against masks by pixel.
-`bootstrap`: intervals and tests. Larger scores are stranger; flagged is ``score > threshold``, everywhere.
+`bootstrap`: intervals and tests. `intervals`: of proportions. Higher scores are more anomalous; flagged is
+``score > threshold``, everywhere.
 """
 
 from normalcy.metrics.bootstrap import (
@@ -15,6 +16,7 @@ from normalcy.metrics.bootstrap import (
     pixel_auroc_interval,
     pixel_average_precision_interval,
 )
+from normalcy.metrics.intervals import wilson
 from normalcy.metrics.overlap import (
     dice,
     dice_per_image,
@@ -111,5 +113,6 @@ __all__ = [
     "region_hits",
     "regions_of",
     "roc_curve",
+    "wilson",
     "youden",
 ]

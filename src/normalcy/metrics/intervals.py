@@ -1,19 +1,17 @@
-"""Confidence intervals of proportions."""
-
-from __future__ import annotations
+"""Intervals of proportions."""
 
 import math
 
 
 def wilson(k: int, n: int) -> tuple[float, float]:
-    """95 % interval of a share, k of n (Wilson 1927), sound for small n and for 0 and n of n too.
+    """95 % interval of a proportion, k of n (Wilson 1927), valid for small n and for 0 and n of n too.
 
     >>> [round(end, 3) for end in wilson(4, 53)], wilson(0, 0)
     ([0.03, 0.179], (nan, nan))
     """
+    from scipy.stats import binomtest
+
     if not n:
         return math.nan, math.nan
-    z2 = 1.959964**2
-    centre = (k + z2 / 2) / (n + z2)
-    half = math.sqrt(z2 * (k * (n - k) / n + z2 / 4)) / (n + z2)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    interval = binomtest(k, n).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(interval.low), float(interval.high)

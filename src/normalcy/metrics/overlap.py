@@ -59,10 +59,10 @@ def pixel_f1_at(maps: Maps, masks: Masks, threshold: float) -> float:
     for scores, mask in checked_pairs("pixel_f1_at", maps, masks):
         found = flagged(scores, threshold)
         pixels += found.size
-        total += np.count_nonzero(found)
+        total += int(np.count_nonzero(found))
         if mask is not None:
-            both += np.count_nonzero(found & mask)
-            marked += np.count_nonzero(mask)
+            both += int(np.count_nonzero(found & mask))
+            marked += int(np.count_nonzero(mask))
     return 2 * both / (total + marked) if 0 < marked < pixels else float("nan")
 
 

@@ -1,11 +1,10 @@
-"""Random transforms of training batches, as the papers use them; each image of a batch is drawn on its own.
+"""Augmentation: random transforms of training batches, drawn for each image on its own.
 
 ``rotate90``         0, 90, 180 or 270 degrees with equal probability (textures and objects without an upright side)
 ``flip``             horizontally and vertically, each with probability 1/2
 ``flip_horizontal``  with probability 1/2
 ``rotate:DEGREES``   uniform in +-DEGREES about the centre, bilinear, the border reflected (10 for upright objects)
-``crop:SIDE``        a random square (cube) of this side. Test images are not cropped here: score whole images, or put
-                     the matching ``centre_crop`` into the preprocessing of a detector of its own
+``crop:SIDE``        a random square (cube) of this side; a detector then scores each image by tiles of this side
 ``shift:PIXELS``     whole pixels, uniform in +-PIXELS along each axis, the border reflected
 
 The list for textures in the paper of ``lsr`` (section 4.3.1) is ``("rotate90", "flip", "crop:256")``, for upright
@@ -19,44 +18,103 @@ and ``flip`` mirrors these two; ``crop`` and ``shift`` act on all three.
 (True, torch.Size([8, 1, 32, 32]))
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from normalcy.errors import DataError
-from normalcy.preprocessing.steps import Form, Step, read_step
+from normalcy.preprocessing import grammar
+from normalcy.preprocessing.grammar import Form, Number, by_name, read_step
 
-TRANSFORMS: Mapping[str, Form] = {
-    "rotate90": Form("rotate90"),
-    "flip": Form("flip"),
-    "flip_horizontal": Form("flip_horizontal"),
-    "rotate": Form("rotate:DEGREES", ((0, 180, False),)),
-    "crop": Form("crop:SIDE", ((1, 65536, True),)),
-    "shift": Form("shift:PIXELS", ((1, 65536, True),)),
-}
+Shape = tuple[int, ...]
+
+
+class Transform(grammar.Step):
+    """A random transform."""
+
+    def size(self, shape: Shape) -> Shape:
+        """Spatial shape after the transform."""
+        return shape
+
+    def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """(B, C, *spatial) -> (B, C, *size(spatial)); ``images`` stay as they are."""
+        raise NotImplementedError
+
+
+class Rotate90(Transform):
+    name = "rotate90"
+
+    def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        return _rotate90(images, generator)
+
+
+class Flip(Transform):
+    name = "flip"
+
+    def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        return _flip(_flip(images, generator, -1), generator, -2)
+
+
+class FlipHorizontal(Transform):
+    name = "flip_horizontal"
+
+    def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        return _flip(images, generator, -1)
+
+
+class Rotate(Transform):
+    name = "rotate"
+    form = Form((Number("DEGREES", "a number from 0 to 180", 0, 180),))
+
+    def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        return _rotate(images, generator, self.numbers[0])
+
+
+class Crop(Transform):
+    name = "crop"
+    form = Form((Number("SIDE", "a whole number from 1 to 65536", 1, 65536, whole=True),))
+
+    def size(self, shape: Shape) -> Shape:
+        return (int(self.numbers[0]),) * len(shape)
+
+    def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        return _crop(images, generator, self.size(images.shape[2:]))
+
+
+class Shift(Transform):
+    name = "shift"
+    form = Form((Number("PIXELS", "a whole number from 1 to 65536", 1, 65536, whole=True),))
+
+    def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        return _shift(images, generator, int(self.numbers[0]))
+
+
+TRANSFORMS = by_name(Rotate90, Flip, FlipHorizontal, Rotate, Crop, Shift)
+"""Name -> transform."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """Random transforms in the order of ``words``; raises SettingsError for an unknown word."""
+    """Random transforms, in order; raises SettingsError for one that is unknown or has impossible arguments."""
 
-    words: tuple[str, ...] = ()
-    plan: tuple[Step, ...] = dataclasses.field(init=False, repr=False, compare=False)
+    steps: tuple[str, ...] = ()
+    plan: tuple[Transform, ...] = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "words", tuple(self.words))
-        object.__setattr__(self, "plan", tuple(read_step(word, TRANSFORMS, "augment") for word in self.words))
+        object.__setattr__(self, "steps", tuple(self.steps))
+        object.__setattr__(self, "plan", tuple(read_step(text, TRANSFORMS, "augment") for text in self.steps))
 
-    def size_of(self, shape: Iterable[int]) -> tuple[int, ...]:
+    def size_of(self, shape: Iterable[int]) -> Shape:
         """Spatial shape of an image of spatial ``shape`` after the transforms: only ``crop`` changes it."""
         size = tuple(shape)
         for step in self.plan:
-            if step.name == "crop":
-                size = (int(step.numbers[0]),) * len(size)
+            size = step.size(size)
         return size
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -65,21 +123,11 @@ class Augment:
         ``images`` stays as it was. Numbers are drawn on the generator's device.
         """
         for step in self.plan:
-            number = step.numbers[0] if step.numbers else 0.0
-            match step.name:
-                case "rotate90":
-                    images = _rotate90(images, generator)
-                case "flip":
-                    images = _flip(_flip(images, generator, -1), generator, -2)
-                case "flip_horizontal":
-                    images = _flip(images, generator, -1)
-                case "rotate":
-                    images = _rotate(images, generator, number)
-                case "crop":
-                    images = _crop(images, generator, (int(number),) * (images.ndim - 2))
-                case "shift":
-                    images = _shift(images, generator, int(number))
+            images = step.apply(images, generator)
         return images
+
+
+# -- private ---------------------------------------------------------------------------------------------------------
 
 
 def _uniform(n: int, generator: torch.Generator, like: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A data set decoded and preprocessed once: an array in memory, or on disk where memory would not hold it."""
+"""A data set decoded and preprocessed once, into memory or, beyond a limit, onto disk."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WHOLE = ViewSettings()
 
 
 class DiskImages:
-    """Images (N, C, *spatial), float32, in a raw file; read where indexed. Travels to other processes by name."""
+    """Images (N, C, *spatial), float32, in a raw file, read where indexed; pickled as the file's path."""
 
     def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
         self.path, self.shape = path, shape
@@ -43,16 +43,16 @@ def decode(
     preprocess: Preprocess,
     spill: Path,
     *,
-    cutting: ViewSettings = WHOLE,
+    views: ViewSettings = WHOLE,
     memory: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Float32 | DiskImages, Indices, list[Failure]]:
     """All images as one float32 array (N, C, *spatial), the item each row comes from, and the images that failed.
 
-    Every image gives all the pieces that ``cutting`` makes of it. Beyond ``memory`` bytes (default: a
-    quarter of what is free) rows go to the file ``spill``. Images that cannot be read are listed and left out.
+    Every image gives all the inputs (itself, tiles, slices) that ``views`` makes of it. Beyond ``memory`` bytes (default:
+    a quarter of what is free) rows go to the file ``spill``. Images that cannot be read are listed and left out.
 
-    Raises DataError when all are bad, or when their pieces differ in size.
+    Raises DataError when all are bad, or when the inputs differ in size.
     """
     limit = memory if memory is not None else free_memory() // 4
     rows: list[Float32] = []
@@ -61,7 +61,7 @@ def decode(
     held, on_disk, shape = 0, 0, None
     file = None
     try:
-        for i, result in enumerate(_in_order(data, lambda i: _one(data, preprocess, cutting, i))):
+        for i, result in enumerate(_in_order(data, lambda i: _one(data, preprocess, views, i))):
             if on_progress is not None:
                 on_progress(i + 1, len(data))
             if isinstance(result, DataError):
@@ -110,9 +110,9 @@ def free_memory() -> int:
     return 4 * 1024**3  # no such file (macOS, Windows): assume a small machine
 
 
-def _one(data: DataSet, preprocess: Preprocess, cutting: ViewSettings, i: int) -> Float32 | DataError:
+def _one(data: DataSet, preprocess: Preprocess, views: ViewSettings, i: int) -> Float32 | DataError:
     try:
-        return cutting.cut(preprocess, data.read(i))[0]
+        return views.cut(preprocess, data.read(i))[0]
     except DataError as error:
         return error
 

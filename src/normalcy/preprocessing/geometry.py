@@ -1,4 +1,4 @@
-"""What was done to the geometry of one image, and its inverse for maps, masks and images."""
+"""Geometry of preprocessing: moves (resize, crop, pad), their inverses, and maps and masks taken through them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from normalcy.arrays import Float32, Mask
+from normalcy.arrays import Array, Float32, Mask
 from normalcy.errors import DataError
-from normalcy.preprocessing.steps import Step
 
 Shape = tuple[int, ...]
 
 
 class Move(NamedTuple):
-    """One geometric step. ``start``: where the shorter grid begins in the longer one (crop and pad)."""
+    """A geometric step as applied to one image: spatial shapes ``before`` and ``after``.
+
+    ``start``: index in the longer grid at which the shorter one starts, for each axis (crop and pad). ``mode``: of pad.
+    """
 
     kind: Literal["resize", "crop", "pad"]
     before: Shape
@@ -26,30 +28,72 @@ class Move(NamedTuple):
     start: Shape = ()
     mode: str = ""
 
+    def apply(self, x: Float32) -> Float32:
+        """(C, *before) -> (C, *after)."""
+        if self.kind == "resize":
+            return resize(x, self.after)
+        if self.kind == "crop":
+            return x[_box(self.start, self.after)]
+        if self.mode == "zero":
+            return np.pad(x, self._widths())
+        return np.pad(x, self._widths(), mode="edge" if self.mode == "edge" else "reflect")
+
+    def invert(self, x: Float32) -> Float32:
+        """(C, *after) -> (C, *before); a crop is undone by repeating the edge."""
+        if self.kind == "resize":
+            return resize(x, self.before)
+        if self.kind == "crop":
+            return np.pad(x, self._widths(), mode="edge")
+        return x[_box(self.start, self.before)]
+
+    def positions_before(self, position: npt.ArrayLike, axis: int) -> npt.NDArray[np.float64]:
+        """Positions along an axis after the move -> before it; pixel i covers [i, i + 1)."""
+        after = np.asarray(position, np.float64)
+        if self.kind == "resize":
+            return after * self.before[axis] / self.after[axis]
+        return after + self.start[axis] if self.kind == "crop" else after - self.start[axis]
+
+    def _widths(self) -> list[tuple[int, int]]:
+        """Pixels that the longer grid has before and after the shorter one, for each axis of (C, *spatial)."""
+        sides = zip(self.start, self.before, self.after)
+        return [(0, 0), *((start, abs(before - after) - start) for start, before, after in sides)]
+
 
 class Affine(NamedTuple):
-    """One intensity step: value before = offset + scale * value after."""
+    """An intensity step: value before = offset + scale * value after."""
 
     offset: float
     scale: float
 
+    def invert(self, values: Array) -> Array:
+        inverted: Array = values * self.scale + self.offset
+        return inverted
+
 
 class Channels(NamedTuple):
-    """Conversion between one and three channels."""
+    """Conversion between one and three channels. Its inverse is the mean, repeated."""
 
     before: int
     after: int
+
+    def invert(self, values: Array) -> Array:
+        """(after, *spatial) -> (before, *spatial)."""
+        return np.repeat(values.mean(axis=0, keepdims=True), self.before, axis=0)
+
+
+Entry = Move | Affine | Channels
+"""What a step did to one image, with its inverse."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
     """What was done to one image: enough to bring a map back to the size and place of its file.
 
-    ``shape``: spatial shape of the input. ``trace``: the steps in order, with the numbers this image gave them.
+    ``shape``: spatial shape of the input. ``trace``: the steps in order, with the numbers of this image.
     """
 
     shape: Shape
-    trace: tuple[Move | Affine | Channels, ...] = ()
+    trace: tuple[Entry, ...] = ()
 
     @property
     def moves(self) -> tuple[Move, ...]:
@@ -57,26 +101,34 @@ class Geometry:
 
     @property
     def size(self) -> Shape:
-        """Spatial shape of what the method sees."""
+        """Spatial shape after preprocessing."""
         return self.moves[-1].after if self.moves else self.shape
+
+    def positions_before(self, position: npt.ArrayLike, axis: int) -> npt.NDArray[np.float64]:
+        """Positions along an axis after preprocessing -> in the input; pixel i covers [i, i + 1)."""
+        before = np.asarray(position, np.float64)
+        for move in reversed(self.moves):
+            before = move.positions_before(before, axis)
+        return before
 
     @property
     def examined(self) -> tuple[slice, ...]:
-        """The box of the input that the method saw; the rest was cropped away."""
-        low, high = [0.0] * len(self.shape), [float(side) for side in self.size]
-        for move in reversed(self.moves):
-            for axis, (before, after) in enumerate(zip(move.before, move.after)):
-                factor = before / after if move.kind == "resize" else 1.0
-                shift = 0 if move.kind == "resize" else move.start[axis] * (1 if move.kind == "crop" else -1)
-                low[axis] = min(max(low[axis] * factor + shift, 0.0), before)
-                high[axis] = min(max(high[axis] * factor + shift, 0.0), before)
-        # A pixel belongs to the box when its centre does; the tolerance absorbs rounding of before / after.
-        return tuple(slice(math.ceil(a - 0.5 - 1e-6), math.ceil(b - 0.5 - 1e-6)) for a, b in zip(low, high))
+        """The box of the input that remains after all crops."""
+        box = []
+        for axis, side in enumerate(self.size):
+            ends = np.array([0.0, side])
+            for move in reversed(self.moves):
+                ends = move.positions_before(ends, axis).clip(0, move.before[axis])  # clip: padding is not input
+            # A pixel belongs to the box when its centre does; the tolerance absorbs rounding of before / after.
+            low, high = (math.ceil(end - 0.5 - 1e-6) for end in ends.tolist())
+            box.append(slice(low, high))
+        return tuple(box)
 
     def invert_map(self, map: npt.ArrayLike, fill: float | Literal["min"] = "min") -> Float32:
         """Bring a map (*size) back to (*shape), float32.
 
-        What was cropped away was not examined: it gets the minimum of the map, or ``fill``.
+        What was cropped away was not examined: it gets the minimum of the map, or ``fill``. Raises DataError for a map of
+        another size.
         """
         x = np.asarray(map, dtype=np.float32)
         if x.shape != self.size:
@@ -86,22 +138,23 @@ class Geometry:
     def invert(self, x: Float32) -> Float32:
         """(C, *size) -> (C, *shape): geometric steps alone; what was cropped away repeats the edge."""
         for move in reversed(self.moves):
-            x = _undo(x, move)
+            x = move.invert(x)
         return x
 
-    def forward_mask(self, mask: npt.ArrayLike, share: float = 0.5) -> Mask:
-        """Take a mask (*shape) to (*size): marked where at least ``share`` of a pixel's (smoothed) area is marked.
+    def forward_mask(self, mask: npt.ArrayLike, fraction: float = 0.5) -> Mask:
+        """Take a mask (*shape) to (*size): marked where at least ``fraction`` of a pixel's (smoothed) area is marked.
 
-        A small ``share`` (0.01) keeps marks that are thinner than a pixel of the result.
+        A small ``fraction`` (0.01) keeps marks that are thinner than a pixel of the result. Raises DataError for a mask
+        of another shape.
         """
         x = np.asarray(mask)
         if x.shape != self.shape:
             raise DataError(f"Geometry expects a mask {self.shape}, got {x.shape}; give the mask of this very image.")
         area: Float32 = (x != 0).astype(np.float32)[None]
         for move in self.moves:
-            area = _do(area, move)
-        # A hair below the share: the weights of the interpolation sum to 1 only up to rounding.
-        return np.asarray(area[0] >= share - 1e-6)
+            area = move.apply(area)
+        # Slightly below the fraction: the weights of the interpolation sum to 1 only up to rounding.
+        return np.asarray(area[0] >= fraction - 1e-6)
 
     def _keep_examined(self, x: Float32, outside: float) -> Float32:
         box = self.examined
@@ -112,37 +165,11 @@ class Geometry:
         return kept
 
 
-def _do(x: Float32, move: Move) -> Float32:
-    """(C, *before) -> (C, *after)."""
-    if move.kind == "resize":
-        return _resize(x, move.after)
-    if move.kind == "crop":
-        return x[_box(move.start, move.after)]
-    widths = [(0, 0), *((s, a - b - s) for s, b, a in zip(move.start, move.before, move.after))]
-    if move.mode == "zero":
-        return np.pad(x, widths)
-    return np.pad(x, widths, mode="edge" if move.mode == "edge" else "reflect")
-
-
-def _undo(x: Float32, move: Move) -> Float32:
-    """(C, *after) -> (C, *before); a crop is undone by repeating the edge."""
-    if move.kind == "resize":
-        return _resize(x, move.before)
-    if move.kind == "crop":
-        widths = [(0, 0), *((s, b - a - s) for s, b, a in zip(move.start, move.before, move.after))]
-        return np.pad(x, widths, mode="edge")
-    return x[_box(move.start, move.before)]
-
-
-def _box(start: Shape, sides: Shape) -> tuple[slice, ...]:
-    return (slice(None), *(slice(first, first + side) for first, side in zip(start, sides)))
-
-
-def _resize(x: Float32, size: Shape) -> Float32:
+def resize(x: Float32, size: Shape) -> Float32:
     """(C, *spatial) -> (C, *size), linear with a triangle filter as wide as the reduction; same size: unchanged.
 
     Pillow's filter gives what torch's antialiased bilinear interpolation gives, but in one thread and without the
-    interpreter's lock, so that threads that decode images do not fight over the cores. It is separable: volumes are
+    interpreter's lock, so that threads that decode images do not compete for cores. It is separable: volumes are
     resized in the planes of the last two axes, then along the first.
     """
     if x.shape[1:] == size:
@@ -154,20 +181,12 @@ def _resize(x: Float32, size: Shape) -> Float32:
     return np.stack([_resize_plane(plane, size[0], deep[2]) for plane in planes]).reshape(len(x), *size)
 
 
+# -- private ---------------------------------------------------------------------------------------------------------
+
+
+def _box(start: Shape, sides: Shape) -> tuple[slice, ...]:
+    return (slice(None), *(slice(first, first + side) for first, side in zip(start, sides)))
+
+
 def _resize_plane(plane: Float32, height: int, width: int) -> Float32:
     return np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.BILINEAR))
-
-
-def _move(step: Step, shape: Shape) -> Move:
-    """What a geometric step does to an image of this spatial shape."""
-    number = step.numbers[0]
-    if step.name == "resize_plane":
-        return Move("resize", shape, (*shape[:-2], int(number), int(number)))
-    if step.name == "resize":
-        return Move("resize", shape, (int(number),) * len(shape))
-    if step.name == "centre_crop":
-        after = tuple(max(1, round(side * number)) for side in shape)
-        return Move("crop", shape, after, tuple((b - a) // 2 for b, a in zip(shape, after)))
-    n = int(number)
-    after = tuple(-(-side // n) * n if step.name == "pad" else max(side, n) for side in shape)
-    return Move("pad", shape, after, tuple((a - b) // 2 for b, a in zip(shape, after)), step.mode)

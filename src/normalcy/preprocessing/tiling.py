@@ -1,4 +1,4 @@
-"""Overlapping tiles of an image or volume, and their maps blended back: for images larger than what a method sees."""
+"""Overlapping tiles of an image or volume, for images larger than what a method sees, and the blending of their maps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Window = Literal["hann", "gaussian"]
 
 
 def places(shape: Sequence[int], tile: Sequence[int], overlap: float) -> list[Place]:
-    """Corners of tiles that cover ``shape``; neighbours share the fraction ``overlap`` of a side, the last is flush.
+    """Corners of tiles that cover ``shape``; neighbours overlap by the fraction ``overlap`` of a side, the last is flush.
 
     >>> places((100, 64), (64, 64), 0.25)
     [(0, 0), (36, 0)]
@@ -41,9 +41,8 @@ def cut(image: Float32, tile: Sequence[int], overlap: float) -> tuple[Float32, l
 def blend(tiles: Float32, corners: Sequence[Place], shape: Sequence[int], window: Window = "hann") -> Float32:
     """Maps (T, *tile) or images (T, C, *tile) -> (*shape) or (C, *shape): the mean, weighted towards tile centres.
 
-    Weights are a Hann window, or a Gaussian of deviation an eighth of the side, as in nnU-Net; both stay above zero, so that
-    every pixel is covered. A tile cut by :func:`cut` and put
-    back unchanged gives the image back.
+    Weights are a Hann window, or a Gaussian with a standard deviation of an eighth of the side, as in nnU-Net; both stay
+    above zero, so that every pixel is covered. Tiles from :func:`cut` that are put back unchanged give the image back.
     """
     side = tiles.shape[tiles.ndim - len(shape) :]
     lead = tiles.shape[1 : tiles.ndim - len(shape)]

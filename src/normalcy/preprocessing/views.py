@@ -1,15 +1,28 @@
-"""How an image becomes the pieces that a method sees - itself, tiles, slices - and how their maps become one again.
+"""How an image becomes what a method sees (the image itself, tiles, slices), and how their maps are joined again.
 
-Slices of a volume are taken along one of its axes, or along all three, where the maps are averaged. The axis goes to the
-front before anything else is done, so that preprocessing sees the whole volume (statistics are those of the volume), and
-``size`` is the side of a slice.
+A view is the image cut once. Most images have one view; a volume cut into slices along all three axes has three::
+
+    whole image      tiles, overlapping          slices of a volume (z, y, x) along y
+    +---------+      +------+---+------+         +---+---+---+---+
+    |         |      |  0   | : |   1  |         | 0 | 1 | 2 | 3 |   y goes to the front: (y, z, x);
+    |         |      +------+---+------+         |   |   |   |   |   slices that the settings leave out
+    |         |      |......|...|......|         |   |   |   |   |   are holes in the joined map
+    |         |      |  2   | : |   3  |         |   |   |   |   |
+    +---------+      +------+---+------+         +---+---+---+---+
+
+    map of the       maps blended, with          maps stacked and y moved back to its place; over several
+    image            weights that are            views, the mean of those that examined a voxel; the least
+                     largest at tile centres     value where none did
+
+The axis goes to the front before anything else is done, so that preprocessing sees the whole volume (statistics are those
+of the volume); ``size`` is the side of a slice. Inputs of the method are numbered over all views, one view after the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -25,116 +38,136 @@ Slices = Literal["none", "z", "y", "x", "xyz"]
 
 @dataclass(frozen=True)
 class View:
-    """An image as it was cut once: all of it in some number of pieces."""
+    """An image cut once: whole, or into tiles."""
 
     geometry: Geometry
     size: tuple[int, ...]
     """Spatial shape after preprocessing."""
     count: int
-    """Pieces."""
-    corners: Sequence[Place] | None = None
-    """Of tiles."""
-    axis: int | None = None
-    """Of slices: the position in (z, y, x) of the axis that they are taken along."""
-    chosen: Indices | None = None
-    """Of slices: the index of each along that axis."""
+    """Number of inputs of the method."""
+    corners: Sequence[Place] = ()
+    """Of the tiles; empty for the whole image."""
+
+
+@dataclass(frozen=True)
+class SliceView(View):
+    """A volume cut into slices; its geometry and size are those of the volume with ``axis`` as the first axis."""
+
+    axis: int = 0
+    """Position in (z, y, x) of the axis that slices are taken along."""
+    chosen: Sequence[int] | Indices = ()
+    """Index of each slice along the axis, after preprocessing."""
 
     @property
     def in_image(self) -> Indices:
-        """The index along the axis in the image itself, where that was cropped, padded or resized (rounded)."""
-        assert self.chosen is not None
-        position = self.chosen.astype(np.float64)
-        for move in reversed(self.geometry.moves):
-            if move.kind == "resize":
-                position = (position + 0.5) * move.before[0] / move.after[0] - 0.5
-            else:
-                position = position + move.start[0] * (1 if move.kind == "crop" else -1)
-        return np.clip(np.rint(position), 0, self.geometry.shape[0] - 1).astype(np.intp)
+        """Index of each slice in the volume itself, where that was cropped, padded or resized (rounded)."""
+        centres = self.geometry.positions_before(np.asarray(self.chosen) + 0.5, axis=0) - 0.5
+        return np.clip(np.rint(centres), 0, self.geometry.shape[0] - 1).astype(np.intp)
+
+    @property
+    def examined(self) -> Float32:
+        """(*spatial) of the volume, in its own order of axes: 1 where a slice was taken, 0 elsewhere."""
+        if len(self.chosen) == self.size[0]:  # all slices: what was not cropped away
+            seen = np.zeros(self.geometry.shape, np.float32)
+            seen[self.geometry.examined] = 1
+        else:
+            taken = np.zeros(self.size, np.float32)
+            taken[np.asarray(self.chosen)] = 1
+            seen = (self.geometry.invert_map(taken, fill=0) > 0.5).astype(np.float32)
+        return np.moveaxis(seen, 0, self.axis)
 
 
 @dataclass(frozen=True)
 class ViewSettings:
-    """The settings of it; the image itself where there are none."""
+    """How to cut images; without settings the method sees the whole image."""
 
     tile: tuple[int, ...] | None = None
+    """Sides of a tile."""
     overlap: float = 0.0
+    """Of neighbouring tiles, as a fraction of their side."""
     window: Window = "hann"
     slices: Slices = "none"
     range: tuple[float, float] = (0.0, 1.0)
     """Part of the axis, from 0 to 1, that slices are taken from."""
     body: float = 0.0
-    """Share of a slice that must be body."""
+    """Least fraction of a slice that must be body."""
 
     def cut(self, preprocess: Preprocess, image: Array) -> tuple[Float32, list[View]]:
-        """Image (C, *spatial) -> pieces (T, C, *shape), of all views one after the other. Raises DataError."""
-        if self.slices == "none":
-            x, geometry = preprocess.apply(image)
-            size = tuple(x.shape[1:])
-            if self.tile is None:
-                return x.numpy()[None], [View(geometry, size, 1)]
-            tiles, corners = cut(x.numpy(), self.tile, self.overlap)
-            return tiles, [View(geometry, size, len(tiles), corners)]
+        """Image (C, *spatial) -> inputs of the method (T, C, *shape), of all views one after the other.
+
+        Raises DataError for an image that cannot be cut this way.
+        """
+        if self.slices != "none":
+            return self._cut_slices(preprocess, image)
+        x, geometry = preprocess.apply(image)
+        size = tuple(x.shape[1:])
+        if self.tile is None:
+            return x.numpy()[None], [View(geometry, size, 1)]
+        tiles, corners = cut(x.numpy(), self.tile, self.overlap)
+        return tiles, [View(geometry, size, len(tiles), corners)]
+
+    def join(self, values: Array, views: Sequence[View], invert: Callable[[Array, View], Array]) -> Float32:
+        """Maps or images of all inputs (T, [C,] *shape) -> ([C,] *spatial), at the size and place of the image.
+
+        ``invert`` takes one view's ([C,] *size) back through its geometry. Voxels that several views examined get the
+        mean of these; those that none did the least of ``values``.
+        """
+        if not isinstance(views[0], SliceView):
+            (view,) = views
+            return invert(blend(values, view.corners, view.size, self.window) if view.corners else values[0], view)
+        leading = values.ndim - 3  # axes before (z, y, x) in the result: 0 for maps, 1 for images with channels
+        total, weight = np.float32(0), np.float32(0)
+        for view, own in _by_view(views, values):
+            # Slices that were left out hold the least value: resizing along the axis mixes them with their neighbours.
+            stack = np.full((*own.shape[1 : 1 + leading], *view.size), own.min(), np.float32)
+            stack[(slice(None),) * leading + (np.asarray(view.chosen),)] = np.moveaxis(own, 0, leading)
+            volume = np.moveaxis(invert(stack, view), leading, leading + view.axis)
+            total = total + volume * view.examined
+            weight = weight + view.examined
+        joined: Float32 = np.where(weight > 0, total / np.maximum(weight, 1), values.min()).astype(np.float32)
+        return joined
+
+    def examined(self, views: Sequence[View]) -> Mask:
+        """Where any slice was taken, (*spatial)."""
+        seen: Mask = np.any([view.examined for view in views if isinstance(view, SliceView)], axis=0)
+        return seen
+
+    def _cut_slices(self, preprocess: Preprocess, image: Array) -> tuple[Float32, list[View]]:
         if image.ndim != 4:
             raise DataError(f"slices={self.slices} expects volumes (C, z, y, x), got {image.shape}; leave slices out.")
         body = body_mask(image) if self.body > 0 else None
-        pieces, views = [], []
+        inputs, views = [], list[View]()
         for axis in ("zyx".index(name) for name in sorted(self.slices, reverse=True)):
             x, geometry = preprocess.apply(np.moveaxis(image, 1 + axis, 1))
             chosen = self._choose(x.shape[1], None if body is None else np.moveaxis(body, axis, 0))
-            pieces.append(np.moveaxis(x.numpy(), 1, 0)[chosen])
-            views.append(View(geometry, tuple(x.shape[1:]), len(chosen), axis=axis, chosen=chosen))
-        if len({piece.shape[1:] for piece in pieces}) > 1:
-            shapes = ", ".join(str(piece.shape[2:]) for piece in pieces)
+            inputs.append(np.moveaxis(x.numpy(), 1, 0)[chosen])  # (C, D, h, w) -> (T, C, h, w)
+            views.append(SliceView(geometry, tuple(x.shape[1:]), len(chosen), axis=axis, chosen=chosen))
+        if len({slices.shape[1:] for slices in inputs}) > 1:
+            shapes = ", ".join(str(slices.shape[2:]) for slices in inputs)
             raise DataError(f"slices=xyz expects slices of one shape, got {shapes}; give their side with size=128.")
-        return np.concatenate(pieces) if len(pieces) > 1 else np.ascontiguousarray(pieces[0]), views
+        return np.concatenate(inputs) if len(inputs) > 1 else np.ascontiguousarray(inputs[0]), views
 
     def _choose(self, count: int, body: Mask | None) -> Indices:
+        """Indices of the slices to take of ``count``; at least one. ``body`` (slices, h, w) is that of the file."""
         low, high = self.range
         first = min(int(low * count), count - 1)
         chosen = np.arange(first, max(first + 1, round(high * count)))
         if body is None:
             return chosen
-        share = body.mean((1, 2))
-        places = np.minimum((chosen * len(share)) // count, len(share) - 1)  # padding may have made the axis longer
-        kept = chosen[share[places] >= self.body]
-        return kept if len(kept) else chosen[[int(share[places].argmax())]]
-
-    def join(self, pieces: Array, views: Sequence[View], invert: Callable[[Array, View], Array]) -> Float32:
-        """Pieces (T, [C,] *shape) -> ([C,] *spatial), at the size and place of the image.
-
-        ``invert`` takes one view's ([C,] *size) back through its geometry. Voxels that several views examined get the
-        mean of these; those that none did the least value of the pieces.
-        """
-        if len(views) == 1 and views[0].chosen is None:
-            (view,) = views
-            return invert(blend(pieces, view.corners, view.size, self.window) if view.corners else pieces[0], view)
-        total: Any = 0.0
-        weight: Any = 0.0
-        for part, view in zip(np.split(pieces, np.cumsum([view.count for view in views])[:-1]), views):
-            assert view.axis is not None
-            lead = part.shape[1 : part.ndim - 2]
-            whole = np.full((*lead, *view.size), part.min(), np.float32)
-            whole[(slice(None),) * len(lead) + (view.chosen,)] = np.moveaxis(part, 0, len(lead))
-            seen = _examined(view)
-            place = len(lead) + view.axis
-            total = total + np.moveaxis(invert(whole, view), len(lead), place) * np.moveaxis(seen, 0, view.axis)
-            weight = weight + np.moveaxis(seen, 0, view.axis)
-        least = np.float32(pieces.min())
-        joined: Float32 = np.where(weight > 0, total / np.maximum(weight, 1), least).astype(np.float32)
-        return joined
-
-    def examined(self, views: Sequence[View]) -> Array:
-        """Where any of the slices was taken, (*spatial)."""
-        seen = [np.moveaxis(_examined(view), 0, view.axis or 0) for view in views]
-        return np.asarray(np.any(seen, axis=0))
+        fraction = body.mean((1, 2))
+        # Of the file: preprocessing may have changed the length of the axis.
+        places = np.minimum((chosen * len(fraction)) // count, len(fraction) - 1)
+        kept = chosen[fraction[places] >= self.body]
+        return kept if len(kept) else chosen[[int(fraction[places].argmax())]]
 
 
-def _examined(view: View) -> Float32:
-    """1 where the slices of a view are, 0 elsewhere, (slices, ...) at the size of the image."""
-    if view.chosen is not None and len(view.chosen) == view.size[0]:
-        whole = np.zeros(view.geometry.shape, np.float32)
-        whole[view.geometry.examined] = 1
-        return whole
-    whole = np.zeros(view.size, np.float32)
-    whole[view.chosen] = 1
-    return (view.geometry.invert_map(whole, fill=0) > 0.5).astype(np.float32)
+# -- private ---------------------------------------------------------------------------------------------------------
+
+
+def _by_view(views: Sequence[View], values: Array) -> Iterator[tuple[SliceView, Array]]:
+    """Each view with its own part of ``values`` (T, ...)."""
+    start = 0
+    for view in views:
+        if isinstance(view, SliceView):
+            yield view, values[start : start + view.count]
+        start += view.count

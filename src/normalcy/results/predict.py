@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -152,7 +152,7 @@ def _run_facts(
     return {
         "format": FORMAT,
         "normalcy": versions()["normalcy"],
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
         "device": str(method.device),
         "score": words.get("score"),
@@ -162,7 +162,7 @@ def _run_facts(
             "description": method.summary(),
             "words": words,
             "shape": list(method.shape),
-            "preprocess": [" ".join(map(str, step)) for step in detector.preprocess.plan],
+            "preprocess": [str(step) for step in detector.preprocess.plan],
             "training_data": {k: v for k, v in detector.facts["data"].items() if k != "failed"},
             "fit": detector.facts["fit"],
         },

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
-from normalcy.arrays import Float32, Float64
+from normalcy.arrays import Float32, Float64, Indices, Mask
 from normalcy.config import build
 from normalcy.data.slides import Slide, TileSettings, slide_files, tiles_of
 from normalcy.detector import Detector
@@ -68,8 +70,9 @@ def score_slides(
             score = float(np.quantile(scores, quantile, method="higher"))
             side = cell * slide.downsample
             write_pyramid(folder / name / "heatmap.tif", heat, None if slide.mpp is None else slide.mpp * side)
-            if decision is not None and np.isfinite(decision.pixel_threshold or np.nan):
-                regions = outlines(heat, float(decision.pixel_threshold or 0), side)
+            pixel_threshold = None if decision is None else decision.pixel_threshold
+            if pixel_threshold is not None and np.isfinite(pixel_threshold):
+                regions = outlines(heat, pixel_threshold, side)
                 write_bytes(folder / name / "regions.geojson", json.dumps(regions).encode())
             rows.append([name, repr(score), len(scores), "" if decision is None else repr(flagged / len(scores))])
             found.append((name, score))
@@ -123,32 +126,75 @@ def write_pyramid(path: Path, heat: Float32, mpp: float | None) -> None:
             )
 
 
-def outlines(heat: Float32, threshold: float, side: float) -> dict[str, Any]:
-    """GeoJSON of the connected regions above ``threshold``, with holes; ``side``: pixels of the slide in one of ``heat``."""
-    from skimage import measure
+def outlines(heat: Float32, threshold: float, side: float, size: tuple[float, float] | None = None) -> dict[str, Any]:
+    """GeoJSON of the regions above ``threshold``, with holes; ``side``: pixels of the slide in one of ``heat``.
 
-    trace: Any = measure  # its functions have no types
-    labels = trace.label(np.nan_to_num(heat, nan=-np.inf) > threshold)
+    A region hangs together by sides of pixels, and its polygon runs along them: it is valid, and its area is that of its pixels.
+    ``size``, width and height of the slide, cuts off what the last pixels of ``heat`` cover beyond it.
+    """
+    labels, _ = ndimage.label(np.nan_to_num(heat, nan=-np.inf) > threshold)
     features = []
-    for region in trace.regionprops(labels):
-        top, left, bottom, right = region.bbox
-        lines = trace.find_contours(np.pad(region.image.astype(float), 1), 0.5)
-        lines = sorted(lines, key=lambda line: float(np.ptp(line[:, 0]) * np.ptp(line[:, 1])), reverse=True)
-        rings = [((line[:, ::-1] + (left - 0.5, top - 0.5)) * side).round(1).tolist() for line in lines]
-        inside = heat[top:bottom, left:right][region.image]
+    for k, box in enumerate(ndimage.find_objects(labels), start=1):
+        inside = labels[box] == k
+        corner = (box[1].start, box[0].start)
+        rings = [np.minimum((ring + corner) * side, size or np.inf).round(6).tolist() for ring in rings_of(inside)]
+        values = heat[box][inside]
         features.append(
             {
                 "type": "Feature",
-                "id": f"region-{region.label}",
+                "id": f"region-{k}",
                 "geometry": {"type": "Polygon", "coordinates": rings},
                 "properties": {
                     "objectType": "annotation",
                     "classification": {"name": "anomaly", "color": [200, 0, 0]},
-                    "measurements": {"largest": float(inside.max()), "mean": float(inside.mean())},
+                    "measurements": {"largest": float(values.max()), "mean": float(values.mean())},
                 },
             }
         )
     return {"type": "FeatureCollection", "features": features}
+
+
+def rings_of(inside: Mask) -> list[Float64]:
+    """Closed rings (N + 1, 2) of x and y along the sides of the pixels of one region (H, W) that hangs together by sides.
+
+    The outer one first, anticlockwise where y counts upwards, then those of its holes, clockwise.
+
+    >>> [ring.tolist() for ring in rings_of(np.array([[True, True]]))]
+    [[[0.0, 0.0], [2.0, 0.0], [2.0, 1.0], [0.0, 1.0], [0.0, 0.0]]]
+    """
+    padded = np.pad(inside, 1)
+    ahead: dict[tuple[int, int], list[tuple[int, int]]] = {}  # corner -> directions of the sides that begin there
+    for (dx, dy), (x, y), beyond in (
+        ((1, 0), (0, 0), padded[:-2, 1:-1]),  # the upper side, from left to right, where nothing is above
+        ((0, 1), (1, 0), padded[1:-1, 2:]),
+        ((-1, 0), (1, 1), padded[2:, 1:-1]),
+        ((0, -1), (0, 1), padded[1:-1, :-2]),
+    ):
+        for row, column in np.argwhere(inside & ~beyond).tolist():
+            ahead.setdefault((column + x, row + y), []).append((dx, dy))
+    rings = []
+    while ahead:
+        start = place = next(iter(ahead))
+        corners: list[tuple[int, int]] = []
+        before = (0, 0)
+        while place in ahead:
+            choices = ahead[place]
+            turn = (
+                before[1],
+                -before[0],
+            )  # where pixels meet at a corner alone, keep to the one outside: rings touch, none crosses
+            step = turn if turn in choices else choices[0]
+            choices.remove(step)
+            if not choices:
+                del ahead[place]
+            if step != before:
+                corners.append(place)
+            before, place = step, (place[0] + step[0], place[1] + step[1])
+            if place == start:
+                break
+        rings.append(np.array([*corners, corners[0]], np.float64))
+    areas = [float((ring[:-1, 0] * ring[1:, 1] - ring[1:, 0] * ring[:-1, 1]).sum()) for ring in rings]
+    return [rings[i] for i in np.argsort(areas)[::-1]]
 
 
 # -- private -----------------------------------------------------------------------------------------------------------
@@ -163,11 +209,9 @@ def _score(
     on_progress: Callable[[int, int], None] | None,
 ) -> tuple[Float32, Float64, int]:
     """The heat map, the scores of all tiles that could be read, and how many are flagged."""
-    data = tiles_of([slide], [slide.path.stem], slide.path.name)
-    places = slide.tiles()
-    width, height = slide.size
-    side = cell * slide.downsample
-    heat = np.full((-(-height // round(side)), -(-width // round(side))), np.nan, np.float32)
+    data = tiles_of([slide], [slide.path.stem], slide.path.name, cover=True)
+    places = slide.tiles(cover=True)
+    heat = _Heat(slide.size, cell * slide.downsample, slide.downsample)
     folder.mkdir(parents=True, exist_ok=True)
     scores, flagged = [], 0
     with open(folder / "tiles.csv", "w", newline="", encoding="utf-8") as file:
@@ -183,14 +227,47 @@ def _score(
             scores.append(r.score)
             flagged += bool(r.flagged)
             values = r.map if r.map is not None else np.full((slide.settings.tile,) * 2, r.score, np.float32)
-            n = slide.settings.tile // cell
-            means = values.reshape(n, cell, n, cell).mean((1, 3))
-            row, column = round(y / side), round(x / side)
-            box = heat[row : row + n, column : column + n]
-            box[...] = means[: box.shape[0], : box.shape[1]]
+            heat.add(values, x, y)
     if not scores:
         raise DataError(f"{slide.path}: no tile could be scored; see normalcy check.")
-    return heat, np.array(scores), flagged
+    return heat.mean(), np.array(scores), flagged
+
+
+class _Heat:
+    """Mean of the maps of tiles in squares of ``side`` pixels of the slide, of which a pixel of a tile has ``step``."""
+
+    def __init__(self, size: tuple[int, int], side: float, step: float) -> None:
+        self.size, self.side, self.step = size, side, step
+        shape = tuple(math.ceil(length / side - 1e-9) for length in size[::-1])
+        self.total, self.count = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+
+    def add(self, values: Float32, x: int, y: int) -> None:
+        """The map (H, W) of a tile whose upper left corner is at x, y."""
+        rows, columns = (
+            self._squares(start, n, length) for start, n, length in zip((y, x), values.shape, self.size[::-1])
+        )
+        (first_rows, row_counts), (first_columns, column_counts) = (
+            np.unique(places, return_index=True, return_counts=True)[1:] for places in (rows, columns)
+        )
+        sums = np.add.reduceat(np.add.reduceat(values.astype(np.float64), first_rows, 0), first_columns, 1)
+        box = np.ix_(rows[first_rows], columns[first_columns])
+        self.total[box] += sums
+        self.count[box] += np.outer(row_counts, column_counts)
+
+    def _squares(self, start: int, count: int, length: int) -> Indices:
+        """In which square each of a tile's pixels lies, by its centre.
+
+        Where the tile ends at the border of the slide, its last pixel counts in the last square, which may be narrower.
+        """
+        last = math.ceil(length / self.side - 1e-9) - 1
+        places: Indices = np.minimum((start + (np.arange(count) + 0.5) * self.step) // self.side, last).astype(np.intp)
+        if start + count * self.step > length - 2:
+            places[-1] = last
+        return places
+
+    def mean(self) -> Float32:
+        """NaN where no tile was."""
+        return np.where(self.count > 0, self.total / np.maximum(self.count, 1), np.nan).astype(np.float32)
 
 
 def _halved(level: Float32) -> Float32:

@@ -38,8 +38,7 @@ from normalcy.files import write_bytes
 from normalcy.methods import get
 from normalcy.metrics import auroc
 from normalcy.report.markup import definitions, document, number, table, tag
-from normalcy.settings import DecisionSettings, InputSettings
-from normalcy.training.settings import TrainSettings
+from normalcy.settings import COMMON
 
 FOLDS = 3
 AT_FIRST = 5
@@ -219,7 +218,7 @@ def _choices(
 ) -> dict[str, tuple[Any, ...]]:
     """Setting -> values to choose from, the one in force without a search first; checked and of the settings' own types."""
     cls = get(method)
-    parts = {"method": cls.Settings, "input": InputSettings, "train": TrainSettings, "decision": DecisionSettings}
+    parts = {"method": cls.Settings, **COMMON}
     space = {word: values for word, values in (cls.search if space is None else space).items() if word not in fixed}
     if not space:
         raise SettingsError(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import sys
+import tomllib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, replace
 from pathlib import Path
@@ -26,11 +26,6 @@ from normalcy.detector import Detector
 from normalcy.errors import SettingsError
 from normalcy.methods import available
 from normalcy.settings import settings_for_method
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 T = TypeVar("T")
 Json = dict[str, Any]

@@ -1,0 +1,139 @@
+"""Commands about data and models: check, fit, info, methods."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import typer
+
+from normalcy.cli import options as o
+from normalcy.cli.printing import complain, fit_progress, progress, show, show_table
+from normalcy.errors import SettingsError
+
+OTHER = "other"
+"""Family of methods that name none of normalcy's."""
+
+
+def methods(name: o.MethodName = None, family: o.Family = None) -> None:
+    """List the methods by family, or the settings of one method."""
+    from normalcy.methods import FAMILIES, available, get
+
+    if name is not None:
+        _show_method(name)
+        return
+    families = {**FAMILIES, OTHER: "Methods of other packages that name no family."}
+    if family is not None and family not in families:
+        raise SettingsError(f"There is no family {family!r}. Available: {', '.join(families)}.")
+    members: dict[str, list[tuple[str, str]]] = {title: [] for title in families}
+    for known in sorted(available()):
+        cls = get(known)
+        members[cls.family if cls.family in FAMILIES else OTHER].append((f"  {known}", _plain(cls.summary())))
+    for title, rows in members.items():
+        if rows and family in (None, title):
+            show(f"{title}: {families[title]}")
+            show_table(("", ""), rows)
+            show("")
+
+
+def check(data: o.Data, data_root: o.DataRoot = None) -> None:
+    """List every problem of a data set; exit 1 if there are errors.
+
+    Reads all images and masks once.
+    """
+    from normalcy.data.check import check as check_data
+
+    images = o.open_data(data, data_root)
+    with progress("checking") as on_progress:
+        faults = check_data(images, on_progress=on_progress)
+    for fault in sorted(faults, key=lambda f: (f.severity != "error", f.path)):
+        show(f"{fault.severity}: {fault.path}: {fault.problem}")
+    errors = sum(f.severity == "error" for f in faults)
+    normal, anomalous, unknown = (int((images.labels == label).sum()) for label in (0, 1, -1))
+    show(
+        f"{images.name}: {len(images)} images ({normal} normal, {anomalous} anomalous, {unknown} unknown), "
+        f"{errors} errors, {len(faults) - errors} warnings."
+    )
+    if errors:
+        raise typer.Exit(1)
+
+
+@o.with_training
+def fit(
+    data: o.Data,
+    out: o.ModelOut,
+    method: o.Method = None,
+    *,
+    training: o.Training,
+    devices: o.Devices = None,
+    false_alarms: o.FalseAlarms = None,
+    resume: o.Resume = False,
+    overwrite: o.Overwrite = False,
+) -> None:
+    """Train a method on the normal images of DATA, write a model."""
+    from normalcy.detector import Detector
+    from normalcy.files import refuse_existing
+
+    settings = training.settings(devices=devices, false_alarms=false_alarms)
+    named = str(settings.pop("method", "patchcore"))
+    detector = Detector(method or named, **settings)
+    refuse_existing(out, overwrite)
+    run = _run_folder(out, resume, overwrite)
+    images = training.open(data)
+    with fit_progress() as (log, on_decode):
+        detector.fit(images, run_dir=run, resume=resume, log=log, on_decode=on_decode)
+    detector.save(out, overwrite)
+    shutil.rmtree(run, ignore_errors=True)
+    facts, count = detector.facts["fit"], detector.facts["data"]
+    for path, reason in count["failed"]:
+        complain(f"Skipped {path}: {reason}")
+    held_out = f"{count['held_out']} held out for calibration" if count["held_out"] else "no calibration"
+    skipped = f", {len(count['failed'])} skipped" if count["failed"] else ""
+    show(
+        f"Fitted {detector.name} on {count['count']} images ({held_out}{skipped}) in {facts['seconds']:.1f} s -> {out}"
+    )
+
+
+def info(model: o.Model) -> None:
+    """Show training data, calibration and settings of a model."""
+    from normalcy.detector import load
+
+    show(load(model).card())
+
+
+# -- private ---------------------------------------------------------------------------------------------------------
+
+
+def _show_method(name: str) -> None:
+    from normalcy import config
+    from normalcy.methods import get
+    from normalcy.settings import COMMON
+
+    cls = get(name)
+    scores = f" Scores: {', '.join(cls.scores)}." if cls.scores else ""
+    show(f"{name}: {_plain(cls.summary())}\nFamily: {cls.family}.{scores}")
+    for title, part in {name: cls.Settings, **COMMON}.items():
+        notes = config.field_docs(part)
+        rows = [
+            (setting, config.shown_default(f), _plain(notes.get(setting, "")))
+            for setting, f in config.fields_of(part).items()
+        ]
+        show("")
+        show_table((f"{title} setting", "default", "meaning"), rows)
+
+
+def _plain(text: str) -> str:
+    """Text of a docstring without its literal marks."""
+    return text.replace("``", "")
+
+
+def _run_folder(out: Path, resume: bool, overwrite: bool) -> Path:
+    """Folder of checkpoints beside ``out``; that of an unfinished fit is kept, refused or removed."""
+    run = out.with_name(f"{out.name}.run")
+    if run.exists() and not resume:
+        if not overwrite:
+            raise SettingsError(
+                f"{run} holds an unfinished fit: resume it with --resume, or pass --overwrite to start again."
+            )
+        shutil.rmtree(run)
+    return run

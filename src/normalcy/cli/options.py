@@ -1,0 +1,234 @@
+"""Arguments and options of the commands, each defined once."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+from typer import Argument, Option
+
+from normalcy.errors import SettingsError
+
+if TYPE_CHECKING:
+    from normalcy.data.dataset import DataSet
+
+# -- of several commands
+
+Data = Annotated[
+    str,
+    Argument(
+        metavar="DATA",
+        help="Folder (MVTec-style or plain), CSV/Parquet table, .npz file, or a name such as mnist:3.",
+    ),
+]
+Model = Annotated[Path, Argument(metavar="MODEL", help="Model folder.")]
+Results = Annotated[Path, Argument(metavar="RESULTS", help="Results folder.")]
+Out = Annotated[Path, Option(help="Folder for the results.")]
+DataRoot = Annotated[
+    Path | None, Option("--data-root", help="Folder of named data sets, to which they are also downloaded.")
+]
+Settings = Annotated[
+    list[str],
+    Option("--set", metavar="KEY=VALUE", help="Setting; repeatable (normalcy methods NAME lists them)."),
+]
+Config = Annotated[Path | None, Option("--config", help="TOML file of settings, which --set and options override.")]
+Epochs = Annotated[float | None, Option(help="Total epochs, distributed over the stages in their default proportions.")]
+Steps = Annotated[int | None, Option(help="Total training steps, instead of epochs.")]
+Seed = Annotated[int | None, Option(help="Seed of splits, initial weights, batches and noise [0].")]
+Device = Annotated[str | None, Option(help="auto, cpu, cuda or mps [auto].")]
+Precision = Annotated[str | None, Option(help="auto, 32-true, bf16-mixed or 16-mixed [auto].")]
+FalseAlarms = Annotated[
+    float | None, Option("--false-alarms", help="Guaranteed (maximum) false-positive rate of images and pixels [0.05].")
+]
+BatchSize = Annotated[int, Option(help="Images or tiles per batch.")]
+Overwrite = Annotated[bool, Option("--overwrite", help="Replace an existing output folder.")]
+
+# -- of one command
+
+Method = Annotated[str | None, Option(help="Name of the method [patchcore].")]
+Devices = Annotated[int | None, Option(help="Number of training processes [1].")]
+Resume = Annotated[bool, Option("--resume", help="Resume interrupted training.")]
+ModelOut = Annotated[Path, Option(help="Folder for the model.")]
+MethodName = Annotated[str | None, Argument(metavar="NAME", help="Show the settings of this method.")]
+Family = Annotated[str | None, Option(help="List the methods of this family only, such as one-class.")]
+
+Inputs = Annotated[list[str], Argument(metavar="INPUTS", help="A data set, or images and folders.")]
+Split = Annotated[str | None, Option(help="train, test or all [test, if there is a test split].")]
+Score = Annotated[str | None, Option("--score", help="Anomaly score to use, of those the method offers.")]
+Rule = Annotated[
+    str, Option(help="Threshold rule: false_alarms, or with --validation max_f1, youden or minimum_area:PIXELS.")
+]
+Validation = Annotated[str | None, Option(help="Validation images that the other rules choose the threshold on.")]
+Tile = Annotated[bool, Option("--tile", help="Score large images in overlapping tiles instead of resizing them.")]
+Maps = Annotated[bool, Option(help="Write anomaly maps and restored images.")]
+
+Slides = Annotated[list[Path], Argument(metavar="INPUTS", help="Whole-slide images, or folders of them.")]
+SlideModel = Annotated[
+    Path, Argument(metavar="MODEL", help="Model folder of a method fitted on tiles (slides:FOLDER,tile=256).")
+]
+SlideSettings = Annotated[
+    list[str],
+    Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="tile, mpp, tissue or stain, if other than in training; repeatable.",
+    ),
+]
+Quantile = Annotated[float, Option(help="A slide's score is this quantile of the scores of its tiles.")]
+Cell = Annotated[int, Option(help="Pixels of a tile per pixel of the heat map.")]
+
+Limit = Annotated[float, Option(help="Maximum false-positive rate of the area under the PRO curve (AUPRO).")]
+Patch = Annotated[int | None, Option(help="Side of a patch, in pixels [an eighth of an image's shortest side].")]
+PatchShare = Annotated[
+    float, Option("--patch-share", help="A patch is anomalous if at least this fraction of it is marked.")
+]
+AnyResults = Annotated[Path, Argument(metavar="RESULTS", help="Results folder, or output folder of normalcy compare.")]
+DicomOut = Annotated[Path, Option(help="Folder for the DICOM files, with a folder for each image.")]
+SourceImages = Annotated[str | None, Option("--data", help="The images, if run.json does not name them.")]
+
+DemoMethods = Annotated[list[str], Option("--method", metavar="NAME", help="Method to run; repeatable [five methods].")]
+Full = Annotated[bool, Option("--full", help="Include methods that train longer.")]
+OverwriteDemo = Annotated[bool, Option(help="Replace an earlier demo.")]
+AuditMethod = Annotated[str, Option(help="Name of the method.")]
+Share = Annotated[float | None, Option("--share", help="Expected fraction of anomalous images, for example 0.02.")]
+Weights = Annotated[
+    str, Option(help="Comma-separated lambda values for rda; the one that best matches --share is used.")
+]
+Folds = Annotated[
+    int | None, Option(help="Number of fits that each leave out a part and score it [1 for rda, else 5].")
+]
+Show = Annotated[int, Option("--show", help="Write maps and images for the N highest-scoring images.")]
+Methods = Annotated[str, Option("--methods", help="Comma-separated names of methods.")]
+CompareOut = Annotated[Path, Option(help="Folder for the results, with a folder for each method.")]
+SelectOut = Annotated[Path, Option(help="Folder for the study, the best settings and the report.")]
+Anomalies = Annotated[str, Option(help='A few anomalous images (folder, table or name), or "synthetic".')]
+Trials = Annotated[int, Option(help="Number of settings to try, including those of earlier runs into the same folder.")]
+Try = Annotated[
+    list[str],
+    Option(
+        "--try",
+        metavar="KEY=A|B|C",
+        help="Values to choose from, instead of the method's search space; repeatable.",
+    ),
+]
+Storage = Annotated[str | None, Option(help="Database URL for several workers [SQLite in OUT].")]
+
+Table = Annotated[
+    str | None,
+    Argument(metavar="NAME", help="A table, such as ddr_id/table-2, or a TOML file; without it, list the tables."),
+]
+Quick = Annotated[bool, Option("--quick", help="The table's reduced version; every output states the reduction.")]
+Rows = Annotated[str, Option(help="Only these rows, by name or method; comma-separated.")]
+Columns = Annotated[str, Option(help="Only these data sets of the table.")]
+Classes = Annotated[str, Option(help="Only these normal classes, by name or number.")]
+Seeds = Annotated[str, Option(help="Only these seeds: 0 or 0,3 or 0-4.")]
+TablesOut = Annotated[Path, Option(help="Folder for the results of all tables.")]
+Jobs = Annotated[
+    int | None,
+    Option(help="Number of parallel fits [one per GPU, or one per two cores; two on a machine with two cores]."),
+]
+ListOnly = Annotated[bool, Option("--list", help="Show what the table contains, run nothing.")]
+Rerun = Annotated[bool, Option("--overwrite", help="Run cells again that already have results.")]
+
+
+@dataclass(frozen=True)
+class Training:
+    """The options of every command that trains."""
+
+    epochs: Epochs = None
+    steps: Steps = None
+    set_: Settings = field(default_factory=list)
+    config_file: Config = None
+    data_root: DataRoot = None
+    seed: Seed = None
+    device: Device = None
+    precision: Precision = None
+
+    def settings(self, **options: Any) -> dict[str, Any]:
+        """Settings of the file, overridden by those of --set, overridden by options (and ``options``, of one command)."""
+        from normalcy.config import parse_settings, read_toml
+
+        settings = read_toml(self.config_file) if self.config_file is not None else {}
+        settings.update(parse_settings(self.set_))
+        own = {name: getattr(self, name) for name in ("epochs", "steps", "seed", "device", "precision")}
+        given = {name: value for name, value in {**own, **options}.items() if value is not None}
+        if "epochs" in given or "steps" in given:  # the option replaces whichever of the two the file has
+            settings.pop("epochs", None)
+            settings.pop("steps", None)
+        return {**settings, **given}
+
+    def open(self, data: str) -> DataSet:
+        return open_data(data, self.data_root)
+
+
+def with_training(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the fields of :class:`Training` as options in place of its parameter ``training``."""
+    hints, own = get_type_hints(command, include_extras=True), get_type_hints(Training, include_extras=True)
+    parameters = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name == "training":
+            default = Training()
+            parameters += [
+                parameter.replace(name=f.name, default=getattr(default, f.name), annotation=own[f.name])
+                for f in fields(Training)
+            ]
+        else:
+            parameters.append(parameter.replace(annotation=hints[name]))
+
+    def run(**given: Any) -> None:
+        training = Training(**{f.name: given.pop(f.name) for f in fields(Training)})
+        command(**given, training=training)
+
+    functools.update_wrapper(run, command)
+    del run.__dict__["__wrapped__"]  # whoever inspects it is to see the options
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+# -- values of options
+
+
+def open_data(data: str, data_root: Path | None) -> DataSet:
+    from normalcy.data import open as opening
+
+    return opening.open_data(data, data_root)
+
+
+def listed(text: str) -> list[str]:
+    """``"a, b"`` -> ``["a", "b"]``."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def numbers(text: str, option: str) -> list[float]:
+    """``"0.2,0.5"`` -> ``[0.2, 0.5]``."""
+    try:
+        return [float(word) for word in listed(text)]
+    except ValueError:
+        raise SettingsError(f"{option} expects numbers separated by commas, as 0.2,0.5,1, got {text!r}.") from None
+
+
+def seeds_of(text: str) -> list[int]:
+    """``"0,3-5"`` -> ``[0, 3, 4, 5]``."""
+    seeds: list[int] = []
+    for word in listed(text):
+        first, dash, last = word.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or len(word) > 20:
+            raise SettingsError(f"--seeds expects whole numbers, as 0 or 0,3 or 0-4, got {text!r}.")
+        ends = int(first), int(last or first)
+        if ends[1] - ends[0] >= MOST_SEEDS:
+            raise SettingsError(f"--seeds expects at most {MOST_SEEDS} seeds, got {text!r}.")
+        seeds += range(ends[0], ends[1] + 1)
+    return seeds
+
+
+MOST_SEEDS = 1000
+
+
+def at_least_one(number: int | None, option: str) -> None:
+    if number is not None and number < 1:
+        raise SettingsError(f"{option} must be at least 1, got {number}.")

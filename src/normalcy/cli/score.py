@@ -1,0 +1,155 @@
+"""Commands that score images: score, slides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from normalcy.cli import options as o
+from normalcy.cli.printing import complain, progress, show
+from normalcy.errors import SettingsError
+
+if TYPE_CHECKING:
+    from normalcy.calibrate import Decision
+    from normalcy.data.dataset import DataSet
+    from normalcy.detector import Detector
+
+
+def score(
+    model: o.Model,
+    inputs: o.Inputs,
+    out: o.Out,
+    data_root: o.DataRoot = None,
+    split: o.Split = None,
+    score_name: o.Score = None,
+    false_alarms: o.FalseAlarms = None,
+    rule: o.Rule = "false_alarms",
+    validation: o.Validation = None,
+    tile: o.Tile = False,
+    batch_size: o.BatchSize = 32,
+    device: o.Device = None,
+    maps: o.Maps = True,
+    overwrite: o.Overwrite = False,
+) -> None:
+    """Score images: scores.csv, anomaly maps, restored images.
+
+    Maps and restored images have the size of their image, and its file format where that is medical.
+    """
+    from normalcy.data.splits import images_to_score
+    from normalcy.results.predict import predict
+    from normalcy.scoring import NOTICE
+
+    o.at_least_one(batch_size, "--batch-size")
+    detector = _load(model, device)
+    if score_name is not None:
+        detector = detector.with_score(score_name)
+    data, chosen = images_to_score(_open_all(inputs, data_root), split, detector.train.seed)
+    decision = _decide(detector, rule, validation, inputs, data_root, false_alarms)
+    with progress("scoring") as on_progress:
+        run = predict(
+            detector,
+            data,
+            out,
+            decision=decision,
+            spec=inputs[0] if len(inputs) == 1 else None,
+            data_root=data_root,
+            split=chosen,
+            tile=tile,
+            batch_size=batch_size,
+            maps=maps,
+            overwrite=overwrite,
+            on_progress=on_progress,
+        )
+    for path, reason in run["data"]["failed"]:
+        complain(f"Skipped {path}: {reason}")
+    if run["data"]["medical"]:
+        complain(NOTICE)
+    show(f"Scored {run['data']['count']} images at {run['images_per_second']:g} images/s -> {out}")
+
+
+def slides(
+    model: o.SlideModel,
+    inputs: o.Slides,
+    out: o.Out,
+    set_: o.SlideSettings = [],  # noqa: B006
+    quantile: o.Quantile = 0.95,
+    cell: o.Cell = 32,
+    batch_size: o.BatchSize = 32,
+    device: o.Device = None,
+    overwrite: o.Overwrite = False,
+) -> None:
+    """Score whole-slide images: heat maps, regions, scores.
+
+    A heat map is a pyramid TIFF; regions above the pixel threshold are GeoJSON.
+    """
+    from normalcy.config import parse_settings
+    from normalcy.results.slides import open_for_scoring, score_slides
+    from normalcy.scoring import NOTICE
+
+    o.at_least_one(batch_size, "--batch-size")
+    detector = _load(model, device)
+    with progress("scoring tiles") as on_progress:
+        files = open_for_scoring(inputs, detector, parse_settings(set_))
+        scored, failed = score_slides(
+            detector,
+            files,
+            out,
+            quantile=quantile,
+            cell=cell,
+            batch_size=batch_size,
+            overwrite=overwrite,
+            on_progress=on_progress,
+        )
+    complain(NOTICE)
+    for _, reason in failed:
+        complain(f"Skipped {reason}")
+    for name, slide_score in scored:
+        show(f"{name}: {slide_score:.6g}")
+
+
+# -- private ---------------------------------------------------------------------------------------------------------
+
+
+def _load(model: Path, device: str | None) -> Detector:
+    from normalcy.detector import load
+
+    detector = load(model)
+    return detector if device in (None, "auto") else detector.to(str(device))
+
+
+def _open_all(inputs: list[str], data_root: Path | None) -> DataSet:
+    from normalcy.data.open import open_files
+
+    return o.open_data(inputs[0], data_root) if len(inputs) == 1 else open_files(inputs)
+
+
+def _decide(
+    detector: Detector,
+    rule: str,
+    validation: str | None,
+    inputs: list[str],
+    data_root: Path | None,
+    false_alarms: float | None,
+) -> Decision | None:
+    from normalcy.calibrate import decide_on_validation
+    from normalcy.scoring import Result
+
+    if rule == "false_alarms":
+        return detector.decide(false_alarms)
+    if validation is None:
+        raise SettingsError(f"--rule {rule} chooses its threshold on images of its own: give them with --validation.")
+    if validation in inputs:
+        raise SettingsError(
+            "--validation must be other images than those scored: a threshold chosen on them proves nothing."
+        )
+    data = o.open_data(validation, data_root)
+    if rule.startswith("minimum_area"):
+        data = data.subset([i for i, item in enumerate(data.items) if item.label != 1])
+    results = [(i, r) for i, r in enumerate(detector.stream(data)) if isinstance(r, Result)]
+    known = [r.item.label for _, r in results]
+    labels = [int(label) for label in known if label is not None] if None not in known else None
+    maps = [r.map for _, r in results if r.map is not None] or None
+    masks = [data.mask(i) for i, _ in results] if data.has_masks else []
+    complete = [mask for mask in masks if mask is not None]
+    usable = complete if maps is not None and len(complete) == len(maps) else None
+    return decide_on_validation(rule, [r.score for _, r in results], labels, maps, usable)

@@ -1,0 +1,287 @@
+"""Commands that train several times: demo, audit, compare, select, reproduce."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from normalcy.cli import options as o
+from normalcy.cli.printing import complain, interval, lines_over_progress, percent, show, show_table, status
+
+if TYPE_CHECKING:
+    from normalcy.studies.tables import Cell, Table
+
+SHOWN = 20
+"""Suspicious images that audit prints; all are in its table."""
+
+
+def demo(
+    out: o.Out = Path("demo-results"),
+    method: o.DemoMethods = [],  # noqa: B006
+    full: o.Full = False,
+    overwrite: o.OverwriteDemo = True,
+) -> None:
+    """Detect defective solar cells with several methods.
+
+    They are trained on functional cells; about 7 minutes.
+    """
+    from normalcy.studies.demo import LONGER, METHODS, SPEC, settings_for
+
+    chosen = method or [*METHODS, *(LONGER if full else ())]
+    _compare(SPEC, chosen, out, settings_for(chosen), None, overwrite)
+
+
+@o.with_training
+def audit(
+    data: o.Data,
+    out: o.Out,
+    method: o.AuditMethod = "rda",
+    share: o.Share = None,
+    weights: o.Weights = "",
+    folds: o.Folds = None,
+    shown: o.Show = 100,
+    *,
+    training: o.Training,
+    overwrite: o.Overwrite = False,
+) -> None:
+    """Find likely anomalies in a training set.
+
+    Trains on all its images, which need not all be normal, and lists those that look anomalous.
+    """
+    from normalcy.scoring import NOTICE
+    from normalcy.studies.audit import SUSPICIOUS
+    from normalcy.studies.audit import audit as audit_images
+
+    lambdas = o.numbers(weights, "--weights")
+    with status("reading") as on_step:
+        images = training.open(data)
+        found = audit_images(
+            images,
+            out,
+            method,
+            words=training.settings(),
+            share=share,
+            weights=lambdas,
+            folds=folds,
+            show=shown,
+            spec=data,
+            data_root=training.data_root,
+            overwrite=overwrite,
+            on_step=on_step,
+        )
+    for path, reason in found.failed:
+        complain(f"Skipped {path}: {reason}")
+    if images.is_medical:
+        complain(NOTICE)
+    for suspect in found.suspects[:SHOWN]:
+        show(f"{suspect.score:8.2f}  {suspect.path}")
+    if len(found.suspects) > SHOWN:
+        show(f"     ...  and {len(found.suspects) - SHOWN} more")
+    how = f"the rule {found.rule}, above {found.threshold:g}" if share is None else f"the expected fraction, {share:g}"
+    show(f"{len(found.suspects)} of {found.images} training images are suspicious by {how} -> {out / SUSPICIOUS}")
+    show(f"Report: {out / 'report.html'}")
+
+
+@o.with_training
+def compare(
+    data: o.Data, methods: o.Methods, out: o.CompareOut, *, training: o.Training, overwrite: o.Overwrite = False
+) -> None:
+    """Train and evaluate several methods, with paired tests."""
+    _compare(data, o.listed(methods), out, training.settings(), training.data_root, overwrite)
+
+
+@o.with_training
+def select(
+    data: o.Data,
+    out: o.SelectOut,
+    anomalies: o.Anomalies = "synthetic",
+    method: o.AuditMethod = "dpa",
+    trials: o.Trials = 20,
+    try_: o.Try = [],  # noqa: B006
+    storage: o.Storage = None,
+    *,
+    training: o.Training,
+) -> None:
+    """Choose settings by how well they detect a few anomalies.
+
+    Training never uses the anomalies. The best settings are written as TOML.
+    """
+    from normalcy.config import parse_settings
+    from normalcy.studies.select import select as choose
+
+    space = {name: values.split("|") for name, values in parse_settings(try_).items()}
+    found = choose(
+        training.open(data),
+        method,
+        "synthetic" if anomalies == "synthetic" else training.open(anomalies),
+        out,
+        trials=trials,
+        space=space or None,
+        words=training.settings(),
+        storage=storage,
+        on_trial=lambda trial: show(f"trial {trial.number}: {trial.summary()}"),
+    )
+    show(f"{found.sentence()}\nBest settings: {out / 'best.toml'}; report: {out / 'report.html'}")
+
+
+def reproduce(
+    name: o.Table = None,
+    quick: o.Quick = False,
+    rows: o.Rows = "",
+    columns: o.Columns = "",
+    classes: o.Classes = "",
+    seeds: o.Seeds = "",
+    set_: o.Settings = [],  # noqa: B006
+    out: o.TablesOut = Path("recipes-results"),
+    data_root: o.DataRoot = None,
+    jobs: o.Jobs = None,
+    list_: o.ListOnly = False,
+    overwrite: o.Rerun = False,
+) -> None:
+    """Reproduce a published table and compare with its numbers.
+
+    Computes only cells that have no result yet; prints published, measured and difference.
+    """
+    from normalcy.config import parse_settings
+    from normalcy.studies import tables
+    from normalcy.studies.reproduce import tabulate
+
+    if name is None:
+        _list_tables()
+        return
+    o.at_least_one(jobs, "--jobs")
+    settings = parse_settings(set_)
+    table = tables.read_table(name)
+    table = (table.reduced() if quick else table).changed(settings)
+    folder = out / "-".join(["quick"] * quick + ["changed"] * bool(settings))  # so that they never mix
+    cells = tables.select(table, o.listed(rows), o.listed(columns), o.listed(classes), o.seeds_of(seeds))
+    if list_:
+        _show_plan(table)
+    else:
+        _run_cells(table, folder, cells, data_root, jobs, overwrite)
+    found = tabulate(table, folder)
+    _show_reproduced(found)
+    if not list_:
+        show(f"Table: {folder / table.name}.md")
+        if found["failed"]:
+            raise typer.Exit(1)
+
+
+# -- private ---------------------------------------------------------------------------------------------------------
+
+
+def _compare(
+    data: str, names: list[str], out: Path, settings: dict[str, Any], data_root: Path | None, overwrite: bool
+) -> None:
+    from normalcy.studies.compare import compare as compare_methods
+
+    verbs = {"fit": "fitting", "score": "scoring", "evaluate": "evaluating"}
+    with status("reading") as update:
+        found = compare_methods(
+            o.open_data(data, data_root),
+            names,
+            out,
+            settings,
+            spec=data,
+            data_root=data_root,
+            overwrite=overwrite,
+            on_method=lambda name, step: update(f"{verbs[step]} {name}"),
+        )
+    _show_comparison(found)
+    show(f"Report: {out / 'report.html'}")
+
+
+def _show_comparison(found: dict[str, Any]) -> None:
+    rows = []
+    for row in sorted(found["methods"], key=lambda row: -(row["auroc"]["value"] or 0)):
+        decided, paired = row["at_threshold"], row["against_best"]
+        rows.append(
+            (
+                row["name"],
+                *(interval(row[metric]) for metric in ("auroc", "pixel_auroc", "aupro")),
+                percent(decided and decided["false_alarm_rate"]),
+                percent(decided and decided["detection_rate"]),
+                f"{row['fit_seconds']:.0f}",
+                f"{row['images_per_second']:.0f}",
+                f"{paired['p']:.2g}" if paired else "best",
+            )
+        )
+    head = (
+        "method",
+        "AUROC [95 %]",
+        "pixel AUROC",
+        "AUPRO",
+        "false alarms",
+        "detected",
+        "fit s",
+        "images/s",
+        "p vs best",
+    )
+    title = f"{found['data']['name']}: {found['data']['test_images']} test images"
+    show_table(head, rows, title, left=1)
+    for failure in found["failed"]:
+        complain(f"{failure['name']} failed: {failure['reason']}")
+
+
+def _list_tables() -> None:
+    from normalcy.studies.tables import read_table, tables
+
+    named = [(name, read_table(name)) for name in tables()]
+    rows = [(name, table.shows, ", ".join(table.columns), table.paper) for name, table in named]
+    show_table(("table", "what it shows", "data", "paper"), rows)
+
+
+def _show_plan(table: Table) -> None:
+    from normalcy.studies.tables import classes_of
+
+    show(f"{table.shows}\n{table.protocol}\n")
+    for name, column in table.columns.items():
+        classes = ", ".join(filter(None, classes_of(column)))
+        normal = f" with {classes} normal in turn" if classes else ""
+        show(f"data {name}: {column.data}{normal}. {column.where}".rstrip())
+    show("")
+    for row in table.rows:
+        places = [
+            ("", {**table.words, **row.words}),
+            *((f" on {column}", settings) for column, settings in row.words_on.items()),
+        ]
+        texts = (" ".join(f"{key}={value}" for key, value in given.items()) + on for on, given in places)
+        score = f", score {row.score}" if row.score else ""
+        method = row.method or "published only"
+        show(f"row {row.name}: {method}{score}; seeds: {row.seeds or table.seeds}; {'; '.join(texts)}")
+    show("")
+    for note in table.notes:
+        show(f"Note: {note}")
+
+
+def _run_cells(
+    table: Table, out: Path, cells: list[Cell], data_root: Path | None, jobs: int | None, overwrite: bool
+) -> None:
+    """Run the missing cells, with a line for each that ends."""
+    from normalcy.studies.reproduce import reproduce as run
+
+    with lines_over_progress("cells", len(cells)) as finished:
+
+        def tell(cell: Cell, record: dict[str, Any]) -> None:
+            if "auroc" in record:
+                outcome = f"{100 * record['auroc']:.1f} in {record['fit']['seconds'] + record['score_seconds']:.0f} s"
+            else:
+                outcome = f"failed: {record['failed']}"
+            finished(f"{cell.row}, {cell.column} {cell.normal}, seed {cell.seed}: {outcome}")
+
+        run(table, out, cells, data_root=data_root, jobs=jobs, overwrite=overwrite, on_cell=tell)
+
+
+def _show_reproduced(found: dict[str, Any]) -> None:
+    from normalcy.studies.reproduce import explained, spelled
+
+    rows = [(line["row"], line["column"], *spelled(line)) for line in found["lines"]]
+    head = ("method", "data", "published", "measured [95 %]", "difference", "cells")
+    show_table(head, rows, f"{found['table']}: {found['paper']}", left=2)
+    show(explained(found))
+    if found["reduction"]:
+        show(found["reduction"])
+    for failure in found["failed"]:
+        complain(f"Failed: {failure['reason']} Cells: {failure['cells']}.")
