@@ -156,7 +156,8 @@ def reproduce(
     table = tables.read_table(name)
     table = (table.reduced() if quick else table).changed(settings)
     folder = out / "-".join(["quick"] * quick + ["changed"] * bool(settings))  # so that they never mix
-    cells = tables.select(table, o.listed(rows), o.listed(columns), o.listed(classes), o.seeds_of(seeds))
+    chosen = o.seeds_of(seeds) or range(min(tables.USUAL_SEEDS, table.seeds))
+    cells = tables.select(table, o.listed(rows), o.listed(columns), o.listed(classes), chosen)
     if list_:
         _show_plan(table)
     else:
@@ -278,7 +279,7 @@ def _show_reproduced(found: dict[str, Any]) -> None:
     from normalcy.studies.reproduce import explained, spelled
 
     rows = [(line["row"], line["column"], *spelled(line)) for line in found["lines"]]
-    head = ("method", "data", "published", "measured [95 %]", "difference", "cells")
+    head = ("method", "data", "published", "same classes", "measured [95 %]", "difference", "cells")
     show_table(head, rows, f"{found['table']}: {found['paper']}", left=2)
     show(explained(found))
     if found["reduction"]:

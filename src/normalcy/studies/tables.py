@@ -31,6 +31,8 @@ T = TypeVar("T")
 Json = dict[str, Any]
 Words = Mapping[str, Any]
 
+USUAL_SEEDS = 3
+"""Seeds that the command line runs unless others are asked for; Student's interval needs two, and the published ten take long."""
 PACKAGED = Path(__file__).parent / "tables"
 IDLE = {"seed", "device", "devices", "compile", "checkpoint_seconds", "checkpoint_steps", "log_steps"}
 """Settings that are no part of a cell's settings: the seed is named beside them, the others change no number."""
