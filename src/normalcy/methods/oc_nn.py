@@ -1,15 +1,16 @@
 """One-class neural network: a hypersphere or a hyperplane around learned features; scored by the distance from its centre.
 
 Chalapathy, Menon and Chawla 2018. The encoder of an autoencoder gives codes z, and a new linear layer V without bias gives V z.
-There are two objectives, since the numbers in the paper are not of the objective in the paper:
+There are two objectives, since the numbers in the paper are not of the objective in the paper.
 
-==============  ========================================================================================================
-``hypersphere``  y = V z, c the mean of y: minimise r^2 + sum_j max(0, (y_j - c_j)^2 - r^2) with a fixed r; the score is
-                 |y - c|^2. This is what the authors' code computes (there the output w of the paper is commented out).
-``hyperplane``   y = w . g(V z): minimise 1/2 |w|^2 + 1/2 |V|^2 + 1/nu 1/n sum max(0, r - y) - r (equation 4) alternately
-                 over the weights, by gradients, and over r, whose optimum is the nu-quantile of y (theorem 1); the score
-                 is r - y.
-==============  ========================================================================================================
+``hypersphere``, which the authors' code computes (there the paper's output w is commented out): y = V z with mean c; minimise
+r^2 + sum_j max(0, (y_j - c_j)^2 - r^2) with a fixed r. The score is |y - c|^2.
+
+``hyperplane``, of the paper: y = w . g(V z) with an activation g; minimise, over n images,
+
+    1/2 |w|^2 + 1/2 |V|^2 + 1/nu 1/n sum max(0, r - y) - r    (equation 4)
+
+alternately over the weights, by gradients, and over r, whose optimum is the nu-quantile of y (theorem 1). The score is r - y.
 
 ``hypersphere`` is one-class Deep SVDD with a new last layer and a dead zone of r around each coordinate of the centre.
 
