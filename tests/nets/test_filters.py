@@ -106,7 +106,7 @@ def test_top_is_the_mean_of_the_largest_hundredth() -> None:
 
 
 def test_a_small_anomaly_changes_the_top_but_not_the_mean() -> None:
-    """Among normal maps of other noise levels, as in ``benchmarks/reduction.py``."""
+    """Among normal maps of other noise levels, as in ``recipes/reduction.py``."""
     generator = torch.Generator().manual_seed(0)
     normal = torch.rand(50, 64, 64, generator=generator) * (1 + 0.2 * torch.rand(50, 1, 1, generator=generator))
     anomalous = normal.clone()

@@ -100,7 +100,7 @@ def reduce_map(maps: Tensor, reduce: Reduce) -> Tensor:
 
     "top" is the mean of the largest 1 % of the pixels, at least one. "auto" is "mean" for maps of at most 32 pixels a side, which
     show one object, and "top" for larger ones, whose mean a small anomaly does not change (measured by
-    ``benchmarks/reduction.py`` on normal images with synthetic anomalies).
+    ``recipes/reduction.py`` on normal images with synthetic anomalies).
     """
     flat = maps.flatten(1)
     if reduce == "auto":

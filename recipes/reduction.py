@@ -1,6 +1,6 @@
 """Which reduction of an anomaly map to an image score detects small and large anomalies: evidence for the default of `reduce`.
 
-    python benchmarks/reduction.py --data-root DIR [--seconds 60]      (1 core, about 15 minutes)
+    python recipes/reduction.py --data-root DIR [--seconds 60]      (1 core, about 15 minutes)
 
 Sets: magnetic tiles and chest X-rays without findings at 128x128, axial slices of varied brain templates at 64x64
 (recipes/toy_mood.py). Methods: pca, autoencoder, vae, each trained on the normal images but 100 (tiles: 150), the networks for
@@ -14,7 +14,6 @@ Writes results/reduction.json.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from budget import steps_in
+from chest_xray import open_chest
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
+from toy_mood import TEMPLATES, template, varied
 
 from normalcy import Detector, open_data
 from normalcy.data.open import as_dataset
@@ -32,11 +34,6 @@ from normalcy.data.synthetic import SYNTHETIC, make
 from normalcy.metrics import auroc
 from normalcy.nets.filters import gaussian_smooth, map_quantile
 from normalcy.provenance import write_record
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
-from budget import steps_in
-from chest_xray import open_chest
-from toy_mood import TEMPLATES, template, varied
 
 RESULT = Path(__file__).parent / "results" / "reduction.json"
 AREAS = (0.002, 0.01, 0.05)
@@ -186,7 +183,7 @@ def main() -> None:
         print(key, summary[key])
     write_record(
         options.result,
-        {"benchmark": "reduction", "seconds": options.seconds, "found": {"summary": summary, "rows": rows}},
+        {"recipe": "reduction", "seconds": options.seconds, "summary": summary, "rows": rows},
     )
 
 
