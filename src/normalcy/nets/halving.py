@@ -129,7 +129,7 @@ class DoublingConv2d(nn.ConvTranspose2d):
         if any(self.output_padding) or output_size or self.in_channels < CHANNELS or not _wins(x):
             return super().forward(x, output_size)
         weight = self.weight.bfloat16()
-        parts = [double(part, weight) for part in x.bfloat16().split(AT_ONCE)]
+        parts = [double(part, weight) for part in torch.split(x.bfloat16(), AT_ONCE)]
         return _with_bias(torch.cat(parts) if len(parts) > 1 else parts[0], self.bias)
 
 

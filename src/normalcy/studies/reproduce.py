@@ -140,7 +140,8 @@ class _Fit:
         self, cell: Cell, detector: Detector | None, test: DataSet, held_out: DataSet | None, kept: KeptScores
     ) -> Json:
         try:
-            images, more = _chosen(cell, test), {}
+            images = _chosen(cell, test)
+            more: Json = {}
             if detector is not None:
                 for name in dict.fromkeys([cell.score, *cell.keep]):
                     more |= self._score(cell, name, detector, test.subset(images), images, held_out, kept)
