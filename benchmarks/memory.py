@@ -27,7 +27,7 @@ def one(count: int) -> None:
     import resource
 
     from normalcy import DataSet, Detector, Item
-    from normalcy.results.predict import predict
+    from normalcy.results.predict import score_into
 
     def read(i: int) -> np.ndarray[Any, Any]:
         return np.random.default_rng(i % 997).integers(0, 255, (1, 64, 64), dtype=np.uint8)
@@ -36,7 +36,7 @@ def one(count: int) -> None:
     detector = Detector("autoencoder", steps=10, batch_size=8).fit(data.subset(range(200)))
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        predict(detector, data, Path(folder) / "results", maps=False, batch_size=64)
+        score_into(detector, data, Path(folder) / "results", maps=False, batch_size=64)
         rate = count / (time.perf_counter() - started)
     print(
         json.dumps({"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "images_per_second": rate})

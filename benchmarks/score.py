@@ -19,7 +19,7 @@ import torch
 from normalcy import Detector, open_data
 from normalcy.data.images import write_image
 from normalcy.provenance import write_record
-from normalcy.results.predict import predict
+from normalcy.results.predict import score_into
 
 IMAGES, SIDE, ROUNDS, BATCH = 256, 256, 5, 32
 
@@ -48,7 +48,7 @@ def main() -> None:
                 pass
             rates["files to arrays"].append(IMAGES / (time.perf_counter() - started))
             started = time.perf_counter()
-            predict(detector, data, folder / f"results{round_}", batch_size=BATCH)
+            score_into(detector, data, folder / f"results{round_}", batch_size=BATCH)
             rates["files to results folder"].append(IMAGES / (time.perf_counter() - started))
     medians = {name: round(statistics.median(values), 1) for name, values in rates.items()}
     ratios = {name: round(value / medians["forward"], 3) for name, value in medians.items()}

@@ -28,7 +28,7 @@ from normalcy.data.open import open_data
 from normalcy.data.slides import Slide, TileSettings
 from normalcy.data.volumes import Space, write_volume
 from normalcy.provenance import write_record
-from normalcy.results.predict import predict
+from normalcy.results.predict import score_into
 from normalcy.results.slides import score_slides
 
 SHAPE = (256, 256, 160)
@@ -57,7 +57,7 @@ def measure(way: str, folder: Path) -> dict[str, float]:
     data = open_data(folder / "volumes")
     detector = Detector("autoencoder", steps=1, batch_size=8, calibration=0, **WAYS[way]).fit(data)
     before, started = peak(), time.perf_counter()
-    predict(detector, data, folder / "results")
+    score_into(detector, data, folder / "results")
     return {"seconds": time.perf_counter() - started, "before": before, "peak": peak()}
 
 

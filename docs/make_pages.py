@@ -24,16 +24,26 @@ from typer.models import ArgumentInfo, OptionInfo
 
 from normalcy import config
 from normalcy.cli.app import app
-from normalcy.detector import DecisionSettings, InputSettings
 from normalcy.methods import FAMILIES, METHODS, get
-from normalcy.training.settings import TrainSettings
+from normalcy.report.text import markdown_table
+from normalcy.results.comparison import Comparison
+from normalcy.results.metrics import Metrics
+from normalcy.results.run import CaseRow, Run, ScoreRow
+from normalcy.results.schema import describe
+from normalcy.settings import COMMON
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 RESULTS = ROOT / "recipes" / "results"
 BENCHMARKS = ROOT / "benchmarks" / "results"
-SHARED = {"input": InputSettings, "training": TrainSettings, "decision": DecisionSettings}
-"""Settings that every method has, by the name of their table."""
+FILES = {
+    "scores.csv": ScoreRow,
+    "cases.csv": CaseRow,
+    "run.json": Run,
+    "metrics.json": Metrics,
+    "compare.json": Comparison,
+}
+"""Files of results -> what their rows or objects hold."""
 
 
 def pages() -> dict[Path, str]:
@@ -45,8 +55,9 @@ def pages() -> dict[Path, str]:
         readme: {"families": families_table("docs/methods")} if short else {"methods": methods_table("docs/methods")},
         DOCS / "reference" / "methods.md": {"methods": methods_table("../methods")},
         DOCS / "reference" / "papers.md": {"methods": papers()},
-        DOCS / "reference" / "settings.md": {name: settings_table(cls) for name, cls in SHARED.items()},
+        DOCS / "reference" / "settings.md": {name: settings_table(cls) for name, cls in COMMON.items()},
         DOCS / "reference" / "command-line.md": {"commands": command_line()},
+        DOCS / "reference" / "files.md": {name: file_table(cls) for name, cls in FILES.items()},
         DOCS / "explanation" / "which-method.md": {"evidence": evidence()},
     }
     for path, texts in parts.items():
@@ -162,6 +173,14 @@ def settings_table(cls: type) -> str:
 
 def dimensions(name: str) -> str:
     return " and ".join(f"{d}D" for d in get(name).spatial_dims)
+
+
+def file_table(cls: type) -> str:
+    """Meaning of the columns of a table, or values and meaning of the keys of a JSON file."""
+    rows = [(f"`{key}`", hint, markdown(about)) for key, hint, about in describe(cls)]
+    if cls in (ScoreRow, CaseRow):
+        return table(("column", "meaning"), [(key, about) for key, _, about in rows])
+    return table(("key", "values", "meaning"), rows)
 
 
 def values(hint: Any) -> str:
@@ -577,8 +596,7 @@ def option_default(default: Any, names: Sequence[str]) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+    return "\n".join(markdown_table(head, rows))
 
 
 def markdown(text: str) -> str:

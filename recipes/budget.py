@@ -65,7 +65,7 @@ def tiles(data_root: Path | None, images: int | None) -> tuple[DataSet, DataSet,
 def located(
     name: str, score: str | None, found: dict[str, Any], run: dict[str, Any], seconds: float, words: dict[str, Any]
 ) -> dict[str, Any]:
-    """A row of a table, from the results of ``evaluate`` and ``predict``; its metrics are printed."""
+    """A row of a table, from the results of ``evaluate`` and ``score_into`` as JSON values; its metrics are printed."""
     measures = {
         "image_auroc": found["image"]["auroc"],
         "pixel_auroc": found["pixel"]["auroc"],

@@ -22,7 +22,8 @@ from budget import arguments, located, steps_in, tiles, write_rows
 
 from normalcy import Detector
 from normalcy.results.evaluate import evaluate
-from normalcy.results.predict import predict
+from normalcy.results.predict import score_into
+from normalcy.results.schema import to_json
 
 SPATIAL: dict[str, Any] = {"bottleneck": "spatial", "latent": 4, "grow": False}
 RUNS: dict[str, dict[str, Any]] = {
@@ -47,8 +48,8 @@ def main() -> None:
             detector = Detector("dpa", **words).fit(train)
             seconds = time.process_time() - started
             place = out / name.replace(", ", "-").replace(" ", "-")
-            run = predict(detector, test, place, split=split, spec="magnetic_tile", overwrite=True)
-            found = evaluate(place, resamples=options.resamples)
+            run = to_json(score_into(detector, test, place, split=split, spec="magnetic_tile", overwrite=True))
+            found = to_json(evaluate(place, resamples=options.resamples))
             rows.append(located(name, None, found, run, seconds, words))
             write_rows("dpa_tiles", options, rows, train=len(train), test=len(test))
 

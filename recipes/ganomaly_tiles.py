@@ -28,7 +28,8 @@ from normalcy.data.splits import images_to_score, with_split
 from normalcy.methods.ganomaly import GANomaly
 from normalcy.provenance import write_record
 from normalcy.results.evaluate import evaluate
-from normalcy.results.predict import predict
+from normalcy.results.predict import score_into
+from normalcy.results.schema import to_json
 
 RESULT = Path(__file__).parent / "results" / "ganomaly_tiles.json"
 
@@ -54,10 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         out = options.out or Path(temporary)
         detector.save(out / "model", overwrite=True)
         for score in GANomaly.scores:
-            run = predict(
+            run = score_into(
                 detector.with_score(score), test, out / score, split=split, spec="magnetic_tile", overwrite=True
             )
-            found = evaluate(out / score, resamples=options.resamples)
+            found = to_json(evaluate(out / score, resamples=options.resamples))
             rows.append(
                 {
                     "score": score,
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     "pixel_auroc": found["pixel"]["auroc"],
                     "aupro": found["pixel"]["aupro"],
                     "types": {kind: entry["auroc"]["value"] for kind, entry in found["types"].items()},
-                    "images_per_second": round(run["images_per_second"], 1),
+                    "images_per_second": round(run.images_per_second or 0.0, 1),
                 }
             )
             print(rows[-1], flush=True)

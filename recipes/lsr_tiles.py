@@ -35,7 +35,8 @@ from normalcy.data.images import read_mask
 from normalcy.data.splits import hold_out
 from normalcy.results.evaluate import evaluate
 from normalcy.results.folder import read_results
-from normalcy.results.predict import predict
+from normalcy.results.predict import score_into
+from normalcy.results.schema import to_json
 
 AREA = 0.001
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -102,12 +103,14 @@ def main() -> None:
                 area = max(1, round(AREA * float(np.median([m.size for m in maps]))))
                 decision = decide_on_validation(f"minimum_area:{area}", [], None, maps, None)
                 place = folder / (score or "results")
-                run = predict(scored, test, place, decision=decision, split=split, spec="magnetic_tile", overwrite=True)
-                found = evaluate(place, resamples=options.resamples)
+                run = score_into(
+                    scored, test, place, decision=decision, split=split, spec="magnetic_tile", overwrite=True
+                )
+                found = to_json(evaluate(place, resamples=options.resamples))
                 threshold = float(decision.pixel_threshold or 0)
                 rows.append(
                     {
-                        **located(name, score, found, run, seconds, words),
+                        **located(name, score, found, to_json(run), seconds, words),
                         "pro": vars_of(pro_interval(place, threshold, options.resamples)),
                         "mean_accuracy": found["image"]["at_threshold"]["mean_accuracy"],
                     }

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from normalcy import open_data
 from normalcy.provenance import write_record
+from normalcy.results.schema import to_json
 from normalcy.studies.compare import compare
 
 METHODS = ("patchcore",)
@@ -38,15 +39,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         out = options.out or Path(temporary) / "results"
         words = {"size": 256, "seed": 0}
-        found = compare(
-            data,
-            options.methods.split(","),
-            out,
-            words,
-            spec="magnetic_tile",
-            data_root=options.data_root,
-            overwrite=True,
-        )
+        methods = options.methods.split(",")
+        found = to_json(compare(data, methods, out, words, spec="magnetic_tile", overwrite=True))
     for row in found["methods"]:
         print(row["name"], *(f"{name} {row[name]['value']:.3f}" for name in WANTED), f"fit {row['fit_seconds']:.0f} s")
     write_record(

@@ -49,7 +49,7 @@ from normalcy.data.dataset import DataSet
 from normalcy.data.diffusion import read_scheme
 from normalcy.metrics import Interval, pixel_auroc_interval, pixel_average_precision_interval
 from normalcy.provenance import write_record
-from normalcy.results.predict import predict
+from normalcy.results.predict import score_into
 
 RESULT = Path(__file__).parent / "results" / "qspace_diffusion.json"
 FILES = ("small_64D.nii", "small_101D.nii.gz")
@@ -175,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             started = time.process_time()
             detector = Detector("qspace_vae", **words).fit(data)
             seconds = round(time.process_time() - started, 1)
-            predict(detector, test, folder / "results", split="test", spec=str(folder / "volumes"), overwrite=True)
+            score_into(detector, test, folder / "results", split="test", spec=str(folder / "volumes"), overwrite=True)
             maps: dict[str, list[npt.NDArray[np.float32]]] = baselines(train, test)
             for score in detector.method.scores if detector.method else ():
                 found = detector.with_score(score).score(test).maps

@@ -69,7 +69,7 @@ def rda(x: np.ndarray, labels: np.ndarray, weight: float, seed: int, options: ar
     return {
         **measured(labels, error, options.resamples),
         "noise_auroc": metrics.auroc(labels, noise),
-        "f1_of_s": metrics.f1_at(labels, noise, 0.0),
+        "f1_of_s": metrics.at_threshold(labels, noise > 0).f1,
         "with_sparse_part": float((noise > 0).mean()),
         "constraint": float(held[held.isfinite()][-1]),
         "change": moved[moved.isfinite()].tolist()[-1:],

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from normalcy import open_data
 from normalcy.provenance import write_record
+from normalcy.results.schema import to_json
 from normalcy.studies.compare import compare
 from normalcy.studies.demo import METHODS, SPEC, settings_for
 
@@ -36,7 +37,7 @@ def main() -> None:
     words = settings_for(methods)
     with tempfile.TemporaryDirectory() as temporary:
         out = options.out or Path(temporary) / "results"
-        found = compare(open_data(SPEC), methods, out, words, spec=SPEC, overwrite=True)
+        found = to_json(compare(open_data(SPEC), methods, out, words, spec=SPEC, overwrite=True))
     for row in found["methods"]:
         print(row["name"], f"AUROC {row['auroc']['value']:.3f}", f"fit {row['fit_seconds']:.0f} s")
     write_record(

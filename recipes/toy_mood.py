@@ -37,7 +37,8 @@ from normalcy.data.splits import images_to_score
 from normalcy.data.synthetic import make
 from normalcy.provenance import write_record
 from normalcy.results.evaluate import evaluate
-from normalcy.results.predict import predict
+from normalcy.results.predict import score_into
+from normalcy.results.schema import to_json
 
 SIDE, SPACING = 48, 4.0
 KINDS = ("blob", "intensity", "rectangle", "displace", "mirror")
@@ -168,11 +169,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for score in scores:
                 folder = out / f"{name.replace(', ', '-')}-{score}"
                 started = time.process_time()
-                predict(
+                score_into(
                     detector.with_score(score), test, folder, split=split, spec=str(out / "volumes"), overwrite=True
                 )
                 seconds = time.process_time() - started
-                found = evaluate(folder, resamples=options.resamples)
+                found = to_json(evaluate(folder, resamples=options.resamples))
                 row = {
                     "row": name,
                     "score": score,

@@ -16,11 +16,20 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 
+import imagecodecs
 import nibabel
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGLSLossless, RLELossless
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    CTImageStorage,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+)
 
 from normalcy.data.dicom import decode_series, series_space
 from normalcy.data.volumes import decode_volume, volume_space
@@ -38,7 +47,14 @@ def seeds() -> dict[str, bytes]:
     one = nibabel.Nifti1Image(array, affine).to_bytes()
     two = nibabel.Nifti2Image(array.astype(np.float32), affine).to_bytes()
     files = {"nifti.nii": one, "nifti.nii.gz": gzip.compress(one), "nifti2.nii": two}
-    for name, syntax in (("plain.dcm", None), ("rle.dcm", RLELossless), ("jpegls.dcm", JPEGLSLossless)):
+    syntaxes = {
+        "plain.dcm": None,
+        "rle.dcm": RLELossless,
+        "jpegls.dcm": JPEGLSLossless,
+        "jpeg.dcm": JPEGLosslessSV1,
+        "jpeg2000.dcm": JPEG2000Lossless,
+    }
+    for name, syntax in syntaxes.items():
         ds = Dataset()
         ds.file_meta = FileMetaDataset()
         ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -51,7 +67,15 @@ def seeds() -> dict[str, bytes]:
         ds.ImageOrientationPatient, ds.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, 0, 0]
         ds.PixelSpacing, ds.RescaleSlope, ds.RescaleIntercept = [0.5, 0.5], 1, -1024
         ds.PixelData = rng.integers(0, 4000, (16, 17), dtype=np.uint16).tobytes()
-        if syntax is not None:
+        if name in ("jpeg.dcm", "jpeg2000.dcm"):  # which pydicom does not encode by itself
+            pixels = ds.pixel_array
+            frame = (
+                imagecodecs.jpeg8_encode(pixels, lossless=True, predictor=1, bitspersample=12)
+                if name == "jpeg.dcm"
+                else imagecodecs.jpeg2k_encode(pixels, codecformat="j2k", reversible=True, level=0)
+            )
+            ds.PixelData, ds.file_meta.TransferSyntaxUID = encapsulate([frame]), syntax
+        elif syntax is not None:
             ds.compress(syntax)
         buffer = io.BytesIO()
         pydicom.dcmwrite(buffer, ds, enforce_file_format=True)

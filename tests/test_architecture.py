@@ -46,7 +46,7 @@ ALLOWED = {
     "model_folder": FOUNDATION,
     "detector": BELOW_DETECTOR | {"model_folder"},
     "results": USE | {"results"},
-    "report": FOUNDATION | {"data", "metrics", "report", "results", "scoring"},
+    "report": FOUNDATION | {"data", "metrics", "report", "results", "training"},
     "studies": USE | {"report", "results", "studies"},
     "testing": USE,
 }

@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +86,7 @@ def test_order_is_kept_and_bad_images_are_listed(pca: Detector) -> None:
     data = DataSet("some", [Item(f"{i}.png", str(i)) for i in range(40)], read)
     results = pca.score(data, batch_size=8)
     assert [r.path for r in results] == [f"{i}.png" for i in range(40) if i not in (3, 17)]
-    assert [path for path, _ in results.failed] == ["3.png", "17.png"]
+    assert [one.path for one in results.failed] == ["3.png", "17.png"]
     fitted = Detector("pca", calibration=0).fit(data)
     assert [f[0] for f in fitted.facts["data"]["failed"]] == ["3.png", "17.png"]
     assert fitted.facts["data"]["count"] == 38
@@ -325,3 +327,48 @@ def test_hub_upload_and_download(pca: Detector, tmp_path: Path, monkeypatch: pyt
     assert pca.push_to_hub("me/model").endswith("me/model")
     images = textures(2)
     assert (Detector.from_hub("me/model").score(images).scores == pca.score(images).scores).all()
+
+
+@pytest.mark.parametrize("method", ["deep_svdd", "ganomaly", "autoencoder", "vae"])
+def test_eight_threads_score_with_one_loaded_detector(method: str, tmp_path: Path) -> None:
+    """The numbers of one thread, and nothing changed: neither weights and running statistics nor modes."""
+    words: dict[str, Any] = {"vae": {"score": "gradient_elbo"}}.get(method, {})
+    Detector(method, steps=3, calibration=0, device="cpu", **words).fit(textures(40)).save(tmp_path / "model")
+    detector = normalcy.load(tmp_path / "model")
+    assert detector.method is not None
+    images = [np.concatenate([textures(2, seed=k), with_defect(textures(2, seed=k))]) for k in range(8)]
+    alone = [detector.score(x) for x in images]
+    state = {k: v.clone() for k, v in detector.method.state_dict().items()}
+    for training in (False, True):
+        detector.method.train(training)
+        with ThreadPoolExecutor(8) as pool:
+            together = list(pool.map(lambda k: detector.score(images[k % 8]), range(24)))
+        for k, results in enumerate(together):
+            np.testing.assert_allclose(results.scores, alone[k % 8].scores, rtol=1e-6)
+            for one, other in zip(results.maps, alone[k % 8].maps):
+                if one is not None and other is not None:
+                    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+        assert all(torch.equal(v, state[k]) for k, v in detector.method.state_dict().items())
+        assert {part.training for part in detector.method.modules()} == {training}
+
+
+def test_load_score_and_fit_in_inference_mode(tmp_path: Path) -> None:
+    detector = Detector("vae", steps=4, calibration=0, device="cpu", score="gradient_elbo").fit(textures(20))
+    expected = detector.score(textures(3, seed=1)).scores
+    detector.save(tmp_path / "model")
+    with torch.inference_mode():
+        loaded = normalcy.load(tmp_path / "model")
+        assert loaded.score(textures(3, seed=1)).scores == pytest.approx(expected, rel=1e-6)
+        again = Detector("vae", steps=4, calibration=0, device="cpu", score="gradient_elbo").fit(textures(20))
+    assert again.score(textures(3, seed=1)).scores == pytest.approx(expected, rel=1e-6)
+    assert loaded.method is not None
+    assert not any(v.is_inference() for v in loaded.method.state_dict().values())
+
+
+def test_fit_and_score_leave_the_global_generators_alone() -> None:
+    before = (torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate())  # noqa: NPY002
+    detector = Detector("deep_svdd", steps=3, device="cpu").fit(textures(30))
+    detector.score(textures(3, seed=1))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.random.get_state()[1].tolist() == before[1]  # noqa: NPY002
+    assert random.getstate() == before[2]

@@ -188,7 +188,8 @@ def test_commands_and_options_in_the_text_exist(page: Path):
     group: Any = typer.main.get_command(app)
     if page.name == "recipes.md":
         return  # its options are those of the recipes
-    options = {o for c in group.commands.values() for p in c.params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
+    everywhere = [group, *group.commands.values()]
+    options = {o for c in everywhere for p in c.params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
     for code in re.findall(r"`([^`\n]+)`", prose(page)):
         words = code.split()
         if words[0] == "normalcy" and len(words) > 1:

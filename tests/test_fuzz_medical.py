@@ -8,7 +8,7 @@ from fuzz_medical import LONGEST, fuzz, mutate, seeds
 
 from normalcy import Detector
 from normalcy.data.open import open_data
-from normalcy.results.predict import predict
+from normalcy.results.predict import score_into
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -29,10 +29,10 @@ def test_no_partial_output(tmp_path: Path):
         (tmp_path / "data" / f"{i:02d}.nii").write_bytes(whole if i < 8 else mutate(whole, rng))
     normal = rng.integers(0, 99, (40, 7, 8, 9, 1)).astype(np.int16)
     data = open_data(tmp_path / "data")
-    facts = predict(Detector("zscore").fit(normal), data, tmp_path / "results")["data"]
+    facts = score_into(Detector("zscore").fit(normal), data, tmp_path / "results").data
     maps = {path.name.removesuffix(".nii.gz") for path in (tmp_path / "results/maps").iterdir()}
-    failed = {path for path, _ in facts["failed"]}
-    assert len(maps) == facts["count"] >= 8
+    failed = {one.path for one in facts.failed}
+    assert len(maps) == facts.count >= 8
     assert failed
     assert maps | failed == {item.path for item in data.items}
     assert not maps & failed

@@ -1,4 +1,4 @@
-"""The base of all methods: refusals, modes, learned buffers, other scores. The battery checks the methods themselves."""
+"""The base of all methods: refusals, modes, learned buffers, other scores. The contract tests checks the methods themselves."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from normalcy.errors import DataError, SettingsError
-from normalcy.method import Batches, Method, Scores, Stage
+from normalcy.method import Batches, Method, Scores, Stage, evaluation_copy
 from normalcy.methods.deep_svdd import DeepSVDD, DeepSVDDSettings
 from normalcy.training.fit import fit
 from normalcy.training.settings import TrainSettings
@@ -94,6 +94,61 @@ def test_scoring_is_evaluation_whatever_the_mode(training: bool):
     assert [module.training for module in method.modules()] == [training] * len(list(method.modules()))
 
 
+def test_scoring_in_training_mode_leaves_modes_weights_and_parts_as_they_are():
+    """A copy of the module tree scores, as switching the mode would disturb other threads."""
+    method = fitted().train()
+    parts = list(method.modules())
+    expected = fitted().score(images(3)).image
+    state = {k: v.clone() for k, v in method.state_dict().items()}
+    assert torch.equal(method.score(images(3)).image, expected)
+    method.dropout.eval()  # one part alone, and the others still in training mode
+    assert torch.equal(method.score(images(3)).image, expected)
+    assert list(method.modules()) == parts
+    assert [part.training for part in parts] == [part is not method.dropout for part in parts]
+    assert all(torch.equal(v, state[k]) for k, v in method.state_dict().items())
+
+
+def test_evaluation_copy_shares_weights_and_keeps_shared_parts_shared():
+    inner = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    module = nn.ModuleDict({"one": inner, "other": inner, "last": nn.Dropout()})
+    copied = evaluation_copy(module)
+    assert copied["one"] is copied["other"] is not inner
+    assert not any(part.training for part in copied.modules())
+    assert all(part.training for part in module.modules())
+    assert [id(p) for p in copied.parameters()] == [id(p) for p in module.parameters()]
+    assert [id(b) for b in copied.buffers()] == [id(b) for b in module.buffers()]
+
+
+class Gradient(Nearest):
+    """Scores by a gradient with respect to the image, through a weight."""
+
+    name = "gradient"
+
+    def __init__(self, settings: NearestSettings, shape: Sequence[int]) -> None:
+        super().__init__(settings, shape)
+        self.layer = nn.Linear(16, 1)
+
+    def _score(self, x: Tensor) -> Scores:
+        with torch.enable_grad():
+            x = x.requires_grad_()
+            (gradient,) = torch.autograd.grad(self.layer(x.flatten(1)).square().sum(), x)
+        return Scores(gradient.flatten(1).norm(dim=1))
+
+
+def test_scores_by_gradients_in_inference_mode():
+    method = Gradient(NearestSettings(), (1, 4, 4))
+    fit(method, images(6), TrainSettings(device="cpu"))
+    expected = method.score(images(3)).image
+    with torch.inference_mode():
+        x = images(3)
+        assert x.is_inference()
+        inside = method.score(x).image
+        assert torch.is_inference_mode_enabled()
+        assert torch.equal(x, images(3))
+    assert torch.equal(inside, expected)
+    assert not inside.is_inference(), "may be used in training"
+
+
 def test_scores_integers_and_doubles_as_float32():
     method = fitted()
     for x in (images(2).double(), (images(2) * 9).to(torch.uint8)):
@@ -126,6 +181,7 @@ def test_fitting_again_replaces_what_was_learned():
 def test_with_score_shares_weights_and_leaves_the_original():
     method = fitted()
     twin = method.with_score("mean")
+    assert type(twin) is Nearest
     assert twin.part is method.part
     assert method.settings.score == "nearest"
     assert bool((twin.score(images(3)).image > method.score(images(3)).image).all())

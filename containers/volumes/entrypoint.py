@@ -13,7 +13,6 @@ import argparse
 import csv
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,8 +21,9 @@ from normalcy.data.open import open_data
 from normalcy.data.volumes import write_volume
 from normalcy.errors import NormalcyError
 from normalcy.files import write_bytes
+from normalcy.provenance import NOTICE
 from normalcy.results.folder import NIFTI, named
-from normalcy.scoring import NOTICE, Result
+from normalcy.scoring import Result
 
 
 def main(arguments: list[str]) -> int:
@@ -53,19 +53,16 @@ def score_folder(source: Path, out: Path, model: Path, device: str = "auto") -> 
     calibration = detector.calibration
     low, high = calibration.map_range if calibration is not None else (0.0, 1.0)
 
-    def write(result: Result) -> Result:
+    rows: list[tuple[str, float]] = []
+    failed: list[tuple[str, str]] = []
+    for result in detector.stream(data):
+        if not isinstance(result, Result):
+            failed.append((result.path, result.reason))
+            continue
         if result.map is not None and result.space is not None:
             scaled = np.clip((result.map - low) / max(high - low, 1e-12), 0, 1) if calibration else result.map
             write_volume(out / named(result.path, NIFTI), scaled, result.space)
-        return result
-
-    rows: list[tuple[str, float]] = []
-    failed: list[Any] = []
-    for result in detector.stream(data, then=write):
-        if isinstance(result, Result):
-            rows.append((result.path, result.score if result.p_value is None else 1 - result.p_value))
-        else:
-            failed.append(result)
+        rows.append((result.path, result.score if result.p_value is None else 1 - result.p_value))
     highest = max((score for _, score in rows), default=1.0)
     rows += [(path, highest) for path, _ in failed]
     for path, score in rows:

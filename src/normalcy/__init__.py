@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from normalcy.data.dataset import DataSet as DataSet
+    from normalcy.data.dataset import Failure as Failure
     from normalcy.data.dataset import Item as Item
     from normalcy.data.open import open_data as open_data
     from normalcy.detector import Detector as Detector
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "data.dataset": ("DataSet", "Item"),
+    "data.dataset": ("DataSet", "Failure", "Item"),
     "data.open": ("open_data",),
     "detector": ("Detector", "load"),
     "errors": ("DataError", "ModelFileError", "NormalcyError", "SettingsError", "TrainingError"),

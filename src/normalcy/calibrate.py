@@ -1,12 +1,12 @@
-"""Scores of held-out normal images -> p-values, and thresholds with a promised false-alarm rate.
+"""Scores of held-out normal images -> p-values, and thresholds with a guaranteed false-positive rate.
 
 Images: split conformal prediction (Vovk et al. 2005; for anomaly detection Bates et al. 2023). With n held-out normal
 images, p = (1 + #{held-out scores >= s}) / (n + 1), and flagging p <= alpha gives a new normal image a false alarm with
 probability at most alpha, whatever the method and the distribution of scores.
 
-Pixels: conformal risk control (Angelopoulos et al. 2024) on the share of flagged pixels in a normal image, which falls
-as the threshold rises: the smallest threshold with (sum of the held-out shares + 1) / (n + 1) <= alpha keeps the expected
-share of a new normal image at most alpha. Neighbouring pixels may depend on each other in any way.
+Pixels: conformal risk control (Angelopoulos et al. 2024) on the fraction of flagged pixels in a normal image, which
+falls as the threshold rises: the smallest threshold with (sum of the held-out fractions + 1) / (n + 1) <= alpha bounds the
+expected fraction of a new normal image by alpha. Neighbouring pixels may depend on each other in any way.
 
 Both hold when new normal images come from where the held-out ones do. A map's values are binned by their 18 leading bits
 (steps of 0.2 %), which rounds the pixel threshold up, never down.
@@ -32,7 +32,7 @@ _LEVELS = 2000
 
 @dataclass(frozen=True)
 class Calibration:
-    """What held-out normal images say. ``scores`` (n,) ascending; ``rates``: mean share of pixels above ``levels``."""
+    """Scores of held-out normal images, (n,) ascending, and ``rates``: mean fraction of their pixels above ``levels``."""
 
     scores: Float64
     levels: Float64 | None = None
@@ -66,7 +66,7 @@ class Calibration:
         return math.inf if allowed < 0 else float(self.scores[self.count - 1 - min(allowed, self.count - 1)])
 
     def pixel_threshold(self, false_alarms: float) -> float | None:
-        """Flag a pixel when its map is larger: the expected share of a normal image flagged is <= ``false_alarms``."""
+        """Flag a pixel when its map is larger: the expected fraction of a normal image flagged is <= ``false_alarms``."""
         if self.levels is None or self.rates is None:
             return None
         risk = (self.count * self.rates + 1) / (self.count + 1)
@@ -116,10 +116,10 @@ def calibrate(held_out: Iterable[tuple[float, Array | None]]) -> Calibration:
         raise SettingsError("Calibration needs held-out normal images, got none.")
     if not with_map:
         return Calibration(np.sort(scores))
-    edges, share = _upper_edges(), mass / with_map
-    rates = 1 - np.cumsum(share)
-    used = np.flatnonzero(share)
-    median = used[np.searchsorted(np.cumsum(share[used]), 0.5)]
+    edges, fraction = _upper_edges(), mass / with_map
+    rates = 1 - np.cumsum(fraction)
+    used = np.flatnonzero(fraction)
+    median = used[np.searchsorted(np.cumsum(fraction[used]), 0.5)]
     # The upper tail is where thresholds lie: keep all its levels up to a number, and thin the rest.
     kept = (
         used
@@ -142,7 +142,7 @@ class Decision:
     threshold: float | None
     pixel_threshold: float | None = None
     false_alarms: float | None = None
-    """The promised rate, for the rule "false_alarms"."""
+    """The guaranteed false-positive rate, for the rule "false_alarms"."""
     minimum_area: int | None = None
     """For the rule "minimum_area": an image is flagged when a region of its map is larger, in pixels."""
 

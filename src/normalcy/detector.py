@@ -2,43 +2,40 @@
 
 from __future__ import annotations
 
+import copy
 import json
-import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 
 from normalcy import config, model_folder
-from normalcy.arrays import Array, Float32, Indices
-from normalcy.calibrate import Calibration, Decision, calibrate, decide
-from normalcy.data.dataset import DataSet, Item
+from normalcy.arrays import Float32
+from normalcy.calibrate import Calibration, Decision, calibrate, decide, decide_on_validation
+from normalcy.data.dataset import DataSet, Failure
 from normalcy.data.diffusion import check_scheme
 from normalcy.data.open import as_dataset
 from normalcy.data.splits import hold_out, normal_training_images, with_split
 from normalcy.errors import DataError, ModelFileError, NormalcyError, SettingsError
-from normalcy.files import read_json
 from normalcy.method import Method
 from normalcy.methods import get
 from normalcy.preprocessing.augment import Augment
-from normalcy.preprocessing.decode import DiskImages, Failure, decode
+from normalcy.preprocessing.decode import DiskImages, decode, fit_preprocess
 from normalcy.preprocessing.pipeline import Preprocess
-from normalcy.preprocessing.views import SliceView, View, ViewSettings
+from normalcy.preprocessing.views import ViewSettings
 from normalcy.provenance import versions
-from normalcy.scoring import NOTICE, Result, Results, _forward, _Part, _Ready, _slices
+from normalcy.scoring import Pipeline, Result, Results, stream
 from normalcy.settings import COMMON, DecisionSettings, InputSettings
 from normalcy.training.fit import fit
+from normalcy.training.generators import caller_generators_kept, seed_generators
 from normalcy.training.log import TRAIN_LOG, Journal, Log, Record, read_log
 from normalcy.training.settings import FitSummary, TrainSettings
-
-T = TypeVar("T")
 
 
 class Detector:
@@ -100,13 +97,13 @@ class Detector:
         if self.decision.calibration:
             kept, carved = hold_out(data.cases, self.decision.calibration, seed=self.train.seed)
             rest, held_out = data.subset(kept), data.subset(carved)
-        with _folder(run_dir) as folder:
+        with _run_folder(run_dir) as folder:
             self._choose_size(rest)
             self.settings = config.fill(self.settings, data.scheme)
-            self.preprocess, bad = _fit_preprocess(self.preprocess, rest)
+            self.preprocess, bad = fit_preprocess(self.preprocess, rest)
             rest = rest.subset([i for i in range(len(rest)) if i not in bad])
-            cutting, spill = self._view_settings(scoring=False), folder / "images.raw"
-            x, origin, failed = decode(rest, self.preprocess, spill, views=cutting, on_progress=on_decode)
+            views, spill = self._view_settings(scoring=False), folder / "images.raw"
+            x, origin, failed = decode(rest, self.preprocess, spill, views=views, on_progress=on_decode)
             shape = (x.shape[1], *self.augment.size_of(x.shape[2:]))
             self.method = self._build(shape)
             training, stopping = self._hold_out(x, [rest.items[i].case for i in origin])
@@ -131,19 +128,18 @@ class Detector:
     def calibrate(self, normal: Any) -> None:
         """Learn p-values and thresholds from normal images that the method has not seen."""
         data = as_dataset(normal)
-        names = self._fitted.scores or ("",)
-        for name in names:
-            twin = self.with_score(name) if name else self
-            twin.calibrations = {}
-            results = (r for r in twin.stream(data) if isinstance(r, Result))
+        for name in self._fitted.scores or ("",):
+            scored = copy.copy(self.with_score(name) if name else self)
+            scored.calibrations = {}
+            results = (r for r in scored.stream(data) if isinstance(r, Result))
             self.calibrations[name] = calibrate((r.score, r.map) for r in results)
 
     def with_score(self, score: str) -> Detector:
         """The same fitted detector, scored by another of its method's scores."""
-        twin = object.__new__(Detector)
-        twin.__dict__ = {**self.__dict__, "method": self._fitted.with_score(score), "calibrations": self.calibrations}
-        twin.settings = twin._fitted.settings
-        return twin
+        other = copy.copy(self)
+        other.method = self._fitted.with_score(score)
+        other.settings = other.method.settings
+        return other
 
     # -- scoring
 
@@ -153,149 +149,64 @@ class Detector:
         return self.calibrations.get(getattr(self.settings, "score", "") if self._fitted.scores else "")
 
     def decide(self, false_alarms: float | None = None) -> Decision | None:
-        """Thresholds that keep the promised rate of false alarms; None without calibration."""
+        """Thresholds that bound the false-positive rate, by default at the setting ``false_alarms``; None without calibration."""
         if self.calibration is None:
             return None
         return decide(self.calibration, self.decision.false_alarms if false_alarms is None else false_alarms)
+
+    def decide_on(self, data: Any, rule: str) -> Decision:
+        """Thresholds chosen on validation images by a rule of :func:`~normalcy.calibrate.decide_on_validation`: "max_f1" or
+        "youden" (images with labels of both kinds; masks for the pixel threshold) or "minimum_area:PIXELS" (normal images).
+
+        Never on the images that are evaluated: a threshold chosen on them is biased.
+        """
+        data = as_dataset(data)
+        if rule.startswith("minimum_area"):
+            data = data.subset([i for i, item in enumerate(data.items) if item.label != 1])
+        scored = [(i, r) for i, r in enumerate(self.stream(data)) if isinstance(r, Result)]
+        known = [r.item.label for _, r in scored]
+        labels = [int(label) for label in known if label is not None] if None not in known else None
+        maps = [r.map for _, r in scored if r.map is not None] or None
+        masks = [mask for i, _ in scored if (mask := data.mask(i)) is not None] if data.has_masks else []
+        usable = masks if maps is not None and len(masks) == len(maps) else None
+        return decide_on_validation(rule, [r.score for _, r in scored], labels, maps, usable)
 
     def score(
         self, images: Any, *, batch_size: int = 32, tile: bool = False, false_alarms: float | None = None
     ) -> Results:
         """Scores, p-values, maps and restored images, in memory; see :meth:`fit` for what ``images`` may be.
 
-        ``tile``: do not resize; cover each image by overlapping tiles of the size that the method knows. The calibration
+        ``tile``: do not resize; cover each image by overlapping tiles of the size that the method sees. The calibration
         does not hold for that unless the detector was fitted with ``tile``, so p-values are then None.
 
         Images that cannot be read are listed in ``failed``; raises DataError when all are bad.
         """
         data = as_dataset(images)
-        results, failed = [], []
+        results: list[Result] = []
+        failed: list[Failure] = []
         for r in self.stream(data, batch_size=batch_size, tile=tile, decision=self.decide(false_alarms)):
-            if isinstance(r, Result):
-                results.append(r)
-            else:
-                failed.append(r)
+            results.append(r) if isinstance(r, Result) else failed.append(r)
         if failed and not results:
-            raise DataError(f"None of the {len(data)} images can be scored: {failed[0][0]}: {failed[0][1]}")
+            raise DataError(f"None of the {len(data)} images can be scored: {failed[0].path}: {failed[0].reason}")
         return Results(results, failed)
 
     def stream(
-        self,
-        data: DataSet,
-        *,
-        batch_size: int = 32,
-        tile: bool = False,
-        decision: Decision | None = None,
-        then: Callable[[Result], T] | None = None,
-    ) -> Iterator[Any]:
-        """One :class:`Result` (or ``then(result)``) per image in order, or (path, reason) for one that cannot be used.
-
-        Reading, scoring and ``then`` overlap: ``then`` runs in worker threads, for example to write files. Memory does
-        not grow with the number of images.
-        """
-        method = self._fitted
+        self, data: DataSet, *, batch_size: int = 32, tile: bool = False, decision: Decision | None = None
+    ) -> Iterator[Result | Failure]:
+        """One result at a time, see :func:`normalcy.scoring.stream`; flagged by ``decision``, if any."""
         check_scheme(self.facts.get("data", {}).get("scheme", {}), data.scheme, data.name)
-        preprocess, cutting = self.preprocess, self._view_settings(scoring=True)
+        return stream(self._pipeline(tile, decision), data, batch_size)
+
+    def _pipeline(self, tile: bool, decision: Decision | None) -> Pipeline:
+        method, preprocess, views = self._fitted, self.preprocess, self._view_settings(scoring=True)
         calibration = self.calibration
-        if tile and cutting.slices != "none":
+        if tile and views.slices != "none":
             raise SettingsError(f"{self.name} sees volumes as slices: score them without tile.")
-        if tile and cutting.tile is None:
+        if tile and views.tile is None:
             # Native resolution: without the resize that the size setting puts in.
-            preprocess, cutting = replace(preprocess, size=None), replace(cutting, tile=method.shape[1:])
+            preprocess, views = replace(preprocess, size=None), replace(views, tile=method.shape[1:])
             calibration, decision = None, None
-        workers = os.cpu_count() or 1
-        large = cutting.tile is not None or preprocess.constants.spatial_dims == 3
-        chunk = max(1, batch_size // 16) if large else batch_size
-
-        def read(i: int) -> _Ready | Failure:
-            try:
-                original = data.read(i)
-                tiles, views = cutting.cut(preprocess, original)
-                if tiles.shape[1:] != method.shape:
-                    raise DataError(
-                        f"{self.name} expects images {method.shape} (C, *spatial) after preprocessing, got {tiles.shape[1:]} "
-                        f"from {original.shape}: give images of the training images' size, or fit with size=N or tile=N."
-                    )
-                return _Ready(i, original, tiles, views)
-            except DataError as error:
-                return data.items[i].path, str(error)
-
-        def finish(ready: _Ready, part: _Part) -> Any:
-            result = self._result(data.items[ready.index], ready, part, preprocess, cutting, calibration, decision)
-            result = replace(result, space=data.space(ready.index))
-            return result if then is None else then(result)
-
-        with ThreadPoolExecutor(workers) as readers, ThreadPoolExecutor(workers) as finishers:
-            chunks = [range(first, min(first + chunk, len(data))) for first in range(0, len(data), chunk)]
-            ahead = [[readers.submit(read, i) for i in numbers] for numbers in chunks[:2]]
-            behind: list[list[Future[Any] | Failure]] = []
-            for k in range(len(chunks)):
-                group = [f.result() for f in ahead.pop(0)]
-                if k + 2 < len(chunks):
-                    ahead.append([readers.submit(read, i) for i in chunks[k + 2]])
-                good = [r for r in group if isinstance(r, _Ready)]
-                parts = iter(_forward(method, good, batch_size))
-                behind.append([finishers.submit(finish, r, next(parts)) if isinstance(r, _Ready) else r for r in group])
-                if len(behind) > 1:
-                    yield from (r.result() if isinstance(r, Future) else r for r in behind.pop(0))
-            for late in behind:
-                yield from (r.result() if isinstance(r, Future) else r for r in late)
-
-    def _result(
-        self,
-        item: Item,
-        ready: _Ready,
-        part: _Part,
-        preprocess: Preprocess,
-        cutting: ViewSettings,
-        calibration: Calibration | None,
-        decision: Decision | None,
-    ) -> Result:
-        def plane(values: Array, view: View) -> Array:
-            flat = values.reshape(-1, *view.size)
-            back = np.stack([view.geometry.invert_map(one) for one in flat])
-            return back.reshape(*values.shape[: values.ndim - len(view.size)], *back.shape[1:])
-
-        def image(values: Array, view: View) -> Array:
-            original = ready.original
-            if isinstance(view, SliceView):
-                original = np.moveaxis(original, 1 + view.axis, 1)
-            return preprocess.invert_image(values, original, view.geometry)
-
-        def whole(pieces: Array | None, invert: Callable[[Array, View], Array] = plane) -> Array | None:
-            return None if pieces is None else cutting.join(pieces, ready.views, invert)
-
-        score = self._view_score(part.image)
-        if not np.isfinite(score):
-            raise NormalcyError(
-                f"{self.name} gave a score that is not finite for {item.path}: fit again with other settings."
-            )
-        values = whole(part.map)
-        restored = whole(part.restored, image)
-        if restored is not None and restored.dtype != ready.original.dtype:  # a mean of several views
-            seen = cutting.examined(ready.views)
-            whole_number = ready.original.dtype.kind in "iu"
-            restored = np.where(seen, np.rint(restored) if whole_number else restored, ready.original)
-            restored = restored.astype(ready.original.dtype)
-        return Result(
-            item=item,
-            score=score,
-            p_value=None if calibration is None else float(calibration.p_values([score])[0]),
-            flagged=None if decision is None else decision.flags(score, values),
-            map=values,
-            restored=restored,
-            uncertainty=whole(part.uncertainty),
-            latent=None if part.latent is None else part.latent[int(part.image.argmax())].copy(),
-            extra_maps={name: joined for name, p in part.extra_maps.items() if (joined := whole(p)) is not None},
-            slices=_slices(ready.views, part.image),
-        )
-
-    def _view_score(self, scores: Array) -> float:
-        """The score of an image from those of its pieces."""
-        how = self.input.view_score
-        if isinstance(how, str):
-            return float(scores.max() if how == "max" else scores.mean(dtype=np.float64))
-        return float(np.quantile(scores, how, method="higher"))
+        return Pipeline(method, preprocess, views, self.input.view_score, calibration, decision)
 
     # -- files
 
@@ -325,33 +236,32 @@ class Detector:
         return Path(folder)
 
     @classmethod
+    @torch.inference_mode(False)  # weights loaded in inference mode could give no gradients
     def load(cls, folder: Path | str) -> Detector:
         """Read a model folder. Runs no code from it; raises ModelFileError for one that is damaged or unknown."""
         folder = Path(folder)
-        words = model_folder.read_description(folder)
+        description = model_folder.read_description(folder)
         try:
-            detector = cls.__new__(cls)
-            detector.name = str(words["method"])
-            method_cls = get(detector.name)
-            detector.settings = config.build(method_cls.Settings, words["settings"], detector.name)
-            detector.input = InputSettings.from_json(words["input"])
-            detector.train = config.build(TrainSettings, words["train"], "train")
-            detector.decision = config.build(DecisionSettings, words["decision"], "decision")
-            detector.preprocess = Preprocess.from_json(words["preprocess"])
-            detector.augment = Augment(detector.input.augment)
-            detector.facts = {key: words[key] for key in ("data", "fit", "versions")}
-            shape = [int(n) for n in words["shape"]]
+            given = config.to_dict(InputSettings.from_json(description["input"]))
+            parts = [description["settings"], given, description["train"], description["decision"]]
+            detector = cls(
+                str(description["method"]), **{name: value for part in parts for name, value in part.items()}
+            )
+            detector.preprocess = Preprocess.from_json(description["preprocess"])
+            detector.facts = {key: description[key] for key in ("data", "fit", "versions")}
+            shape = [int(n) for n in description["shape"]]
             if not 3 <= len(shape) <= 4 or min(shape) < 1 or np.prod([float(n) for n in shape]) > 2**31:
                 raise ValueError(f"shape {shape} is impossible")
-            weights = model_folder.read_weights(folder, words)
+            weights = model_folder.read_weights(folder, description)
             detector.method = detector._build(tuple(shape))
             detector.method.load_state_dict(weights)
-        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, SettingsError, DataError) as error:
+            detector.method.eval()  # once, here: scoring switches no mode
+        except (
+            AttributeError, DataError, KeyError, OverflowError, RuntimeError, SettingsError, TypeError, ValueError,
+        ) as error:  # fmt: skip
             raise ModelFileError(f"{folder} is damaged or does not fit this normalcy ({_one_line(error)}).") from error
-        detector.calibrations = {}
-        if (folder / model_folder.CALIBRATION).exists():
-            calibrations = read_json(folder / model_folder.CALIBRATION)
-            detector.calibrations = {name: Calibration.from_json(c) for name, c in calibrations.items()}
+        calibrations = model_folder.read_calibrations(folder)
+        detector.calibrations = {name: Calibration.from_json(c) for name, c in calibrations.items()}
         detector.records = read_log(folder / TRAIN_LOG)
         return detector
 
@@ -380,27 +290,12 @@ class Detector:
 
     def card(self) -> str:
         """CARD.md: what the detector was trained on, how it decides, how to use it."""
-        data, summary = self.facts.get("data", {}), self.facts.get("fit", {})
         decision = self.decide()
-        lines = [
-            f"# {self.name} detector",
-            "",
-            f"Trained on {data.get('count')} normal images of {data.get('name')} (fingerprint {data.get('fingerprint')}), "
-            f"in {summary.get('seconds', 0):.0f} s on {summary.get('device')} in {summary.get('precision')}.",
-            "",
-            f"It sees images of shape {self._fitted.shape} (channels, then space); scores are larger for stranger images.",
-        ]
-        if decision is not None and self.calibration is not None:
-            lines += [
-                "",
-                f"Calibrated on {self.calibration.count} held-out normal images: a score above {decision.threshold:.6g} flags an "
-                f"image, with a promised false-alarm rate of at most {self.decision.false_alarms:g} for images like these.",
-            ]
-        if data.get("medical"):
-            lines += ["", NOTICE]
-        lines += ["", "## Use", "", "```", "normalcy score MODEL IMAGES --out RESULTS", "```", "", "## Settings", ""]
-        lines += [f"- {word}: {value}" for word, value in self.words().items()]
-        return "\n".join(lines) + "\n"
+        held_out = 0 if self.calibration is None else self.calibration.count
+        threshold = None if decision is None else decision.threshold
+        return model_folder.card(
+            self.name, self._fitted.shape, self.facts, self.words(), threshold, held_out, self.decision.false_alarms
+        )
 
     @property
     def tiled(self) -> bool:
@@ -415,9 +310,11 @@ class Detector:
             raise SettingsError(f"The {self.name} detector is not fitted yet: call fit() or load one.")
         return self.method
 
+    @torch.inference_mode(False)  # weights made in inference mode could not be trained
     def _build(self, shape: tuple[int, ...]) -> Method:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.train.seed)
+        device = torch.device("cpu")
+        with caller_generators_kept(device):
+            seed_generators(self.train.seed, device)
             method = get(self.name)(self.settings, shape)
         if (
             self.train.channels_last and len(shape) == 3
@@ -463,7 +360,7 @@ class Detector:
             return torch.from_numpy(x) if isinstance(x, np.ndarray) else x, None
         kept, carved = hold_out(cases, 0.1, minimum=1, seed=self.train.seed + 1)
         if isinstance(x, DiskImages):
-            return _Rows(x, kept), x[carved]
+            return x.subset(kept), x[carved]
         return torch.from_numpy(x[kept]), x[carved]
 
     def _remember(
@@ -477,7 +374,7 @@ class Detector:
                 "fingerprint": data.fingerprint(),
                 "medical": data.is_medical,
                 "scheme": data.scheme,
-                "failed": [list(f) for f in failed],
+                "failed": [[one.path, one.reason] for one in failed],
             },
             "fit": vars(summary).copy(),
             "versions": versions(),
@@ -492,55 +389,15 @@ def load(folder: Path | str) -> Detector:
 # -- private ---------------------------------------------------------------------------------------------------------
 
 
-class _Rows:
-    """Some rows of images on disk."""
-
-    def __init__(self, images: DiskImages, rows: Indices) -> None:
-        self.images, self.rows, self.shape = images, rows, (len(rows), *images.shape[1:])
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: Any) -> Float32:
-        return self.images[self.rows[index]]
-
-
-def _fit_preprocess(preprocess: Preprocess, data: DataSet) -> tuple[Preprocess, dict[int, Failure]]:
-    """Fitted constants, and the images that could not be read on the way."""
-    bad: dict[int, Failure] = {}
-    good = list(range(len(data)))
-    while good:
-        current = [0]
-
-        def read(k: int, current: list[int] = current, good: list[int] = good) -> Array:
-            current[0] = good[k]
-            return data.read(good[k])
-
+@contextmanager
+def _run_folder(run_dir: Path | str | None) -> Iterator[Path]:
+    """The run folder, or one for the time of the fit; decoded images in it go with the fit."""
+    with ExitStack() as stack:
+        folder = Path(run_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="normalcy-")))
         try:
-            return preprocess.fit(read, len(good)), bad
-        except DataError as error:
-            bad[current[0]] = (data.items[current[0]].path, str(error))
-            good.remove(current[0])
-            if len(bad) > max(10, len(data) // 2):
-                break
-    reasons = "; ".join(f"{path}: {reason}" for path, reason in list(bad.values())[:3])
-    raise DataError(f"Too few of the {len(data)} training images of {data.name} can be used: {reasons}")
-
-
-class _folder:
-    """The run folder, or one for the time of the fit."""
-
-    def __init__(self, run_dir: Path | str | None) -> None:
-        self.kept = run_dir is not None
-        self.path = Path(run_dir) if run_dir is not None else Path(tempfile.mkdtemp(prefix="normalcy-"))
-
-    def __enter__(self) -> Path:
-        return self.path
-
-    def __exit__(self, *_: object) -> None:
-        (self.path / "images.raw").unlink(missing_ok=True)
-        if not self.kept:
-            shutil.rmtree(self.path, ignore_errors=True)
+            yield folder
+        finally:
+            (folder / "images.raw").unlink(missing_ok=True)
 
 
 def _one_line(error: Exception) -> str:

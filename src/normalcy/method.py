@@ -1,16 +1,17 @@
-"""The contract of a method, in one page.
+"""The contract of a method, on one page.
 
-A method is an ``nn.Module`` with frozen settings that answers two questions: *how do I learn* (:meth:`Method.stages`)
-and *how strange is this image* (:meth:`Method.score`). Everything else (the loop, devices, precision, preprocessing,
-calibration, thresholds, files, drawing) is written once, elsewhere.
+A method is an ``nn.Module`` with frozen settings that defines how it is trained (:meth:`Method.stages`) and how anomalous an
+image is (:meth:`Method.score`). Everything else (the loop, devices, precision, preprocessing, calibration, thresholds, files,
+plots) is written once, elsewhere.
 
-Three laws, each a check in ``tests/methods/test_contract.py``: larger is stranger; the score of an image does not depend
-on its batch; scoring changes nothing. And one rule of storage: all that a method learns lives in its parameters and
-buffers, so that saving, resuming and several processes need no code in the method.
+Three laws, each checked by ``tests/methods/test_contract.py``: higher scores are more anomalous; the score of an image does
+not depend on its batch; scoring changes nothing, in any number of threads. And one rule of storage: all that a method learns
+is in its parameters and buffers, so that saving, resuming and several processes need no code in the method.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 import sys
 from abc import abstractmethod
@@ -32,26 +33,26 @@ MethodT = TypeVar("MethodT", bound="Method")
 
 @dataclass(frozen=True)
 class Scores:
-    """What a method says of a batch. Larger is stranger, on any scale; all float32."""
+    """A method's output for a batch, all float32. Higher scores are more anomalous; the scale is arbitrary."""
 
     image: Tensor
     """(B,)"""
     map: Tensor | None = None
-    """(B, *spatial): how strange each pixel or voxel is."""
+    """(B, *spatial): how anomalous each pixel or voxel is."""
     restored: Tensor | None = None
     """(B, C, *spatial): the nearest normal version of each image, in the value range of the input."""
     uncertainty: Tensor | None = None
-    """(B, *spatial): how unsure the map is, for example the deviation over several restorations."""
+    """(B, *spatial): uncertainty of the map, for example the standard deviation over several restorations."""
     latent: Tensor | None = None
-    """(B, d): where each image lies in the method's latent space, for looking at, not for scoring."""
+    """(B, d): latent code of each image, for visualisation only."""
     extra_maps: Mapping[str, Tensor] = field(default_factory=dict)
-    """What else explains the score, by name (a word, as in file names): planes (B, *spatial) or images (B, C, *spatial) of any
+    """Further maps that explain the score, by name (one word, used in file names): (B, *spatial) or (B, C, *spatial) of any
     values and number of channels. The report shows them."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """A loss and the parameters that it alone moves. Two objectives in a stage make a game."""
+    """A loss and the parameters that it alone updates. Two objectives in a stage make a game."""
 
     loss: Loss
     parameters: Iterable[nn.Parameter]
@@ -65,7 +66,9 @@ class Objective:
     repeats: int = 1
     """Updates in each step (critic steps); each repeat after the first draws a new batch."""
     clip_norm: float | None = None
+    """Largest L2 norm of the gradient over all ``parameters``."""
     clip_value: float | None = None
+    """Largest absolute value of a gradient's element."""
     name: str = ""
     """Prefix of its terms in the log where a stage has several objectives; the name of the loss unless given."""
 
@@ -74,23 +77,26 @@ class Objective:
 class EarlyStop:
     """End a stage when a loss on held-out normal images no longer falls; the best weights are kept.
 
-    Where the stage derives its inputs, so does the loss here get them derived.
+    Where the stage derives its inputs, this loss gets derived inputs, too.
     """
 
     loss: Loss
     every: float = 1.0
-    """Epochs between two looks, or steps where the stage is counted in steps; a user's --epochs does not change it."""
+    """Epochs between two evaluations, or steps where the stage is counted in steps; a user's --epochs does not change it."""
     patience: int = 3
+    """Evaluations without an improvement that end the stage."""
     min_delta: float = 0.0
+    """Smallest improvement of the loss that counts as one."""
     after: float = 0.0
-    """Fraction of the stage before which looks do not count towards the end: with a learning rate that falls later, a standstill
-    says nothing yet."""
+    """Fraction of the stage before which evaluations do not count towards ``patience``, as a plateau before the learning rate
+    falls is no reason to stop."""
 
 
 class Batches(Protocol):
-    """The training images, in order, as often as one likes: ``for x in batches`` gives (B, C, *spatial) on the device."""
+    """Re-iterable over the training images, in a fixed order: ``for x in batches`` gives (B, C, *spatial) on the device."""
 
     count: int
+    """Number of images."""
 
     def __iter__(self) -> Iterator[Tensor]: ...
     def __len__(self) -> int: ...
@@ -98,26 +104,23 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class Stage:
-    """One part of the training: prepare (-> skip) -> inputs -> objectives until the length is reached -> conclude."""
+    """One part of the training: prepare (-> skip) -> derive -> objectives until the length is reached -> finalise."""
 
     name: str
     objectives: Sequence[Objective] = ()
     """Parts of the method that none of them trains stay in evaluation mode."""
     epochs: float | None = None
-    """Length in passes over the images, or ...
-
-    Give ``epochs`` or ``steps`` when there are objectives, neither when there are none.
-    """
+    """Length in passes over the images. Give ``epochs`` or ``steps`` where there are objectives, neither where there are none."""
     steps: int | None = None
-    """... in steps; a step updates every objective (``repeats`` times)."""
+    """Length in steps; a step updates every objective (``repeats`` times)."""
     batch_size: int = 32
-    """Images per step over all processes, unless the user asks for another number."""
+    """Images per step over all processes, unless the user sets another number."""
     prepare: Callable[[Batches], None] | None = None
     """One gradient-free pass before the stage, in evaluation mode and 32 bits: memory banks, centres, seeding, statistics,
     classical estimators."""
     skip: Callable[[], bool] | None = None
-    """Asked once, after ``prepare``: true ends the stage there, without a step, when nothing is left to improve. It may look at
-    buffers alone, so that a resumed fit and all processes get the same answer."""
+    """Asked once, after ``prepare``: true ends the stage there, without a step, as nothing is left to improve. It may depend on
+    buffers only, so that a resumed fit and all processes get the same answer."""
     derive: Callable[[Tensor], Tensor] | None = None
     """Train on this function of the images instead of the images (codes of a frozen network). Computed once, without
     gradients; once per batch where images are augmented. May depend only on parts that the stage does not train."""
@@ -126,14 +129,14 @@ class Stage:
     early_stop: EarlyStop | None = None
     finalise: Callable[[Batches], None] | None = None
     """One gradient-free pass after the stage over normal images that were held out from training (over the training images
-    where none are): thresholds and choices that training images would make too easy."""
+    where none are): for example thresholds that would be biased if set on training images."""
 
 
 class Method(nn.Module):
-    """Base of all methods. A subclass gives ``name``, ``Settings``, ``stages`` and ``_score``.
+    """Base of all methods. A subclass defines ``name``, ``Settings``, ``stages`` and ``_score``.
 
-    ``shape`` is (C, *spatial) of the images that it will see. Networks are built in ``__init__``, so that a saved method
-    can be rebuilt from its settings and shape alone; what has no shape before training is a ``learned`` buffer.
+    ``shape`` is (C, *spatial) of its images. Networks are built in ``__init__``, so that a saved method can be rebuilt from its
+    settings and shape alone; what has no shape before training is a ``learned`` buffer.
     """
 
     name: ClassVar[str]
@@ -144,12 +147,17 @@ class Method(nn.Module):
     """Full citation of the paper the method comes from: authors, title, venue and year, and a DOI or arXiv number where there is
     one; several are separated by a line break."""
     scores: ClassVar[tuple[str, ...]] = ()
-    """Names that ``settings.score`` may take; one fitted model can be scored with any of them."""
+    """Values that ``settings.score`` may take; one fitted model can be scored with any of them."""
     spatial_dims: ClassVar[tuple[int, ...]] = (2,)
     late_settings: ClassVar[Mapping[str, int]] = {}
     """Setting -> index of the first stage that reads it: fits that differ in these alone have the stages before it in common."""
     search: ClassVar[Mapping[str, Sequence[Any]]] = {}
-    """Settings worth choosing by a few anomalies, and the values that ``normalcy select`` tries beside the default."""
+    """Settings worth choosing with a few anomalies, and the values that ``normalcy select`` tries besides the default."""
+
+    sparse_weight: ClassVar[str] = ""
+    """For a method that separates a sparse part (extra map "sparse") from each image: the setting that weighs its penalty."""
+    audit_settings: ClassVar[Mapping[str, Any]] = {}
+    """Settings of ``normalcy audit`` where they are not given."""
 
     def __init__(self, settings: Any, shape: Sequence[int]) -> None:
         super().__init__()
@@ -163,32 +171,36 @@ class Method(nn.Module):
 
     @abstractmethod
     def stages(self) -> Sequence[Stage]:
-        """How the method learns. Called once at the start of a fit, also of a resumed one."""
+        """How the method is trained. Called once at the start of a fit, also of a resumed one."""
 
     @abstractmethod
     def _score(self, x: Tensor) -> Scores:
-        """Scores of a batch (B, C, *spatial). Gradients are off (turn them on where needed), mode is evaluation."""
+        """Scores of a batch (B, C, *spatial), float32. Gradients are off (``torch.enable_grad`` where needed), the mode is
+        evaluation.
+
+        Other threads may be in here with the same module: results of one call are not to be kept in its attributes.
+        """
 
     def score(self, x: Tensor) -> Scores:
-        """Scores of a batch (B, C, *spatial), float32, in the value range of the training images.
+        """Scores of a batch (B, C, *spatial) in the value range of the training images; float32 throughout.
 
-        Raises DataError for another shape and SettingsError before fit.
+        Any number of threads may score with one method, also in ``torch.inference_mode``; nothing is changed by it, the mode
+        and the random generators included. Raises DataError for another shape and SettingsError before fit.
         """
         if not bool(self._fitted):
             raise SettingsError(f"{self.name} is not fitted yet: call fit() first.")
         if x.ndim != len(self.shape) + 1 or tuple(x.shape[1:]) != self.shape:
             expected = ", ".join(map(str, self.shape))
             raise DataError(f"{self.name} expects images (B, {expected}), got {tuple(x.shape)}.")
-        was_training = self.training
-        self.eval()
-        try:
-            with torch.no_grad():
-                return self._score(x.float())
-        finally:
-            self.train(was_training)
+        # Other threads may score with this module now: its mode is not switched. In evaluation mode since fit() or load(), it
+        # scores itself; where somebody switched a part to training mode, a copy of the module tree does, with the same weights.
+        method = evaluation_copy(self) if any(part.training for part in self.modules()) else self
+        # Some scores need gradients, which inference mode forbids for all tensors that are made in it, ``x`` included.
+        with torch.inference_mode(False), torch.no_grad():
+            return method._score((x.clone() if x.is_inference() else x).float())
 
     def forward(self, loss: Loss, x: Tensor) -> Mapping[str, Tensor]:
-        """A loss reached through the module, so that gradients of several processes are brought together."""
+        """``loss(x)``, called through the module so that DDP averages its gradients over the processes."""
         return loss(x)
 
     @classmethod
@@ -198,7 +210,7 @@ class Method(nn.Module):
         return text.strip().partition("\n")[0].strip()
 
     def load_pretrained(self) -> None:
-        """Fetch weights that come from outside, once, before training; a saved method carries them with it."""
+        """Fetch weights that come from outside, once, before training; a saved method contains them."""
         for part in self.children():
             _load_pretrained(part)
 
@@ -207,9 +219,22 @@ class Method(nn.Module):
         if score not in self.scores:
             known = ", ".join(self.scores) or "only one score"
             raise SettingsError(f"{self.name} has no score {score!r}: it offers {known}.")
-        twin = object.__new__(type(self))
-        twin.__dict__ = {**self.__dict__, "settings": replace(self.settings, score=score)}
+        twin = copy.copy(self)  # shallow: parameters, buffers and parts are those of self
+        twin.settings = replace(self.settings, score=score)
         return twin
+
+    def mark_fitted(self, fitted: bool) -> None:
+        """Set by the training loop: only a fitted method scores. Saved with the weights."""
+        cast(Tensor, self._fitted).fill_(fitted)
+
+    @classmethod
+    def separates(cls, settings: Mapping[str, Any]) -> bool:
+        """Whether, with these settings, each image has a sparse part of its own."""
+        return bool(cls.sparse_weight)
+
+    def convergence(self) -> Mapping[str, Any]:
+        """Of a method with a sparse part: ``rounds`` of the fit, and the relative residual (``constraint``) after the last."""
+        return {}
 
     def learned(self, *names: str) -> None:
         """Declare buffers whose shape is known only after ``prepare``; set them by plain assignment."""
@@ -238,8 +263,26 @@ class Method(nn.Module):
         return cast(Tensor, self._fitted).device
 
 
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def evaluation_copy(module: ModuleT) -> ModuleT:
+    """``module`` in evaluation mode: all modules are copied, their parameters and buffers are not. ``module`` stays as it is."""
+    copies: dict[int, nn.Module] = {}  # a part that stands in two places is one part in the copy, too
+
+    def copied(part: nn.Module) -> nn.Module:
+        if id(part) not in copies:
+            twin = copies[id(part)] = copy.copy(part)
+            # Dictionaries of its own, so that what a part assigns while it scores stays in the copy.
+            twin._parameters, twin._buffers = dict(part._parameters), dict(part._buffers)
+            twin._modules = {name: inner if inner is None else copied(inner) for name, inner in part._modules.items()}
+        return copies[id(part)]
+
+    return cast(ModuleT, copied(module).eval())
+
+
 def _load_pretrained(part: nn.Module) -> None:
-    """What can fetch its weights does so, parts within it included; else each of its parts."""
+    """Call ``load_pretrained`` of a part that has it, which includes the parts inside it; else of each of its parts."""
     fetch = getattr(part, "load_pretrained", None)
     if callable(fetch):
         fetch()

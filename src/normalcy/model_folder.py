@@ -7,7 +7,7 @@ what the method builds from its settings.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from normalcy.errors import ModelFileError
 from normalcy.files import read_json, write_folder, write_json
+from normalcy.provenance import NOTICE
 
 FORMAT = 1
 DESCRIPTION, WEIGHTS, CALIBRATION = "detector.json", "weights.safetensors", "calibration.json"
@@ -84,3 +85,41 @@ def read_weights(folder: Path, description: Mapping[str, Any]) -> dict[str, Tens
         raise ModelFileError(f"Cannot read {path}: {error.strerror}.") from error
     except SafetensorError as error:
         raise ModelFileError(f"{path} is not a valid safetensors file ({error}).") from error
+
+
+def read_calibrations(folder: Path) -> dict[str, Any]:
+    """``calibration.json``: score -> what :class:`~normalcy.calibrate.Calibration` reads; empty where there is none."""
+    path = folder / CALIBRATION
+    return read_json(path) if path.exists() else {}
+
+
+def card(
+    name: str,
+    shape: Sequence[int],
+    facts: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    threshold: float | None,
+    held_out: int,
+    false_alarms: float,
+) -> str:
+    """``CARD.md``. ``facts`` as in ``detector.json``; ``threshold`` from ``held_out`` normal images, None without them."""
+    data, fit = facts.get("data", {}), facts.get("fit", {})
+    lines = [
+        f"# {name} detector",
+        "",
+        f"Trained on {data.get('count')} normal images of {data.get('name')} (fingerprint {data.get('fingerprint')}), "
+        f"in {fit.get('seconds', 0):.0f} s on {fit.get('device')} in {fit.get('precision')}.",
+        "",
+        f"Input: images of shape {tuple(shape)} (channels, then space). Higher scores are more anomalous.",
+    ]
+    if threshold is not None:
+        lines += [
+            "",
+            f"Calibrated on {held_out} held-out normal images: a score above {threshold:.6g} flags an image, with a "
+            f"guaranteed false-positive rate of at most {false_alarms:g} for images like these.",
+        ]
+    if data.get("medical"):
+        lines += ["", NOTICE]
+    lines += ["", "## Use", "", "```", "normalcy score MODEL IMAGES --out RESULTS", "```", "", "## Settings", ""]
+    lines += [f"- {setting}: {value}" for setting, value in settings.items()]
+    return "\n".join(lines) + "\n"

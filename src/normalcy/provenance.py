@@ -14,6 +14,9 @@ from typing import Any
 
 from normalcy.files import write_bytes
 
+NOTICE = "This is research output: it is no diagnosis, and must not be used to make one."
+"""Said wherever results of medical images are shown."""
+
 
 def commit() -> str | None:
     """The commit of the working tree that this code runs from, with "+" where files are changed; None outside one."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import cast, overload
 
@@ -11,27 +13,27 @@ import numpy as np
 import torch
 
 from normalcy.arrays import Array, Float32, Float64, Mask
-from normalcy.data.dataset import Item
+from normalcy.calibrate import Calibration, Decision
+from normalcy.data.dataset import DataSet, Failure, Item
 from normalcy.data.volumes import Space
+from normalcy.errors import DataError, NormalcyError
 from normalcy.method import Method, Scores
-from normalcy.preprocessing.decode import Failure
-from normalcy.preprocessing.views import SliceView, View
+from normalcy.preprocessing.pipeline import Preprocess
+from normalcy.preprocessing.views import SliceView, View, ViewSettings
 
-NOTICE = "This is research output: it is no diagnosis, and must not be used to make one."
-"""Said wherever results of medical images are shown."""
 AT_ONCE = 2**19
 """Pixels that a CPU scores at once, 8 images of 256x256: activations of larger batches are new memory in each layer."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a detector says of one image."""
+    """The output of a detector for one image."""
 
     item: Item
     score: float
-    """Larger is stranger."""
+    """Higher is more anomalous."""
     p_value: float | None
-    """Chance of a score this large for a normal image; None without calibration."""
+    """Probability of a score at least this high for a normal image; None without calibration."""
     flagged: bool | None
     map: Float32 | None
     """(*spatial), at the size and place of the input."""
@@ -40,7 +42,7 @@ class Result:
     uncertainty: Float32 | None
     latent: Float32 | None
     extra_maps: Mapping[str, Float32]
-    """What else the method shows, by name: ([C,] *spatial), at the size and place of the input."""
+    """Further maps or images of the method by name: ([C,] *spatial), at the size and place of the input."""
     space: Space | None = None
     """Of a volume: where its voxels, and so those of the map, lie."""
     slices: Sequence[tuple[str, int, float]] = ()
@@ -89,8 +91,60 @@ class Results(Sequence[Result]):
 
 
 @dataclass(frozen=True)
+class Pipeline:
+    """What scoring needs of a fitted detector: its parts, none of which scoring changes."""
+
+    method: Method
+    preprocess: Preprocess
+    views: ViewSettings
+    """How an image is cut into what the method sees."""
+    view_score: str | float = "max"
+    """The score of an image from those of its views: "max", "mean" or a quantile in [0, 1]."""
+    calibration: Calibration | None = None
+    decision: Decision | None = None
+
+
+def stream(pipeline: Pipeline, data: DataSet, batch_size: int = 32) -> Iterator[Result | Failure]:
+    """One :class:`Result` per image in order, or a :class:`Failure` for one that cannot be used.
+
+    Reading (threads), the method (this thread) and the way back to the size of the input (threads) overlap: two groups of
+    images are read ahead, one is finished behind. Memory does not grow with the number of images.
+
+    Raises NormalcyError for a score that is not finite.
+    """
+    workers = os.cpu_count() or 1
+    large = pipeline.views.tile is not None or pipeline.preprocess.constants.spatial_dims == 3
+    size = max(1, batch_size // 16) if large else batch_size
+    groups = [range(first, min(first + size, len(data))) for first in range(0, len(data), size)]
+
+    def read(i: int) -> _Ready | Failure:
+        return _read(pipeline, data, i)
+
+    def finish(ready: _Ready, part: _Part) -> Result:
+        return _result(pipeline, data, ready, part)
+
+    with ThreadPoolExecutor(workers) as readers, ThreadPoolExecutor(workers) as finishers:
+        ahead = [[readers.submit(read, i) for i in group] for group in groups[:2]]
+        behind: list[Future[Result] | Failure] = []
+        for k in range(len(groups)):
+            group = [future.result() for future in ahead.pop(0)]
+            if k + 2 < len(groups):
+                ahead.append([readers.submit(read, i) for i in groups[k + 2]])
+            parts = iter(_forward(pipeline.method, [r for r in group if isinstance(r, _Ready)], batch_size))
+            done, behind = (
+                behind,
+                [finishers.submit(finish, r, next(parts)) if isinstance(r, _Ready) else r for r in group],
+            )
+            yield from (r.result() if isinstance(r, Future) else r for r in done)
+        yield from (r.result() if isinstance(r, Future) else r for r in behind)
+
+
+# -- private -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
 class _Ready:
-    """An image read and preprocessed: ``tiles`` (T, C, *shape), its pieces, one where it is not cut."""
+    """An image read and preprocessed: ``tiles`` (T, C, *shape), one where it is not cut."""
 
     index: int
     original: Array
@@ -111,6 +165,21 @@ class _Part:
     uncertainty: Array | None
     latent: Array | None
     extra_maps: Mapping[str, Array]
+
+
+def _read(pipeline: Pipeline, data: DataSet, i: int) -> _Ready | Failure:
+    method = pipeline.method
+    try:
+        original = data.read(i)
+        tiles, views = pipeline.views.cut(pipeline.preprocess, original)
+        if tiles.shape[1:] != method.shape:
+            raise DataError(
+                f"{method.name} expects images {method.shape} (C, *spatial) after preprocessing, got {tiles.shape[1:]} "
+                f"from {original.shape}: give images of the training images' size, or fit with size=N or tile=N."
+            )
+        return _Ready(i, original, tiles, views)
+    except DataError as error:
+        return Failure(data.items[i].path, str(error))
 
 
 def _forward(method: Method, group: Sequence[_Ready], batch_size: int) -> Iterator[_Part]:
@@ -140,12 +209,65 @@ def _forward(method: Method, group: Sequence[_Ready], batch_size: int) -> Iterat
         yield _Part(**here, extra_maps={name: c[rows] for name, c in extra_maps.items() if c is not None})  # type: ignore[arg-type]
 
 
+def _result(pipeline: Pipeline, data: DataSet, ready: _Ready, part: _Part) -> Result:
+    """Scores of an image's views -> the result at the size and place of the input."""
+    item, views = data.items[ready.index], pipeline.views
+
+    def plane(values: Array, view: View) -> Array:
+        flat = values.reshape(-1, *view.size)
+        back = np.stack([view.geometry.invert_map(one) for one in flat])
+        return back.reshape(*values.shape[: values.ndim - len(view.size)], *back.shape[1:])
+
+    def image(values: Array, view: View) -> Array:
+        original = ready.original
+        if isinstance(view, SliceView):
+            original = np.moveaxis(original, 1 + view.axis, 1)
+        return pipeline.preprocess.invert_image(values, original, view.geometry)
+
+    def whole(tiles: Array | None, invert: Callable[[Array, View], Array] = plane) -> Array | None:
+        return None if tiles is None else views.join(tiles, ready.views, invert)
+
+    score = _image_score(part.image, pipeline.view_score)
+    if not np.isfinite(score):
+        raise NormalcyError(
+            f"{pipeline.method.name} gave a score that is not finite for {item.path}: fit again with other settings."
+        )
+    values = whole(part.map)
+    restored = whole(part.restored, image)
+    if restored is not None and restored.dtype != ready.original.dtype:  # a mean of several views
+        seen = views.examined(ready.views)
+        whole_number = ready.original.dtype.kind in "iu"
+        restored = np.where(seen, np.rint(restored) if whole_number else restored, ready.original)
+        restored = restored.astype(ready.original.dtype)
+    calibration, decision = pipeline.calibration, pipeline.decision
+    return Result(
+        item=item,
+        score=score,
+        p_value=None if calibration is None else float(calibration.p_values([score])[0]),
+        flagged=None if decision is None else decision.flags(score, values),
+        map=values,
+        restored=restored,
+        uncertainty=whole(part.uncertainty),
+        latent=None if part.latent is None else part.latent[int(part.image.argmax())].copy(),
+        extra_maps={name: joined for name, p in part.extra_maps.items() if (joined := whole(p)) is not None},
+        space=data.space(ready.index),
+        slices=_slices(ready.views, part.image),
+    )
+
+
+def _image_score(scores: Array, how: str | float) -> float:
+    """The score of an image from those of its views."""
+    if isinstance(how, str):
+        return float(scores.max() if how == "max" else scores.mean(dtype=np.float64))
+    return float(np.quantile(scores, how, method="higher"))
+
+
 def _slices(views: Sequence[View], scores: Array) -> list[tuple[str, int, float]]:
     """Axis, index and score of each slice."""
-    found, start = [], 0
+    slices, start = [], 0
     for view in views:
         if isinstance(view, SliceView):
             places = zip(view.in_image, scores[start : start + view.count])
-            found += [("zyx"[view.axis], int(index), float(score)) for index, score in places]
+            slices += [("zyx"[view.axis], int(index), float(score)) for index, score in places]
         start += view.count
-    return found
+    return slices

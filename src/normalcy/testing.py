@@ -1,4 +1,4 @@
-"""The battery that every method passes, for methods of normalcy and of other packages alike::
+"""The contract tests that every method passes, for methods of normalcy and of other packages alike::
 
     from normalcy.testing import check_method
 
@@ -20,7 +20,9 @@ import pickle
 import random
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -34,13 +36,11 @@ from normalcy import config
 from normalcy.errors import DataError, NormalcyError, SettingsError
 from normalcy.method import Method, Scores
 from normalcy.methods import FAMILIES, METHODS
-from normalcy.settings import DecisionSettings, InputSettings
+from normalcy.settings import COMMON
 from normalcy.training.fit import fit
 from normalcy.training.settings import TrainSettings
 
-RESERVED = frozenset(
-    {"method", "channels"}.union(*(config.fields_of(c) for c in (TrainSettings, InputSettings, DecisionSettings)))
-)
+RESERVED = frozenset({"method", "channels"}.union(*(config.fields_of(c) for c in COMMON.values())))
 """Words that a method's settings may not take: they mean something for every method."""
 
 
@@ -102,7 +102,7 @@ def check_method(
     shapes: Sequence[Sequence[int]] | None = None,
     finds_defect: bool = True,
 ) -> None:
-    """Run the whole battery; raise ContractError at the first fault.
+    """Run all contract tests; raise ContractError at the first fault.
 
     ``shapes`` (C, *spatial) are by default 1 and 3 channels of 32x32, and a volume where the method takes volumes.
     ``finds_defect=False`` leaves out the planted defect for a method that can only see other kinds of anomalies.
@@ -163,9 +163,7 @@ def check_settings(trial: Trial) -> None:
         _expect(bool(values), f"{who}: search has no values for {word!r}.")
         for value in values:
             try:
-                config.assign_settings(
-                    {word: value}, {"method": cls.Settings, "train": TrainSettings, "input": InputSettings}, who
-                )
+                config.assign_settings({word: value}, {"method": cls.Settings, **COMMON}, who)
             except SettingsError as error:
                 raise ContractError(f"{who}: search has an impossible value for {word!r}: {error}") from error
     if cls.scores or "score" in words:
@@ -292,25 +290,27 @@ def check_batch_independence(trial: Trial) -> None:
 def check_scoring_changes_nothing(trial: Trial) -> None:
     """Scoring leaves the method, the random numbers and the images as they were, and repeats itself."""
     for who, method in trial.variants():
-        method.train()  # scoring must not care, and must leave it so
         x = trial.mixed.clone()
-        before, first = _surroundings(method), _parts(method.score(x))
-        for what, value in _surroundings(method).items():
-            _expect(value == before[what], f"{who}: scoring changes the {what}.")
+        for training in (True, False):  # scoring must not depend on the mode, and must not change it
+            method.train(training)
+            before, first = _surroundings(method), _parts(method.score(x))
+            for what, value in _surroundings(method).items():
+                _expect(value == before[what], f"{who}: scoring changes the {what}.")
         _expect(torch.equal(x, trial.mixed), f"{who}: scoring changes the images that it is given.")
         method.score(trial.defective[3:])
-        again = _parts(method.eval().score(x))
+        again = _parts(method.score(x))
         _same(again, first, f"{who}: the same images get other scores the second time")
 
 
 def check_same_seed(trial: Trial) -> None:
-    """Two fits with one seed give the same scores."""
-    once, again = trial.fit(steps=2), trial.fit(steps=2)
-    _same(
-        _parts(again.score(trial.mixed)),
-        _parts(once.score(trial.mixed)),
-        f"{trial.cls.name}: two fits with one seed differ",
-    )
+    """Two fits with one seed give the same scores, whatever the global random generators would draw next."""
+    scores = []
+    for draws in (0, 5):
+        method = trial.build()
+        torch.rand(draws), np.random.random(draws), [random.random() for _ in range(draws)]  # noqa: NPY002
+        fit(method, trial.normal, dataclasses.replace(trial.train, epochs=None, steps=2))
+        scores.append(_parts(method.score(trial.mixed)))
+    _same(scores[1], scores[0], f"{trial.cls.name}: two fits with one seed differ")
 
 
 def check_save_load(trial: Trial) -> None:
@@ -364,8 +364,10 @@ def check_finds_defect(trial: Trial) -> None:
     if anomalous.map is not None:
         inside = torch.stack([m[mask].mean() for m, mask in zip(anomalous.map, trial.masks)])
         outside = torch.stack([m[~mask].mean() for m, mask in zip(anomalous.map, trial.masks)])
-        share = float((inside > outside).float().mean())
-        _expect(share > 0.8, f"{who}: the map is higher inside a planted square in {share:.0%} of the images only.")
+        fraction = float((inside > outside).float().mean())
+        _expect(
+            fraction > 0.8, f"{who}: the map is higher inside a planted square in {fraction:.0%} of the images only."
+        )
 
 
 def check_oblong_images(trial: Trial) -> None:
@@ -393,6 +395,50 @@ def check_poor_data(trial: Trial) -> None:
             _expect(bool(value.isfinite().all()), f"{trial.cls.name} fitted on {what}: {name} is not finite.")
 
 
+def check_threads(trial: Trial) -> None:
+    """Eight threads that score different images with one method get the scores of one thread, and change nothing."""
+    for who, method in trial.variants():
+        images = torch.cat([trial.unseen, trial.defective])
+        batches = [
+            images[first : first + 3] for first in range(0, 3 * 8, 3)
+        ]  # one for each thread: a mixed-up result is seen
+        alone = [_parts(method.score(x)) for x in batches]
+        for training in (True, False):
+            method.train(training)
+            before = _surroundings(method)
+            for got, wanted in zip(_in_threads(method, batches, who), alone):
+                _same(got, wanted, f"{who}: scores of eight threads differ from those of one")
+            for what, value in _surroundings(method).items():
+                _expect(value == before[what], f"{who}: scoring in threads changes the {what}.")
+
+
+def check_inference_mode(trial: Trial) -> None:
+    """In ``torch.inference_mode`` a method scores the same, also where its score needs gradients."""
+    for who, method in trial.variants():
+        wanted = _parts(method.score(trial.mixed))
+        with torch.inference_mode():
+            try:
+                got = _parts(method.score(trial.mixed.clone()))
+            except RuntimeError as error:
+                raise ContractError(f"{who} cannot score in torch.inference_mode: {error}") from error
+        _same(got, wanted, f"{who}: scores differ in torch.inference_mode")
+
+
+def check_global_generators(trial: Trial) -> None:
+    """``fit`` and ``score`` leave the global random generators, and torch's number of threads, as they were."""
+    who, method = trial.cls.name, trial.build()
+    before, threads = _generators(), torch.get_num_threads()
+    try:
+        fit(method, trial.normal, dataclasses.replace(trial.train, epochs=None, steps=2))
+        method.score(trial.mixed)
+        used = torch.get_num_threads()
+    finally:
+        torch.set_num_threads(threads)
+    for what, value in _generators().items():
+        _expect(value == before[what], f"{who}: fit or score changes the {what}.")
+    _expect(used == threads, f"{who}: fit or score sets torch's number of threads to {used}, it was {threads}.")
+
+
 CHECKS: tuple[Callable[[Trial], None], ...] = (
     check_settings,
     check_documented,
@@ -408,6 +454,9 @@ CHECKS: tuple[Callable[[Trial], None], ...] = (
     check_same_seed,
     check_oblong_images,
     check_poor_data,
+    check_threads,
+    check_inference_mode,
+    check_global_generators,
 )
 
 
@@ -444,6 +493,25 @@ def _same(got: Mapping[str, Tensor], wanted: Mapping[str, Tensor], sentence: str
         _expect(difference <= tolerance, f"{sentence} ({name} by {difference:.3g}, allowed {tolerance:.3g}).")
 
 
+def _in_threads(method: Method, batches: Sequence[Tensor], who: str) -> list[dict[str, Tensor]]:
+    """Scores of each batch, each in a thread of its own, all at the same time."""
+    start = threading.Barrier(len(batches))
+
+    def score(x: Tensor) -> dict[str, Tensor]:
+        start.wait()
+        return _parts(method.score(x))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # threads take turns often
+    try:
+        with ThreadPoolExecutor(len(batches)) as pool:
+            return list(pool.map(score, batches))
+    except Exception as error:
+        raise ContractError(f"{who} cannot score in several threads: {type(error).__name__}: {error}") from error
+    finally:
+        sys.setswitchinterval(interval)
+
+
 def _surroundings(method: Method) -> dict[str, object]:
     """All that scoring could change, in a form to compare."""
     return {
@@ -452,7 +520,17 @@ def _surroundings(method: Method) -> dict[str, object]:
         },
         "training mode": [module.training for module in method.modules()],
         "gradients": [(p.requires_grad, p.grad is None) for p in method.parameters()],
+        **_generators(),
+    }
+
+
+def _generators() -> dict[str, object]:
+    """The states of the global random generators."""
+    found: dict[str, object] = {
         "random numbers of torch": torch.get_rng_state().numpy().tobytes(),
         "random numbers of NumPy": pickle.dumps(np.random.get_state()),  # noqa: NPY002
         "random numbers of Python": random.getstate(),
     }
+    if torch.cuda.is_available():
+        found["random numbers of CUDA"] = [state.numpy().tobytes() for state in torch.cuda.get_rng_state_all()]
+    return found

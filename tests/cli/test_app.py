@@ -17,7 +17,7 @@ def test_fit_score_evaluate_report(run: Run, tiles: Path, model: Path, tmp_path:
     assert "24 images" in run.out
     with open(results / "scores.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["path", "case", "score", "p_value", "flagged", "label", "type", "split"]
+    assert list(rows[0]) == ["path", "case", "score", "p_value", "flagged", "label", "type", "split", "file"]
     assert {row["split"] for row in rows} == {"test"}  # a labelled set scores its test split by default
     assert sorted({(row["label"], row["type"]) for row in rows}) == [("0", "good"), ("1", "spot")]
     maps = sorted(p.relative_to(results / "maps").as_posix() for p in (results / "maps").rglob("*.npy"))
@@ -29,7 +29,7 @@ def test_fit_score_evaluate_report(run: Run, tiles: Path, model: Path, tmp_path:
     assert Image.open(results / "restored" / "test/spot/003.png.png").size == (48, 40)
     assert len(list((results / "masks").rglob("*.png"))) == 12
     facts = json.loads((results / "run.json").read_text())
-    assert facts["model"]["words"]["size"] == 32
+    assert facts["model"]["settings"]["size"] == 32
     assert facts["data"]["count"] == 24
     assert run("evaluate", results) == 0
     assert "image AUROC" in run.out
@@ -38,7 +38,7 @@ def test_fit_score_evaluate_report(run: Run, tiles: Path, model: Path, tmp_path:
     assert found["pixel"]["auroc"]["value"] > 0.9
     assert found["image"]["auroc"]["low"] <= found["image"]["auroc"]["value"] <= found["image"]["auroc"]["high"]
     assert found["types"]["spot"]["count"] == 12
-    assert (found["patch"]["size"], found["patch"]["share"]) == (5, 0.05)  # an eighth of 40 pixels
+    assert (found["patch"]["size"], found["patch"]["fraction"]) == (5, 0.05)  # an eighth of 40 pixels
     assert found["patch"]["auroc"]["value"] > 0.9
     assert found["region"]["total"] == 12
     sensitivity = [entry["value"] for entry in found["region"]["sensitivity"]]
@@ -82,8 +82,8 @@ def test_evaluation_agrees_with_scikit_learn(run: Run, tiles: Path, model: Path,
     )
     decided = found["image"]["at_threshold"]
     flagged = np.array([row["flagged"] == "1" for row in rows])
-    assert decided["false_alarms"] == flagged[np.array(labels) == 0].sum()
-    assert decided["detection_rate"] == flagged[np.array(labels) == 1].mean()
+    assert decided["false_positives"] == flagged[np.array(labels) == 0].sum()
+    assert decided["true_positive_rate"] == flagged[np.array(labels) == 1].mean()
 
 
 def test_own_images_without_labels(run: Run, tiles: Path, model: Path, tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_compare_tabulates_and_tests(run: Run, tiles: Path, tmp_path: Path) -> N
     assert sum(row["against_best"] is None for row in found["methods"]) == 1
     assert (out / "report.html").exists()
     assert (out / "pca/report.html").exists()
-    assert found["methods"][1]["words"]["components"] == "3"
+    assert found["methods"][1]["settings"]["components"] == "3"
     assert run("compare", tiles, "--methods", "zscore,pca", "--out", tmp_path / "D", "--set", "colour=red") == 2
     assert run("compare", tiles, "--methods", "", "--out", tmp_path / "D") == 2
 

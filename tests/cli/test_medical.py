@@ -70,8 +70,10 @@ def test_fit_score_evaluate_report(run: Run, folder: Path, tmp_path: Path, metho
         assert (restored.shape, restored.get_data_dtype()) == (SHAPE, np.int16)
         np.testing.assert_array_equal(restored.affine, AFFINE)
     metrics = evaluate(tmp_path / "results", resamples=20)
-    assert metrics["image"]["auroc"]["value"] == 1.0
-    assert metrics["pixel"]["auroc"]["value"] > 0.95
+    assert metrics.image.auroc.value == 1.0
+    assert metrics.pixel is not None
+    assert metrics.pixel.auroc.value is not None
+    assert metrics.pixel.auroc.value > 0.95
     page = Path(run.good("report", tmp_path / "results").strip()).read_text()
     assert "where the map is largest" in page
     assert "Inputs are not shown" not in page

@@ -17,7 +17,7 @@ from normalcy.data.open import open_data
 from normalcy.data.splits import images_to_score
 from normalcy.detector import Detector
 from normalcy.errors import DataError, SettingsError
-from normalcy.results.predict import predict
+from normalcy.results.predict import score_into
 
 B = np.array([0, 1000, 5, 1000, 2000, 1000, 1000.0])
 SHAPE = (12, 11, 13)
@@ -237,7 +237,7 @@ def test_from_files_to_a_map_in_their_space(tmp_path: Path):
     detector.save(tmp_path / "model")
     detector = Detector.load(tmp_path / "model")
     data, split = images_to_score(open_data(f"diffusion:{new.parent}"), None)
-    predict(detector, data, tmp_path / "results", split=split, spec="new")
+    score_into(detector, data, tmp_path / "results", split=split, spec="new")
     (file,) = (tmp_path / "results" / "maps").glob("*.nii.gz")
     map = nibabel.load(file)
     np.testing.assert_allclose(map.affine, AFFINE)

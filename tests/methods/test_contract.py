@@ -1,4 +1,4 @@
-"""The battery over all methods of the registry, and the battery itself tried on wrong methods."""
+"""The contract tests over all methods of the registry, themselves tried on wrong methods."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -87,6 +87,12 @@ def test_honest_method_passes():
         (wrong.BreaksOnFlatImages, testing.check_poor_data),
         (wrong.CrashesOnFewImages, testing.check_poor_data),
         (wrong.CannotTravel, testing.check_processes),
+        (wrong.KeepsItsWork, testing.check_threads),
+        (wrong.SwitchesTheMode, testing.check_threads),
+        (wrong.HooksItself, testing.check_threads),
+        (wrong.NeedsGradients, testing.check_inference_mode),
+        (wrong.SetsThreads, testing.check_global_generators),
+        (wrong.ReseedsNumPy, testing.check_global_generators),
         (wrong.ScoresUnfitted, testing.check_refuses),
         (wrong.SharedParameters, testing.check_stages),
         (wrong.NoLength, testing.check_stages),
@@ -98,19 +104,19 @@ def test_honest_method_passes():
     ],
     ids=lambda value: value.__name__,
 )
-def test_battery_catches(method: type[wrong.Honest], check: Callable[[Trial], None]):
+def test_contract_tests_catch(method: type[wrong.Honest], check: Callable[[Trial], None]):
     check(Trial(wrong.Honest))
     with pytest.raises(ContractError, match="honest"):
         check(Trial(method))
 
 
-def test_battery_wants_a_source():
+def test_contract_tests_want_a_source():
     silent = type("Silent", (wrong.Honest,), {"__module__": "nowhere", "__doc__": None})
     with pytest.raises(ContractError, match="docstring"):
         testing.check_documented(Trial(silent))
 
 
-def test_battery_wants_a_sentence_first():
+def test_contract_tests_want_a_sentence_first():
     doc = "Title\n\nDistance to the mean image, after a pointless little network. Source: this test."
     headless = type("Headless", (wrong.Honest,), {"__module__": "nowhere", "__doc__": doc})
     with pytest.raises(ContractError, match="full stop, got 'Title'"):
@@ -136,7 +142,7 @@ def test_methods_of_normalcy_name_family_and_reference(
 
 
 def test_batches_first_would_miss_a_running_range():
-    """Why the battery scores single images before batches."""
+    """Why the contract tests score single images before batches."""
     method = Trial(wrong.RunningMinMax).fitted()
     x = Trial(wrong.RunningMinMax).mixed
     batch = method.score(x).image

@@ -1,5 +1,6 @@
 """A small method that keeps the contract, and others that each break one part of it. Source: mistakes seen in the field."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -358,3 +359,69 @@ class UnknownDefaultScore(Honest):
     """A default score that is not offered."""
 
     Settings = OtherScore
+
+
+class KeepsItsWork(Honest):
+    """Leaves an intermediate result in an attribute, where another thread's replaces it."""
+
+    def distance(self, x: Tensor) -> Tensor:
+        self.work = x - self.mean
+        time.sleep(0.002)
+        return self.scale.abs() * self.work.abs().amax(1)
+
+
+class SwitchesTheMode(Honest):
+    """Evaluation mode while it scores, training mode again afterwards, while other threads still score."""
+
+    def score(self, x: Tensor) -> Scores:
+        was_training = self.training
+        self.eval()
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                return self._score(x.clone().float())
+        finally:
+            self.train(was_training)
+
+    def distance(self, x: Tensor) -> Tensor:
+        time.sleep(0.002 * len(x) * float(x.mean()))
+        maps = super().distance(x)
+        return maps + self.norm(maps.reshape(-1, 1)).reshape(maps.shape)
+
+
+class HooksItself(Honest):
+    """Reads features by a hook that all threads share."""
+
+    def _score(self, x: Tensor) -> Scores:
+        seen: list[Tensor] = []
+        handle = self.norm.register_forward_hook(lambda module, inputs, output: seen.append(output))
+        self.norm(x.flatten(1).mean(1, keepdim=True))
+        time.sleep(0.002)
+        handle.remove()
+        maps = self.distance(x)
+        return Scores(self.image_score(maps) * len(seen), maps)
+
+
+class NeedsGradients(Honest):
+    """Its score is a gradient, and inference mode is not left for it."""
+
+    def score(self, x: Tensor) -> Scores:
+        with torch.enable_grad():
+            x = x.float().requires_grad_()
+            (gradient,) = torch.autograd.grad((self.scale * (x - self.mean)).square().sum(), x)
+        return Scores(gradient.flatten(1).abs().mean(1))
+
+
+class SetsThreads(Honest):
+    """Changes torch's number of threads for the whole process."""
+
+    def learn(self, batches: Batches) -> None:
+        super().learn(batches)
+        torch.set_num_threads(torch.get_num_threads() + 1)
+
+
+class ReseedsNumPy(Honest):
+    """Seeds the caller's generator to get the same noise each time."""
+
+    def image_score(self, maps: Tensor) -> Tensor:
+        np.random.seed(0)  # noqa: NPY002
+        return super().image_score(maps) + 1e-9 * float(np.random.random())  # noqa: NPY002

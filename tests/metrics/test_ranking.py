@@ -51,7 +51,8 @@ def test_best_thresholds_equal_trying_all(kind, seed):
     f1 = ranking.f1_max(labels, scores)
     formula = lambda flags: 2 * (flags & labels).sum() / (flags.sum() + labels.sum())
     assert f1.value == pytest.approx(best_by_trying(labels, scores, formula))
-    assert ranking.f1_at(labels, scores, f1.threshold) == pytest.approx(f1.value, abs=1e-12)
+    at_best = ranking.at_threshold(labels, ranking.flagged(scores, f1.threshold))
+    assert at_best.f1 == pytest.approx(f1.value, abs=1e-12)
 
     index = lambda flags: flags[labels].mean() - flags[~labels].mean()
     youden = ranking.youden(labels, scores)
@@ -88,13 +89,20 @@ def test_curves_equal_scikit_learn_and_their_thresholds_reach_them(kind):
     assert (scores > thresholds[-1]).all()
 
 
-def test_accuracies_and_f1_at_a_threshold():
+def test_counts_and_rates_at_a_threshold():
     labels, scores = example("ties")
-    got = ranking.accuracies(labels, scores, 1.0)
-    assert got.normal == np.mean(scores[~labels] <= 1)
-    assert got.anomalous == np.mean(scores[labels] > 1)
-    assert got.mean == reference.balanced_accuracy_score(labels, scores > 1)
-    assert ranking.f1_at(labels, scores, 1.0) == pytest.approx(reference.f1_score(labels, scores > 1))
+    got = ranking.at_threshold(labels, ranking.flagged(scores, 1.0))
+    assert got.false_positives == ((scores > 1) & ~labels).sum()
+    assert got.true_positives == ((scores > 1) & labels).sum()
+    assert got.true_negative_rate == np.mean(scores[~labels] <= 1)
+    assert got.false_positive_rate == np.mean(scores[~labels] > 1)
+    assert got.true_positive_rate == np.mean(scores[labels] > 1)
+    assert got.mean_accuracy == reference.balanced_accuracy_score(labels, scores > 1)
+    assert got.f1 == pytest.approx(reference.f1_score(labels, scores > 1))
+    with pytest.raises(DataError, match="one decision per label"):
+        ranking.at_threshold([0, 1], [True])
+    with pytest.raises(DataError, match="got 2"):
+        ranking.at_threshold([0, 1], [2, 0])
 
 
 def test_a_score_equal_to_the_threshold_is_not_flagged():
@@ -128,11 +136,11 @@ def test_one_class_only(label):
         assert np.isnan(function(labels, scores))
     assert np.isnan(ranking.f1_max(labels, scores)).all()
     assert np.isnan(ranking.youden(labels, scores)).all()
-    assert np.isnan(ranking.f1_at(labels, scores, 0.2))
-    there = ranking.accuracies(labels, scores, 0.2)
-    assert there[label] == pytest.approx([2 / 3, 1 / 3][label])
-    assert np.isnan(there[1 - label])
-    assert np.isnan(there.mean)
+    there = ranking.at_threshold(labels, ranking.flagged(scores, 0.2))
+    rates = there.true_negative_rate, there.true_positive_rate
+    assert rates[label] == pytest.approx([2 / 3, 1 / 3][label])
+    assert np.isnan(rates[1 - label])
+    assert np.isnan(there.mean_accuracy)
     for curve in (ranking.roc_curve, ranking.precision_recall_curve):
         with pytest.raises(DataError, match=r"add (normal|anomalous) ones"):
             curve(labels, scores)
@@ -148,8 +156,6 @@ def test_one_class_only(label):
         ranking.fpr_at_tpr,
         ranking.roc_curve,
         ranking.precision_recall_curve,
-        lambda labels, scores: ranking.f1_at(labels, scores, 0.5),
-        lambda labels, scores: ranking.accuracies(labels, scores, 0.5),
     ],
 )
 def test_bad_input_is_refused(function):

@@ -35,7 +35,7 @@ def test_memory_and_disk_hold_the_same(tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
     assert (x == y[np.arange(len(y))]).all()
     assert (origin == origin_too).all()
-    assert [path for path, _ in failed] == ["7", "30"]
+    assert [one.path for one in failed] == ["7", "30"]
     assert len(x) == 48
     assert (x[:, 0, 0, 0] * 255).round().astype(int).tolist() == [i for i in range(50) if i not in (7, 30)]
     again = pickle.loads(pickle.dumps(y))

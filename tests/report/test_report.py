@@ -243,8 +243,8 @@ def test_full_report_says_what_the_folder_says_and_needs_no_other_file(written):
     assert "t-SNE of 8 restored images" in page.text
     assert_alone(page)
     assert (
-        "AUROC 0.931 [0.912, 0.953] on 8 images: 4 normal, 4 anomalous. The threshold promises at most 5 % false alarms: "
-        "1 of 4 normal images flagged, 2 of 4 anomalous found."
+        "AUROC 0.931 [0.912, 0.953] on 8 images: 4 normal, 4 anomalous. The threshold guarantees at most 5 % false alarms: "
+        "1 of 4 normal images flagged, 2 of 4 anomalous detected."
     ) in page.text
     for heading in (
         "Summary", "Scores and curves", "Types of anomaly", "Images", "Missed anomalies", "False alarms", "Most anomalous",
@@ -363,25 +363,26 @@ def sentence(folder, rows, **more):
 def test_headlines_without_labels_metrics_or_threshold(tmp_path):
     unlabelled = [row(f"{k}.png", k / 10, "0.5", int(k > 6)) for k in range(10)]
     assert sentence(tmp_path / "a", unlabelled) == (
-        "10 images scored, of unknown label. The threshold promises at most 5 % false alarms: 3 of 10 images flagged."
+        "10 images scored, of unknown label. The threshold guarantees at most 5 % false alarms: 3 of 10 images flagged."
     )
     assert sentence(tmp_path / "b", eight(flag=False), calibration=None) == (
         "8 images scored: 4 normal, 4 anomalous. There is no threshold, so nothing is flagged: the detector was not calibrated."
     )
     assert sentence(tmp_path / "c", eight()[:4]) == (
-        "4 images scored: 4 normal, 0 anomalous. The threshold promises at most 5 % false alarms: 1 of 4 normal images flagged."
+        "4 images scored: 4 normal, 0 anomalous. The threshold guarantees at most 5 % false alarms: 1 of 4 normal images flagged."
     )
     mixed = sentence(tmp_path / "d", [*eight(), row("new.png", 0.9, "0.01", 1)])
-    assert mixed.endswith("2 of 4 anomalous found, 1 of 1 unlabelled images flagged.")
+    assert mixed.endswith("2 of 4 anomalous detected, 1 of 1 unlabelled images flagged.")
     by_rule = sentence(tmp_path / "e", eight(), calibration={**FALSE_ALARMS, "rule": "youden", "false_alarms": None})
-    assert by_rule.endswith("At the threshold: 1 of 4 normal images flagged, 2 of 4 anomalous found.")
+    assert by_rule.endswith("At the threshold: 1 of 4 normal images flagged, 2 of 4 anomalous detected.")
 
 
 def test_too_few_calibration_images_are_named_as_the_reason(tmp_path):
     rows = [row(f"{k}.png", k / 10, "0.5", 0) for k in range(3)]
     few = {"count": 10, "false_alarms": 0.05, "threshold": None, "pixel_threshold": None, "map_range": None}
-    assert "10 calibration images are too few to promise at most 5 % false alarms; at least 19 are needed." in sentence(
-        tmp_path, rows, calibration=few
+    assert (
+        "10 calibration images are too few to guarantee at most 5 % false alarms; at least 19 are needed."
+        in sentence(tmp_path, rows, calibration=few)
     )
     assert "Only 10 images to calibrate on" in read(write_report(tmp_path)).text
 

@@ -13,7 +13,7 @@ from normalcy.data.open import as_dataset
 from normalcy.report import write_report
 from normalcy.results.evaluate import evaluate
 from normalcy.results.folder import read_results
-from normalcy.results.predict import predict
+from normalcy.results.predict import score_into
 
 
 def test_pictures_at_the_size_of_the_input(tmp_path: Path) -> None:
@@ -21,7 +21,7 @@ def test_pictures_at_the_size_of_the_input(tmp_path: Path) -> None:
     words = {"width": 4, "latent": 4, "steps": 2, "batch_size": 8, "size": 16}
     detector = Detector("ddr_id", **words).fit(images)
     data = as_dataset(images[:3])
-    predict(detector, data, tmp_path / "results")
+    score_into(detector, data, tmp_path / "results")
     results = read_results(tmp_path / "results")
     assert results.extra_maps() == ["residual"]
     for i in range(3):
@@ -43,7 +43,7 @@ def test_cases_of_several_images(tmp_path: Path) -> None:
     images[[1, 7]] *= 3
     plain = as_dataset(images, labels=[int(i in (1, 7)) for i in range(12)])
     data = plain.with_items([replace(item, case=f"patient {i // 3}") for i, item in enumerate(plain.items)])
-    predict(detector, data, tmp_path / "results")
+    score_into(detector, data, tmp_path / "results")
     results = read_results(tmp_path / "results")
     with open(tmp_path / "results/cases.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -53,8 +53,10 @@ def test_cases_of_several_images(tmp_path: Path) -> None:
         assert float(row["p_value"]) == min(1.0, 3 * results.p_values[three].min())
         assert int(row["flagged"]) == results.flagged[three].max()
     assert [row["label"] for row in rows] == ["1", "0", "1", "0"]
-    cases = evaluate(tmp_path / "results", resamples=20)["case"]
-    assert (cases["normal"], cases["anomalous"], cases["auroc"]["value"]) == (2, 2, 1.0)
-    predict(detector, plain, tmp_path / "single")
+    cases = evaluate(tmp_path / "results", resamples=20).case
+    assert cases is not None
+    assert cases.auroc is not None
+    assert (cases.normal, cases.anomalous, cases.auroc.value) == (2, 2, 1.0)
+    score_into(detector, plain, tmp_path / "single")
     assert not (tmp_path / "single/cases.csv").exists()
-    assert evaluate(tmp_path / "single", resamples=20)["case"] is None
+    assert evaluate(tmp_path / "single", resamples=20).case is None

@@ -41,7 +41,7 @@ def images() -> np.ndarray:
 
 
 def test_foreign_images_head_the_list(images: np.ndarray, tmp_path: Path) -> None:
-    found = audit(images, tmp_path / "A", words=TINY, share=0.05, show=5)
+    found = audit(images, tmp_path / "A", settings=TINY, fraction=0.05, show=5)
     assert found.images == 60
     assert {s.path for s in found.suspects} == FOREIGN
     with open(tmp_path / "A" / "suspicious.csv", newline="") as file:
@@ -54,19 +54,20 @@ def test_foreign_images_head_the_list(images: np.ndarray, tmp_path: Path) -> Non
     shown = [p.relative_to(tmp_path / "A/extra_maps/sparse") for p in (tmp_path / "A/extra_maps/sparse").rglob("*.npy")]
     assert len(shown) == 5  # S of the strangest alone
     assert {f"{name}.npy" for name in FOREIGN} <= {str(p) for p in shown}
-    facts = json.loads((tmp_path / "A/run.json").read_text())["audit"]
-    assert (facts["folds"], facts["rule"], facts["share"]) == (1, "share", 0.05)
+    run = json.loads((tmp_path / "A/run.json").read_text())
+    facts = run["audit"]
+    assert (facts["folds"], run["calibration"]["rule"], facts["fraction"]) == (1, "fraction", 0.05)
     page = (tmp_path / "A/report.html").read_text()
     assert "3 images of 60 suspicious" in page
     assert "sparse of images/00017" in page
 
 
 def test_lambda_is_chosen_by_the_share_of_images_with_a_sparse_part(images: np.ndarray, tmp_path: Path) -> None:
-    found = audit(images, tmp_path / "A", words=TINY, share=0.05, weights=(1e6, 0.0, 0.9), show=0)
-    shares = [entry["with_sparse_part"] for entry in found.path]
+    found = audit(images, tmp_path / "A", settings=TINY, fraction=0.05, weights=(1e6, 0.0, 0.9), show=0)
+    shares = [entry.with_sparse_part for entry in found.path]
     assert shares[:2] == [0.0, 1.0]
     facts = json.loads((tmp_path / "A/run.json").read_text())["audit"]
-    assert facts["weight"] == min(found.path, key=lambda e: abs(e["with_sparse_part"] - 0.05))["weight"]
+    assert facts["weight"] == min(found.path, key=lambda e: abs(e.with_sparse_part - 0.05)).weight
     assert not (tmp_path / "A/maps").exists()
     assert "Values of lambda" in (tmp_path / "A/report.html").read_text()
 
@@ -89,7 +90,7 @@ def test_other_methods_score_only_what_they_have_not_seen(
 
     monkeypatch.setattr(Detector, "fit", spied_fit)
     monkeypatch.setattr(Detector, "stream", spied_stream)
-    found = audit(images, tmp_path / "A", "pca", words={"components": 4}, folds=3)
+    found = audit(images, tmp_path / "A", "pca", settings={"components": 4}, folds=3)
     assert len(seen) == 3
     assert found.rule == "robust"
     assert {s.path for s in found.suspects} >= FOREIGN
@@ -100,7 +101,7 @@ def test_other_methods_score_only_what_they_have_not_seen(
 def test_labels_play_no_part_but_known_anomalies_are_left_out(images: np.ndarray, tmp_path: Path) -> None:
     labels = np.zeros(60, int)
     labels[3] = 1
-    found = audit(as_dataset(images, labels), tmp_path / "A", "pca", words={"components": 4}, share=0.04)
+    found = audit(as_dataset(images, labels), tmp_path / "A", "pca", settings={"components": 4}, fraction=0.04)
     assert found.images == 59
     assert {s.path for s in found.suspects} == FOREIGN - {"images/00003"}
 
@@ -135,11 +136,11 @@ def test_command(images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ({"share": 0.7}, "share"),
+        ({"fraction": 0.7}, "fraction"),
         ({"folds": 0}, "fold"),
-        ({"weights": (0.5,)}, "share of anomalous"),
-        ({"weights": (0.5,), "method": "pca", "share": 0.1}, "lambda of rda"),
-        ({"words": {"calibration": "0.1"}}, "calibrate"),
+        ({"weights": (0.5,)}, "fraction of anomalous"),
+        ({"weights": (0.5,), "method": "pca", "fraction": 0.1}, "lambda of rda"),
+        ({"settings": {"calibration": "0.1"}}, "calibrate"),
     ],
     ids=str,
 )

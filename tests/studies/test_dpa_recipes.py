@@ -77,7 +77,7 @@ def test_tiles_of_camelyon16(tmp_path: Path) -> None:
     assert Image.open(next((out / "train" / "good").glob("*.png"))).size == (192, 192)
     assert module.camelyon16(source, out) == count  # what is there is not made again
     column = read_table("dpa/table-2").columns["Camelyon16"]
-    words = {**column.words, "steps": 2, "batch_size": 2, "latent": 4, "bottleneck": "spatial", "grow": False}
+    words = {**column.settings, "steps": 2, "batch_size": 2, "latent": 4, "bottleneck": "spatial", "grow": False}
     detector = Detector("dpa", **words, calibration=0.0).fit(open_data(out))
     scores = detector.score(open_data(out).select(split="test")).scores
     assert scores.shape == (4,)

@@ -22,7 +22,7 @@ from normalcy.cli.app import main
 from normalcy.data.splits import hold_out
 from normalcy.errors import SettingsError
 from normalcy.metrics import minimum_area_threshold
-from normalcy.studies.reproduce import _Fit, interval, reproduce, side_by_side, tabulate
+from normalcy.studies.reproduce import Number, Reproduced, _Fit, interval, reproduce, side_by_side, tabulate
 from normalcy.studies.tables import Cell, Table, cells_of, read_table, select, tables
 
 TOML = """
@@ -31,7 +31,7 @@ number = 1
 shows = "Bars of two directions"
 protocol = "One direction is normal in turn."
 seeds = 2
-words = { calibration = 0 }
+settings = { calibration = 0 }
 notes = ["The bars are ours."]
 
 [columns.Bars]
@@ -42,7 +42,7 @@ where = "Draw them."
 [[rows]]
 name = "PCA, few"
 method = "pca"
-words = { components = 2 }
+settings = { components = 2 }
 published = { Bars = 90.0 }
 
 [[rows]]
@@ -59,7 +59,7 @@ published = { Bars = 70.0 }
 rows = ["PCA, few", "Old"]
 classes = { Bars = ["1"] }
 seeds = 1
-words = { components = 1 }
+settings = { components = 1 }
 """
 
 
@@ -100,7 +100,7 @@ def table(file: Path) -> Table:
     return read_table(str(file))
 
 
-def run(table: Table, out: Path, root: Path, **words: Any) -> tuple[dict[str, Any], list[Cell]]:
+def run(table: Table, out: Path, root: Path, **words: Any) -> tuple[Reproduced, list[Cell]]:
     ran: list[Cell] = []
     found = reproduce(table, out, data_root=root, jobs=1, on_cell=lambda cell, record: ran.append(cell), **words)
     return found, ran
@@ -192,10 +192,10 @@ def test_tables_of_dpa_are_the_papers():
 def test_minutes_of_training_are_a_metric(table: Table, tmp_path: Path, root: Path):
     timed = replace(table, metric="fit_minutes")
     found, _ = run(timed, tmp_path, root)
-    assert found["unit"] == "minutes"
-    line = found["lines"][0]
+    assert found.unit == "minutes"
+    line = found.lines[0]
     records = [json.loads((tmp_path / cell.file).read_text()) for cell in select(timed, rows=["PCA, few"])]
-    assert line["ours"]["value"] == pytest.approx(statistics.fmean(r["fit"]["seconds"] / 60 for r in records), abs=1e-3)
+    assert line.measured.value == pytest.approx(statistics.fmean(r["fit"]["seconds"] / 60 for r in records), abs=1e-3)
     assert "in minutes" in (tmp_path / f"{timed.name}.md").read_text()
 
 
@@ -225,7 +225,7 @@ def test_tables_share_cells_and_fits():
         ('rows = ["PCA, few"', 'rows = ["PCA"', "no row 'PCA'"),
         ('Bars = ["1"]', 'Bars = ["2"]', "no class '2'"),
         ("{ Bars = 90.0 }", '{ Bars = 90.0 }\npublished_classes = { Bars = { "2" = 1.0 } }', "no class '2'"),
-        ("number = 1", "", "needs the words number"),
+        ("number = 1", "", "needs the keys number"),
         ("[columns.Bars]", "[columns.Bars", "not valid TOML"),
         ("seeds = 2", 'metric = "f1"', "there is no metric"),
     ],
@@ -284,18 +284,18 @@ def test_changed_settings_are_other_cells_and_are_told(table: Table):
 def test_cells_are_run_once(table: Table, tmp_path: Path, root: Path):
     found, ran = run(table, tmp_path, root)
     assert len(ran) == 6
-    line = found["lines"][0]
-    assert line["cells"]["done"] == line["cells"]["of"] == 4
+    line = found.lines[0]
+    assert line.cells.done == line.cells.of == 4
     own = [
         json.loads((tmp_path / cell.file).read_text(encoding="utf-8"))
         for cell in cells_of(table)
-        if cell.row == line["row"]
+        if cell.row == line.row
     ]
     spent = sum(record["fit"]["seconds"] + record["score_seconds"] for record in own)
-    assert line["cells"]["seconds"] == pytest.approx(spent, abs=0.1)
-    assert found["seeds"] == [0, 1]
-    assert len(found["commits"]) == 1
-    assert line["ours"]["over"] == "seeds"
+    assert line.cells.seconds == pytest.approx(spent, abs=0.1)
+    assert found.seeds == (0, 1)
+    assert len(found.commits) == 1
+    assert line.measured.over == "seeds"
     expected = []
     for seed in (0, 1):
         for normal in (0, 1):
@@ -303,15 +303,15 @@ def test_cells_are_run_once(table: Table, tmp_path: Path, root: Path):
             words = {component_word(): 2, "calibration": 0, "seed": seed}
             test = data.select(split="test")
             expected.append(roc_auc_score(test.labels, Detector("pca", **words).fit(data).score(test).scores))
-    assert line["ours"]["value"] == pytest.approx(100 * statistics.fmean(expected), abs=1e-3)
-    assert line["difference"] == pytest.approx(line["ours"]["value"] - 90)
-    assert found["lines"][2]["ours"] is None  # published only
+    assert line.measured.value == pytest.approx(100 * statistics.fmean(expected), abs=1e-3)
+    assert line.difference == pytest.approx(line.measured.value - 90)
+    assert found.lines[2].measured is None  # published only
     again, ran = run(table, tmp_path, root)
     assert ran == []
     assert again == found
     [gone, *_] = cells_of(table)
     (tmp_path / gone.file).unlink()
-    assert tabulate(table, tmp_path)["lines"][0]["cells"]["done"] == 3
+    assert tabulate(table, tmp_path).lines[0].cells.done == 3
     assert run(table, tmp_path, root)[1] == [gone]
     assert len(run(table, tmp_path, root, overwrite=True)[1]) == 6
     assert not (tmp_path / "running").exists()
@@ -341,7 +341,7 @@ def test_a_sample_of_the_test_images_for_each_seed(table: Table, tmp_path: Path,
 def test_rows_that_share_a_fit_are_fitted_once(
     table: Table, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    first = replace(table.rows[0], name="one", method="vae", words={"epochs": 1}, seeds=1)
+    first = replace(table.rows[0], name="one", method="vae", settings={"epochs": 1}, seeds=1)
     scores = ("elbo", "l1") if "l1" in _scores("vae") else _scores("vae")[:2]
     rows = tuple(replace(first, name=score, score=score) for score in scores)
     fits = []
@@ -350,13 +350,13 @@ def test_rows_that_share_a_fit_are_fitted_once(
     found, ran = run(replace(table, rows=rows), tmp_path, root)
     assert len(ran) == 4
     assert len(fits) == 2  # one for each class
-    assert [line["cells"]["done"] for line in found["lines"]] == [2, 2]
+    assert [line.cells.done for line in found.lines] == [2, 2]
 
 
 def test_kept_scores_serve_other_cells_without_a_fit(
     table: Table, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    row = replace(table.rows[0], name="one", method="vae", words={"epochs": 1}, seeds=1, score="elbo", keep=("kl",))
+    row = replace(table.rows[0], name="one", method="vae", settings={"epochs": 1}, seeds=1, score="elbo", keep=("kl",))
     first, other, kept = (replace(table, rows=(r,)) for r in (row, replace(row, score="kl"), replace(row, score="l1")))
     run(first, tmp_path, root)
     fits = []
@@ -381,21 +381,22 @@ def test_a_mean_over_some_classes_is_compared_with_the_same_classes(table: Table
     published = {"Bars": {"0": 80.0, "1": 96.0}}
     by_class = replace(table, rows=(replace(table.rows[0], published={"Bars": 88.2}, published_classes=published),))
     part, _ = run(by_class, tmp_path / "part", root, cells=select(by_class, classes=["1"], seeds=[0]))
-    [line] = part["lines"]
-    assert (line["published"], line["published_same_classes"]) == (88.2, 96.0)
-    assert line["difference"] == pytest.approx(line["ours"]["value"] - 96.0)
+    [line] = part.lines
+    assert (line.published, line.published_same_classes) == (88.2, 96.0)
+    assert line.measured is not None
+    assert line.difference == pytest.approx(line.measured.value - 96.0)
     page = (tmp_path / "part" / f"{by_class.name}.md").read_text()
     assert "| PCA, few, published | 80.0 | 96.0 |" in page or "| PCA, few, published | 96.0 |" in page
     whole, _ = run(by_class, tmp_path / "whole", root)
-    assert whole["lines"][0]["published_same_classes"] == 88.2, "over all classes the published mean itself"
+    assert whole.lines[0].published_same_classes == 88.2, "over all classes the published mean itself"
     quick, _ = run(by_class.reduced(), tmp_path / "quick", root)
-    assert quick["lines"][0]["published_same_classes"] == 96.0, "the only class of the quick version"
+    assert quick.lines[0].published_same_classes == 96.0, "the only class of the quick version"
     no_classes, _ = run(table.reduced(), tmp_path / "quick", root)
-    assert no_classes["lines"][0]["difference"] is None
+    assert no_classes.lines[0].difference is None
     only_mean, _ = run(table, tmp_path / "mean", root, cells=select(table, ["pca"], classes=["1"], seeds=[0]))
-    assert only_mean["lines"][0]["published"] == 90.0
-    assert only_mean["lines"][0]["published_same_classes"] is None
-    assert only_mean["lines"][0]["difference"] is None, "a mean over one class says nothing about one over two"
+    assert only_mean.lines[0].published == 90.0
+    assert only_mean.lines[0].published_same_classes is None
+    assert only_mean.lines[0].difference is None, "a mean over one class says nothing about one over two"
 
 
 def _scores(name: str) -> tuple[str, ...]:
@@ -408,29 +409,29 @@ def test_failures_are_recorded_and_tried_again(table: Table, tmp_path: Path, roo
     wrong = replace(table, rows=(replace(table.rows[0], name="new", method="not_yet"), *table.rows))
     found, ran = run(wrong, tmp_path, root)
     assert len(ran) == 10
-    [failure] = found["failed"]
-    assert failure["cells"] == 4
-    assert "not_yet" in failure["reason"]
-    assert [line["cells"]["done"] for line in found["lines"]] == [0, 4, 2, 0]
+    [failure] = found.failed
+    assert failure.cells == 4
+    assert "not_yet" in failure.reason
+    assert [line.cells.done for line in found.lines] == [0, 4, 2, 0]
     assert {cell.row for cell in run(wrong, tmp_path, root)[1]} == {"new"}
     unknown_score = replace(table, rows=(replace(table.rows[0], score="nothing"),))
-    assert "no score 'nothing'" in run(unknown_score, tmp_path, root)[0]["failed"][0]["reason"]
+    assert "no score 'nothing'" in run(unknown_score, tmp_path, root)[0].failed[0].reason
 
 
 def test_missing_data_are_named_with_their_place(table: Table, tmp_path: Path, root: Path):
     found, _ = run(table, tmp_path / "out", tmp_path)
-    assert all(f"expected {tmp_path / 'bars.npz'}" in f["reason"] for f in found["failed"])
-    assert all("Draw them." in f["reason"] for f in found["failed"])
+    assert all(f"expected {tmp_path / 'bars.npz'}" in f.reason for f in found.failed)
+    assert all("Draw them." in f.reason for f in found.failed)
     found, ran = run(table, tmp_path / "out", root)
     assert len(ran) == 6
-    assert found["failed"] == []
+    assert found.failed == ()
 
 
 @dataclass(frozen=True)
 class Deadly(_Fit):
     """A fit whose process dies."""
 
-    def run(self) -> list[dict[str, Any]]:
+    def run(self) -> list[Any]:
         os._exit(9)
 
 
@@ -438,7 +439,7 @@ class Deadly(_Fit):
 class Telling(_Fit):
     """A fit that tells how it is run."""
 
-    def run(self) -> list[dict[str, Any]]:
+    def run(self) -> list[Any]:
         return [{"pid": os.getpid(), "threads": torch.get_num_threads(), "gpu": os.environ["CUDA_VISIBLE_DEVICES"]}]
 
 
@@ -453,10 +454,10 @@ def test_processes_side_by_side(table: Table, tmp_path: Path, root: Path, monkey
     ]
     records = {fit.cells[0].file: found for fit, [found] in side_by_side(work, 2)}
     assert len(records) == 4
-    assert "killed" in records[two.file]["failed"]
-    assert json.loads((tmp_path / two.file).read_text(encoding="utf-8"))["failed"] == records[two.file]["failed"]
+    assert "killed" in records[two.file].failed
+    assert json.loads((tmp_path / two.file).read_text(encoding="utf-8"))["failed"] == records[two.file].failed
     alone, _ = run(table, tmp_path / "alone", root, cells=[one])
-    assert records[one.file]["auroc"] == pytest.approx(alone["lines"][0]["ours"]["value"] / 100, abs=1e-4)
+    assert records[one.file].auroc == pytest.approx(alone.lines[0].measured.value / 100, abs=1e-4)
     assert os.getpid() not in {records[cell.file]["pid"] for cell in (three, four)}
     assert {records[cell.file]["gpu"] for cell in (three, four)} <= {"7", "8"}
 
@@ -502,11 +503,11 @@ def test_metrics_of_maps(categories: Path, tmp_path: Path):
     )
     (tmp_path / "t.toml").write_text(head + columns + rows)
     table = read_table(str(tmp_path / "t.toml"))
-    empty = [line["ours"] for line in tabulate(table, tmp_path / "nothing")["lines"]]
+    empty = [line.measured for line in tabulate(table, tmp_path / "nothing").lines]
     assert empty == 7 * 3 * [None]
     found, ran = run(table, tmp_path / "out", categories)
     assert len(ran) == 2
-    ours = {(line["row"], line["column"]): line["ours"]["value"] for line in found["lines"]}
+    ours = {(line.row, line.column): line.measured.value for line in found.lines}
     assert len(ours) == 7 * 3
     detector = Detector("zscore", calibration=0)
     data = open_data(categories / "a")
@@ -548,18 +549,18 @@ def test_metrics_at_a_threshold_need_an_area(tmp_path: Path):
 def test_interval_over_seeds_needs_seeds_of_every_class():
     rng = np.random.default_rng(0)
     values = rng.uniform(0.6, 0.9, (3, 5))
-    classes = [{k: {"value": float(v), "error": 0.02} for k, v in enumerate(row)} for row in values]
+    classes = [{k: Number(float(v), 0.02) for k, v in enumerate(row)} for row in values]
     found = interval(classes)
     assert found is not None
     means = values.mean(0)
     half = 2.7764451 * means.std(ddof=1) / 5**0.5  # t(0.975) with 4 degrees of freedom
-    assert found["value"] == pytest.approx(100 * means.mean(), abs=1e-3)
-    assert found["high"] - found["value"] == pytest.approx(100 * half, abs=2e-3)
-    ragged = interval([*classes, {0: {"value": 0.5, "error": 0.04}}])
+    assert found.value == pytest.approx(100 * means.mean(), abs=1e-3)
+    assert found.high - found.value == pytest.approx(100 * half, abs=2e-3)
+    ragged = interval([*classes, {0: Number(0.5, 0.04)}])
     assert ragged is not None
-    assert ragged["over"] == "test images"
+    assert ragged.over == "test images"
     half = 1.959964 * (3 * 0.02**2 + 0.04**2) ** 0.5 / 4
-    assert ragged["high"] - ragged["value"] == pytest.approx(100 * half, abs=2e-3)
+    assert ragged.high - ragged.value == pytest.approx(100 * half, abs=2e-3)
     assert interval([]) is None
 
 

@@ -70,9 +70,9 @@ NORMAL, STRANGE = _images(60), _images(18, brighter=0.02, seed=1)
 def test_finds_the_planted_best(tmp_path: Path) -> None:
     seen = []
     found = select(NORMAL, "planted", as_dataset(STRANGE), tmp_path, trials=10, on_trial=seen.append)
-    assert found.words == {"level": 3, "kind": "sharp"}
+    assert found.settings == {"level": 3, "kind": "sharp"}
     assert len(found.trials) == len(seen) == 10  # the whole space
-    assert found.trials[0].words == {"level": 0, "kind": "plain"}
+    assert found.trials[0].settings == {"level": 0, "kind": "plain"}
     assert found.best.aurocs.shape == (3, 3)
     gain = found.gain()
     assert gain is not None
@@ -108,7 +108,7 @@ def test_goes_on_where_it_was_and_refuses_other_data(tmp_path: Path) -> None:
     strange = as_dataset(STRANGE)
     first = select(NORMAL, "planted", strange, tmp_path, trials=3, space={"level": range(9)})
     more = select(NORMAL, "planted", strange, tmp_path, trials=5, space={"level": range(9)})
-    assert [t.words for t in more.trials[:3]] == [t.words for t in first.trials]
+    assert [t.settings for t in more.trials[:3]] == [t.settings for t in first.trials]
     assert len(more.trials) == 5
     again = select(NORMAL, "planted", strange, tmp_path, trials=5, space={"level": range(9)})
     assert len(again.trials) == 5
@@ -134,7 +134,7 @@ def test_failed_settings_are_listed_not_fatal(tmp_path: Path) -> None:
     rows = list(csv.DictReader((tmp_path / "trials.csv").open()))
     assert rows[-1]["state"] == "failed: planted: broken."
     with pytest.raises(NormalcyError, match="broken"):
-        select(NORMAL, "planted", as_dataset(STRANGE), tmp_path / "b", trials=1, words={"kind": "broken"})
+        select(NORMAL, "planted", as_dataset(STRANGE), tmp_path / "b", trials=1, settings={"kind": "broken"})
 
 
 def test_synthetic_anomalies_are_the_images_with_a_defect() -> None:
@@ -152,7 +152,7 @@ def test_synthetic_anomalies_are_the_images_with_a_defect() -> None:
 def test_synthetic_study_prefers_what_sees_defects(tmp_path: Path) -> None:
     found = select(NORMAL, "pca", "synthetic", tmp_path, trials=3, space={"components": [1, 40]})
     assert found.synthetic
-    assert "synthetic anomalies" in found.sentence()
+    assert "synthetic anomalies" in found.summary()
 
 
 def test_test_images_choose_nothing(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_test_images_choose_nothing(tmp_path: Path) -> None:
 
 def test_sentence_says_when_the_choice_is_not_sure(tmp_path: Path) -> None:
     found = select(NORMAL, "planted", as_dataset(_images(18, seed=5)), tmp_path, trials=5)
-    sentence = found.sentence()
+    sentence = found.summary()
     assert "not sure" in sentence or "own settings" in sentence
 
 

@@ -88,7 +88,7 @@ PatchShare = Annotated[
 ]
 AnyResults = Annotated[Path, Argument(metavar="RESULTS", help="Results folder, or output folder of normalcy compare.")]
 DicomOut = Annotated[Path, Option(help="Folder for the DICOM files, with a folder for each image.")]
-SourceImages = Annotated[str | None, Option("--data", help="The images, if run.json does not name them.")]
+SourceImages = Annotated[str | None, Option("--data", help="The images, if they are not found or have changed.")]
 
 DemoMethods = Annotated[list[str], Option("--method", metavar="NAME", help="Method to run; repeatable [five methods].")]
 Full = Annotated[bool, Option("--full", help="Include methods that train longer.")]

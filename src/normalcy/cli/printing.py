@@ -72,18 +72,6 @@ def complain(message: str) -> None:
     print(printable(message).replace("\n", "\\n"), file=sys.stderr)
 
 
-def interval(value: dict[str, Any] | None) -> str:
-    """A metric and, where it has one, its interval: ``0.912 [0.880, 0.940]``; "-" for none."""
-    if not value or value["value"] is None:
-        return "-"
-    ends = f" [{value['low']:.3f}, {value['high']:.3f}]" if value.get("low") is not None else ""
-    return f"{value['value']:.3f}{ends}"
-
-
-def percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"
-
-
 # -- progress --------------------------------------------------------------------------------------------------------
 
 
@@ -178,7 +166,7 @@ class Notes(logging.Handler):
         return self
 
     def __exit__(self, *_: object) -> None:
-        warnings.showwarning, logging.lastResort = self._before  # type: ignore[assignment]
+        warnings.showwarning, logging.lastResort = self._before
         if self.withheld:
             some = (
                 "1 note of another library was"

@@ -36,8 +36,8 @@ def score(
     Maps and restored images have the size of their image, and its file format where that is medical.
     """
     from normalcy.data.splits import images_to_score
-    from normalcy.results.predict import predict
-    from normalcy.scoring import NOTICE
+    from normalcy.provenance import NOTICE
+    from normalcy.results.predict import score_into
 
     o.at_least_one(batch_size, "--batch-size")
     detector = _load(model, device)
@@ -46,13 +46,12 @@ def score(
     data, chosen = images_to_score(_open_all(inputs, data_root), split, detector.train.seed)
     decision = _decide(detector, rule, validation, inputs, data_root, false_alarms)
     with progress("scoring") as on_progress:
-        run = predict(
+        run = score_into(
             detector,
             data,
             out,
             decision=decision,
             spec=inputs[0] if len(inputs) == 1 else None,
-            data_root=data_root,
             split=chosen,
             tile=tile,
             batch_size=batch_size,
@@ -60,11 +59,13 @@ def score(
             overwrite=overwrite,
             on_progress=on_progress,
         )
-    for path, reason in run["data"]["failed"]:
-        complain(f"Skipped {path}: {reason}")
-    if run["data"]["medical"]:
+    for failure in run.data.failed:
+        complain(f"Skipped {failure.path}: {failure.reason}")
+    for failure in run.data.incomplete:
+        complain(f"Incomplete {failure.path}: {failure.reason}")
+    if run.data.medical:
         complain(NOTICE)
-    show(f"Scored {run['data']['count']} images at {run['images_per_second']:g} images/s -> {out}")
+    show(f"Scored {run.data.count} images at {run.images_per_second:g} images/s -> {out}")
 
 
 def slides(
@@ -83,8 +84,8 @@ def slides(
     A heat map is a pyramid TIFF; regions above the pixel threshold are GeoJSON.
     """
     from normalcy.config import parse_settings
+    from normalcy.provenance import NOTICE
     from normalcy.results.slides import open_for_scoring, score_slides
-    from normalcy.scoring import NOTICE
 
     o.at_least_one(batch_size, "--batch-size")
     detector = _load(model, device)
@@ -101,8 +102,8 @@ def slides(
             on_progress=on_progress,
         )
     complain(NOTICE)
-    for _, reason in failed:
-        complain(f"Skipped {reason}")
+    for failure in failed:
+        complain(f"Skipped {failure.reason}")
     for name, slide_score in scored:
         show(f"{name}: {slide_score:.6g}")
 
@@ -131,9 +132,6 @@ def _decide(
     data_root: Path | None,
     false_alarms: float | None,
 ) -> Decision | None:
-    from normalcy.calibrate import decide_on_validation
-    from normalcy.scoring import Result
-
     if rule == "false_alarms":
         return detector.decide(false_alarms)
     if validation is None:
@@ -142,14 +140,4 @@ def _decide(
         raise SettingsError(
             "--validation must be other images than those scored: a threshold chosen on them proves nothing."
         )
-    data = o.open_data(validation, data_root)
-    if rule.startswith("minimum_area"):
-        data = data.subset([i for i, item in enumerate(data.items) if item.label != 1])
-    results = [(i, r) for i, r in enumerate(detector.stream(data)) if isinstance(r, Result)]
-    known = [r.item.label for _, r in results]
-    labels = [int(label) for label in known if label is not None] if None not in known else None
-    maps = [r.map for _, r in results if r.map is not None] or None
-    masks = [data.mask(i) for i, _ in results] if data.has_masks else []
-    complete = [mask for mask in masks if mask is not None]
-    usable = complete if maps is not None and len(complete) == len(maps) else None
-    return decide_on_validation(rule, [r.score for _, r in results], labels, maps, usable)
+    return detector.decide_on(o.open_data(validation, data_root), rule)

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from normalcy.cli import options as o
-from normalcy.cli.printing import complain, interval, lines_over_progress, percent, show, show_table, status
+from normalcy.cli.printing import complain, lines_over_progress, show, show_table, status
 
 if TYPE_CHECKING:
+    from normalcy.results.comparison import Comparison
+    from normalcy.studies.reproduce import CellRecord, Reproduced
     from normalcy.studies.tables import Cell, Table
 
 SHOWN = 20
@@ -50,7 +52,7 @@ def audit(
 
     Trains on all its images, which need not all be normal, and lists those that look anomalous.
     """
-    from normalcy.scoring import NOTICE
+    from normalcy.provenance import NOTICE
     from normalcy.studies.audit import SUSPICIOUS
     from normalcy.studies.audit import audit as audit_images
 
@@ -61,18 +63,17 @@ def audit(
             images,
             out,
             method,
-            words=training.settings(),
-            share=share,
+            settings=training.settings(),
+            fraction=share,
             weights=lambdas,
             folds=folds,
             show=shown,
             spec=data,
-            data_root=training.data_root,
             overwrite=overwrite,
             on_step=on_step,
         )
-    for path, reason in found.failed:
-        complain(f"Skipped {path}: {reason}")
+    for failure in found.failed:
+        complain(f"Skipped {failure.path}: {failure.reason}")
     if images.is_medical:
         complain(NOTICE)
     for suspect in found.suspects[:SHOWN]:
@@ -119,11 +120,11 @@ def select(
         out,
         trials=trials,
         space=space or None,
-        words=training.settings(),
+        settings=training.settings(),
         storage=storage,
         on_trial=lambda trial: show(f"trial {trial.number}: {trial.summary()}"),
     )
-    show(f"{found.sentence()}\nBest settings: {out / 'best.toml'}; report: {out / 'report.html'}")
+    show(f"{found.summary()}\nBest settings: {out / 'best.toml'}; report: {out / 'report.html'}")
 
 
 def reproduce(
@@ -166,7 +167,7 @@ def reproduce(
     _show_reproduced(found)
     if not list_:
         show(f"Table: {folder / table.name}.md")
-        if found["failed"]:
+        if found.failed:
             raise typer.Exit(1)
 
 
@@ -186,7 +187,6 @@ def _compare(
             out,
             settings,
             spec=data,
-            data_root=data_root,
             overwrite=overwrite,
             on_method=lambda name, step: update(f"{verbs[step]} {name}"),
         )
@@ -194,19 +194,21 @@ def _compare(
     show(f"Report: {out / 'report.html'}")
 
 
-def _show_comparison(found: dict[str, Any]) -> None:
+def _show_comparison(found: Comparison) -> None:
+    from normalcy.report.text import number, percent, with_interval
+
     rows = []
-    for row in sorted(found["methods"], key=lambda row: -(row["auroc"]["value"] or 0)):
-        decided, paired = row["at_threshold"], row["against_best"]
+    for row in found.ranked():
+        decided, paired = row.at_threshold, row.against_best
         rows.append(
             (
-                row["name"],
-                *(interval(row[metric]) for metric in ("auroc", "pixel_auroc", "aupro")),
-                percent(decided and decided["false_alarm_rate"]),
-                percent(decided and decided["detection_rate"]),
-                f"{row['fit_seconds']:.0f}",
-                f"{row['images_per_second']:.0f}",
-                f"{paired['p']:.2g}" if paired else "best",
+                row.name,
+                *map(with_interval, (row.auroc, row.pixel_auroc, row.aupro)),
+                percent(decided.false_positive_rate if decided else None),
+                percent(decided.true_positive_rate if decided else None),
+                number(row.fit_seconds, 3),
+                number(row.images_per_second, 3),
+                number(paired.p, 2) if paired else "best",
             )
         )
     head = (
@@ -220,10 +222,9 @@ def _show_comparison(found: dict[str, Any]) -> None:
         "images/s",
         "p vs best",
     )
-    title = f"{found['data']['name']}: {found['data']['test_images']} test images"
-    show_table(head, rows, title, left=1)
-    for failure in found["failed"]:
-        complain(f"{failure['name']} failed: {failure['reason']}")
+    show_table(head, rows, f"{found.data.name}: {found.data.test_images} test images", left=1)
+    for failure in found.failed:
+        complain(f"{failure.name} failed: {failure.reason}")
 
 
 def _list_tables() -> None:
@@ -245,8 +246,8 @@ def _show_plan(table: Table) -> None:
     show("")
     for row in table.rows:
         places = [
-            ("", {**table.words, **row.words}),
-            *((f" on {column}", settings) for column, settings in row.words_on.items()),
+            ("", {**table.settings, **row.settings}),
+            *((f" on {column}", settings) for column, settings in row.settings_on.items()),
         ]
         texts = (" ".join(f"{key}={value}" for key, value in given.items()) + on for on, given in places)
         score = f", score {row.score}" if row.score else ""
@@ -265,24 +266,22 @@ def _run_cells(
 
     with lines_over_progress("cells", len(cells)) as finished:
 
-        def tell(cell: Cell, record: dict[str, Any]) -> None:
-            if "auroc" in record:
-                outcome = f"{100 * record['auroc']:.1f} in {record['fit']['seconds'] + record['score_seconds']:.0f} s"
+        def tell(cell: Cell, record: CellRecord) -> None:
+            if record.auroc is not None:
+                outcome = f"{100 * record.auroc:.1f} in {record.seconds:.0f} s"
             else:
-                outcome = f"failed: {record['failed']}"
+                outcome = f"failed: {record.failed}"
             finished(f"{cell.row}, {cell.column} {cell.normal}, seed {cell.seed}: {outcome}")
 
         run(table, out, cells, data_root=data_root, jobs=jobs, overwrite=overwrite, on_cell=tell)
 
 
-def _show_reproduced(found: dict[str, Any]) -> None:
-    from normalcy.studies.reproduce import explained, spelled
+def _show_reproduced(found: Reproduced) -> None:
+    from normalcy.studies.reproduce import HEAD, cells_as_text, explained
 
-    rows = [(line["row"], line["column"], *spelled(line)) for line in found["lines"]]
-    head = ("method", "data", "published", "same classes", "measured [95 %]", "difference", "cells")
-    show_table(head, rows, f"{found['table']}: {found['paper']}", left=2)
+    show_table(HEAD, [cells_as_text(line) for line in found.lines], f"{found.table}: {found.paper}", left=2)
     show(explained(found))
-    if found["reduction"]:
-        show(found["reduction"])
-    for failure in found["failed"]:
-        complain(f"Failed: {failure['reason']} Cells: {failure['cells']}.")
+    if found.reduction:
+        show(found.reduction)
+    for failure in found.failed:
+        complain(f"Failed: {failure.reason} Cells: {failure.cells}.")

@@ -1,4 +1,4 @@
-"""Every fault of a data set, found before any training: ``normalcy check DATA``."""
+"""Problems of a data set, before any training: ``normalcy check DATA``."""
 
 import hashlib
 import os

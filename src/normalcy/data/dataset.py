@@ -29,6 +29,14 @@ class Item:
     split: str | None = None  # "train", "test", None undecided
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An image that could not be used, and why."""
+
+    path: str
+    reason: str
+
+
 class DataSet:
     """Items in a fixed order, whose images are read when asked for.
 
@@ -104,7 +112,7 @@ class DataSet:
 
     @property
     def has_masks(self) -> bool:
-        """Whether the set comes with masks at all; single ones may still be missing."""
+        """Whether the set has masks at all; single ones may still be missing."""
         return self._mask is not None
 
     def source(self, i: int) -> Path | None:

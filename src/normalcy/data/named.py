@@ -285,7 +285,7 @@ def _gtsrb(spec: str, root: Path, normal: int) -> DataSet:
     return _one_class_files(spec, folder, found, normal, CLASSES["gtsrb"])
 
 
-def _training_share(normal: Iterable[str]) -> set[str]:
+def _training_names(normal: Iterable[str]) -> set[str]:
     names = sorted(normal)
     random.Random(0).shuffle(names)
     return set(names[: int(_TRAIN_FRACTION * len(names))])
@@ -304,7 +304,7 @@ def _elpv(choice: str) -> DataSet:
     if choice == "all":
         kinds |= {"0.33": "probably good", "0.67": "probably defective"}
     kind_of = {file: kinds.get(f"{float(probability):.2g}") for file, probability, _ in rows}
-    train = _training_share(file for file, kind in kind_of.items() if kind == "good")
+    train = _training_names(file for file, kind in kind_of.items() if kind == "good")
     items = [
         Item(file, file, int(kind != "good"), kind, "train" if file in train else "test")
         for file, kind in sorted(kind_of.items())
@@ -329,7 +329,7 @@ def _magnetic_tile(choice: str, data_root: Path) -> DataSet:
     }
     if "free" not in kind_of.values():
         raise DataError(f"{opener.path}: expected images MT_Free/Imgs/*.jpg, got none; fetch the set again.")
-    train = _training_share(file for file, kind in kind_of.items() if kind == "free")
+    train = _training_names(file for file, kind in kind_of.items() if kind == "free")
     items = [
         Item(file, file, int(kind != "free"), "good" if kind == "free" else kind, "train" if file in train else "test")
         for file, kind in sorted(kind_of.items())

@@ -6,7 +6,7 @@ A set of tiles is named as ``slides:PATH``, a slide or a folder of them, with op
 ``tile``    side in pixels (256)
 ``mpp``     micrometres per pixel; the slide's own finest level unless given, which every slide must then say, and reach
 ``most``    tiles per slide, drawn without overlap (all)
-``tissue``  share of a tile that must be tissue (0.5): darker than Otsu's threshold of the slide's overview
+``tissue``  fraction of a tile that must be tissue (0.5): darker than Otsu's threshold of the slide's overview
 ``stain``   none, macenko or vahadane, for each tile (none)
 
 Tiles of one slide are one case, so that no split divides a slide. Formats: those of tiffslide (SVS, NDPI, SCN, Philips and
@@ -52,7 +52,7 @@ class TileSettings:
     most: int | None = None
     """Tiles per slide, at random and the same each time; none: all."""
     tissue: float = 0.5
-    """Share of a tile that must be tissue."""
+    """Fraction of a tile that must be tissue."""
     stain: Stain = "none"
 
     def __post_init__(self) -> None:

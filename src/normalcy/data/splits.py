@@ -71,7 +71,7 @@ def train_test(data: DataSet, test_fraction: float = 0.2, seed: int = 0) -> Data
 
 
 def folds(cases: Sequence[str], count: int, seed: int = 0) -> list[Indices]:
-    """Whole cases shared out in random order to ``count`` parts of about equal numbers of images, each sorted.
+    """Whole cases assigned in random order to ``count`` parts of about equal numbers of images, each sorted.
 
     >>> [part.tolist() for part in folds(["a", "a", "b", "c", "c", "d"], 3)]
     [[3, 4], [0, 1], [2, 5]]
@@ -133,6 +133,6 @@ def images_to_score(data: DataSet, split: str | None, seed: int = 0) -> tuple[Da
     if len(part) == 0:
         known = sorted({item.split for item in data.items if item.split}) or ["none"]
         raise DataError(
-            f"{data.name} has no images of split {chosen!r}: it has {', '.join(known)}; or use --split all."
+            f"{data.name} has no images of split {chosen!r}. Available: {', '.join(known)}; or use --split all."
         )
     return part, chosen

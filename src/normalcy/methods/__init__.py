@@ -71,12 +71,12 @@ def available() -> dict[str, str]:
 
 
 def get(name: str) -> type[Method]:
-    """The class of a method by name. Raises SettingsError naming the known ones."""
+    """The class of a method by name. Raises SettingsError that lists the available ones."""
     known = available()
     if name not in known:
         near = get_close_matches(name, known, n=1)
-        hint = f" did you mean {near[0]!r}?" if near else ""
-        raise SettingsError(f"There is no method {name!r}:{hint} Known are {', '.join(sorted(known))}.")
+        hint = f": did you mean {near[0]!r}?" if near else "."
+        raise SettingsError(f"There is no method {name!r}{hint} Available: {', '.join(sorted(known))}.")
     module, _, attribute = known[name].partition(":")
     try:
         return cast(type[Method], getattr(import_module(module), attribute))

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 
 from normalcy import config
-from normalcy.method import Method, Scores, Stage
+from normalcy.method import Method, Scores, Stage, evaluation_copy
 from normalcy.nets.gan import DCGAN
 from normalcy.nets.search import search
 
@@ -75,7 +75,8 @@ class ADGAN(Method):
 
     def generate(self, z: Tensor, weights: Sequence[Tensor]) -> Tensor:
         """Images (b, C, H, W) in [-1, 1] of codes (b, latent), each from its own copy (b, ...) of the generator's weights."""
-        generator = self.gan.generator
+        # A copy, as functional_call puts the weights into the module, with which other threads may be scoring.
+        generator = evaluation_copy(self.gan.generator)
         names = [name for name, _ in generator.named_parameters()]
 
         def one(code: Tensor, *own: Tensor) -> Tensor:

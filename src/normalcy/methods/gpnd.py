@@ -28,6 +28,7 @@ largest float32.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -51,6 +52,8 @@ SHAPES = (0.3, 10.0)
 """Range of the shape of a generalised normal density: 1 is a Laplace, 2 a normal, infinity a uniform distribution."""
 LARGEST_JACOBIAN = 2**24
 """Values of Jacobians held at once, 64 MB of float32; computing them needs about ten times as much in the decoder."""
+ONE_AT_A_TIME = threading.Lock()
+"""Around forward-mode differentiation, of whose levels PyTorch keeps one count for all threads."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,8 @@ class GPND(Method):
             return moved
 
         chunk = max(1, LARGEST_JACOBIAN // (len(z) * math.prod(self.shape)))
-        columns = torch.func.vmap(move, chunk_size=chunk)(directions)  # (n, B, C, *spatial)
+        with ONE_AT_A_TIME:
+            columns = torch.func.vmap(move, chunk_size=chunk)(directions)  # (n, B, C, *spatial)
         q, r = torch.linalg.qr(columns.flatten(2).permute(1, 2, 0))
         u, singular, _ = torch.linalg.svd(r)
         return (q @ u) * (singular > FLOOR).unsqueeze(1), singular.clamp(min=FLOOR)

@@ -7,6 +7,7 @@ quantile of the patches' scores.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -101,8 +102,8 @@ class Patchwise(Method):
         inner = self.inner.with_score(score)
         words = {**self.settings.inner_words(), "score": score}
         settings = replace(self.settings, inner_settings=tuple(f"{word}={value}" for word, value in words.items()))
-        twin = object.__new__(type(self))
-        twin.__dict__ = {**self.__dict__, "settings": settings, "_modules": {**self._modules, "inner": inner}}
+        twin = copy.copy(self)  # shallow: the parts of self, but for the inner method
+        twin.settings, twin._modules = settings, {**self._modules, "inner": inner}
         return twin
 
     # -- learning

@@ -36,7 +36,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +97,8 @@ class RDA(Method):
         "penalty": ("l1", "images", "pixels"),
         "latent": (8, 16, 32, 64),
     }
+    sparse_weight = "weight"
+    audit_settings: ClassVar = {"penalty": "images"}
     settings: RDASettings
     share: Tensor
     residuals: Tensor
@@ -137,6 +139,15 @@ class RDA(Method):
             for k in range(1, self.settings.rounds)
         ]
         return [first, *later, Stage("sparse part", prepare=self.begin_round)]
+
+    @classmethod
+    def separates(cls, settings: Mapping[str, Any]) -> bool:
+        return settings.get("penalty") != "pixels"  # which shrinks each pixel over all images
+
+    def convergence(self) -> Mapping[str, Any]:
+        constraint = self.residuals[:, 0]
+        constraint = constraint[constraint.isfinite()]
+        return {"rounds": len(constraint), "constraint": float(constraint[-1])}
 
     def converged(self) -> bool:
         """Whether the constraint held after a trained round."""

@@ -28,15 +28,14 @@ from normalcy.metrics.overlap import (
     pixel_ranking,
 )
 from normalcy.metrics.ranking import (
-    Accuracies,
+    AtThreshold,
     PrecisionRecallCurve,
     Ranking,
     RocCurve,
     Threshold,
-    accuracies,
+    at_threshold,
     auroc,
     average_precision,
-    f1_at,
     f1_max,
     flagged,
     fpr_at_tpr,
@@ -65,7 +64,7 @@ from normalcy.metrics.regions import (
 )
 
 __all__ = [
-    "Accuracies",
+    "AtThreshold",
     "Bounded",
     "DeLong",
     "Froc",
@@ -80,7 +79,7 @@ __all__ = [
     "StreamingAUPRO",
     "StreamingAUROC",
     "Threshold",
-    "accuracies",
+    "at_threshold",
     "aupro",
     "aupro_interval",
     "auroc",
@@ -90,7 +89,6 @@ __all__ = [
     "delong_test",
     "dice",
     "dice_per_image",
-    "f1_at",
     "f1_max",
     "flagged",
     "fpr_at_tpr",

@@ -1,4 +1,4 @@
-"""How sure a metric is: bootstrap intervals over cases, and DeLong's test between two methods.
+"""Confidence intervals: bootstrap over cases, and DeLong's test between two methods.
 
 A case is what was sampled from the world: an image, or all images of one patient or part. Cases are drawn whole, with
 replacement, since images of one case resemble each other and would make an interval too narrow.

@@ -1,7 +1,7 @@
-"""How well scores put anomalous above normal: AUROC, average precision, F1, and the area under any such curve.
+"""How well scores rank anomalous above normal images: AUROC, average precision, F1, and partial areas under these curves.
 
-One convention everywhere in normalcy: **larger is stranger, and a score is flagged when it is greater than the
-threshold** (`flagged`). Everything is exact with ties: equal scores are never told apart by their order.
+One convention everywhere in normalcy: **higher scores are more anomalous, and a score is flagged when it exceeds the
+threshold** (`flagged`). Everything is exact with ties: the order of equal scores never matters.
 
 When one of the two classes is missing, a number is ``nan``, which means "cannot be measured here", and a curve is a
 `DataError`. Scores that are not finite are always a `DataError`.
@@ -27,12 +27,20 @@ class Threshold(NamedTuple):
     threshold: float
 
 
-class Accuracies(NamedTuple):
-    """Fractions decided rightly; ``mean`` is the mean of the two, whatever the class sizes."""
+class AtThreshold(NamedTuple):
+    """Decisions against labels. Rates of a class without images, and what needs them, are nan."""
 
-    normal: float
-    anomalous: float
-    mean: float
+    false_positives: int
+    """Normal, but flagged."""
+    true_positives: int
+    """Anomalous and flagged."""
+    false_positive_rate: float
+    true_positive_rate: float
+    true_negative_rate: float
+    mean_accuracy: float
+    """Mean of the accuracy on normal and on anomalous images, whatever the class sizes (LSR, section 4.2)."""
+    f1: float
+    """2 TP / (2 TP + FP + FN)."""
 
 
 class RocCurve(NamedTuple):
@@ -132,7 +140,7 @@ def binned_area(normal: Floats | Ints, anomalous: Floats | Ints, limit: float) -
     one bin count as ties; their true order could only move the area between the second and the third number.
     """
     upto = np.cumsum(normal[..., ::-1], axis=-1, dtype=np.float64)[..., ::-1]
-    with np.errstate(invalid="ignore", divide="ignore"):  # an absent class gives nan, as promised
+    with np.errstate(invalid="ignore", divide="ignore"):  # an absent class gives nan, as documented
         above = (upto - normal) / upto[..., :1]
         upto = upto / upto[..., :1]
         share = anomalous / (anomalous.sum(axis=-1, dtype=np.float64, keepdims=True) * limit)
@@ -273,28 +281,22 @@ def fpr_at_tpr(labels: ArrayLike, scores: ArrayLike, tpr: float = 0.95) -> float
     return Ranking.of(labels, scores).fpr_at_tpr(tpr)
 
 
-def f1_at(labels: ArrayLike, scores: ArrayLike, threshold: float) -> float:
-    """2 TP / (2 TP + FP + FN) of the scores above the threshold."""
-    truth, values = checked_scores("f1_at", labels, scores)
-    marked = flagged(values, threshold)
-    if truth.all() or not truth.any():
-        return float("nan")
-    return float(2 * np.count_nonzero(marked & truth) / (np.count_nonzero(marked) + np.count_nonzero(truth)))
+def at_threshold(labels: ArrayLike, flagged: ArrayLike) -> AtThreshold:
+    """Counts and rates of decisions ``flagged`` (0 or 1 per image) against labels (0 normal, 1 anomalous).
 
-
-def accuracies(labels: ArrayLike, scores: ArrayLike, threshold: float) -> Accuracies:
-    """Fraction of normal not flagged, of anomalous flagged, and their mean (LSR, section 4.2).
-
-    A class without scores has accuracy ``nan``, and so has then the mean.
-
-    >>> accuracies([0, 0, 1, 1], [0.1, 0.6, 0.7, 0.8], threshold=0.5)
-    Accuracies(normal=0.5, anomalous=1.0, mean=0.75)
+    >>> at_threshold([0, 0, 1, 1], [0, 1, 1, 1]).f1
+    0.8
     """
-    truth, values = checked_scores("accuracies", labels, scores)
-    marked = flagged(values, threshold)
-    normal = float(np.mean(~marked[~truth])) if not truth.all() else float("nan")
-    anomalous = float(np.mean(marked[truth])) if truth.any() else float("nan")
-    return Accuracies(normal, anomalous, (normal + anomalous) / 2)
+    truth, marked = as_bools("at_threshold", "labels", labels), as_bools("at_threshold", "decisions", flagged)
+    if truth.shape != marked.shape:
+        raise DataError(f"at_threshold expects one decision per label, got {marked.shape} and {truth.shape}.")
+    fp, tp = int(np.count_nonzero(marked & ~truth)), int(np.count_nonzero(marked & truth))
+    anomalous = int(np.count_nonzero(truth))
+    normal = truth.size - anomalous
+    denominator = tp + fp + anomalous  # 2 TP + FP + FN
+    fpr, tnr = (k / normal if normal else float("nan") for k in (fp, normal - fp))
+    tpr, f1 = tp / anomalous if anomalous else float("nan"), 2 * tp / denominator if denominator else float("nan")
+    return AtThreshold(fp, tp, fpr, tpr, tnr, (tnr + tpr) / 2, f1)
 
 
 def roc_curve(labels: ArrayLike, scores: ArrayLike) -> RocCurve:

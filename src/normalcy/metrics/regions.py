@@ -458,19 +458,19 @@ class Patches(NamedTuple):
     left_out: int
 
 
-def patches(maps: Maps, masks: Masks, size: int, share: float = 0.05) -> Patches:
+def patches(maps: Maps, masks: Masks, size: int, fraction: float = 0.05) -> Patches:
     """Patches of ``size`` pixels along each axis, side by side from the first pixel on; at the far edges they may be smaller.
 
-    A patch's score is the mean of the map in it. It is anomalous when at least ``share`` of it is marked, normal when
+    A patch's score is the mean of the map in it. It is anomalous when at least ``fraction`` of it is marked, normal when
     nothing is; patches between are left out. What comes back goes into any metric of pixels.
 
     >>> found = patches([np.array([[1.0, 3.0, 0.0, 0.0, 4.0]])], [np.array([[1, 1, 0, 0, 0]])], size=2)
     >>> found.scores[0].tolist(), found.labels[0].tolist()
     ([[2.0, 0.0, 4.0]], [[True, False, False]])
     """
-    if size < 1 or not 0 < share <= 1:
+    if size < 1 or not 0 < fraction <= 1:
         raise SettingsError(
-            f"patches expects a size of at least 1 pixel and a share in (0, 1], got {size} and {share}."
+            f"patches expects a size of at least 1 pixel and a fraction in (0, 1], got {size} and {fraction}."
         )
     found = Patches([], [], 0)
     left_out = 0
@@ -478,7 +478,7 @@ def patches(maps: Maps, masks: Masks, size: int, share: float = 0.05) -> Patches
         whole = _sums(np.ones(scores.shape), size)
         means = _sums(scores, size) / whole
         marked = np.zeros(whole.shape) if mask is None else _sums(mask, size) / whole
-        kept = (marked == 0) | (marked >= share)
+        kept = (marked == 0) | (marked >= fraction)
         found.scores.append(means[kept][None])
         found.labels.append(marked[kept][None] > 0)
         left_out += int((~kept).sum())

@@ -10,32 +10,38 @@ from typing import Any
 
 import numpy as np
 
-from normalcy.arrays import Float32, Indices
-from normalcy.data.dataset import DataSet
+from normalcy.arrays import Array, Float32, Indices
+from normalcy.data.dataset import DataSet, Failure
 from normalcy.errors import DataError
 from normalcy.preprocessing.pipeline import Preprocess
 from normalcy.preprocessing.views import ViewSettings
 
-Failure = tuple[str, str]
-"""(path, reason) of an image that could not be used."""
 WHOLE = ViewSettings()
 
 
 class DiskImages:
-    """Images (N, C, *spatial), float32, in a raw file, read where indexed; pickled as the file's path."""
+    """Images (N, C, *spatial), float32, in a raw file, read where indexed; pickled as the file's path.
 
-    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
-        self.path, self.shape = path, shape
+    ``rows``: the images of the file that count, in this order; all by default.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...], rows: Indices | None = None) -> None:
+        self.path, self.stored, self.rows = path, shape, rows
+        self.shape = shape if rows is None else (len(rows), *shape[1:])
         self._map = np.memmap(path, np.float32, "r", shape=shape)
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, index: Any) -> Float32:
-        return np.asarray(self._map[index])
+        return np.asarray(self._map[index if self.rows is None else self.rows[index]])
 
-    def __reduce__(self) -> tuple[type[DiskImages], tuple[Path, tuple[int, ...]]]:
-        return DiskImages, (self.path, self.shape)
+    def __reduce__(self) -> tuple[type[DiskImages], tuple[Path, tuple[int, ...], Indices | None]]:
+        return DiskImages, (self.path, self.stored, self.rows)
+
+    def subset(self, rows: Indices) -> DiskImages:
+        """Some of the images, without a copy."""
+        return DiskImages(self.path, self.stored, rows if self.rows is None else self.rows[rows])
 
 
 def decode(
@@ -65,7 +71,7 @@ def decode(
             if on_progress is not None:
                 on_progress(i + 1, len(data))
             if isinstance(result, DataError):
-                failures.append((data.items[i].path, str(result)))
+                failures.append(Failure(data.items[i].path, str(result)))
                 continue
             if shape is None:
                 shape = result.shape[1:]
@@ -85,7 +91,7 @@ def decode(
                     on_disk += len(row)
                 rows, held = [], 0
         if shape is None:
-            first = f": {failures[0][0]}: {failures[0][1]}" if failures else ""
+            first = f": {failures[0].path}: {failures[0].reason}" if failures else ""
             raise DataError(f"None of the {len(data)} images of {data.name} can be used{first}")
         if file is None:
             return np.concatenate(rows), np.array(origin), failures
@@ -96,6 +102,31 @@ def decode(
         if file is not None:
             file.close()
     return DiskImages(spill, (on_disk, *shape)), np.array(origin), failures
+
+
+def fit_preprocess(preprocess: Preprocess, data: DataSet) -> tuple[Preprocess, dict[int, Failure]]:
+    """Preprocessing with its constants measured on ``data``, and the images that could not be read, by position.
+
+    Raises DataError when more than half of the images (and more than 10) are bad.
+    """
+    bad: dict[int, Failure] = {}
+    good = list(range(len(data)))
+    while good:
+        current = [0]
+
+        def read(k: int, current: list[int] = current, good: list[int] = good) -> Array:
+            current[0] = good[k]
+            return data.read(good[k])
+
+        try:
+            return preprocess.fit(read, len(good)), bad
+        except DataError as error:
+            bad[current[0]] = Failure(data.items[current[0]].path, str(error))
+            good.remove(current[0])
+            if len(bad) > max(10, len(data) // 2):
+                break
+    reasons = "; ".join(f"{one.path}: {one.reason}" for one in list(bad.values())[:3])
+    raise DataError(f"Too few of the {len(data)} training images of {data.name} can be used: {reasons}")
 
 
 def free_memory() -> int:

@@ -15,10 +15,10 @@ from normalcy.errors import SettingsError
 
 
 class Number(NamedTuple):
-    """A numeric argument: its name in usage texts, what it must be in words, and its bounds (both included)."""
+    """A numeric argument: its name in usage texts, what it must be, and its bounds (both included)."""
 
     name: str
-    words: str
+    meaning: str
     low: float
     high: float
     whole: bool = False
@@ -28,10 +28,10 @@ class Number(NamedTuple):
 
 
 class Mode(NamedTuple):
-    """A last argument that is one of a few words. The first word is the default; "" means that none need be given."""
+    """A last argument with a few choices. The first is the default; "" means that it may be left out."""
 
     name: str
-    words: tuple[str, ...]
+    choices: tuple[str, ...]
 
 
 class Form(NamedTuple):
@@ -56,12 +56,13 @@ class Form(NamedTuple):
 
     def meaning(self) -> str:
         """What each argument in :meth:`usage` must be."""
-        parts = [f"{number.name} {number.words}" for number in self.numbers]
+        parts = [f"{number.name} {number.meaning}" for number in self.numbers]
         if self.increasing:
             parts.append(f"{self.numbers[0].name} below {self.numbers[1].name}")
         if self.mode:
-            words = [f"{word} (default)" if i == 0 else word for i, word in enumerate(self.mode.words) if word]
-            parts.append(f"{self.mode.name} {' or '.join(words)}")
+            first, *others = self.mode.choices
+            choices = [f"{first} (default)", *others] if first else others
+            parts.append(f"{self.mode.name} {' or '.join(choices)}")
         if self.presets:
             parts.append(f"NAME one of {', '.join(self.presets)}")
         return f"with {', '.join(parts)}" if parts else "without arguments"
@@ -94,8 +95,8 @@ def read_step(text: str, steps: Mapping[str, type[StepT]], who: str) -> StepT:
         usages = ", ".join(step.form.usage(known) for known, step in steps.items())
         raise SettingsError(f"{who} expects one of its steps, got {text!r}. Available: {usages}.")
     form = steps[name].form
-    mode = form.mode.words[0] if form.mode else ""
-    if form.mode and arguments and arguments[-1] in form.mode.words:
+    mode = form.mode.choices[0] if form.mode else ""
+    if form.mode and arguments and arguments[-1] in form.mode.choices:
         mode = arguments.pop()
     if len(arguments) == 1 and arguments[0] in form.presets:
         numbers = form.presets[arguments[0]]

@@ -116,7 +116,8 @@ class ViewSettings:
             (view,) = views
             return invert(blend(values, view.corners, view.size, self.window) if view.corners else values[0], view)
         leading = values.ndim - 3  # axes before (z, y, x) in the result: 0 for maps, 1 for images with channels
-        total, weight = np.float32(0), np.float32(0)
+        total: Array = np.zeros((), np.float32)
+        weight: Array = np.zeros((), np.float32)
         for view, own in _by_view(views, values):
             # Slices that were left out hold the least value: resizing along the axis mixes them with their neighbours.
             stack = np.full((*own.shape[1 : 1 + leading], *view.size), own.min(), np.float32)

@@ -1,27 +1,28 @@
 """The page of a comparison folder: several methods on the same images, which is best and how sure that is."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from normalcy.errors import DataError
-from normalcy.files import write_bytes
 from normalcy.report import figures
 from normalcy.report.figures import Curve
-from normalcy.report.markup import (
+from normalcy.report.markup import Content, definitions, document, join, table, tag
+from normalcy.report.text import (
     MISSING,
-    Content,
     count,
-    definitions,
-    document,
-    interval,
-    join,
+    duration,
+    ends,
+    listed,
     metric,
     number,
-    table,
-    tag,
+    plain,
+    signed,
 )
-from normalcy.results.folder import Json, finite, look, read_json
+from normalcy.results.comparison import COMPARISON, Compared, Comparison, MethodFailure, Paired, read_comparison
+from normalcy.results.metrics import METRICS, Interval, read_metrics
+from normalcy.results.writer import Writer
 
 CLEAR = 0.05  # p-value below which a difference from the best is called clear
 _DRAWN = 8  # ROC curves that can be told apart
@@ -31,22 +32,20 @@ def write_comparison(folder: Path) -> Path:
     """Writes ``report.html`` into a comparison folder, from compare.json and the metrics.json of each method, and returns
     its path. Raises DataError when compare.json cannot be used."""
     folder = Path(folder)
-    comparison = read_json(folder / "compare.json", "compare again with 'normalcy compare'")
-    methods = [entry for entry in comparison.get("methods") or [] if isinstance(entry, dict)]
-    methods.sort(key=lambda entry: -1.0 if (area := _area(entry)) is None else area, reverse=True)
-    failed = comparison.get("failed") or []
+    comparison = read_comparison(folder)
+    methods, failed = comparison.ranked(), comparison.failed
     if not methods and not failed:
-        raise DataError(
-            f"{folder / 'compare.json'}: expected at least one method, got none; compare some methods first."
-        )
-    data = look(comparison, "data", "name") or folder.name
-    facts = " · ".join(
-        [count(n, "test image") for n in [look(comparison, "data", "test_images")] if isinstance(n, int)]
-        + [count(len(methods), "method")]
-    )
+        raise DataError(f"{folder / COMPARISON}: expected at least one method, got none; compare some methods first.")
+    return Writer(folder).bytes("report.html", _page(folder, comparison, methods).encode("utf-8"))
+
+
+def _page(folder: Path, comparison: Comparison, methods: list[Compared]) -> str:
+    data, failed = comparison.data.name or folder.name, comparison.failed
+    tested = comparison.data.test_images
+    facts = [] if tested is None else [count(tested, "test image")]
     header = tag(
         "header",
-        tag("p", facts, class_="facts"),
+        tag("p", " · ".join([*facts, count(len(methods), "method")]), class_="facts"),
         tag("h1", "Methods", tag("span", " on ", class_="light"), data),
         tag("p", _headline(methods), class_="headline"),
     )
@@ -57,59 +56,44 @@ def write_comparison(folder: Path) -> Path:
         _section("settings", "Settings", _settings(methods)) if methods else None,
         _section("notes", "What the numbers mean", _notes(methods)) if methods else None,
     ]
-    path = folder / "report.html"
-    write_bytes(path, document(f"Methods on {data}: normalcy", header, tag("main", sections)).encode("utf-8"))
-    return path
+    return document(f"Methods on {data}: normalcy", header, tag("main", sections))
 
 
 def _section(key: str, title: str, content: Content) -> Content:
     return tag("section", tag("h2", title), content, id=key) if content else None
 
 
-def _area(entry: Json) -> float | None:
-    return finite(look(entry, "auroc", "value"))
-
-
-def _headline(methods: list[Json]) -> Content:
-    ranked = [entry for entry in methods if _area(entry) is not None]
-    if not ranked:
+def _headline(methods: list[Compared]) -> Content:
+    ranked = [one for one in methods if one.area is not None]
+    if not ranked or ranked[0].auroc is None:
         return "No method has an AUROC: the images have labels of one kind only, or every method failed."
-    best = ranked[0]
-    auroc = best["auroc"]
-    start = [tag("strong", best.get("name")), f" is best with AUROC {metric(auroc['value'])} "]
-    start += [interval(auroc.get("low"), auroc.get("high")), "."]
-    p_values = {str(entry.get("name")): finite(look(entry, "against_best", "p")) for entry in ranked[1:]}
-    tied = [name for name, p in p_values.items() if p is not None and p >= CLEAR]
-    clear = [name for name, p in p_values.items() if p is not None and p < CLEAR]
+    auroc = ranked[0].auroc
+    start = [tag("strong", ranked[0].name), f" is best with AUROC {metric(auroc.value)} "]
+    start += [ends(auroc.low, auroc.high), "."]
+    tests = [(one.name, one.against_best) for one in ranked[1:]]
+    p_values = [(name, test.p) for name, test in tests if test is not None and test.p is not None]
+    tied = [name for name, p in p_values if p >= CLEAR]
     if tied:
-        start.append(f" These images do not tell it apart from {_list(tied)}.")
-    elif clear:
+        start.append(f" These images do not tell it apart from {listed(tied)}.")
+    elif p_values:
         start.append(" It is ahead of every other method by more than chance (p < 0.05 each).")
     return start
 
 
-def _list(names: list[str]) -> str:
-    """
-    >>> _list(["a", "b", "c"])
-    'a, b and c'
-    """
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
-def _table(folder: Path, methods: list[Json]) -> Content:
-    lows = [low for entry in methods if (low := finite(look(entry, "auroc", "low") or _area(entry))) is not None]
+def _table(folder: Path, methods: list[Compared]) -> Content:
+    areas = [one.auroc or Interval() for one in methods]
+    lows = [low for auroc in areas if (low := auroc.low or auroc.value) is not None]
     start = next((at for at in (0.75, 0.5, 0.25) if lows and min(lows) >= at), 0.0)
     rows: list[list[Content]] = []
-    for entry in methods:
-        auroc, against = entry.get("auroc") or {}, entry.get("against_best")
-        ends = finite(auroc.get("low")), finite(auroc.get("high"))
-        best = against is None and entry is methods[0]
+    for one, auroc in zip(methods, areas):
+        test = one.against_best
+        best = test is None and one is methods[0]
         rows.append([
-            _linked(folder, entry), metric(auroc.get("value")), interval(*ends),
-            figures.interval_mark(_area(entry), *ends, start, "normal" if best else "ink"),
-            "best" if best and len(methods) > 1 else _difference(against), number(look(against, "p"), 2),
-            metric(look(entry, "pixel_auroc", "value")), metric(look(entry, "aupro", "value")),
-            _seconds(entry.get("fit_seconds")), number(entry.get("images_per_second"), 3),
+            _linked(folder, one), metric(auroc.value), ends(auroc.low, auroc.high),
+            figures.interval_mark(auroc.value, auroc.low, auroc.high, start, "normal" if best else "ink"),
+            "best" if best and len(methods) > 1 else _difference(test), number(test.p if test else None, 2),
+            metric(one.pixel_auroc.value if one.pixel_auroc else None), metric(one.aupro.value if one.aupro else None),
+            duration(one.fit_seconds), number(one.images_per_second, 3),
         ])  # fmt: skip
     head = [
         "",
@@ -127,83 +111,67 @@ def _table(folder: Path, methods: list[Json]) -> Content:
     return table([head[k] for k in kept], [[row[k] for k in kept] for row in rows])
 
 
-def _linked(folder: Path, entry: Json) -> Content:
-    name, place = str(entry.get("name")), entry.get("folder")
-    if not isinstance(place, str) or not (folder / place / "report.html").is_file():
-        return name
-    return tag("a", name, href=f"./{quote(place)}/report.html")
+def _linked(folder: Path, one: Compared) -> Content:
+    own = _folder(folder, one)
+    if own is None or not (own / "report.html").is_file():
+        return one.name
+    return tag("a", one.name, href=f"./{quote(one.folder)}/report.html")
 
 
-def _difference(against: Any) -> str:
-    value = finite(look(against, "difference"))
-    if value is None:
+def _folder(folder: Path, one: Compared) -> Path | None:
+    """The results folder of a method; None for a name that leads out of the comparison."""
+    try:
+        own = folder / one.folder
+        inside = own.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError):  # a name too long or with a null byte
+        return None
+    return own if one.folder and inside else None
+
+
+def _difference(test: Paired | None) -> str:
+    if test is None or test.difference is None:
         return MISSING
-    low, high = finite(look(against, "low")), finite(look(against, "high"))
-    ends = f" [{_signed(low)}, {_signed(high)}]" if low is not None and high is not None else ""
-    return _signed(value) + ends
+    span = f" [{signed(test.low)}, {signed(test.high)}]" if test.low is not None and test.high is not None else ""
+    return signed(test.difference) + span
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−")
-
-
-def _seconds(value: Any) -> str:
-    seconds = finite(value)
-    if seconds is None:
-        return MISSING
-    return (
-        f"{seconds:.1f} s"
-        if seconds < 120
-        else f"{seconds / 60:.1f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )
-
-
-def _roc(folder: Path, methods: list[Json]) -> Content:
+def _roc(folder: Path, methods: list[Compared]) -> Content:
     curves = []
-    for entry in methods:
-        path = folder / str(entry.get("folder")) / "metrics.json"
-        if _area(entry) is None or not path.is_file():
+    for one in methods:
+        own = _folder(folder, one)
+        if one.area is None or own is None or not (own / METRICS).is_file():
             continue
-        roc = look(read_json(path, "evaluate again with 'normalcy evaluate'"), "curves", "roc")
-        fpr, tpr = look(roc, "fpr"), look(roc, "tpr")
-        if isinstance(fpr, list) and isinstance(tpr, list) and len(fpr) == len(tpr) > 1:
-            curves.append(Curve(f"{entry.get('name')} {metric(_area(entry))}", fpr, tpr))
+        roc = read_metrics(own).curves.roc
+        if roc is not None and len(roc.fpr) > 1:
+            curves.append(Curve(f"{one.name} {metric(one.area)}", roc.fpr, roc.tpr))
     if not curves:
         return None
-    words = f"The best {_DRAWN} of {len(curves)}." if len(curves) > _DRAWN else "Upper left is better."
+    text = f"The best {_DRAWN} of {len(curves)}." if len(curves) > _DRAWN else "Upper left is better."
     return tag(
         "figure",
-        tag("figcaption", words),
+        tag("figcaption", text),
         tag("div", figures.roc_figure(curves[:_DRAWN], size=(6.4, 5.6))),
         class_="plot large",
     )
 
 
-def _failed(failed: list[Json]) -> Content:
-    return table(
-        ["method", "reason"], [[str(look(one, "name")), str(look(one, "reason"))] for one in failed], numbers=9
-    )
+def _failed(failed: tuple[MethodFailure, ...]) -> Content:
+    return table(["method", "reason"], [[one.name, one.reason] for one in failed], numbers=9)
 
 
-def _settings(methods: list[Json]) -> Content:
+def _settings(methods: list[Compared]) -> Content:
     return [
-        tag("details", tag("summary", entry.get("name")), definitions([(k, _word(v)) for k, v in words.items()]))
-        for entry in methods
-        if (words := entry.get("words") or {})
+        tag("details", tag("summary", one.name), definitions([(k, plain(v)) for k, v in one.settings.items()]))
+        for one in methods
+        if one.settings
     ]
 
 
-def _word(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _notes(methods: list[Json]) -> Content:
+def _notes(methods: list[Compared]) -> Content:
     notes = [
         "AUROC: the chance that an anomalous image scores higher than a normal one; 0.5 is guessing. Intervals are 95 %."
     ]
-    if any(entry.get("against_best") for entry in methods):
+    if any(one.against_best for one in methods):
         notes.append(
             "Against the best: AUROC minus that of the best method on the same images (paired). The p-value is two-sided, for no "
             f"difference; it is not corrected for {count(len(methods) - 1, 'comparison')}, nor for having picked the best "

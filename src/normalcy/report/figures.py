@@ -18,7 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from normalcy.arrays import Array, Float64, Mask
-from normalcy.report.markup import Content, Markup, join, number, tag
+from normalcy.report.markup import Content, Markup, join, tag
+from normalcy.report.text import number
 
 # colours that stand for a variable of page.css
 INK, FAINT, NORMAL, ANOMALOUS, UNKNOWN = "#010203", "#020304", "#030405", "#040506", "#050607"

@@ -10,15 +10,17 @@ import numpy as np
 from normalcy.arrays import Indices, Mask
 from normalcy.data.dataset import DataSet
 from normalcy.report.figures import colour_bar
-from normalcy.report.markup import Content, Markup, number, tag
+from normalcy.report.markup import Content, Markup, tag
 from normalcy.report.pictures import Picture, Range, coloured, contour, data_uri, display, load_picture, palette
-from normalcy.results.folder import Results, finite, look
+from normalcy.report.text import number
+from normalcy.results.folder import ResultsFolder
+from normalcy.results.names import readable
 
 GALLERY = 12  # images in each, at most
 MOST_NORMAL = 6
 
 
-def images_section(results: Results, dataset: DataSet | None, why_no_inputs: str) -> Content:
+def images_section(results: ResultsFolder, dataset: DataSet | None, why_no_inputs: str) -> Content:
     """All galleries with their key; the pixels of every image shown stand once, at the end."""
     galleries = _galleries(results)
     shown = sorted({int(i) for gallery in galleries for i in gallery.images})
@@ -26,7 +28,9 @@ def images_section(results: Results, dataset: DataSet | None, why_no_inputs: str
         return None
     wanted = {results.paths[i] for i in shown}
     places = (
-        {item.path: k for k, item in enumerate(dataset.items) if item.path in wanted} if dataset is not None else {}
+        {path: k for k, item in enumerate(dataset.items) if (path := readable(item.path)) in wanted}
+        if dataset is not None
+        else {}
     )
     pictures = {i: load_picture(results, i, dataset, places.get(results.paths[i])) for i in shown}
     if dataset is None:
@@ -69,7 +73,7 @@ class _Gallery:
     whole: int  # how many there are
 
 
-def _galleries(results: Results) -> list[_Gallery]:
+def _galleries(results: ResultsFolder) -> list[_Gallery]:
     """Which images to show, under which heading: first those where the decision was wrong."""
     scores, labels, flagged = results.scores, results.labels, results.flagged
     known = np.isfinite(scores)
@@ -105,15 +109,14 @@ def _galleries(results: Results) -> list[_Gallery]:
 class _Drawing:
     """Cards of the images shown. An image's pixels stand once in the page, however often they are shown."""
 
-    def __init__(self, results: Results, pictures: dict[int, Picture]) -> None:
+    def __init__(self, results: ResultsFolder, pictures: dict[int, Picture]) -> None:
         self.results, self.pictures = results, pictures
-        calibration = look(results.run, "calibration")
-        self.level = finite(look(calibration, "pixel_threshold"))
-        given = look(calibration, "map_range")
-        ends = [finite(end) for end in given] if isinstance(given, list) and len(given) == 2 else []
-        self.fixed = len(ends) == 2 and None not in ends
+        calibration = results.run.calibration
+        self.level = None if calibration is None else calibration.pixel_threshold
+        fixed = None if calibration is None else calibration.map_range
+        self.fixed = fixed is not None
         maps = [p.map for p in pictures.values() if p.map is not None]
-        self.map_range: Range = (ends[0] or 0.0, ends[1] or 0.0) if self.fixed else _extent(maps)
+        self.map_range: Range = fixed or results.run.map_range or _extent(maps)
         self.has_maps = bool(maps)
         uncertainties = [p.uncertainty for p in pictures.values() if p.uncertainty is not None]
         self.uncertainty_range = (0.0, _extent(uncertainties)[1]) if uncertainties else None
@@ -246,7 +249,8 @@ def _legend(drawing: _Drawing) -> Content:
     if not drawing.has_maps:
         return None
     low, high = drawing.map_range
-    origin = "map: range of normal images" if drawing.fixed else "map: range of those shown"
+    of_all = drawing.results.run.map_range is not None
+    origin = f"map: range of {'normal images' if drawing.fixed else 'all images' if of_all else 'those shown'}"
     line = '<svg viewBox="0 0 34 12" width="34" height="12" aria-hidden="true"><path d="M1 6H33" class="casing {0}"/><path d="M1 6H33" class="{0}"/></svg>'  # noqa: E501
     items: list[Content] = [
         colour_bar("map", origin, palette("inferno"), (low, high), drawing.fixed, drawing.level),

@@ -1,6 +1,5 @@
-"""HTML and SVG built so that text cannot become markup: all but `Markup` is escaped. And numbers as they are printed."""
+"""HTML and SVG built so that text cannot become markup: all but `Markup` is escaped."""
 
-import math
 from collections.abc import Iterable
 from functools import cache
 from html import escape
@@ -8,7 +7,6 @@ from importlib import resources
 from typing import TypeAlias
 
 _VOID = frozenset({"input", "meta"})  # elements of HTML without an end, of those in use here
-MISSING = "–"
 
 
 class Markup(str):
@@ -94,50 +92,3 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-
 @cache
 def _asset(name: str) -> str:
     return (resources.files(__package__) / name).read_text(encoding="utf-8")
-
-
-# --- numbers
-
-
-def number(value: object, digits: int = 4) -> str:
-    """To so many significant digits; a dash where there is none.
-
-    >>> number(0.123456), number(1234.56), number(1e-9), number(None), number(float("inf"))
-    ('0.1235', '1235', '1e-09', '–', '∞')
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
-        return MISSING
-    if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
-    text = f"{value:.{digits}g}"
-    if "e" in text and 1 <= abs(value) < 1e7:
-        text = f"{value:.0f}"
-    return text.replace("-", "−", 1) if text.startswith("-") else text
-
-
-def metric(value: object) -> str:
-    """A number in [0, 1], three decimals."""
-    given = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return f"{value:.3f}" if given else MISSING
-
-
-def interval(low: object, high: object) -> str:
-    return MISSING if MISSING in (metric(low), metric(high)) else f"[{metric(low)}, {metric(high)}]"
-
-
-def percent(value: float) -> str:
-    """
-    >>> percent(0.05), percent(0.074074), percent(1.0)
-    ('5 %', '7.4 %', '100 %')
-    """
-    if not math.isfinite(value):
-        return MISSING
-    return f"{100 * value:.1f}".removesuffix(".0") + " %"
-
-
-def count(value: int, one: str, many: str | None = None) -> str:
-    """
-    >>> count(1, "image"), count(1200, "image")
-    ('1 image', '1,200 images')
-    """
-    return f"{value:,} {one if value == 1 else many or one + 's'}"

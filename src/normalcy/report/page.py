@@ -1,6 +1,7 @@
-"""The report of one results folder: what was found, how sure that is, and the images to judge it by."""
+"""The report of one results folder: the result, how sure it is, and the images to judge it by."""
 
-import json
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,32 +11,21 @@ from urllib.parse import quote
 import numpy as np
 
 from normalcy.arrays import Float64, Indices, Mask
-from normalcy.data.dataset import DataSet
-from normalcy.data.open import open_data
-from normalcy.errors import DataError
-from normalcy.files import write_bytes
+from normalcy.data.dataset import DataSet, Failure
 from normalcy.metrics.intervals import wilson
+from normalcy.provenance import NOTICE
 from normalcy.report import figures
 from normalcy.report.figures import Curve
 from normalcy.report.gallery import images_section
-from normalcy.report.markup import (
-    MISSING,
-    Content,
-    Markup,
-    count,
-    definitions,
-    document,
-    interval,
-    join,
-    metric,
-    number,
-    percent,
-    table,
-    tag,
-)
+from normalcy.report.markup import Content, Markup, definitions, document, join, table, tag
 from normalcy.report.pictures import restored_thumbnails
-from normalcy.results.folder import LATENTS, Json, Results, finite, look, read_results
-from normalcy.scoring import NOTICE
+from normalcy.report.text import MISSING, count, ends, metric, number, percent, plain, with_interval
+from normalcy.results.folder import LATENTS, ResultsFolder, read_results
+from normalcy.results.inputs import reopen
+from normalcy.results.metrics import Best, Curves, Interval
+from normalcy.results.schema import to_json
+from normalcy.results.writer import Writer
+from normalcy.training.log import TRAIN_LOG, read_log
 
 LATENT_POINTS = 2000
 LISTED = 100  # failed files
@@ -44,29 +34,27 @@ LISTED = 100  # failed files
 def write_report(results: Path, dataset: DataSet | None = None) -> Path:
     """Writes ``report.html`` into a results folder and returns its path.
 
-    The inputs are read from ``dataset``, by default from the data set that run.json names; without them the page shows
-    the maps alone and says so. Only files of images that are shown are read. Raises DataError when scores.csv, run.json or
-    metrics.json cannot be used.
+    The inputs are read from ``dataset``; by default from the data set that run.json names, if it has the same fingerprint as the
+    one that was scored (:func:`~normalcy.results.inputs.reopen`). Without them the page shows the maps alone and says so. Only
+    files of images that are shown are read. Raises DataError when scores.csv, run.json or metrics.json cannot be used.
     """
     folder = Path(results)
     read = read_results(folder)
-    why_no_inputs = ""
+    about = "Inputs: the data set that was given."
     if dataset is None:
-        dataset, why_no_inputs = _reopen(read)
-    page = _page(read, dataset, why_no_inputs)
-    path = folder / "report.html"
-    write_bytes(path, page.encode("utf-8"))
-    return path
+        dataset, about = reopen(read.run)
+    page = _page(read, dataset, about)
+    return Writer(folder).bytes("report.html", page.encode("utf-8"))
 
 
-def headline(results: Results) -> Markup:
+def headline(results: ResultsFolder) -> Markup:
     """The result in a sentence or two."""
     counts = _Counts(results)
-    auroc = look(results.metrics, "image", "auroc")
+    auroc = results.metrics.image.auroc if results.metrics is not None else Interval()
     total = len(results)
-    if finite(look(auroc, "value")) is not None:
+    if auroc.value is not None:
         start: Content = [
-            "AUROC ", tag("strong", metric(auroc["value"])), " ", interval(auroc.get("low"), auroc.get("high")),
+            "AUROC ", tag("strong", metric(auroc.value)), " ", ends(auroc.low, auroc.high),
             f" on {count(total, 'image')}: {counts.normal:,} normal, {counts.anomalous:,} anomalous"
             + (f", {counts.unknown:,} unlabelled" if counts.unknown else "") + ".",
         ]  # fmt: skip
@@ -79,41 +67,41 @@ def headline(results: Results) -> Markup:
     return join(start, " ", _decision(results, counts))
 
 
-def _decision(results: Results, counts: "_Counts") -> Markup:
-    """What the threshold promised and what it did."""
-    threshold = look(results.run, "calibration", "threshold")
+def _decision(results: ResultsFolder, counts: _Counts) -> Markup:
+    """What the threshold guarantees and what it did."""
+    calibration = results.run.calibration
     if not (results.flagged >= 0).any():
         return join("There is no threshold, so nothing is flagged: the detector was not calibrated.")
-    promise = _false_alarms(results)
-    if promise and finite(threshold) is None:
-        held_out = look(results.run, "calibration", "count")
+    bound = _false_alarms(results)
+    if bound and calibration is not None and calibration.threshold is None:
         return join(
-            f"Nothing can be flagged: {held_out} calibration images are too few to promise at most {percent(promise)} "
-            f"false alarms; at least {math.ceil(1 / promise - 1)} are needed."
+            f"Nothing can be flagged: {calibration.count} calibration images are too few to guarantee at most "
+            f"{percent(bound)} false alarms; at least {math.ceil(1 / bound - 1)} are needed."
         )
-    subject = f"The threshold promises at most {percent(promise)} false alarms" if promise else "At the threshold"
+    subject = f"The threshold guarantees at most {percent(bound)} false alarms" if bound else "At the threshold"
     parts = []
     if counts.normal:
         parts.append(f"{counts.false_alarms:,} of {counts.normal:,} normal images flagged")
     if counts.anomalous:
-        parts.append(f"{counts.found:,} of {counts.anomalous:,} anomalous found")
+        parts.append(f"{counts.found:,} of {counts.anomalous:,} anomalous detected")
     if not parts or counts.unknown:
         flagged = int(((results.flagged == 1) & (results.labels < 0)).sum())
         parts.append(f"{flagged:,} of {counts.unknown:,} {'unlabelled ' if parts else ''}images flagged")
     return join(subject, ": ", ", ".join(parts), ".")
 
 
-def _false_alarms(results: Results) -> float | None:
-    """The promised share, where the threshold comes with a promise."""
-    if look(results.run, "calibration", "rule") not in (None, "false_alarms"):
+def _false_alarms(results: ResultsFolder) -> float | None:
+    """The guaranteed bound of the false-positive rate, where the threshold has one."""
+    calibration = results.run.calibration
+    if calibration is None or calibration.rule not in (None, "false_alarms"):
         return None
-    return finite(look(results.run, "calibration", "false_alarms"))
+    return calibration.false_alarms
 
 
 class _Counts:
     """How many images of each label, and what became of them."""
 
-    def __init__(self, results: Results) -> None:
+    def __init__(self, results: ResultsFolder) -> None:
         labels, flagged = results.labels, results.flagged == 1
         decided = results.flagged >= 0
         self.normal, self.anomalous, self.unknown = (int((labels == value).sum()) for value in (0, 1, -1))
@@ -124,32 +112,31 @@ class _Counts:
 # --- the page
 
 
-def _page(results: Results, dataset: DataSet | None, why_no_inputs: str) -> str:
+def _page(results: ResultsFolder, dataset: DataSet | None, about_inputs: str) -> str:
     run = results.run
-    method, data = look(run, "model", "method") or "unknown method", look(run, "data", "name") or results.folder.name
+    method, data = run.model.method, run.data.name or results.folder.name
     sections: list[tuple[str, str, Content]] = [
         ("audit", "Suspicious training images", _audit(results)),
         ("summary", "Summary", _summary(results)),
         ("curves", "Scores and curves", _curves(results)),
         ("types", "Types of anomaly", _types(results)),
-        ("images", "Images", images_section(results, dataset, why_no_inputs)),
+        ("images", "Images", images_section(results, dataset, about_inputs)),
         ("latent", "Latent space", _latent(results)),
         ("training", "Training", _training(results)),
-        ("details", "Settings, data and notes", _details(results)),
+        ("details", "Settings, data and notes", _details(results, about_inputs)),
     ]
     present = [(key, title, content) for key, title, content in sections if content]
-    description = look(run, "model", "description")
     facts = [
-        count(len(results), "image") + (f" ({split})" if (split := look(run, "data", "split")) else ""),
-        f"{number(speed, 3)} images/s on {look(run, 'device')}" if (speed := look(run, "images_per_second")) else None,
-        str(look(run, "created") or "")[:16].replace("T", " "),
-        f"normalcy {look(run, 'normalcy') or '?'}",
+        count(len(results), "image") + (f" ({run.data.split})" if run.data.split else ""),
+        f"{number(run.images_per_second, 3)} images/s on {run.device}" if run.images_per_second else None,
+        run.created[:16].replace("T", " "),
+        f"normalcy {run.normalcy or '?'}",
     ]
     header = tag(
         "header",
         tag("p", " · ".join(fact for fact in facts if fact), class_="facts"),
         tag("h1", method, tag("span", " on ", class_="light"), data),
-        tag("p", description, class_="about") if description else None,
+        tag("p", run.model.description, class_="about") if run.model.description else None,
         tag("p", headline(results), class_="headline"),
         _warnings(results),
     )
@@ -158,42 +145,46 @@ def _page(results: Results, dataset: DataSet | None, why_no_inputs: str) -> str:
     return document(f"{method} on {data}: normalcy report", header, navigation, tag("main", body), script=True)
 
 
-def _warnings(results: Results) -> Content:
+def _warnings(results: ResultsFolder) -> Content:
     """What a reader must know before believing the numbers."""
-    counts, promise = _Counts(results), _false_alarms(results)
-    words = [NOTICE] if look(results.run, "data", "medical") else []
-    if promise and counts.normal and (results.flagged >= 0).any():
+    counts, bound, run = _Counts(results), _false_alarms(results), results.run
+    texts = [NOTICE] if run.data.medical else []
+    if bound and counts.normal and (results.flagged >= 0).any():
         low, _ = wilson(counts.false_alarms, counts.normal)
-        if low > promise:
-            words.append(
-                f"{percent(counts.false_alarms / counts.normal)} of the normal images are flagged, more than the promised "
-                f"{percent(promise)} and more than chance explains: they differ from the normal images that the "
+        if low > bound:
+            texts.append(
+                f"{percent(counts.false_alarms / counts.normal)} of the normal images are flagged, more than the guaranteed "
+                f"{percent(bound)} and more than chance explains: they differ from the normal images that the "
                 "threshold was set on (another camera, site, lot or patient group?)."
             )
-    held_out = look(results.run, "calibration", "count")
-    if isinstance(held_out, int) and held_out < 20:
-        words.append(
+    held_out = None if run.calibration is None else run.calibration.count
+    if held_out is not None and held_out < 20:
+        texts.append(
             f"Only {count(held_out, 'image')} to calibrate on: p-values are steps of {number(1 / (held_out + 1), 2)}."
         )
     lost = int((~np.isfinite(results.scores)).sum())
     if lost:
-        words.append(
+        texts.append(
             f"{count(lost, 'image has', 'images have')} no finite score; they are left out of figures and galleries."
         )
-    failed = look(results.run, "data", "failed")
-    if failed:
-        words.append(f"{count(len(failed), 'file')} could not be read: see Failed files, at the end.")
+    if run.data.failed:
+        texts.append(f"{count(len(run.data.failed), 'file')} could not be read: see Failed files, at the end.")
+    if run.data.incomplete:
+        texts.append(
+            f"Of {count(len(run.data.incomplete), 'image')} the mask could not be used or a file not be written: see Incomplete "
+            "images, at the end."
+        )
     if results.metrics is None and counts.normal and counts.anomalous:
-        words.append(
+        texts.append(
             "Labels are known but metrics.json is missing: 'normalcy evaluate' adds AUROC, curves and intervals."
         )
-    return [tag("p", text, class_="warning") for text in words]
+    return [tag("p", text, class_="warning") for text in texts]
 
 
 # --- summary
 
 
-def _summary(results: Results) -> Content:
+def _summary(results: ResultsFolder) -> Content:
     left = [part for part in (_image_table(results), _decision_table(results)) if part]
     right = [part for part in (_pixel_table(results), _region_table(results)) if part]
     return (
@@ -201,34 +192,30 @@ def _summary(results: Results) -> Content:
     )
 
 
-def _image_table(results: Results) -> Content:
-    image = look(results.metrics, "image")
-    if not image:
+def _image_table(results: ResultsFolder) -> Content:
+    if results.metrics is None:
         return None
-    normal, anomalous = look(image, "normal"), look(image, "anomalous")
-    chance = anomalous / (normal + anomalous) if normal or anomalous else None
+    image = results.metrics.image
+    labelled = image.normal + image.anomalous
+    prevalence = image.anomalous / labelled if labelled else None
     rows = [
         _row(
             "AUROC",
-            image.get("auroc"),
+            image.auroc,
             "chance that an anomalous image scores higher than a normal one; 0.5 is guessing",
         ),
         _row(
             "Average precision",
-            image.get("average_precision"),
-            f"area under precision-recall; {metric(chance)} is guessing",
+            image.average_precision,
+            f"area under precision-recall; {metric(prevalence)} is guessing",
         ),
-        _row(
-            "FPR at 95 % TPR",
-            image.get("fpr_at_95_tpr"),
-            "share of normal images flagged when 95 % are found",
-        ),
-        _row("F1 max (oracle)", image.get("f1_max"), _oracle(image.get("f1_max"))),
+        _row("FPR at 95 % TPR", image.fpr_at_95_tpr, "fraction of normal images flagged when 95 % are detected"),
+        _best_row(image.f1_max),
     ]
     return _metric_table("Images: how well scores separate", rows)
 
 
-def _decision_table(results: Results) -> Content:
+def _decision_table(results: ResultsFolder) -> Content:
     """Flagged or not against the label, from scores.csv."""
     counts = _Counts(results)
     decided, flagged = results.flagged >= 0, results.flagged == 1
@@ -240,104 +227,98 @@ def _decision_table(results: Results) -> Content:
         here = decided & (results.labels == label)
         n, k = int(here.sum()), int((here & flagged).sum())
         if n:
-            rows.append([name, f"{k:,}", f"{n - k:,}", percent(k / n), _share_interval(k, n)])
-    at = look(results.metrics, "image", "at_threshold")
-    extra = []
-    if at and counts.normal and counts.anomalous:
-        extra = [f"Mean accuracy {metric(at.get('mean_accuracy'))}, F1 {metric(at.get('f1'))}."]
-    threshold = finite(look(results.run, "calibration", "threshold"))
-    promise, rule = _false_alarms(results), look(results.run, "calibration", "rule")
-    origin = (
-        f", set for at most {percent(promise)} false alarms" if promise else f", by the rule {rule}" if rule else ""
-    )
+            rows.append([name, f"{k:,}", f"{n - k:,}", percent(k / n), _fraction_interval(k, n)])
+    at = None if results.metrics is None else results.metrics.image.at_threshold
+    extra = None
+    if at is not None and counts.normal and counts.anomalous:
+        extra = f"Mean accuracy {metric(at.mean_accuracy)}, F1 {metric(at.f1)}."
+    calibration = results.run.calibration
+    threshold = None if calibration is None else calibration.threshold
+    rule = None if calibration is None else calibration.rule
+    bound = _false_alarms(results)
+    origin = f", set for at most {percent(bound)} false alarms" if bound else f", by the rule {rule}" if rule else ""
     return tag(
         "div",
         table(
-            ["", "flagged", "not", "share flagged", "95 % interval"], rows,
+            ["", "flagged", "not", "fraction flagged", "95 % interval"], rows,
             caption=f"Decision at the threshold {number(threshold)}{origin}",
         ),
         tag("p", extra, class_="note") if extra else None,
     )  # fmt: skip
 
 
-def _share_interval(k: int, n: int) -> str:
+def _fraction_interval(k: int, n: int) -> str:
     low, high = wilson(k, n)
     return f"{percent(low)} to {percent(high)}" if n else MISSING
 
 
-def _pixel_table(results: Results) -> Content:
-    pixel = look(results.metrics, "pixel")
-    if not pixel:
+def _pixel_table(results: ResultsFolder) -> Content:
+    pixel = None if results.metrics is None else results.metrics.pixel
+    if pixel is None:
         return None
-    limit = look(pixel, "aupro", "limit")
     rows = [
-        _row("AUROC", pixel.get("auroc"), "over all pixels; 0.5 is guessing"),
+        _row("AUROC", pixel.auroc, "over all pixels; 0.5 is guessing"),
         _row(
-            "AUPRO", pixel.get("aupro"),
-            "area under per-region overlap" + (f", up to {percent(limit)} of normal pixels flagged" if limit else ""),
+            "AUPRO",
+            pixel.aupro,
+            f"area under per-region overlap, up to {percent(pixel.aupro.limit)} of normal pixels flagged",
         ),
-        _row("Average precision", pixel.get("average_precision"), "area under precision-recall of pixels"),
-        _row("F1 max (oracle)", pixel.get("f1_max"), _oracle(pixel.get("f1_max"))),
-    ]  # fmt: skip
-    at, regions = pixel.get("at_threshold"), pixel.get("regions")
-    if at:
-        where = f"at the pixel threshold {number(at.get('threshold'))}: "
+        _row("Average precision", pixel.average_precision, "area under precision-recall of pixels"),
+        _best_row(pixel.f1_max),
+    ]
+    at, regions = pixel.at_threshold, pixel.regions
+    if at is not None:
+        where = f"at the pixel threshold {number(at.threshold)}: "
         rows += [
-            _row("Dice", at.get("dice"), where + "overlap with the true masks"),
-            _row("PRO", at.get("pro"), where + "mean overlap by region"),
-            _row("Normal pixels flagged", at.get("false_positive_rate"), where + "in normal images"),
+            _row("Dice", Interval(at.dice), where + "overlap with the true masks"),
+            _row("PRO", Interval(at.pro), where + "mean overlap by region"),
+            _row("Normal pixels flagged", Interval(at.false_positive_rate), where + "in normal images"),
         ]
-    if look(pixel, "mood_ap") is not None:
-        rows.append(_row("MOOD AP", pixel["mood_ap"], "pixels of all images pooled"))
-    if regions and look(regions, "total"):
-        hit, total = int(regions["hit"]), int(regions["total"])
-        low, high = wilson(hit, total)
-        false = look(regions, "false_regions")
-        rows.append(
-            [
-                "Regions found",
-                f"{hit:,} of {total:,}",
-                interval(low, high),
-                f"{false:,} flagged regions touch no true one",
-            ]
-        )
-    return _metric_table(f"Pixels: how well maps point ({count(pixel.get('images', 0), 'image')})", rows)
+    if pixel.mood_ap is not None:
+        rows.append(_row("MOOD AP", Interval(pixel.mood_ap), "pixels of all images pooled"))
+    if regions is not None and regions.total:
+        low, high = wilson(regions.hit, regions.total)
+        meaning = f"{regions.false_regions:,} flagged regions touch no true one"
+        rows.append(["Regions detected", f"{regions.hit:,} of {regions.total:,}", ends(low, high), meaning])
+    return _metric_table(f"Pixels: how well maps localise ({count(pixel.images, 'image')})", rows)
 
 
-def _region_table(results: Results) -> Content:
+def _region_table(results: ResultsFolder) -> Content:
     """By region (free response) and by patch."""
-    region, patch = look(results.metrics, "region"), look(results.metrics, "patch")
+    if results.metrics is None:
+        return None
+    region, patch = results.metrics.region, results.metrics.patch
     rows = []
-    if region and look(region, "total"):
-        for entry in region.get("sensitivity") or []:
-            if entry.get("false_per_image") in (0.125, 1.0, 8.0):
-                level = number(entry["false_per_image"])
-                meaning = f"of {region['total']:,} true regions, with at most {level} false ones per image"
-                rows.append(_row(f"Found at {level}", entry, meaning))
-        rows.append(
-            _row("Mean sensitivity", region.get("mean_sensitivity"), "the same at 1/8, 1/4, 1/2, 1, 2, 4 and 8")
-        )
-    if patch:
+    if region is not None and region.total:
+        for entry in region.sensitivity:
+            if entry.false_per_image in (0.125, 1.0, 8.0):
+                level = number(entry.false_per_image)
+                meaning = f"of {region.total:,} true regions, with at most {level} false ones per image"
+                rows.append(_row(f"Sensitivity at {level}", entry, meaning))
+        rows.append(_row("Mean sensitivity", region.mean_sensitivity, "the same at 1/8, 1/4, 1/2, 1, 2, 4 and 8"))
+    if patch is not None:
         what = (
-            f"{patch['anomalous']:,} patches of side {patch['size']} with at least {percent(patch['share'])} marked, "
-            f"{patch['normal']:,} with nothing marked, {patch['left_out']:,} between left out"
+            f"{patch.anomalous:,} patches of side {patch.size} with at least {percent(patch.fraction)} marked, "
+            f"{patch.normal:,} with nothing marked, {patch.left_out:,} between left out"
         )
         rows += [
-            _row("Patch AUROC", patch.get("auroc"), what),
-            _row("Patch AP", patch.get("average_precision"), "of the same patches"),
+            _row("Patch AUROC", patch.auroc, what),
+            _row("Patch AP", patch.average_precision, "of the same patches"),
         ]
     return _metric_table("Regions and patches", rows) if any(row[1] != MISSING for row in rows) else None
 
 
-def _row(name: str, entry: Any, meaning: Content) -> list[Content]:
-    values = entry if isinstance(entry, dict) else {"value": entry}
-    if (finite(values.get("error")) or 0.0) >= 0.0005:  # what three decimals show
-        meaning = join(meaning, f"; exact to {number(values['error'], 1)}")
-    return [name, metric(values.get("value")), interval(values.get("low"), values.get("high")), meaning]
+def _row(name: str, found: Interval | None, meaning: Content) -> list[Content]:
+    found = found or Interval()
+    if found.error >= 0.0005:  # what three decimals show
+        meaning = join(meaning, f"; exact to {number(found.error, 1)}")
+    return [name, metric(found.value), ends(found.low, found.high), meaning]
 
 
-def _oracle(entry: Any) -> str:
-    return f"threshold {number(look(entry, 'threshold'))}, the best on these labels: a bound, not a forecast"
+def _best_row(best: Best | None) -> list[Content]:
+    best = best or Best()
+    meaning = f"threshold {number(best.threshold)}, the best on these labels: a bound, not a forecast"
+    return _row("F1 max (oracle)", Interval(best.value), meaning)
 
 
 def _metric_table(caption: str, rows: Sequence[Sequence[Content]]) -> Markup:
@@ -351,31 +332,29 @@ def _metric_table(caption: str, rows: Sequence[Sequence[Content]]) -> Markup:
 # --- audit
 
 
-def _audit(results: Results) -> Content:
-    """Of a training set: what is suspicious, how that was decided, and what other values of lambda said."""
-    facts = look(results.run, "audit")
-    if not isinstance(facts, dict):
+def _audit(results: ResultsFolder) -> Content:
+    """Of a training set: what is suspicious, how that was decided, and what other values of lambda gave."""
+    audit, calibration = results.run.audit, results.run.calibration
+    if audit is None:
         return None
-    threshold, share = finite(look(results.run, "calibration", "threshold")), finite(facts.get("share"))
+    threshold = None if calibration is None else calibration.threshold
     falling = np.argsort(-results.scores, kind="stable")
     chosen = [int(i) for i in falling if results.flagged[i] == 1]
     rule = (
-        f"the highest scores, as many as the share of {percent(share)} that was given"
-        if share is not None
-        else f"more than {number(threshold)} robust deviations above the median. No share was assumed and none is promised: "
-        "judge the list from the top"
+        f"the highest scores, as many as the fraction of {percent(audit.fraction)} that was given"
+        if audit.fraction is not None
+        else f"more than {number(threshold)} robust standard deviations above the median. No fraction was assumed and none is "
+        "guaranteed: judge the list from the top"
     )
-    folds = facts.get("folds")
     seen = (
         "All images were scored by one fit to all of them."
-        if folds == 1
-        else f"Each image was scored by one of {folds} fits, one that had not seen it."
+        if audit.folds == 1
+        else f"Each image was scored by one of {audit.folds} fits, one that had not seen it."
     )
-    weight, sparse = finite(facts.get("weight")), finite(facts.get("with_sparse_part"))
     lambdas = (
-        f"With lambda {number(weight)} a sparse part S was needed by {percent(sparse)} of the images: what the autoencoder could "
-        "not say of them, shown as 'sparse'."
-        if weight is not None and sparse is not None
+        f"With lambda {number(audit.weight)} a sparse part S was needed by {percent(audit.with_sparse_part)} of the images: what "
+        "the autoencoder does not reconstruct, shown as 'sparse'."
+        if audit.weight is not None and audit.with_sparse_part is not None
         else ""
     )
     rows: list[list[Content]] = [
@@ -383,12 +362,12 @@ def _audit(results: Results) -> Content:
     ]
     more = f"and {len(chosen) - LISTED:,} more, in suspicious.csv." if len(chosen) > LISTED else None
     path = [
-        [number(one["weight"]), percent(one["with_sparse_part"]), f"{one['rounds']}", percent(one["constraint"])]
-        for one in facts.get("path") or []
+        [number(one.weight), percent(one.with_sparse_part), number(one.rounds), percent(one.constraint)]
+        for one in audit.path
     ]
     return [
         tag("p", f"{count(len(chosen), 'image')} of {len(results):,} suspicious: {rule}. {seen} {lambdas}"),
-        table(["image", "case", "score"], rows, caption="Suspicious, the strangest first", numbers=2) if rows else None,
+        table(["image", "case", "score"], rows, caption="Suspicious, highest score first", numbers=2) if rows else None,
         tag("p", more, class_="note") if more else None,
         table(["lambda", "images with S", "rounds", "|X - L - S| / |X|"], path, caption="Values of lambda")
         if path
@@ -399,55 +378,56 @@ def _audit(results: Results) -> Content:
 # --- curves
 
 
-def _curves(results: Results) -> Content:
+def _curves(results: ResultsFolder) -> Content:
     shown: list[Content] = []
+    calibration, found = results.run.calibration, results.metrics
     if np.isfinite(results.scores).any():
-        threshold = finite(look(results.run, "calibration", "threshold"))
+        threshold = None if calibration is None else calibration.threshold
         figure, note = figures.score_figure(results.scores, results.labels, threshold)
-        shown.append(_plot("Scores by label", figure, note + "Larger is stranger. The less they overlap, the better."))
+        shown.append(
+            _plot("Scores by label", figure, note + "Higher is more anomalous. The less they overlap, the better.")
+        )
     if np.isfinite(results.p_values).any():
         shown.append(_p_values(results))
-    curves = look(results.metrics, "curves") or {}
-    if roc := _curve("ROC", curves.get("roc"), "fpr", "tpr"):
-        at = look(results.metrics, "image", "at_threshold")
-        ends = finite(look(at, "false_alarm_rate")), finite(look(at, "detection_rate"))
-        point = (ends[0], ends[1]) if ends[0] is not None and ends[1] is not None else None
-        auroc = look(results.metrics, "image", "auroc") or {}
-        words = f"AUROC {metric(auroc.get('value'))} {interval(auroc.get('low'), auroc.get('high'))}."
-        shown.append(_plot("ROC", figures.roc_figure([roc], point), words))
-    if precision := _curve("precision-recall", curves.get("pr"), "recall", "precision"):
+    curves = Curves() if found is None else found.curves
+    if found is not None and (roc := curves.roc) is not None and len(roc.fpr) > 1:
+        at, auroc = found.image.at_threshold, found.image.auroc
+        point = None
+        if at is not None and at.false_positive_rate is not None and at.true_positive_rate is not None:
+            point = at.false_positive_rate, at.true_positive_rate
+        figure = figures.roc_figure([Curve("ROC", roc.fpr, roc.tpr)], point)
+        shown.append(_plot("ROC", figure, f"AUROC {with_interval(auroc)}."))
+    if found is not None and (pr := curves.pr) is not None and len(pr.recall) > 1:
         counts = _Counts(results)
         prevalence = counts.anomalous / max(counts.normal + counts.anomalous, 1)
-        entry = look(results.metrics, "image", "average_precision") or {}
-        words = f"Average precision {metric(entry.get('value'))} {interval(entry.get('low'), entry.get('high'))}."
-        shown.append(_plot("Precision and recall", figures.precision_recall_figure(precision, prevalence), words))
-    if pro := _curve("PRO", curves.get("pro"), "fpr", "pro"):
-        entry = look(results.metrics, "pixel", "aupro") or {}
-        limit = finite(entry.get("limit")) or 0.3
-        words = f"AUPRO {metric(entry.get('value'))} {interval(entry.get('low'), entry.get('high'))}: the area up to {limit}."
-        shown.append(_plot("Overlap with regions, by pixel", figures.pro_figure(pro, limit), words))
-    if froc := _curve("FROC", curves.get("froc"), "false_per_image", "sensitivity"):
-        entry = look(results.metrics, "region", "mean_sensitivity") or {}
-        words = f"Mean sensitivity {metric(entry.get('value'))} {interval(entry.get('low'), entry.get('high'))}."
-        shown.append(_plot("Regions found", figures.froc_figure(froc), words))
+        figure = figures.precision_recall_figure(Curve("precision-recall", pr.recall, pr.precision), prevalence)
+        text = f"Average precision {with_interval(found.image.average_precision)}."
+        shown.append(_plot("Precision and recall", figure, text))
+    if found is not None and found.pixel is not None and (pro := curves.pro) is not None and len(pro.fpr) > 1:
+        aupro = found.pixel.aupro
+        figure = figures.pro_figure(Curve("PRO", pro.fpr, pro.pro), aupro.limit)
+        text = f"AUPRO {with_interval(aupro)}: the area up to {aupro.limit:g}."
+        shown.append(_plot("Overlap with regions, by pixel", figure, text))
+    if (
+        found is not None
+        and found.region is not None
+        and (froc := curves.froc) is not None
+        and len(froc.sensitivity) > 1
+    ):
+        figure = figures.froc_figure(Curve("FROC", froc.false_per_image, froc.sensitivity))
+        text = f"Mean sensitivity {with_interval(found.region.mean_sensitivity)}."
+        shown.append(_plot("Regions detected", figure, text))
     return tag("div", shown, class_="plots") if shown else None
 
 
-def _p_values(results: Results) -> Markup:
-    held_out = look(results.run, "calibration", "count")
-    figure = figures.p_value_figure(
-        results.p_values, results.labels, held_out if isinstance(held_out, int) else 0, _false_alarms(results)
-    )
-    words = "Uniform, that is along the diagonal, for normal images; anomalous ones rise at once."
+def _p_values(results: ResultsFolder) -> Markup:
+    calibration = results.run.calibration
+    held_out = (calibration.count if calibration is not None else None) or 0
+    figure = figures.p_value_figure(results.p_values, results.labels, held_out, _false_alarms(results))
+    text = "Uniform, that is along the diagonal, for normal images; anomalous ones rise at once."
     if not (results.labels == 0).any():
-        words = "p-values of normal images follow the diagonal; what rises above it is strange."
-    return _plot("p-values", figure, words)
-
-
-def _curve(name: str, points: Any, x: str, y: str) -> Curve | None:
-    xs, ys = look(points, x), look(points, y)
-    usable = isinstance(xs, list) and isinstance(ys, list) and len(xs) == len(ys) > 1
-    return Curve(name, xs, ys) if usable else None
+        text = "p-values of normal images follow the diagonal; what rises above it is anomalous."
+    return _plot("p-values", figure, text)
 
 
 def _plot(title: str, figure: Markup, words: Content) -> Markup:
@@ -462,35 +442,35 @@ def _median(scores: Float64) -> str:
 # --- types
 
 
-def _types(results: Results) -> Content:
+def _types(results: ResultsFolder) -> Content:
     """One row for each type of anomalous image, the hardest first."""
-    evaluated = look(results.metrics, "types") or {}
+    evaluated = {} if results.metrics is None else results.metrics.types
     labels, flagged, decided = results.labels, results.flagged == 1, results.flagged >= 0
     kinds = np.array(results.types, dtype=object)
-    names = {str(name) for name in evaluated} | {str(name) for name in kinds[labels == 1] if name}
+    names = {*evaluated, *(str(name) for name in kinds[labels == 1] if name)}
     if not names:
         return None
 
     def area(name: str) -> float:
-        value = finite(look(evaluated, name, "auroc", "value"))
+        value = evaluated[name].auroc.value if name in evaluated else None
         return 2.0 if value is None else value
 
     start = 0.5 if all(area(name) >= 0.5 for name in names) else 0.0
     rows: list[list[Content]] = []
     for name in sorted(names, key=lambda name: (area(name), name)):
-        entry = evaluated.get(name) or {}
+        entry = evaluated.get(name)
         here = (labels == 1) & (kinds == name)
         n, k = int((here & decided).sum()), int((here & flagged).sum())
-        auroc = entry.get("auroc") or {}
-        ends = finite(auroc.get("low")), finite(auroc.get("high"))
+        auroc = Interval() if entry is None else entry.auroc
         rows.append([
-            name, f"{int(here.sum()) or entry.get('count', 0):,}", metric(auroc.get("value")), interval(*ends),
-            figures.interval_mark(finite(auroc.get("value")), *ends, start),
-            f"{k:,} of {n:,}" if n else MISSING, _share_interval(k, n),
-            metric(entry.get("pixel_auroc")), metric(entry.get("aupro")), _median(results.scores[here]),
+            name, f"{int(here.sum()) or (0 if entry is None else entry.count):,}", metric(auroc.value),
+            ends(auroc.low, auroc.high), figures.interval_mark(auroc.value, auroc.low, auroc.high, start),
+            f"{k:,} of {n:,}" if n else MISSING, _fraction_interval(k, n),
+            *((MISSING, MISSING) if entry is None else (metric(entry.pixel_auroc), metric(entry.aupro))),
+            _median(results.scores[here]),
         ])  # fmt: skip
     head: list[Content] = [
-        "", "images", "AUROC", "95 % interval", f"{start:g} to 1", "found", "95 % interval", "pixel AUROC", "AUPRO",
+        "", "images", "AUROC", "95 % interval", f"{start:g} to 1", "detected", "95 % interval", "pixel AUROC", "AUPRO",
         "median score",
     ]  # fmt: skip
     kept = [k for k in range(len(head)) if k < 2 or any(row[k] not in (MISSING, None) for row in rows)]
@@ -506,7 +486,7 @@ def _types(results: Results) -> Content:
 # --- latent space, training
 
 
-def _latent(results: Results) -> Content:
+def _latent(results: ResultsFolder) -> Content:
     """Both spaces in which one may look at images: their codes, and their restored versions."""
     path = results.folder / LATENTS
     if not path.is_file():
@@ -528,7 +508,7 @@ def _latent(results: Results) -> Content:
     ]
 
 
-def _space(results: Results, rows: Indices, x: Float64, what: str) -> Content:
+def _space(results: ResultsFolder, rows: Indices, x: Float64, what: str) -> Content:
     """Rows of ``x`` that have a number missing are left out."""
     good = np.isfinite(x).all(axis=1) & (x.shape[1] > 0)
     rows, x = rows[good], x[good]
@@ -560,7 +540,7 @@ def _tsne(x: Float64) -> Float64:
     return points
 
 
-def _groups(results: Results, rows: Indices) -> dict[str, Mask]:
+def _groups(results: ResultsFolder, rows: Indices) -> dict[str, Mask]:
     labels, kinds = results.labels[rows], np.array(results.types, dtype=object)[rows]
     groups = {"unknown": labels < 0, "normal": labels == 0}
     anomalous = sorted({str(kind) for kind in kinds[labels == 1]})
@@ -571,33 +551,26 @@ def _groups(results: Results, rows: Indices) -> dict[str, Mask]:
     return {name: inside for name, inside in groups.items() if inside.any()}
 
 
-def _training(results: Results) -> Content:
+def _training(results: ResultsFolder) -> Content:
     """A figure for each stage. After a resume, a step may have been recorded twice: the later one counts."""
-    try:
-        lines = (results.folder / "train.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return None
     stages: dict[str, dict[str, dict[int, float]]] = {}
-    for line in lines:
-        try:
-            record: Any = json.loads(line)
-        except ValueError:
-            continue  # the last line of a killed run
-        step, stage = look(record, "step"), str(look(record, "stage") or "")
-        if not isinstance(step, int):
+    for record in read_log(results.folder / TRAIN_LOG):
+        step, stage = record.get("step"), str(record.get("stage") or "")
+        if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < 2**53:
             continue
         for name, value in record.items():
-            if (
-                name not in ("method", "stage", "step", "steps", "images_per_second", "event")
-                and (y := finite(value)) is not None
-            ):
-                stages.setdefault(stage, {}).setdefault(name, {})[step] = y
+            if name not in _NO_TERMS and isinstance(value, int | float) and abs(value) < 1e100:  # false for NaN
+                stages.setdefault(stage, {}).setdefault(name, {})[step] = float(value)
     shown = []
     for stage, terms in stages.items():
         ordered = sorted(terms, key=lambda name: (name != "loss", name != "held_out_loss"))[:8]
         curves = {name: _thinned(sorted(terms[name].items())) for name in ordered}
         shown.append(tag("figure", tag("div", figures.training_figure(stage, curves)), class_="plot"))
     return tag("div", shown, class_="plots") if shown else None
+
+
+_NO_TERMS = ("method", "stage", "step", "steps", "images_per_second", "event")
+"""Of a record of the training log: what is no loss term."""
 
 
 def _thinned(points: list[tuple[int, float]], most: int = 400) -> tuple[list[int], list[float]]:
@@ -610,24 +583,27 @@ def _thinned(points: list[tuple[int, float]], most: int = 400) -> tuple[list[int
 # --- details
 
 
-def _details(results: Results) -> Content:
+def _details(results: ResultsFolder, about_inputs: str) -> Content:
     run = results.run
-    model, data, calibration = (look(run, key) or {} for key in ("model", "data", "calibration"))
-    words = model.get("words") or {}
-    failed = data.get("failed") or []
+    settings, failed, incomplete = run.model.settings, run.data.failed, run.data.incomplete
+    model, data, whole = to_json(run.model), to_json(run.data), to_json(run)
     parts: list[tuple[str, Content]] = [
         ("What the numbers mean", tag("ul", [tag("li", note) for note in _notes(results)])),
-        ("Settings", definitions([(name, _plain(value)) for name, value in words.items()]) if words else None),
+        ("Settings", definitions([(name, plain(value)) for name, value in settings.items()]) if settings else None),
         ("Model", _facts(model, ("method", "description", "shape", "preprocess", "training_data", "fit"))),
-        ("Data", _facts(data, ("spec", "data_root", "name", "count", "fingerprint", "split", "has_masks"))),
-        ("Calibration", _facts(calibration, tuple(calibration)) if calibration else None),
+        (
+            "Data",
+            [_facts(data, ("spec", "name", "count", "fingerprint", "split", "has_masks")), tag("p", about_inputs)],
+        ),
+        ("Calibration", _facts(calibration, tuple(calibration)) if (calibration := to_json(run.calibration)) else None),
         (
             "Run",
             _facts(
-                run, ("created", "normalcy", "commit", "score", "device", "seconds", "images_per_second", "versions")
+                whole, ("created", "normalcy", "commit", "score", "device", "seconds", "images_per_second", "versions")
             ),
         ),
         (f"Failed files ({len(failed)})", _failed(failed) if failed else None),
+        (f"Incomplete images ({len(incomplete)})", _failed(incomplete) if incomplete else None),
     ]
     files = [name for name in ("scores.csv", "metrics.json", "run.json") if (results.folder / name).is_file()]
     links = [[tag("a", name, href=quote(name)), " "] for name in files]
@@ -641,24 +617,26 @@ def _details(results: Results) -> Content:
     ]
 
 
-def _notes(results: Results) -> list[Content]:
-    run, counts = results.run, _Counts(results)
-    notes: list[Content] = ["A larger score is stranger. An image is flagged when its score is above the threshold."]
-    promise, held_out = _false_alarms(results), look(run, "calibration", "count")
-    if promise and held_out:
+def _notes(results: ResultsFolder) -> list[Content]:
+    calibration, counts = results.run.calibration, _Counts(results)
+    notes: list[Content] = [
+        "Higher scores are more anomalous. An image is flagged when its score is above the threshold."
+    ]
+    bound, held_out = _false_alarms(results), None if calibration is None else calibration.count
+    if bound and held_out:
         notes.append(
-            f"The promise: the threshold was set on {count(held_out, 'normal image')} that the model was not trained on, so that "
-            f"of new normal images from the same source at most {percent(promise)} are flagged on average (split conformal "
-            "prediction). It says nothing about images from elsewhere, nor about how many anomalies are found."
+            f"The guarantee: the threshold was set on {count(held_out, 'normal image')} that the model was not trained on, so "
+            f"that of new normal images from the same source at most {percent(bound)} are flagged on average (split conformal "
+            "prediction). It does not hold for images from elsewhere, and says nothing about how many anomalies are detected."
         )
-    if promise and finite(look(run, "calibration", "pixel_threshold")) is not None:
+    if bound and calibration is not None and calibration.pixel_threshold is not None:
         notes.append(
-            f"The pixel threshold likewise: on average at most {percent(promise)} of a new normal image is outlined."
+            f"The pixel threshold likewise: on average at most {percent(bound)} of a new normal image is outlined."
         )
     if np.isfinite(results.p_values).any():
         notes.append(
-            "A p-value is the share of calibration images, and this one, that are at least as strange: of normal images, one "
-            "in twenty has p up to 0.05."
+            "A p-value is the fraction of calibration images, and this one, whose score is at least as high: of normal images, "
+            "one in twenty has p up to 0.05."
         )
     if results.metrics is not None:
         notes.append(
@@ -670,44 +648,23 @@ def _notes(results: Results) -> list[Content]:
             "types from DeLong's variance."
         )
     if counts.normal or counts.anomalous:
-        notes.append("Intervals of shares (flagged, found) are Wilson's, and take images as independent of each other.")
+        notes.append(
+            "Intervals of rates (flagged, detected) are Wilson's, and take images as independent of each other."
+        )
     notes.append(
         "Images larger than 400 pixels are reduced for display: inputs by the mean, maps by the largest value of a block. "
         "Contours and colours do not change any number on this page."
     )
-    extra = look(results.metrics, "notes")
-    others = [str(note) for note in (extra if isinstance(extra, list) else [])]
-    return notes + [note for note in others if not note.startswith("f1_max is")]  # said above
+    others = () if results.metrics is None else results.metrics.notes
+    return [*notes, *(note for note in others if not note.startswith("f1_max is"))]  # said above
 
 
-def _facts(tree: Json, keys: Sequence[str]) -> Content:
-    present = [(key.replace("_", " "), _plain(tree[key])) for key in keys if tree.get(key) is not None]
+def _facts(tree: dict[str, Any], keys: Sequence[str]) -> Content:
+    present = [(key.replace("_", " "), plain(tree[key])) for key in keys if tree.get(key) not in (None, "")]
     return definitions(present) if present else None
 
 
-def _plain(value: Any) -> str:
-    """A JSON value in words."""
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items() if item is not None)
-    if isinstance(value, list):
-        return ", ".join(_plain(item) for item in value) or "none"
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "none"}[value]
-    return number(value, 6) if isinstance(value, float) else str(value)
-
-
-def _failed(failed: Sequence[Any]) -> Content:
-    rows = [[str(part) for part in (e.values() if isinstance(e, dict) else e)] for e in failed[:LISTED]]
+def _failed(failed: Sequence[Failure]) -> Content:
+    rows = [[one.path, one.reason] for one in failed[:LISTED]]
     more = f"and {len(failed) - LISTED:,} more, in run.json." if len(failed) > LISTED else None
     return [table(["file", "reason"], rows, numbers=9), tag("p", more, class_="note") if more else None]
-
-
-def _reopen(results: Results) -> tuple[DataSet | None, str]:
-    """The data set that was scored, or why it cannot be opened."""
-    spec, root = look(results.run, "data", "spec"), look(results.run, "data", "data_root")
-    if not spec:
-        return None, "run.json names no data set to read them from."
-    try:
-        return open_data(str(spec), root), ""
-    except DataError as error:
-        return None, str(error)

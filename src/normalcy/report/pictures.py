@@ -17,7 +17,8 @@ from normalcy.arrays import Array, Float64, Indices
 from normalcy.data.dataset import DataSet
 from normalcy.data.images import read_image, read_mask, read_raw
 from normalcy.errors import DataError
-from normalcy.results.folder import MAPS, MASKS, NIFTI, Results, look
+from normalcy.results.folder import MAPS, MASKS, ResultsFolder
+from normalcy.results.names import NIFTI
 
 Range = tuple[float, float]
 
@@ -47,7 +48,7 @@ class Picture:
     missing: str = ""  # why there is no input
 
 
-def load_picture(results: Results, i: int, dataset: DataSet | None, place: int | None) -> Picture:
+def load_picture(results: ResultsFolder, i: int, dataset: DataSet | None, place: int | None) -> Picture:
     """Reads the files of image ``i``; ``place`` is its index in ``dataset``. Of a volume, the slice with the peak."""
     whole: Array | None = None
     missing = "" if dataset is not None and place is not None else "not in the data set"
@@ -90,18 +91,17 @@ def load_picture(results: Results, i: int, dataset: DataSet | None, place: int |
         part = plane(volume)
         if part is not None:
             setattr(picture, name, reduce(np.nan_to_num(part.astype(np.float32)), np.max))
-    images = look(results.run, "extra_maps_with_channels") or look(results.run, "images_among_pictures") or []
     for name in results.extra_maps():
         shown = plane(_array(results.file(f"extra_maps/{name}", i, *MAPS), (2, 3, 4)))
         if shown is not None:
-            shown = shown[None] if name in images and shown.ndim == 2 else shown
+            shown = shown[None] if name in results.run.extra_maps_with_channels and shown.ndim == 2 else shown
             picture.others[name] = reduce(np.nan_to_num(np.asarray(shown, np.float32)), np.mean)
     mask = plane(volume_mask)
     picture.mask = None if mask is None or not mask.any() else reduce(mask, np.max)
     return picture
 
 
-def restored_thumbnails(results: Results, rows: Indices) -> Float64:
+def restored_thumbnails(results: ResultsFolder, rows: Indices) -> Float64:
     """Restored versions of some images, made small: (N, at most C THUMBNAIL^2), a row of NaN where there is none.
 
     Of a volume, the slice in the middle. Of images of several sizes, those of the commonest.

@@ -13,58 +13,72 @@ from typing import Any
 import numpy as np
 
 from normalcy.arrays import Array
-from normalcy.data.dataset import DataSet
+from normalcy.data.dataset import DataSet, Failure
 from normalcy.data.dicom import require_pydicom, sources
 from normalcy.data.images import read_raw
-from normalcy.data.open import open_data
 from normalcy.data.volumes import Space
 from normalcy.errors import DataError
-from normalcy.provenance import versions
-from normalcy.results.folder import MAPS, Results, look, read_results
-from normalcy.scoring import NOTICE
+from normalcy.files import refuse_existing, write_folder
+from normalcy.provenance import NOTICE, versions
+from normalcy.results.folder import MAPS, ResultsFolder, read_results
+from normalcy.results.inputs import reopen
+from normalcy.results.names import file_names, readable
+from normalcy.results.run import Thresholds
+from normalcy.results.writer import Writer, refuse_inputs
 
 
 def write_dicom(
-    results: Path, out: Path, data: DataSet | None = None, on_progress: Callable[[int, int], None] | None = None
-) -> tuple[int, list[tuple[str, str]]]:
-    """DICOM files for each DICOM image of a results folder, in ``out/<path>/``: how many images, and (path, reason) of those
-    for which none could be written.
+    results: Path,
+    out: Path,
+    data: DataSet | None = None,
+    *,
+    overwrite: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[int, list[Failure]]:
+    """DICOM files for each DICOM image of a results folder, in the folder ``out``, which is written whole or not at all: how many
+    images, and those for which none could be written.
 
-    ``map.dcm`` is a parametric map with the values of the map; ``regions.dcm`` a segmentation of what is above the pixel
-    threshold, where there is one and something is; ``overlay-<slice>.dcm`` secondary captures of those slices, or of the one
-    with the peak. All refer to the source instances. ``data`` is opened again from run.json unless given.
+    Below the base name of an image (see scores.csv), ``map.dcm`` is a parametric map with the values of the map;
+    ``regions.dcm`` a segmentation of what is above the pixel threshold, where there is one and something is;
+    ``overlay-<slice>.dcm`` secondary captures of those slices, or of the one with the peak. All refer to the source instances.
+    ``data`` is opened again as run.json names it unless given (:func:`~normalcy.results.inputs.reopen`).
     """
+    refuse_existing(out, overwrite)
     read = read_results(results)
     if data is None:
-        spec = look(read.run, "data", "spec")
-        if spec is None:
-            raise DataError(f"{results}: run.json does not say which data set was scored; name it with --data.")
-        data = open_data(spec, look(read.run, "data", "data_root"))
-    places = {item.path: i for i, item in enumerate(data.items)}
-    threshold = look(read.run, "calibration", "pixel_threshold")
-    span = look(read.run, "calibration", "map_range")
-    written, failed = 0, []
-    for i, path in enumerate(read.paths):
-        if on_progress is not None:
-            on_progress(i + 1, len(read))
-        try:
-            place = places.get(path)
-            space = None if place is None else data.space(place)
-            if place is None or space is None or not space.files:
-                raise DataError(f"{path}: is no DICOM image of {data.name}; only those get DICOM results.")
-            _write_one(out / path, path, _map(read, i), data.read(place), space, threshold, span)
-            written += 1
-        except DataError as error:
-            failed.append((path, str(error)))
-    if not written:
-        raise DataError(f"{results}: no DICOM result could be written: {failed[0][1]}")
-    return written, failed
+        data, reason = reopen(read.run)
+        if data is None:
+            raise DataError(f"{results}: {reason}")
+    refuse_inputs(out, data)
+    chosen = data
+    places = {readable(item.path): i for i, item in enumerate(chosen.items)}
+    names = file_names(read.paths)
+    failed: list[Failure] = []
+
+    def fill(folder: Path) -> None:
+        writer = Writer(folder)
+        for i, path in enumerate(read.paths):
+            if on_progress is not None:
+                on_progress(i + 1, len(read))
+            try:
+                place = places.get(path)
+                space = None if place is None else chosen.space(place)
+                if place is None or space is None or not space.files:
+                    raise DataError(f"{path}: is no DICOM image of {chosen.name}; only those get DICOM results.")
+                _write_one(writer.path(names[i]), path, _map(read, i), chosen.read(place), space, read.run.calibration)
+            except DataError as error:
+                failed.append(Failure(path, str(error)))
+        if len(failed) == len(read):
+            raise DataError(f"{results}: no DICOM result could be written: {failed[0].reason}")
+
+    write_folder(out, fill, overwrite)
+    return len(read) - len(failed), failed
 
 
 # -- private -----------------------------------------------------------------------------------------------------------
 
 
-def _map(read: Results, i: int) -> Array:
+def _map(read: ResultsFolder, i: int) -> Array:
     file = read.file("maps", i, *MAPS)
     if file is None:
         raise DataError(f"{read.paths[i]}: has no map; score the images again without --no-maps.")
@@ -72,7 +86,7 @@ def _map(read: Results, i: int) -> Array:
 
 
 def _write_one(
-    folder: Path, path: str, values: Array, image: Array, space: Space, threshold: float | None, span: Any
+    folder: Path, path: str, values: Array, image: Array, space: Space, calibration: Thresholds | None
 ) -> None:
     try:
         import highdicom
@@ -88,6 +102,8 @@ def _write_one(
         unsorted[order] = stored
         return np.ascontiguousarray(unsorted)
 
+    calibration = calibration or Thresholds()
+    threshold, span = calibration.pixel_threshold, calibration.map_range
     heat = frames(values)
     marked = heat > threshold if threshold is not None else np.zeros(heat.shape, bool)
     common = {

@@ -1,45 +1,50 @@
-"""A results folder in memory: the table of scores, what was written about the run, and where an image's files lie."""
+"""A results folder in memory: the table of scores, how they were made, the metrics, and where an image's files lie."""
+
+from __future__ import annotations
 
 import csv
-import json
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from normalcy.arrays import Float64
 from normalcy.errors import DataError
+from normalcy.results.metrics import METRICS, Metrics, read_metrics
+from normalcy.results.names import NIFTI, named
+from normalcy.results.run import COLUMNS, Run, read_run
+from normalcy.results.schema import LARGEST
 
-FORMAT = 1
 LATENTS = "latents.npy"
-NIFTI = ".nii.gz"
 MAPS = (".npy", NIFTI)
 MASKS = (".png", ".npy", NIFTI)
 """Suffixes of maps and of masks."""
 OLD_FOLDERS = {"uncertainty": "spread", "extra_maps": "pictures"}
 """Folders of a results folder -> their names in those of earlier versions, which are read too."""
-COLUMNS = ("path", "case", "score", "p_value", "flagged", "label", "type", "split")
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Results:
+class ResultsFolder:
     """The rows of scores.csv as columns, in their order, with run.json and metrics.json."""
 
     folder: Path
     paths: list[str]
     cases: list[str]
-    types: list[str]  # "" where unknown
+    types: list[str]
+    """Empty where unknown."""
     scores: Float64
-    p_values: Float64  # nan where not calibrated
-    flagged: npt.NDArray[np.int8]  # 1, 0, -1 unknown
-    labels: npt.NDArray[np.int8]  # 1 anomalous, 0 normal, -1 unknown
-    run: Json
-    metrics: Json | None
+    p_values: Float64
+    """NaN where not calibrated."""
+    flagged: npt.NDArray[np.int8]
+    """1, 0, or -1 unknown."""
+    labels: npt.NDArray[np.int8]
+    """1 anomalous, 0 normal, -1 unknown."""
+    files: list[str]
+    """Base names of the images' files."""
+    run: Run
+    metrics: Metrics | None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -52,13 +57,13 @@ class Results:
         )
 
     def file(self, kind: str, i: int, *suffixes: str) -> Path | None:
-        """``<kind>/<path of image i><suffix>``, of the first suffix that exists. None outside the folder: a path is text
+        """``<kind>/<base name of image i><suffix>``, of the first suffix that exists. None outside the folder: a name is text
         from a file, and "../../" in it must not bring foreign files into a page."""
         first, _, rest = kind.partition("/")
         old = OLD_FOLDERS.get(first)
         for here in (kind, *([f"{old}/{rest}".rstrip("/")] if old else [])):
             for suffix in suffixes:
-                path = self.folder / here / named(self.paths[i], suffix)
+                path = self.folder / here / named(self.files[i], suffix)
                 try:
                     if path.is_file() and path.resolve().is_relative_to((self.folder / here).resolve()):
                         return path
@@ -67,62 +72,27 @@ class Results:
         return None
 
 
-def named(path: str, suffix: str) -> str:
-    """The file that belongs to an image, below the folder of its kind; "scan.nii.gz" keeps its name for NIfTI.
-
-    >>> named("a/01.png", ".npy"), named("a/scan.nii.gz", ".nii.gz"), named("a/scan.nii.gz[z=3]", ".nii.gz")
-    ('a/01.png.npy', 'a/scan.nii.gz', 'a/scan.nii.gz[z=3].nii.gz')
-    """
-    return path if suffix == NIFTI and path.lower().endswith(NIFTI) else path + suffix
-
-
-def read_results(folder: Path) -> Results:
-    """Raises DataError when scores.csv or run.json is missing or cannot be understood."""
-    run = read_json(folder / "run.json", "score the images again with 'normalcy score'")
-    metrics = folder / "metrics.json"
-    columns = _read_scores(folder / "scores.csv")
-    return Results(
+def read_results(folder: Path) -> ResultsFolder:
+    """Raises DataError when scores.csv, run.json or metrics.json is missing or cannot be used."""
+    run = read_run(folder)
+    path = folder / "scores.csv"
+    columns = _read_scores(path)
+    return ResultsFolder(
         folder,
         columns["path"],
         [case or path for case, path in zip(columns["case"], columns["path"])],
         columns["type"],
-        _numbers(columns["score"], "score", folder),
-        _numbers(columns["p_value"], "p_value", folder),
+        _numbers(columns["score"], "score", path),
+        _numbers(columns["p_value"], "p_value", path, 0.0, 1.0),
         _yes_no(columns["flagged"]),
         _yes_no(columns["label"]),
+        [file or path for file, path in zip(columns["file"], columns["path"])],
         run,
-        read_json(metrics, "evaluate again with 'normalcy evaluate'") if metrics.exists() else None,
+        read_metrics(folder) if (folder / METRICS).exists() else None,
     )
 
 
-def read_json(path: Path, remedy: str) -> Json:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}); {remedy}.") from None
-    except ValueError as error:
-        raise DataError(f"{path}: is not valid JSON ({error}); {remedy}.") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        got = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise DataError(f"{path}: expected format {FORMAT}, got {got}; {remedy} with this version of normalcy.")
-    return content
-
-
-def look(tree: object, *keys: str) -> Any:
-    """The value under these keys of nested objects; None as soon as one is missing.
-
-    >>> look({"a": {"b": 3}}, "a", "b"), look({"a": None}, "a", "b")
-    (3, None)
-    """
-    for key in keys:
-        tree = tree.get(key) if isinstance(tree, dict) else None
-    return tree
-
-
-def finite(value: object) -> float | None:
-    """The value if it is a finite number."""
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if good and isinstance(value, int | float) else None
+# -- private -----------------------------------------------------------------------------------------------------------
 
 
 def _read_scores(path: Path) -> dict[str, list[str]]:
@@ -154,8 +124,8 @@ def _read_scores(path: Path) -> dict[str, list[str]]:
     return columns
 
 
-def _numbers(texts: list[str], name: str, folder: Path) -> Float64:
-    """nan where nothing is written."""
+def _numbers(texts: list[str], name: str, path: Path, low: float = -LARGEST, high: float = LARGEST) -> Float64:
+    """NaN where nothing is written. Values that are not finite stay: they are counted in the report."""
     numbers = np.full(len(texts), np.nan)
     for k, text in enumerate(texts):
         if text:
@@ -163,8 +133,15 @@ def _numbers(texts: list[str], name: str, folder: Path) -> Float64:
                 numbers[k] = float(text)
             except ValueError:
                 raise DataError(
-                    f"{folder / 'scores.csv'}: line {k + 2} has the {name} {text!r}, expected a number; score the images again."
+                    f"{path}: line {k + 2} has the {name} {text[:50]!r}, expected a number; score the images again."
                 ) from None
+    wrong = np.flatnonzero(np.isfinite(numbers) & ((numbers < low) | (numbers > high)))
+    if len(wrong):
+        k = int(wrong[0])
+        raise DataError(
+            f"{path}: line {k + 2} has the {name} {numbers[k]:g}, expected a number from {low:g} to {high:g}; score the images "
+            "again."
+        )
     return numbers
 
 

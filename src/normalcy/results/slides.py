@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,29 @@ from scipy import ndimage
 
 from normalcy.arrays import Float32, Float64, Indices, Mask
 from normalcy.config import build
+from normalcy.data.dataset import Failure
 from normalcy.data.slides import Slide, TileSettings, slide_files, tiles_of
 from normalcy.detector import Detector
 from normalcy.errors import DataError, SettingsError
-from normalcy.files import write_bytes, write_folder
-from normalcy.preprocessing.decode import Failure
-from normalcy.provenance import versions
-from normalcy.scoring import NOTICE, Result
+from normalcy.files import refuse_existing, write_folder
+from normalcy.provenance import NOTICE, versions
+from normalcy.results.names import file_names, readable
+from normalcy.results.run import RUN
+from normalcy.results.schema import Count, Rate, dumps
+from normalcy.results.writer import Writer
+from normalcy.scoring import Result
+
+
+@dataclass(frozen=True)
+class SlidesRun:
+    """How slides were scored: ``run.json``."""
+
+    method: str
+    quantile: Rate
+    cell: Count
+    notice: str
+    failed: tuple[Failure, ...]
+    versions: Mapping[str, str]
 
 
 def score_slides(
@@ -38,7 +54,7 @@ def score_slides(
     """Score slides tile by tile into the folder ``out``; returns name and score of each, the ``quantile`` of its tiles' scores,
     and the slides that could not be scored, with the reason.
 
-    ``slides.csv``     slide, score, tiles, and the share of its tiles that is flagged
+    ``slides.csv``     slide, score, tiles, and the fraction of its tiles that are flagged (``flagged_fraction``)
     ``<name>/tiles.csv``     x, y (pixels of the finest level), score and p-value of each tile
     ``<name>/heatmap.tif``   a tiled pyramid of float32, one pixel for ``cell`` x ``cell`` of a tile (mean of the map); NaN
                              where there is no tissue
@@ -52,48 +68,40 @@ def score_slides(
         raise DataError("slides: expected names that differ, got one twice; rename a slide.")
     if not 0 <= quantile <= 1:
         raise SettingsError(f"quantile must be in [0, 1], got {quantile}.")
-    found: list[tuple[str, float]] = []
+    refuse_existing(out, overwrite)
+    scored: list[tuple[str, float]] = []
     failed: list[Failure] = []
     decision = detector.decide()
+    pixel_threshold = None if decision is None else decision.pixel_threshold
 
     def fill(folder: Path) -> None:
-        rows: list[list[Any]] = []
-        for slide, name in zip(slides, names):
-            if slide.settings.tile % cell:
-                raise SettingsError(f"cell must divide the tile of {slide.settings.tile} pixels, got {cell}.")
-            try:
-                heat, scores, flagged = _score(detector, slide, folder / name, cell, batch_size, on_progress)
-            except DataError as error:
-                failed.append((str(slide.path), str(error)))
-                shutil.rmtree(folder / name, ignore_errors=True)
-                continue
-            score = float(np.quantile(scores, quantile, method="higher"))
-            side = cell * slide.downsample
-            write_pyramid(folder / name / "heatmap.tif", heat, None if slide.mpp is None else slide.mpp * side)
-            pixel_threshold = None if decision is None else decision.pixel_threshold
-            if pixel_threshold is not None and np.isfinite(pixel_threshold):
-                regions = outlines(heat, pixel_threshold, side)
-                write_bytes(folder / name / "regions.geojson", json.dumps(regions).encode())
-            rows.append([name, repr(score), len(scores), "" if decision is None else repr(flagged / len(scores))])
-            found.append((name, score))
-        if not found:
-            raise DataError(f"slides: none of {len(slides)} could be scored; the first says: {failed[0][1]}")
-        with open(folder / "slides.csv", "w", newline="", encoding="utf-8") as file:
-            table = csv.writer(file)
-            table.writerow(("slide", "score", "tiles", "flagged_share"))
-            table.writerows(rows)
-        facts = {
-            "format": 1,
-            "method": detector.name,
-            "quantile": quantile,
-            "cell": cell,
-            "notice": NOTICE,
-            "failed": failed,
-        }
-        (folder / "run.json").write_text(json.dumps({**facts, "versions": versions()}, indent=1), encoding="utf-8")
+        writer = Writer(folder)
+        with writer.table("slides.csv", ("slide", "score", "tiles", "flagged_fraction")) as add:
+            for slide, name, place in zip(slides, names, file_names(names)):
+                if slide.settings.tile % cell:
+                    raise SettingsError(f"cell must divide the tile of {slide.settings.tile} pixels, got {cell}.")
+                own = Writer(writer.path(place))
+                try:
+                    heat, scores, flagged = _score(detector, slide, own, cell, batch_size, on_progress)
+                except DataError as error:
+                    failed.append(Failure(str(slide.path), str(error)))
+                    shutil.rmtree(own.folder, ignore_errors=True)
+                    continue
+                score = float(np.quantile(scores, quantile, method="higher"))
+                side = cell * slide.downsample
+                write_pyramid(own.path("heatmap.tif"), heat, None if slide.mpp is None else slide.mpp * side)
+                if pixel_threshold is not None and np.isfinite(pixel_threshold):
+                    own.bytes("regions.geojson", json.dumps(outlines(heat, pixel_threshold, side)).encode())
+                fraction = "" if decision is None else repr(flagged / len(scores))
+                add([readable(name), repr(score), len(scores), fraction])
+                scored.append((name, score))
+        if not scored:
+            raise DataError(f"slides: none of {len(slides)} could be scored; the first says: {failed[0].reason}")
+        record = SlidesRun(detector.name, quantile, cell, NOTICE, tuple(failed), versions())
+        writer.bytes(RUN, dumps(record))
 
     write_folder(out, fill, overwrite)
-    return found, failed
+    return scored, failed
 
 
 def open_for_scoring(paths: Sequence[Path], detector: Detector, changed: Mapping[str, Any]) -> list[Slide]:
@@ -203,7 +211,7 @@ def rings_of(inside: Mask) -> list[Float64]:
 def _score(
     detector: Detector,
     slide: Slide,
-    folder: Path,
+    writer: Writer,
     cell: int,
     batch_size: int,
     on_progress: Callable[[int, int], None] | None,
@@ -212,18 +220,16 @@ def _score(
     data = tiles_of([slide], [slide.path.stem], slide.path.name, cover=True)
     places = slide.tiles(cover=True)
     heat = _Heat(slide.size, cell * slide.downsample, slide.downsample)
-    folder.mkdir(parents=True, exist_ok=True)
+    writer.folder.mkdir(parents=True, exist_ok=True)
     scores, flagged = [], 0
-    with open(folder / "tiles.csv", "w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(("x", "y", "score", "p_value"))
+    with writer.table("tiles.csv", ("x", "y", "score", "p_value")) as add:
         for k, r in enumerate(detector.stream(data, batch_size=batch_size, decision=detector.decide())):
             if on_progress is not None:
                 on_progress(k + 1, len(data))
             if not isinstance(r, Result):
                 continue
             x, y = places[k]
-            table.writerow((x, y, repr(r.score), "" if r.p_value is None else repr(r.p_value)))
+            add((x, y, repr(r.score), "" if r.p_value is None else repr(r.p_value)))
             scores.append(r.score)
             flagged += bool(r.flagged)
             values = r.map if r.map is not None else np.full((slide.settings.tile,) * 2, r.score, np.float32)

@@ -1,22 +1,21 @@
-"""Which of the training images look anomalous? For training sets that may not be all normal.
+"""Which of the training images look anomalous? For training sets that may not all be normal.
 
-A method learns from all of them and scores them. ``rda`` is made for that: it learns from what it can say of the images and
-puts the rest aside. Other methods may have learnt by heart what they are asked about (a memory bank holds the image itself),
-so they score each image by a fit that has not seen it, nor its case: ``folds`` fits, each with a part left out.
+A method learns from all of them and scores them. A method that separates a sparse part from each image (``rda``) is made for
+that: outliers go into the sparse part, which it does not learn. Other methods may have memorised the images they are asked
+about (a memory bank holds the image itself), so they score each image by a fit that has seen neither it nor its case: ``folds``
+fits, each with a part left out.
 
-Fits differ in scale, so a score here is counted in robust deviations: (s - median) / d over the images that one fit answers
-for, d = 1.4826 times the median distance of the upper half from the median (so a long tail below does not matter; where that
+Fits differ in scale, so a score here is counted in robust standard deviations: (s - median) / d over the images that one fit
+scores, d = 1.4826 times the median distance of the upper half from the median (so a long tail below does not matter; where that
 is 0, 1.2533 times the mean distance, Iglewicz and Hoaglin 1993). Suspicious is, by choice,
 
-- ``robust``: above 3.5, the bound of Iglewicz and Hoaglin. No share is assumed, and none is promised: scores of normal images
-  have tails of many kinds, so look at the list from the top;
-- ``share``: as many of the highest scores as are expected to be anomalous.
+- ``robust``: above 3.5, the bound of Iglewicz and Hoaglin. No fraction is assumed, and none is guaranteed: scores of normal
+  images have tails of many kinds, so look at the list from the top;
+- ``fraction``: as many of the highest scores as are expected to be anomalous.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,16 +26,19 @@ import numpy as np
 
 from normalcy.arrays import Float64
 from normalcy.calibrate import Decision
-from normalcy.data.dataset import DataSet
+from normalcy.data.dataset import DataSet, Failure
 from normalcy.data.open import as_dataset
 from normalcy.data.splits import folds as part_cases
 from normalcy.data.splits import normal_training_images
 from normalcy.detector import Detector
 from normalcy.errors import SettingsError
-from normalcy.files import refuse_existing, write_bytes
-from normalcy.methods.rda import RDA
+from normalcy.files import refuse_existing
+from normalcy.methods import get
 from normalcy.report import write_report
+from normalcy.results.names import readable
 from normalcy.results.predict import predict
+from normalcy.results.run import AuditRun, SparseFit, describe
+from normalcy.results.writer import Writer
 from normalcy.scoring import Result
 
 BAR = 3.5
@@ -50,25 +52,24 @@ class Suspect:
     path: str
     case: str
     score: float
-    """Robust deviations above the median training image."""
+    """Robust standard deviations above the median training image."""
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What an audit found."""
+    """The result of an audit."""
 
     images: int
     """Training images that were scored."""
     suspects: Sequence[Suspect]
-    """The strangest first."""
+    """Highest score first."""
     rule: str
     threshold: float
     """Suspicious is a score above it."""
-    path: Sequence[Mapping[str, Any]]
-    """For each lambda of RDA that was tried: ``weight``, ``with_sparse_part`` (share of the images), ``rounds`` and
-    ``constraint`` (c1, see :mod:`normalcy.methods.rda`)."""
-    failed: Sequence[tuple[str, str]]
-    """Images that could not be read, with the reason."""
+    path: Sequence[SparseFit]
+    """For each weight of the sparse part that was tried, in the order given."""
+    failed: Sequence[Failure]
+    """Images that could not be read."""
 
 
 def audit(
@@ -76,79 +77,70 @@ def audit(
     out: Path | str,
     method: str = "rda",
     *,
-    words: Mapping[str, Any] | None = None,
-    share: float | None = None,
+    settings: Mapping[str, Any] | None = None,
+    fraction: float | None = None,
     weights: Sequence[float] = (),
     folds: int | None = None,
     show: int = 100,
     spec: str | None = None,
-    data_root: Path | None = None,
     overwrite: bool = False,
     on_step: Callable[[str], None] | None = None,
 ) -> Audit:
     """Score the training images of ``data`` (of the training split where there is one) into the results folder ``out``.
 
-    Beside the files of every results folder (maps, restored images and S of the ``show`` strangest images alone) it has
-    ``suspicious.csv`` (path, case, score; the strangest first) and ``report.html``. Labels play no part; images that are labelled
+    Beside the files of every results folder (maps, restored images and S of the ``show`` highest-scoring images alone) it has
+    ``suspicious.csv`` (path, case, score; highest score first) and ``report.html``. Labels play no part; images that are labelled
     anomalous are left out, as no method here learns from them.
 
-    ``share``: expected share of anomalous images, in (0, 0.5]. ``weights``: values of RDA's lambda; the one whose share of
-    images with a sparse part is nearest to ``share`` is taken. ``folds``: fits that each leave out a part of the images and
-    score it; 1 scores all images by one fit to all. Default 1 for ``rda``, else 5.
+    ``fraction``: expected fraction of anomalous images, in (0, 0.5]. ``weights``: values of the weight of the sparse part (RDA's
+    lambda); the one whose fraction of images with a sparse part is nearest to ``fraction`` is taken. ``folds``: fits that each
+    leave out a part of the images and score it; 1 scores all images by one fit to all. Default 1 for a method with a sparse
+    part, else 5.
 
     Raises SettingsError for choices that do not go together, DataError for images that cannot be used.
     """
-    out, words = Path(out), dict(words or {})
-    folds = folds if folds is not None else 1 if method == "rda" else 5
-    _check(method, share, weights, folds, show, words)
+    out = Path(out)
+    cls = get(method)
+    given = {**cls.audit_settings, **(settings or {})}
+    folds = folds if folds is not None else 1 if cls.sparse_weight else 5
+    _check(method, given, fraction, weights, folds, show)
+    given["calibration"] = 0.0
     refuse_existing(out, overwrite)
     images = normal_training_images(as_dataset(data))
     images = images.with_items([replace(item, label=None) for item in images.items])
-    if method == "rda":
-        words.setdefault("penalty", "images")
-    words["calibration"] = 0.0
     tell = on_step or (lambda what: None)
 
-    tried = [
-        list(_fitted(method, {**words, **lambdas}, images, folds, tell))
-        for lambdas in [{"weight": float(weight)} for weight in weights] or [{}]
-    ]
-    entries = [_path_entry(parts) for parts in tried]
-    k = min(range(len(tried)), key=lambda i: abs(entries[i]["with_sparse_part"] - share)) if share and weights else 0
-    auditor = _Auditor(tried[k])
-    decision = _decide(auditor.scores(), share)
+    candidates = [{cls.sparse_weight: float(weight)} for weight in weights] or [{}]
+    tried = [list(_fitted(method, {**given, **weight}, images, folds, tell)) for weight in candidates]
+    sparse = [_sparse_fit(parts) for parts in tried]
+    path = tuple(fit for fit in sparse if fit is not None) if weights else ()
+    k = min(range(len(path)), key=lambda i: abs(path[i].with_sparse_part - (fraction or 0))) if path else 0
+    chosen = tried[k]
+    of_image = {image: score for part in chosen for image, score in part.scores.items()}
+    decision = _decide(np.array(list(of_image.values())), fraction)
     threshold = cast(float, decision.threshold)
-    ranked = np.sort(auditor.scores())[::-1]
+    ranked = np.sort(list(of_image.values()))[::-1]
     lowest = -math.inf if show >= len(ranked) else float(ranked[show])
-    facts = {
-        "folds": folds,
-        "rule": decision.rule,
-        "share": share,
-        **entries[k],
-        "path": entries if weights else [],
-    }
     tell("writing")
+    split = "train" if any(item.split for item in images.items) else None
+    run = describe(chosen[0].detector, images, decision, spec=spec, split=split)
+    facts = AuditRun(folds, fraction, **({} if sparse[k] is None else vars(sparse[k])), path=path)
     run = predict(
-        auditor,
+        _results(chosen, of_image, decision),
+        replace(run, audit=facts),
         images,
         out,
-        decision=decision,
-        spec=spec,
-        data_root=data_root,
-        split="train" if any(item.split for item in images.items) else None,
         maps=lambda result: result.score > lowest,
-        more={"audit": facts},
+        records=chosen[0].detector.records,
         overwrite=overwrite,
     )
-    found = sorted(auditor.of_image.items(), key=lambda one: -one[1])
     cases = {item.path: item.case for item in images.items}
-    suspects = [Suspect(path, cases[path], score) for path, score in found if score > threshold]
-    table = io.StringIO()
-    csv.writer(table).writerows([("path", "case", "score"), *((s.path, s.case, repr(s.score)) for s in suspects)])
-    write_bytes(out / SUSPICIOUS, table.getvalue().encode("utf-8", "surrogateescape"))
+    falling = sorted(of_image.items(), key=lambda one: -one[1])
+    suspects = [Suspect(image, cases[image], score) for image, score in falling if score > threshold]
+    rows = [(readable(s.path), readable(s.case), repr(s.score)) for s in suspects]
+    Writer(out).csv(SUSPICIOUS, ("path", "case", "score"), rows)
     write_report(out, images)
-    failed = [(path, reason) for path, reason in run["data"]["failed"]]
-    return Audit(len(found), suspects, decision.rule, threshold, facts["path"], failed)
+    return Audit(len(of_image), suspects, decision.rule, threshold, path, run.data.failed)
 
 
 def robust_deviations(scores: Float64) -> Float64:
@@ -167,44 +159,49 @@ def robust_deviations(scores: Float64) -> Float64:
 
 
 def _check(
-    method: str, share: float | None, weights: Sequence[float], folds: int, show: int, words: Mapping[str, Any]
+    method: str,
+    settings: Mapping[str, Any],
+    fraction: float | None,
+    weights: Sequence[float],
+    folds: int,
+    show: int,
 ) -> None:
-    if share is not None and not 0 < share <= 0.5:
-        raise SettingsError(f"audit expects a share of anomalous images in (0, 0.5], got {share}.")
+    if fraction is not None and not 0 < fraction <= 0.5:
+        raise SettingsError(f"audit expects a fraction of anomalous images in (0, 0.5], got {fraction}.")
     if folds < 1 or show < 0:
         raise SettingsError(f"audit expects at least 1 fold and no negative number to show, got {folds} and {show}.")
-    if float(words.get("calibration", 0)) or "false_alarms" in words:
+    if float(settings.get("calibration", 0)) or "false_alarms" in settings:
         raise SettingsError("audit scores the training images themselves: there is nothing to calibrate on.")
-    if weights and (method != "rda" or words.get("penalty") == "pixels"):
+    if weights and not get(method).separates(settings):
         raise SettingsError(
-            f"weights are values of lambda of rda with penalty images or l1, got the method {method}"
-            f"{' with penalty pixels' if method == 'rda' else ''}; leave them out."
+            "weights are values of lambda of rda with penalty images or l1 (or of another method with a sparse part of each "
+            f"image), got the method {method}; leave them out."
         )
-    if weights and share is None:
-        raise SettingsError("To choose among weights, audit needs the share of anomalous images that you expect.")
+    if weights and fraction is None:
+        raise SettingsError("To choose among weights, audit needs the fraction of anomalous images that you expect.")
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A fit, the images that it answers for, and what it says of them."""
+    """A fit, the images that it scores, and their scores."""
 
     detector: Detector
     images: DataSet
     scores: dict[str, float]
-    """Robust deviations, by path."""
+    """Robust standard deviations, by path."""
     with_sparse_part: float | None
-    """Share of the images of which S is not 0, for RDA."""
+    """Fraction of the images whose sparse part is not 0, for a method with one."""
 
 
 def _fitted(
-    method: str, words: Mapping[str, Any], images: DataSet, folds: int, tell: Callable[[str], None]
+    method: str, settings: Mapping[str, Any], images: DataSet, folds: int, tell: Callable[[str], None]
 ) -> Iterator[_Part]:
-    seed = int(words.get("seed", 0))
     everything = np.arange(len(images))
-    parts = part_cases(images.cases, folds, seed) if folds > 1 else [everything]
+    parts = part_cases(images.cases, folds, int(settings.get("seed", 0))) if folds > 1 else [everything]
+    weight = get(method).sparse_weight
     for number, part in enumerate(parts, start=1):
-        detector = Detector(method, **words)
-        tell(f"fit {number} of {folds}" + (f", lambda {detector.settings.weight:g}" if method == "rda" else ""))
+        detector = Detector(method, **settings)
+        tell(f"fit {number} of {folds}" + (f", lambda {getattr(detector.settings, weight):g}" if weight else ""))
         detector.fit(images if folds == 1 else images.subset(np.setdiff1d(everything, part)))
         own = images.subset(part)
         raw: dict[str, float] = {}
@@ -212,63 +209,35 @@ def _fitted(
         for r in detector.stream(own):
             if isinstance(r, Result):
                 raw[r.path] = r.score
-                if "sparse" in r.extra_maps:
+                if weight:
                     sparse.append(bool(r.extra_maps["sparse"].any()))
         deviations = robust_deviations(np.array(list(raw.values()))) if raw else np.zeros(0)
-        shares = float(np.mean(sparse)) if sparse else None
-        yield _Part(detector, own, dict(zip(raw, deviations.tolist())), shares)
+        yield _Part(detector, own, dict(zip(raw, deviations.tolist())), float(np.mean(sparse)) if sparse else None)
 
 
-def _path_entry(parts: Sequence[_Part]) -> dict[str, Any]:
-    """Of RDA: lambda, the share of images with S, and c1 and the number of rounds, of the first fit."""
-    entry: dict[str, Any] = {"weight": None, "with_sparse_part": None}
-    sparse = [p.with_sparse_part for p in parts if p.with_sparse_part is not None]
-    if isinstance(parts[0].detector.method, RDA) and sparse:
-        method = parts[0].detector.method
-        held = method.residuals[:, 0]
-        held = held[held.isfinite()]
-        entry = {"weight": method.settings.weight, "with_sparse_part": float(np.mean(sparse)), "rounds": len(held)}
-        entry["constraint"] = float(held[-1])
-    return entry
+def _sparse_fit(parts: Sequence[_Part]) -> SparseFit | None:
+    """Fraction of the images with a sparse part over all fits, and how the first fit converged; None for other methods."""
+    fractions = [part.with_sparse_part for part in parts if part.with_sparse_part is not None]
+    method = parts[0].detector.method
+    if method is None or not fractions:
+        return None
+    return SparseFit(getattr(method.settings, method.sparse_weight), float(np.mean(fractions)), **method.convergence())
 
 
-def _decide(scores: Float64, share: float | None) -> Decision:
-    if share is None:
+def _decide(scores: Float64, fraction: float | None) -> Decision:
+    if fraction is None:
         return Decision("robust", BAR)
-    count = max(1, round(share * len(scores)))
+    count = max(1, round(fraction * len(scores)))
     falling = np.sort(scores)[::-1]
-    return Decision("share", float(falling[count]) if count < len(falling) else -math.inf)
+    return Decision("fraction", float(falling[count]) if count < len(falling) else -math.inf)
 
 
-class _Auditor(Detector):
-    """Several fits as one detector: each scores the images that it answers for, in robust deviations."""
-
-    def __init__(self, parts: Sequence[_Part]) -> None:
-        self.__dict__ = {**parts[0].detector.__dict__}
-        self.parts = parts
-        self.of_image = {path: score for part in parts for path, score in part.scores.items()}
-
-    def scores(self) -> Float64:
-        return np.array(list(self.of_image.values()))
-
-    def stream(
-        self,
-        data: DataSet,
-        *,
-        batch_size: int = 32,
-        tile: bool = False,
-        decision: Decision | None = None,
-        then: Callable[[Result], Any] | None = None,
-    ) -> Iterator[Any]:
-        """All images of all parts, whatever ``data`` is, fit by fit."""
-        several = len(self.parts) > 1
-
-        def finish(result: Result) -> Any:
-            score = self.of_image[result.path]
-            flagged = None if decision is None else decision.flags(score, None)
-            latent = None if several else result.latent  # codes of different fits have nothing in common
-            result = replace(result, score=score, flagged=flagged, latent=latent)
-            return result if then is None else then(result)
-
-        for part in self.parts:
-            yield from part.detector.stream(part.images, batch_size=batch_size, tile=tile, then=finish)
+def _results(parts: Sequence[_Part], of_image: Mapping[str, float], decision: Decision) -> Iterator[Result | Failure]:
+    """All images of all parts, fit by fit, each scored by its fit in robust standard deviations."""
+    for part in parts:
+        for r in part.detector.stream(part.images):
+            if isinstance(r, Result):
+                score = of_image[r.path]
+                latent = r.latent if len(parts) == 1 else None  # codes of different fits have nothing in common
+                r = replace(r, score=score, flagged=decision.flags(score, None), latent=latent)
+            yield r

@@ -8,7 +8,6 @@ a cell of the same fit, with another of its scores or fewer test images, needs n
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -18,12 +17,12 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,14 +36,138 @@ from normalcy.data.open import DEFAULT_DATA_ROOT, open_data
 from normalcy.data.splits import hold_out, images_to_score, normal_training_images, with_split
 from normalcy.detector import Detector
 from normalcy.errors import DataError, NormalcyError
-from normalcy.files import write_bytes
-from normalcy.metrics import average_precision, delong_interval, pixel_auroc, pixel_average_precision, pixel_f1_at, pro
+from normalcy.metrics import (
+    at_threshold,
+    average_precision,
+    delong_interval,
+    pixel_auroc,
+    pixel_average_precision,
+    pixel_f1_at,
+    pro,
+)
 from normalcy.provenance import write_record
+from normalcy.report.text import MISSING, markdown_table, metric, signed, value_with_ends
+from normalcy.results.schema import FORMAT, Count, Positive, Rate, dumps, from_json, load, to_json, was
+from normalcy.results.writer import Writer
 from normalcy.scoring import Result
 from normalcy.studies.kept_scores import KeptScores, read_scores
 from normalcy.studies.tables import METRICS, Cell, Json, Row, Table, cells_of, classes_of
+from normalcy.training.settings import FitSummary
 
-FORMAT = 1
+REMEDY = "remove it, and run its cell again"
+
+
+# -- what is written -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CellRecord:
+    """The file of a cell, as far as it is read again: a failure, or what was measured."""
+
+    failed: str | None = None
+    """The reason."""
+    auroc: Rate | None = None
+    low: Rate | None = None
+    high: Rate | None = None
+    error: Positive | None = None
+    """Standard error of the AUROC (DeLong)."""
+    metrics: Mapping[str, Positive | None] = field(default_factory=dict)
+    """Those of METRICS that need maps or a threshold."""
+    fit: FitSummary | None = None
+    score_seconds: Positive = 0.0
+    seed: int = 0
+    hardware: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    commit: str | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.auroc is not None
+
+    @property
+    def seconds(self) -> float:
+        """Of the fit and of scoring."""
+        return self.score_seconds + (0.0 if self.fit is None else self.fit.seconds)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A number of a table as it was measured, with its 95 % interval."""
+
+    value: float
+    low: float | None
+    high: float | None
+    over: str
+    """What varies in the interval: "seeds", "test images"; "nothing" or "columns" (a mean of them) where there is none."""
+
+
+@dataclass(frozen=True)
+class CellCount:
+    done: Count
+    of: Count
+    seconds: Positive
+    """Of fits and of scoring."""
+
+
+@dataclass(frozen=True)
+class ClassMean:
+    mean: float
+    seeds: Count
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a table on one column: published and measured."""
+
+    row: str
+    column: str
+    method: str | None
+    metric: str
+    published: float | None
+    measured: Measured | None = field(default=None, metadata=was("ours"))
+    published_same_classes: float | None = None
+    """Published, over the classes that were measured."""
+    difference: float | None = None
+    """Measured minus published over the same classes."""
+    cells: CellCount = CellCount(0, 0, 0.0)
+    classes: Mapping[str, ClassMean] = field(default_factory=dict)
+    """Class that was normal -> mean over seeds."""
+    published_classes: Mapping[str, float] = field(default_factory=dict)
+    """Class -> published number, where the classes are published one by one."""
+
+
+@dataclass(frozen=True)
+class CellFailure:
+    cells: Count
+    reason: str
+
+
+@dataclass(frozen=True)
+class Reproduced:
+    """A published table and what was measured (``<table>.json``)."""
+
+    table: str
+    paper: str
+    number: int
+    shows: str
+    protocol: str
+    reduction: str
+    unit: str
+    metrics: tuple[str, ...]
+    lines: tuple[Line, ...]
+    failed: tuple[CellFailure, ...]
+    notes: tuple[str, ...]
+    hardware: tuple[str, ...]
+    seeds: tuple[int, ...]
+    commits: tuple[str, ...]
+    versions: tuple[str, ...]
+
+
+class Number(NamedTuple):
+    """A metric of a cell and its standard error, where it is known."""
+
+    value: float
+    error: float | None = None
 
 
 # -- running ---------------------------------------------------------------------------------------------------------
@@ -58,19 +181,19 @@ def reproduce(
     data_root: Path | None = None,
     jobs: int | None = None,
     overwrite: bool = False,
-    on_cell: Callable[[Cell, Json], None] | None = None,
-) -> Json:
+    on_cell: Callable[[Cell, CellRecord], None] | None = None,
+) -> Reproduced:
     """Run the cells (all unless given) that ``out`` does not hold and write ``out/<table>.json`` and ``.md``.
 
-    ``jobs`` processes work side by side, each with its share of the cores and a GPU of its own as long as they last; none:
+    ``jobs`` processes work side by side, each with its part of the cores and a GPU of its own as long as they last; none:
     one for each GPU, or for two cores, two where there are two. ``on_cell`` gets each cell that was run and its record. A
-    cell that fails is written down with its reason, the others go on; it is tried again by the next call. Returns what
-    the JSON file says.
+    cell that fails is written down with its reason, the others go on; it is tried again by the next call. Returns the
+    content of the JSON file.
     """
     root = Path(data_root or DEFAULT_DATA_ROOT).expanduser()
     tell = on_cell or (lambda cell, record: None)
     chosen = cells_of(table) if cells is None else cells
-    pending = [cell for cell in chosen if overwrite or not _done(_read(out, cell))]
+    pending = [cell for cell in chosen if overwrite or not _read(out, cell).done]
     for cell in pending if overwrite else ():
         (out / cell.scores_file).unlink(missing_ok=True)
     absent = {}
@@ -93,8 +216,9 @@ def reproduce(
     with suppress(OSError):
         (out / "running").rmdir()
     found = tabulate(table, out)
-    write_bytes(out / f"{table.name}.json", (json.dumps(found, indent=1) + "\n").encode())
-    write_bytes(out / f"{table.name}.md", markdown(found).encode())
+    writer = Writer(out)
+    writer.bytes(f"{table.name}.json", dumps(found))
+    writer.bytes(f"{table.name}.md", markdown(found).encode())
     return found
 
 
@@ -107,7 +231,7 @@ class _Fit:
     cells: tuple[Cell, ...]
     data_root: Path
 
-    def run(self) -> list[Json]:
+    def run(self) -> list[CellRecord]:
         """The records of the cells, written to their files, from the scores that are kept or from a fit."""
         first, detector, held_out = self.cells[0], None, None
         run_dir = self.out / "running" / first.fit_key
@@ -138,7 +262,7 @@ class _Fit:
 
     def _measure(
         self, cell: Cell, detector: Detector | None, test: DataSet, held_out: DataSet | None, kept: KeptScores
-    ) -> Json:
+    ) -> CellRecord:
         try:
             images = _chosen(cell, test)
             more: Json = {}
@@ -206,7 +330,7 @@ class _Fit:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _ScoredImage:
     place: int
     """Index in the data set."""
     label: int | None
@@ -215,12 +339,13 @@ class _Found:
     mask: Mask | None
 
 
-def _scored(detector: Detector, data: DataSet, maps: bool) -> list[_Found]:
+def _scored(detector: Detector, data: DataSet, maps: bool) -> list[_ScoredImage]:
     """Of each image that can be read."""
     found = []
     for i, r in enumerate(detector.stream(data, batch_size=256)):
         if isinstance(r, Result):
-            found.append(_Found(i, r.item.label, r.score, r.map if maps else None, data.mask(i) if maps else None))
+            map, mask = (r.map, data.mask(i)) if maps else (None, None)
+            found.append(_ScoredImage(i, r.item.label, r.score, map, mask))
     return found
 
 
@@ -240,7 +365,7 @@ def _identity(cell: Cell) -> Json:
     return {"data": cell.spec, "seed": cell.seed, "method": cell.method, "settings": cell.settings}
 
 
-def _of_maps(found: Sequence[_Found], decision: Decision | None) -> dict[str, float | None]:
+def _of_maps(found: Sequence[_ScoredImage], decision: Decision | None) -> dict[str, float | None]:
     """METRICS but the AUROC of images; none where they cannot be had. Anomalous images in which nothing is marked are left
     out over pixels."""
     labels = np.array([f.label for f in found])
@@ -256,16 +381,15 @@ def _of_maps(found: Sequence[_Found], decision: Decision | None) -> dict[str, fl
         metrics |= {"pixel_auroc": pixel_auroc(maps, masks), "pixel_ap": pixel_average_precision(maps, masks)}
     if decision is not None and decision.pixel_threshold is not None:
         flags = np.array([decision.flags(f.score, f.map) for f in found])
-        true, both = labels == 1, float(2 * (flags & (labels == 1)).sum())
-        metrics["mean_accuracy"] = float(flags[true].mean() + (~flags[~true]).mean()) / 2
-        metrics["image_f1"] = both / float(flags.sum() + true.sum())
+        at = at_threshold(labels, flags)
+        metrics |= {"mean_accuracy": at.mean_accuracy, "image_f1": at.f1}
         if located:
             threshold = decision.pixel_threshold
             metrics |= {"pixel_f1": pixel_f1_at(maps, masks, threshold), "pro": pro(maps, masks, threshold)}
     return metrics
 
 
-def side_by_side(work: Sequence[_Fit], jobs: int) -> Iterator[tuple[_Fit, list[Json]]]:
+def side_by_side(work: Sequence[_Fit], jobs: int) -> Iterator[tuple[_Fit, list[CellRecord]]]:
     """Each fit with its records, as they come. One job runs in this process."""
     jobs = min(jobs, len(work))
     if jobs <= 1:
@@ -327,17 +451,17 @@ def _serve(connection: Connection, threads: int, gpu: str | None) -> None:
 
 
 @contextmanager
-def _environment(words: Mapping[str, str]) -> Iterator[None]:
-    before = {word: os.environ.get(word) for word in words}
-    os.environ.update(words)
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
-        for word, value in before.items():
+        for name, value in before.items():
             if value is None:
-                del os.environ[word]
+                del os.environ[name]
             else:
-                os.environ[word] = value
+                os.environ[name] = value
 
 
 def _cores() -> int:
@@ -364,11 +488,11 @@ def _reason(error: Exception) -> str:
     return text if isinstance(error, NormalcyError) else f"{type(error).__name__}: {text}"
 
 
-def _write_failure(table: Table, out: Path, cell: Cell, reason: str) -> Json:
+def _write_failure(table: Table, out: Path, cell: Cell, reason: str) -> CellRecord:
     return _write(table, out, cell, {"failed": reason})
 
 
-def _write(table: Table, out: Path, cell: Cell, facts: Json) -> Json:
+def _write(table: Table, out: Path, cell: Cell, facts: Json) -> CellRecord:
     record = {
         "format": FORMAT,
         "made_for": f"{table.name}: {cell.row}",
@@ -381,236 +505,220 @@ def _write(table: Table, out: Path, cell: Cell, facts: Json) -> Json:
         **facts,
         "settings": cell.settings,
     }
-    write_record(out / cell.file, record)
-    return record
+    write_record(out / cell.file, to_json(record))
+    return from_json(CellRecord, to_json(record), str(cell.file), REMEDY)
 
 
-def _read(out: Path, cell: Cell) -> Json:
-    """The record of a cell; empty where there is none."""
+def _read(out: Path, cell: Cell) -> CellRecord:
+    """The record of a cell; an empty one where there is none that can be used."""
     try:
-        record = json.loads((out / cell.file).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) and record.get("format") == FORMAT else {}
-
-
-def _done(record: Json) -> bool:
-    return "auroc" in record
+        return load(CellRecord, out / cell.file, REMEDY)
+    except DataError:
+        return CellRecord()
 
 
 # -- the table -------------------------------------------------------------------------------------------------------
 
 
-def tabulate(table: Table, out: Path) -> Json:
+def tabulate(table: Table, out: Path) -> Reproduced:
     """Published and measured numbers, of what ``out`` holds. A number is the mean over classes of the mean over
     seeds; its 95 % interval see :func:`interval`."""
-    records: dict[tuple[str, str], list[tuple[Cell, Json]]] = {}
+    records: dict[tuple[str, str], list[tuple[Cell, CellRecord]]] = {}
     for cell in cells_of(table):
         records.setdefault((cell.row, cell.column), []).append((cell, _read(out, cell)))
-    lines, failed, made = [], Counter[str](), []
+    lines: list[Line] = []
     for row in table.rows:
-        for column in table.columns:
-            here = records.get((row.name, column), [])
-            found = [(cell, record) for cell, record in here if _done(record)]
-            made += [record for _, record in found]
-            failed.update(f"{row.name} on {column}: {record['failed']}" for _, record in here if "failed" in record)
-            by_class: dict[str, dict[int, Json]] = {}
-            for cell, record in found:
-                number = _number(record, table.metric_of(row))
-                if number is not None:
-                    by_class.setdefault(cell.normal, {})[cell.seed] = number
-            unit, most = (1.0, math.inf) if table.metric_of(row) == "fit_minutes" else (100.0, 1.0)
-            classes = {
-                normal: {"mean": round(unit * _mean_of(seeds.values()), 3), "seeds": len(seeds)}
-                for normal, seeds in by_class.items()
-            }
-            ours = interval(list(by_class.values()), unit, most)
-            seconds = sum(record["fit"]["seconds"] + record["score_seconds"] for _, record in found)
-            cells = {"done": len(found), "of": len(here), "seconds": round(seconds, 1)}
-            lines.append(_line(table, row, column, ours, cells, classes))
-        if table.mean:
-            own = lines[-len(table.columns) :]
-            values = [line["ours"]["value"] for line in own if line["ours"] is not None]
-            whole = None
-            if len(values) == len(own):
-                whole = {"value": round(statistics.fmean(values), 3), "low": None, "high": None, "over": "columns"}
-            cells = {key: sum(line["cells"][key] for line in own) for key in ("done", "of", "seconds")}
-            lines.append(_line(table, row, "mean", whole, cells, {}))
-    return {
-        "format": FORMAT,
-        "table": table.name,
-        "paper": table.paper,
-        "number": table.number,
-        "shows": table.shows,
-        "protocol": table.protocol,
-        "reduction": table.reduction,
-        "unit": "minutes" if table.metric == "fit_minutes" else "percent",
-        "metrics": list(dict.fromkeys(METRICS[table.metric_of(row)] for row in table.rows)),
-        "lines": lines,
-        "failed": [{"cells": count, "reason": reason} for reason, count in failed.items()],
-        "notes": [*table.notes, *(f"{row.name}: {row.note}" for row in table.rows if row.note)],
-        "hardware": _distinct(record["hardware"].get("gpu") or record["hardware"]["processor"] for record in made),
-        "seeds": sorted({record["seed"] for record in made}),
-        "commits": _distinct(record["commit"] for record in made),
-        "versions": _distinct(f"normalcy {r['versions']['normalcy']}, torch {r['versions']['torch']}" for r in made),
-    }
+        own = [_line(table, row, column, records.get((row.name, column), [])) for column in table.columns]
+        lines += [*own, _mean_line(table, row, own)] if table.mean else own
+    everything = [pair for pairs in records.values() for pair in pairs]
+    failed = Counter(
+        f"{cell.row} on {cell.column}: {record.failed}" for cell, record in everything if record.failed is not None
+    )
+    made = [record for _, record in everything if record.done]
+    return Reproduced(
+        table=table.name,
+        paper=table.paper,
+        number=table.number,
+        shows=table.shows,
+        protocol=table.protocol,
+        reduction=table.reduction,
+        unit="minutes" if table.metric == "fit_minutes" else "percent",
+        metrics=tuple(dict.fromkeys(METRICS[table.metric_of(row)] for row in table.rows)),
+        lines=tuple(lines),
+        failed=tuple(CellFailure(count, reason) for reason, count in failed.items()),
+        notes=(*table.notes, *(f"{row.name}: {row.note}" for row in table.rows if row.note)),
+        hardware=_distinct(record.hardware.get("gpu") or record.hardware.get("processor") for record in made),
+        seeds=tuple(sorted({record.seed for record in made})),
+        commits=_distinct(record.commit for record in made),
+        versions=_distinct(
+            f"normalcy {record.versions.get('normalcy')}, torch {record.versions.get('torch')}" for record in made
+        ),
+    )
 
 
-def _line(
-    table: Table, row: Row, column: str, ours: Json | None, cells: Mapping[str, int], classes: Mapping[str, Json]
-) -> Json:
-    published = row.published.get(column)
-    same = comparable(table, row, column, list(classes)) if ours is not None else None
-    by_class = row.published_classes.get(column, {})
-    return {
-        "row": row.name,
-        "column": column,
-        "method": row.method,
-        "metric": table.metric_of(row),
-        "published": published,
-        "published_same_classes": same,
-        "ours": ours,
-        "difference": None if ours is None or same is None else round(ours["value"] - same, 3),
-        "cells": cells,
-        "classes": classes,
-        "published_classes": dict(by_class),
+def _line(table: Table, row: Row, column: str, pairs: Sequence[tuple[Cell, CellRecord]]) -> Line:
+    metric = table.metric_of(row)
+    done = [(cell, record) for cell, record in pairs if record.done]
+    by_class: dict[str, dict[int, Number]] = {}
+    for cell, record in done:
+        number = _number(record, metric)
+        if number is not None:
+            by_class.setdefault(cell.normal, {})[cell.seed] = number
+    unit, most = (1.0, math.inf) if metric == "fit_minutes" else (100.0, 1.0)
+    classes = {
+        normal: ClassMean(round(unit * _mean_of(seeds.values()), 3), len(seeds)) for normal, seeds in by_class.items()
     }
+    cells = CellCount(len(done), len(pairs), round(sum(record.seconds for _, record in done), 1))
+    measured = interval(list(by_class.values()), unit, most)
+    same = None if measured is None else comparable(table, row, column, list(classes))
+    line = Line(row.name, column, row.method, metric, row.published.get(column), measured, same, cells=cells)
+    return replace(
+        _with_difference(line), classes=classes, published_classes=dict(row.published_classes.get(column, {}))
+    )
 
 
 def comparable(table: Table, row: Row, column: str, classes: Sequence[str]) -> float | None:
-    """The published number for these classes: the mean over them where they are published one by one, the mean over all where
-    no class is missing; none where there is no number over the same classes."""
-    by_class = row.published_classes.get(column, {})
-    if column == "mean":
-        return row.published.get(column)
-    given = table.columns[column]
-    whole = set(classes) == set(given.unreduced or classes_of(given))
-    if whole and column in row.published:
+    """The published number for these classes: the mean over all where no class is missing, the mean over them where they are
+    published one by one; none where there is no number over the same classes."""
+    by_class, given = row.published_classes.get(column, {}), table.columns[column]
+    if set(classes) == set(given.unreduced or classes_of(given)) and column in row.published:
         return row.published[column]
     if classes and all(normal in by_class for normal in classes):
         return round(statistics.fmean(by_class[normal] for normal in classes), 3)
     return None
 
 
-def _number(record: Json, metric: str) -> Json | None:
-    """A metric of a cell, "value" and its "error"; of metrics but the AUROC of images no error is known."""
+def _mean_line(table: Table, row: Row, own: Sequence[Line]) -> Line:
+    """The mean over columns, where all of them have a number."""
+    values = [line.measured.value for line in own if line.measured is not None]
+    whole = Measured(round(statistics.fmean(values), 3), None, None, "columns") if len(values) == len(own) else None
+    done, of, seconds = (sum(getattr(line.cells, name) for line in own) for name in ("done", "of", "seconds"))
+    published, cells = row.published.get("mean"), CellCount(done, of, seconds)
+    same = None if whole is None else published
+    return _with_difference(
+        Line(row.name, "mean", row.method, table.metric_of(row), published, whole, same, cells=cells)
+    )
+
+
+def _with_difference(line: Line) -> Line:
+    if line.measured is None or line.published_same_classes is None:
+        return line
+    return replace(line, difference=round(line.measured.value - line.published_same_classes, 3))
+
+
+def _number(record: CellRecord, metric: str) -> Number | None:
+    """A metric of a cell; of metrics but the AUROC of images no error is known."""
     if metric == "image_auroc":
-        return {"value": record["auroc"], "error": record["error"]}
+        return None if record.auroc is None else Number(record.auroc, record.error)
     if metric == "fit_minutes":
-        return {"value": record["fit"]["seconds"] / 60, "error": None}
-    value = record.get("metrics", {}).get(metric)
-    return None if value is None or not math.isfinite(value) else {"value": value, "error": None}
+        return None if record.fit is None else Number(record.fit.seconds / 60)
+    value = record.metrics.get(metric)
+    return None if value is None else Number(value)
 
 
-def interval(classes: Sequence[Mapping[int, Json]], unit: float = 100.0, most: float = 1.0) -> Json | None:
-    """Mean over classes of the mean over seeds, in percent, with a 95 % interval. ``classes``: seed -> value and error.
-    ``unit`` and ``most``: a factor on the numbers, and the largest that there can be, where they are no shares.
+def interval(classes: Sequence[Mapping[int, Number]], unit: float = 100.0, most: float = 1.0) -> Measured | None:
+    """Mean over classes of the mean over seeds, in percent, with a 95 % interval. ``classes``: seed -> number.
+    ``unit`` and ``most``: a factor on the numbers, and the largest that there can be, where they are no fractions.
 
     With at least two seeds that every class has: Student's t over the seeds, each the mean over classes. Else DeLong's
     errors, that of a class the mean over its seeds, which see the same test images, and classes taken as independent; no
     interval where there are none.
 
-    >>> one = {0: {"value": 0.9, "error": 0.03}}, {0: {"value": 0.8, "error": 0.04}}
-    >>> interval(one)
-    {'value': 85.0, 'low': 80.1, 'high': 89.9, 'over': 'test images'}
-    >>> two = {0: {"value": 0.89, "error": 0.03}, 1: {"value": 0.91, "error": 0.03}}
-    >>> interval([two])
-    {'value': 90.0, 'low': 77.294, 'high': 100.0, 'over': 'seeds'}
+    >>> interval([{0: Number(0.9, 0.03)}, {0: Number(0.8, 0.04)}])
+    Measured(value=85.0, low=80.1, high=89.9, over='test images')
+    >>> interval([{0: Number(0.89, 0.03), 1: Number(0.91, 0.03)}])
+    Measured(value=90.0, low=77.294, high=100.0, over='seeds')
     """
     if not classes:
         return None
     value = statistics.fmean(_mean_of(seeds.values()) for seeds in classes)
     common = set.intersection(*(set(seeds) for seeds in classes))
+    errors = [[number.error for number in seeds.values() if number.error is not None] for seeds in classes]
     if len(common) > 1:
-        means = [statistics.fmean(seeds[k]["value"] for seeds in classes) for k in sorted(common)]
+        means = [statistics.fmean(seeds[k].value for seeds in classes) for k in sorted(common)]
         half = float(t.ppf(0.975, len(means) - 1)) * statistics.stdev(means) / math.sqrt(len(means))
-    elif any(number["error"] is None for seeds in classes for number in seeds.values()):
-        return {"value": round(unit * value, 3), "low": None, "high": None, "over": "nothing"}
+    elif any(len(known) < len(seeds) for known, seeds in zip(errors, classes)):
+        return Measured(round(unit * value, 3), None, None, "nothing")
     else:
-        errors = [statistics.fmean(record["error"] for record in seeds.values()) for seeds in classes]
-        half = float(norm.ppf(0.975)) * math.hypot(*errors) / len(errors)
+        half = float(norm.ppf(0.975)) * math.hypot(*map(statistics.fmean, errors)) / len(errors)
+    low, high = max(value - half, 0.0), min(value + half, most)
     over = "seeds" if len(common) > 1 else "test images"
-    return {
-        "value": round(unit * value, 3),
-        "low": round(unit * max(value - half, 0.0), 3),
-        "high": round(unit * min(value + half, most), 3),
-        "over": over,
-    }
+    return Measured(round(unit * value, 3), round(unit * low, 3), round(unit * high, 3), over)
 
 
-def markdown(found: Json) -> str:
+HEAD = ("method", "data", "published", "same classes", "measured [95 %]", "difference", "cells")
+
+
+def markdown(found: Reproduced) -> str:
     """The table as a page."""
-    lines = [f"# {found['paper']}: table {found['number']}", "", found["shows"], "", found["protocol"], ""]
-    if found["reduction"]:
-        lines += [f"**{found['reduction']}**", ""]
-    lines += _grid(
-        ["method", "data", "published", "published, same classes", "ours [95 %]", "difference", "cells"],
-        [[line["row"], line["column"], *spelled(line)] for line in found["lines"]],
-    )
+    lines = [f"# {found.paper}: table {found.number}", "", found.shows, "", found.protocol, ""]
+    if found.reduction:
+        lines += [f"**{found.reduction}**", ""]
+    lines += markdown_table(HEAD, [cells_as_text(line) for line in found.lines])
     lines += ["", explained(found)]
-    for column in dict.fromkeys(line["column"] for line in found["lines"]):
-        here = [line for line in found["lines"] if line["column"] == column and line["classes"]]
-        classes = list(dict.fromkeys(normal for line in here for normal in line["classes"]))
+    for column in dict.fromkeys(line.column for line in found.lines):
+        here = [line for line in found.lines if line.column == column and line.classes]
+        classes = list(dict.fromkeys(normal for line in here for normal in line.classes))
         if classes and classes != [""]:
             lines += ["", f"## {column}, class by class", ""]
-            lines += _grid(["normal", *classes], [row for line in here for row in _by_class(line, classes)])
+            lines += markdown_table(["normal", *classes], [row for line in here for row in _by_class(line, classes)])
     for title, points in (
-        ("Failed", [f"{f['reason']} Cells: {f['cells']}." for f in found["failed"]]),
-        ("Notes", found["notes"]),
-        ("Made with", [*found["versions"], *found["hardware"]]),
+        ("Failed", [f"{one.reason} Cells: {one.cells}." for one in found.failed]),
+        ("Notes", found.notes),
+        ("Made with", [*found.versions, *found.hardware]),
     ):
         if points:
             lines += ["", f"## {title}", "", *(f"- {point}" for point in points)]
     return "\n".join(lines) + "\n"
 
 
-def spelled(line: Json) -> list[str]:
-    """Published over all classes and over the classes of ours, ours, difference and cells of a line, as they are printed."""
-    ours, difference, cells = line["ours"], line["difference"], line["cells"]
+def cells_as_text(line: Line) -> list[str]:
+    """A line under :data:`HEAD`."""
+    found, cells = line.measured, line.cells
     return [
-        *("-" if line[key] is None else f"{line[key]:.1f}" for key in ("published", "published_same_classes")),
-        "-"
-        if ours is None
-        else f"{ours['value']:.1f}" + ("" if ours["low"] is None else f" [{ours['low']:.1f}, {ours['high']:.1f}]"),
-        "-" if difference is None else f"{difference:+.1f}",
-        f"{cells['done']}/{cells['of']}" if cells["of"] else "-",
+        line.row,
+        line.column,
+        metric(line.published, 1),
+        metric(line.published_same_classes, 1),
+        MISSING if found is None else value_with_ends(found.value, found.low, found.high, 1),
+        signed(line.difference, 1),
+        f"{cells.done}/{cells.of}" if cells.of else MISSING,
     ]
 
 
-def explained(found: Json) -> str:
+def explained(found: Reproduced) -> str:
     """What the numbers are, in a sentence or two."""
-    kinds = {line["ours"]["over"] for line in found["lines"] if line["ours"] is not None}
+    kinds = {line.measured.over for line in found.lines if line.measured is not None}
     how = {
         "seeds": "over seeds",
         "test images": "over test images for a single seed (DeLong; classes taken as independent)",
     }
     intervals = " or ".join(how[kind] for kind in sorted(kinds) if kind in how) or ("none" if kinds else "none yet")
-    part = any(0 < line["cells"]["done"] < line["cells"]["of"] for line in found["lines"])
-    rest = " Where cells are missing, ours is the mean of those that are there; the difference is to the published mean over the "
-    rest = rest + "same classes, and is not given where that is not known." if part else ""
-    what = f"{'; '.join(found['metrics'])} in {found['unit']}, mean over classes of the mean over seeds"
+    part = any(0 < line.cells.done < line.cells.of for line in found.lines)
+    rest = (
+        " Where cells are missing, the number is the mean of those that are there; the difference is to the published mean over "
+        "the same classes, and is not given where that is not known."
+        if part
+        else ""
+    )
+    what = f"{'; '.join(found.metrics)} in {found.unit}, mean over classes of the mean over seeds"
     return f"{what}; intervals: {intervals}.{rest}"
 
 
 # -- private ---------------------------------------------------------------------------------------------------------
 
 
-def _by_class(line: Json, classes: Sequence[str]) -> list[list[str]]:
-    """Our numbers, and the published ones below them where there are any."""
-    ours = {normal: number["mean"] for normal, number in line["classes"].items()}
-    rows = [(line["row"], ours), (f"{line['row']}, published", line["published_classes"])]
-    spelled = [[name, *("" if n not in numbers else f"{numbers[n]:.1f}" for n in classes)] for name, numbers in rows]
-    return spelled if any(n in line["published_classes"] for n in classes) else spelled[:1]
+def _by_class(line: Line, classes: Sequence[str]) -> list[list[str]]:
+    """The measured numbers, and the published ones below them where there are any."""
+    measured = {normal: one.mean for normal, one in line.classes.items()}
+    rows = [(line.row, measured), (f"{line.row}, published", line.published_classes)]
+    spelled = [[name, *("" if n not in numbers else metric(numbers[n], 1) for n in classes)] for name, numbers in rows]
+    return spelled if any(n in line.published_classes for n in classes) else spelled[:1]
 
 
-def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+def _mean_of(numbers: Iterable[Number]) -> float:
+    return statistics.fmean(number.value for number in numbers)
 
 
-def _mean_of(numbers: Iterable[Json]) -> float:
-    return statistics.fmean(number["value"] for number in numbers)
-
-
-def _distinct(words: Any) -> list[str]:
-    return sorted(set(words))
+def _distinct(texts: Iterable[object]) -> tuple[str, ...]:
+    return tuple(sorted({str(text) for text in texts}))

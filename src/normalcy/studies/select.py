@@ -1,6 +1,6 @@
 """Settings chosen by a few anomalies, for any method: section III-C, "weakly supervised", of DPA (Shvetsova et al. 2021).
 
-The normal training images are parted in three, the anomalies too. With each of three fits a part of the normal images is
+The normal training images are split in three parts, the anomalies too. With each of three fits a part of the normal images is
 left out and ranked against each part of the anomalies: nine AUROC, whose mean is to be as large as possible. The anomalies
 take part in nothing but this choice; images of the test split are refused. (The paper has three of these nine: part k of
 the normal images against part k of the anomalies.) Without anomalies, ``"synthetic"`` plants defects in the left-out images.
@@ -13,8 +13,6 @@ workers can share it. Everything is written to ``out``: ``study.db``, ``trials.c
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import warnings
@@ -34,10 +32,11 @@ from normalcy.data.splits import folds, normal_training_images, with_split
 from normalcy.data.synthetic import SYNTHETIC, make
 from normalcy.detector import Detector
 from normalcy.errors import DataError, NormalcyError, SettingsError
-from normalcy.files import write_bytes
 from normalcy.methods import get
 from normalcy.metrics import auroc
-from normalcy.report.markup import definitions, document, number, table, tag
+from normalcy.report.selection import write_selection
+from normalcy.results.schema import Count, Rate, dumps
+from normalcy.results.writer import Writer
 from normalcy.settings import COMMON
 
 FOLDS = 3
@@ -51,7 +50,7 @@ class Trial:
     """One setting tried."""
 
     number: int
-    words: Mapping[str, Any]
+    settings: Mapping[str, Any]
     state: Literal["complete", "given up", "failed"]
     aurocs: Float64
     """(fits done, 3): part of the normal images left out x part of the anomalies."""
@@ -63,20 +62,44 @@ class Trial:
         return float(self.aurocs.mean()) if self.aurocs.size else math.nan
 
     @property
-    def spread(self) -> float:
-        """Deviation over the folds."""
+    def standard_deviation(self) -> float:
+        """Over the folds."""
         return float(self.aurocs.std(ddof=1)) if self.aurocs.size > 1 else math.nan
 
     def summary(self) -> str:
-        words = ", ".join(f"{word}={_text(value)}" for word, value in self.words.items())
+        settings = ", ".join(f"{name}={_text(value)}" for name, value in self.settings.items())
         if self.state == "failed":
-            return f"{words}: {self.reason}"
-        return f"{words}: AUROC {self.mean:.3f} +- {self.spread:.3f}{' (given up)' * (self.state == 'given up')}"
+            return f"{settings}: {self.reason}"
+        return f"{settings}: AUROC {self.mean:.3f} +- {self.standard_deviation:.3f}{' (given up)' * (self.state == 'given up')}"
+
+
+Aurocs = tuple[tuple[Rate, ...], ...]
+
+
+@dataclass(frozen=True)
+class SelectionRecord:
+    """The content of ``select.json``."""
+
+    method: str
+    best: Mapping[str, str]
+    """The best settings, those that were searched."""
+    auroc: Rate
+    """Mean over the folds."""
+    standard_deviation: float | None
+    """Over the folds."""
+    aurocs: Aurocs
+    """Part of the normal images left out x part of the anomalies."""
+    default_aurocs: Aurocs | None
+    """Of the method's own settings."""
+    normal_images: Count
+    anomalies: Count
+    synthetic: bool
+    trials: Count
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What a search found."""
+    """The result of a search."""
 
     method: str
     trials: Sequence[Trial]
@@ -89,23 +112,39 @@ class Selection:
     synthetic: bool
 
     @property
-    def words(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """The best settings, those that were searched."""
-        return dict(self.best.words)
+        return dict(self.best.settings)
+
+    def record(self) -> SelectionRecord:
+        best = self.best
+        return SelectionRecord(
+            method=self.method,
+            best={name: _text(value) for name, value in self.settings.items()},
+            auroc=best.mean,
+            standard_deviation=best.standard_deviation,
+            aurocs=tuple(map(tuple, best.aurocs.tolist())),
+            default_aurocs=None if self.default is None else tuple(map(tuple, self.default.aurocs.tolist())),
+            normal_images=self.normal,
+            anomalies=self.anomalies,
+            synthetic=self.synthetic,
+            trials=len(self.trials),
+        )
 
     def gain(self) -> tuple[float, float, int] | None:
-        """Best minus default on the same folds: mean, deviation, and in how many folds the best is ahead."""
+        """Best minus default on the same folds: mean, standard deviation, and in how many folds the best is ahead."""
         if self.default is None:
             return None
         difference = self.best.aurocs - self.default.aurocs
         return float(difference.mean()), float(difference.std(ddof=1)), int((difference > 0).sum())
 
-    def sentence(self) -> str:
+    def summary(self) -> str:
         """How good the choice is and how sure."""
         kind = "synthetic anomalies" if self.synthetic else "anomalies"
         text = (
-            f"Best of {len(self.trials)} settings of {self.method}: AUROC {self.best.mean:.3f} +- {self.best.spread:.3f} over "
-            f"{self.best.aurocs.size} folds of {self.normal} normal images and {self.anomalies} {kind}"
+            f"Best of {len(self.trials)} settings of {self.method}: AUROC {self.best.mean:.3f} +- "
+            f"{self.best.standard_deviation:.3f} over {self.best.aurocs.size} folds of {self.normal} normal images and "
+            f"{self.anomalies} {kind}"
         )
         gain = self.gain()
         if gain is None:
@@ -113,7 +152,11 @@ class Selection:
         if self.best is self.default:
             return f"{text}; these are the method's own settings."
         unsure = abs(gain[0]) < gain[1]
-        judged = "less than its spread, so the choice is not sure" if unsure else "more than its spread"
+        judged = (
+            "less than its standard deviation, so the choice is not sure"
+            if unsure
+            else "more than its standard deviation"
+        )
         return (
             f"{text}; {gain[0]:+.3f} +- {gain[1]:.3f} against the method's own settings ({judged}; ahead in {gain[2]} of "
             f"{self.best.aurocs.size} folds). It was chosen on these folds, so expect somewhat less."
@@ -128,7 +171,7 @@ def select(
     *,
     trials: int = 20,
     space: Mapping[str, Sequence[Any]] | None = None,
-    words: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
     storage: str | None = None,
     on_trial: Callable[[Trial], None] | None = None,
 ) -> Selection:
@@ -136,7 +179,7 @@ def select(
 
     ``data`` gives the normal training images; ``anomalies`` a few images, all taken as anomalous where none is labelled so.
     ``space``: setting -> values to choose from (default: ``Method.search``); the method's own value is always among them,
-    and the first trial has all of these. ``words`` are settings that stay as they are. ``storage`` is a database URL (default
+    and the first trial has all of these. ``settings`` stay as they are. ``storage`` is a database URL (default
     SQLite in ``out``).
 
     Raises SettingsError for impossible settings or a study of other data, DataError for too few images or anomalies out of
@@ -144,7 +187,7 @@ def select(
     """
     if trials < 1:
         raise SettingsError(f"select: trials must be at least 1, got {trials}.")
-    fixed = dict(words or {})
+    fixed = dict(settings or {})
     choices = _choices(method, space, fixed)
     seed = int(fixed.get("seed", 0))
     normal_parts, anomaly_parts = _parts(data, anomalies, seed)
@@ -164,18 +207,18 @@ def select(
 
     def objective(trial: optuna.Trial) -> float:
         chosen = {word: trial.suggest_categorical(word, list(texts)) for word, texts in _texts(choices).items()}
-        settings = {word: choices[word][_texts(choices)[word].index(text)] for word, text in chosen.items()}
+        own = {word: choices[word][_texts(choices)[word].index(text)] for word, text in chosen.items()}
         found: list[list[float]] = []
         for k in range(FOLDS):
             rest = _joined([part for j, part in enumerate(normal_parts) if j != k])
             try:
-                detector = Detector(method, **{**fixed, **settings, "calibration": 0.0}).fit(rest)
+                detector = Detector(method, **{**fixed, **own, "calibration": 0.0}).fit(rest)
                 normal = detector.score(normal_parts[k]).scores
-                strange = [detector.score(part).scores for part in anomaly_parts[k]]
+                anomalous = [detector.score(part).scores for part in anomaly_parts[k]]
             except NormalcyError as error:
                 trial.set_user_attr("reason", str(error))
                 raise
-            found.append([auroc(np.r_[np.zeros(len(normal)), np.ones(len(s))], np.r_[normal, s]) for s in strange])
+            found.append([auroc(np.r_[np.zeros(len(normal)), np.ones(len(s))], np.r_[normal, s]) for s in anomalous])
             trial.set_user_attr("aurocs", found)
             trial.report(float(np.mean(found)), k)
             if k + 1 < FOLDS and trial.should_prune():
@@ -201,7 +244,7 @@ def select(
         method,
         tried,
         best=max(complete, key=lambda t: t.mean),
-        default=next((t for t in complete if dict(t.words) == own), None),
+        default=next((t for t in complete if dict(t.settings) == own), None),
         normal=sum(map(len, normal_parts)),
         anomalies=sum(map(len, anomaly_parts[0])),
         synthetic=isinstance(anomalies, str),
@@ -270,16 +313,16 @@ def _parts(
             raise SettingsError(f'select expects anomalies as a data set or "synthetic", got {anomalies!r}.')
         planted = [synthetic_anomalies(part, seed + k) for k, part in enumerate(normal_parts)]
         return normal_parts, [[p.subset(part) for part in folds(p.cases, FOLDS, seed)] for p in planted]
-    strange = anomalies.select(label=1) if any(item.label == 1 for item in anomalies.items) else anomalies
+    anomalous = anomalies.select(label=1) if any(item.label == 1 for item in anomalies.items) else anomalies
     test = {whole.source(i) or item.path for i, item in enumerate(whole.items) if item.split == "test"}
     if anomalies.name == whole.name or anomalies.root is not None:
-        shared = [item.path for i, item in enumerate(strange.items) if (strange.source(i) or item.path) in test]
+        shared = [item.path for i, item in enumerate(anomalous.items) if (anomalous.source(i) or item.path) in test]
         if shared:
             raise DataError(
                 f"select: {len(shared)} of the anomalies are test images of {whole.name}, as {shared[0]}; test data choose "
                 "nothing, so take other anomalies or move these out of the test split."
             )
-    parts = [strange.subset(part) for part in folds(strange.cases, FOLDS, seed)]
+    parts = [anomalous.subset(part) for part in folds(anomalous.cases, FOLDS, seed)]
     return normal_parts, [parts] * FOLDS
 
 
@@ -330,7 +373,7 @@ def _check_identity(
     choices: Mapping[str, Sequence[Any]],
     fixed: Mapping[str, Any],
     normal: Sequence[DataSet],
-    strange: Sequence[Sequence[DataSet]],
+    anomalous: Sequence[Sequence[DataSet]],
 ) -> None:
     """A study that goes on must be about the same images and choices."""
     identity = {
@@ -338,7 +381,7 @@ def _check_identity(
         "choices": json.dumps(_texts(choices), sort_keys=True),
         "settings": json.dumps({word: _text(value) for word, value in fixed.items()}, sort_keys=True),
         "images": ",".join(part.fingerprint() for part in normal),
-        "anomalies": ",".join(part.fingerprint() for part in strange[0]),
+        "anomalies": ",".join(part.fingerprint() for part in anomalous[0]),
     }
     for what, value in identity.items():
         before = study.user_attrs.get(what)
@@ -357,58 +400,30 @@ def _trial(trial: optuna.trial.FrozenTrial, choices: Mapping[str, Sequence[Any]]
         state = "complete"
     elif trial.state == optuna.trial.TrialState.PRUNED:
         state = "given up"
-    words = {word: choices[word][texts[word].index(text)] for word, text in trial.params.items()}
+    settings = {name: choices[name][texts[name].index(text)] for name, text in trial.params.items()}
     aurocs = np.array(trial.user_attrs.get("aurocs", []), np.float64).reshape(-1, FOLDS)
-    return Trial(trial.number, words, state, aurocs, trial.user_attrs.get("reason", ""))
+    return Trial(trial.number, settings, state, aurocs, trial.user_attrs.get("reason", ""))
 
 
 def _write(out: Path, selection: Selection, fixed: Mapping[str, Any]) -> None:
     ranked = sorted(
         selection.trials, key=lambda t: (t.state != "complete", -t.mean if t.aurocs.size else 1.0, t.number)
     )
-    words = list(selection.best.words)
-    columns = ["trial", *words, "state", "auroc", "spread", "folds"]
+    best = {name: _text(value) for name, value in selection.settings.items()}
+    head = ["trial", *best, "state", "auroc", "standard_deviation", "folds"]
     rows: list[list[str | int]] = [
         [
             t.number,
-            *(_text(t.words.get(word, "")) for word in words),
+            *(_text(t.settings.get(name, "")) for name in best),
             t.state if not t.reason else f"{t.state}: {t.reason}",
-            *(("", "") if not t.aurocs.size else (f"{t.mean:.4f}", f"{t.spread:.4f}")),
+            *(("", "") if not t.aurocs.size else (f"{t.mean:.4f}", f"{t.standard_deviation:.4f}")),
             t.aurocs.size,
         ]
         for t in ranked
     ]
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
-    write_bytes(out / "trials.csv", text.getvalue().encode())
-    best = {**fixed, **selection.words}
-    toml = f"# {selection.sentence()}\n{config.write_toml({'method': selection.method, **best})}"
-    write_bytes(out / "best.toml", toml.encode())
-    facts = {
-        "method": selection.method,
-        "best": {word: _text(value) for word, value in selection.words.items()},
-        "auroc": selection.best.mean,
-        "spread": selection.best.spread,
-        "aurocs": selection.best.aurocs.tolist(),
-        "default_aurocs": None if selection.default is None else selection.default.aurocs.tolist(),
-        "normal_images": selection.normal,
-        "anomalies": selection.anomalies,
-        "synthetic": selection.synthetic,
-        "trials": len(selection.trials),
-    }
-    write_bytes(out / "select.json", json.dumps(facts, indent=1).encode())
-    numbers = [
-        (f"normal part {k + 1}", ", ".join(number(v, 3) for v in row)) for k, row in enumerate(selection.best.aurocs)
-    ]
-    page = document(
-        f"Settings of {selection.method}",
-        tag("h1", f"Settings of {selection.method}"),
-        tag("p", selection.sentence()),
-        tag("h2", "Best settings"),
-        definitions([(word, _text(value)) for word, value in selection.words.items()]),
-        tag("h2", "Its AUROC against each part of the anomalies"),
-        definitions(numbers),
-        tag("h2", "All trials"),
-        table(columns, rows),
-    )
-    write_bytes(out / "report.html", page.encode())
+    writer = Writer(out)
+    writer.csv("trials.csv", head, rows)
+    toml = config.write_toml({"method": selection.method, **fixed, **selection.settings})
+    writer.bytes("best.toml", f"# {selection.summary()}\n{toml}".encode())
+    writer.bytes("select.json", dumps(selection.record()))
+    write_selection(out, selection.method, selection.summary(), best, selection.best.aurocs, head, rows)

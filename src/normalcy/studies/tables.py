@@ -29,7 +29,7 @@ from normalcy.settings import settings_for_method
 
 T = TypeVar("T")
 Json = dict[str, Any]
-Words = Mapping[str, Any]
+Settings = Mapping[str, Any]
 
 USUAL_SEEDS = 3
 """Seeds that the command line runs unless others are asked for; Student's interval needs two, and the published ten take long."""
@@ -64,7 +64,7 @@ class Column:
     """A named set without its class (mnist), or a file or folder in the data root."""
     classes: tuple[str, ...] = ()
     """Each in turn is normal. None: all classes of a named set, or the set as it is."""
-    words: Words = field(default_factory=dict)
+    settings: Settings = field(default_factory=dict)
     where: str = ""
     """Where to get the data and how to lay them out, in a sentence or two."""
     unreduced: tuple[str, ...] = ()
@@ -78,8 +78,8 @@ class Row:
     name: str
     method: str | None = None
     """Name in the registry; none: only the published number is shown."""
-    words: Words = field(default_factory=dict)
-    words_on: Mapping[str, Words] = field(default_factory=dict)
+    settings: Settings = field(default_factory=dict)
+    settings_on: Mapping[str, Settings] = field(default_factory=dict)
     """Column -> further settings on it."""
     score: str | None = None
     """One of the method's scores, where not its default."""
@@ -104,8 +104,8 @@ class Quick:
     columns: tuple[str, ...] = ()
     classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     seeds: int = 1
-    words: Words = field(default_factory=dict)
-    words_of: Mapping[str, Words] = field(default_factory=dict)
+    settings: Settings = field(default_factory=dict)
+    settings_of: Mapping[str, Settings] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Table:
     seeds: int = 10
     test_images: int | None = None
     """So many test images at random, others for each seed; none: all."""
-    words: Words = field(default_factory=dict)
+    settings: Settings = field(default_factory=dict)
     """Settings of all rows; those of a column, a row, and a row on a column win over them, in this order."""
     notes: tuple[str, ...] = ()
     """What differs from the paper."""
@@ -162,15 +162,15 @@ class Table:
         }
         rows = tuple(
             replace(
-                _over(row, {**quick.words, **quick.words_of.get(row.name, {})}),
+                _over(row, {**quick.settings, **quick.settings_of.get(row.name, {})}),
                 seeds=min(row.seeds or quick.seeds, quick.seeds),
             )
             for row in self.rows
             if row.name in (quick.rows or [row.name])
         )
         told: dict[str, list[str]] = {}
-        for who, words in [("all", quick.words), *quick.words_of.items()]:
-            told.setdefault(_spelled(words), []).append(who)
+        for who, settings in [("all", quick.settings), *quick.settings_of.items()]:
+            told.setdefault(_spelled(settings), []).append(who)
         reduced = [
             (len(rows) < len(self.rows), f"{len(rows)} of {len(self.rows)} rows"),
             (len(columns) < len(self.columns), f"{_and(columns)} of {_and(self.columns)}"),
@@ -179,24 +179,24 @@ class Table:
                 for name, column in columns.items()
             ),
             (quick.seeds < self.seeds, f"{quick.seeds} of {self.seeds} seeds"),
-            *((bool(words), f"{words} for {_and(who)}") for words, who in told.items()),
+            *((bool(text), f"{text} for {_and(who)}") for text, who in told.items()),
         ]
         parts = [text for less, text in reduced if less]
         sentence = f"Quick run, a reduction of the protocol; its numbers are not the paper's: {'; '.join(parts)}."
         return replace(self, columns=columns, rows=rows, seeds=quick.seeds, reduction=sentence)
 
-    def changed(self, words: Words) -> Table:
-        """With other settings: a word goes to every method that knows it, ``vae.latent`` to one."""
-        if not words:
+    def changed(self, settings: Settings) -> Table:
+        """With other settings: each goes to every method that has it, ``vae.latent`` to one."""
+        if not settings:
             return self
-        if "seed" in words:
+        if "seed" in settings:
             raise SettingsError(f"{self.name}: seeds are no setting here, choose them with --seeds.")
         methods = [row.method for row in self.rows if row.method in available()]
         rows = tuple(
-            _over(row, settings_for_method(row.method, words, methods)) if row.method in methods else row
+            _over(row, settings_for_method(row.method, settings, methods)) if row.method in methods else row
             for row in self.rows
         )
-        sentence = f"{self.reduction} Settings changed by the user: {_spelled(words)}.".lstrip()
+        sentence = f"{self.reduction} Settings changed by the user: {_spelled(settings)}.".lstrip()
         return replace(self, rows=rows, reduction=sentence)
 
 
@@ -217,17 +217,17 @@ def read_table(name: str) -> Table:
             f"There is no table {name!r}: known are {', '.join(tables())}, or give a TOML file of your own."
         )
     try:
-        words = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not valid TOML: {error}.") from error
     columns = {
-        key: _build(Column, value, f"{name}: {key}") for key, value in _tables(words, "columns", dict, name).items()
+        key: _build(Column, value, f"{name}: {key}") for key, value in _tables(content, "columns", dict, name).items()
     }
-    rows = tuple(_build(Row, row, f"{name}: row {k}") for k, row in enumerate(_tables(words, "rows", list, name), 1))
+    rows = tuple(_build(Row, row, f"{name}: row {k}") for k, row in enumerate(_tables(content, "rows", list, name), 1))
     parts: Json = {"name": path.stem if path == Path(name) else name, "columns": columns, "rows": rows}
-    if "quick" in words:
-        parts["quick"] = _build(Quick, words["quick"], f"{name}: quick")
-    return _checked(_build(Table, {**words, **parts}, name))
+    if "quick" in content:
+        parts["quick"] = _build(Quick, content["quick"], f"{name}: quick")
+    return _checked(_build(Table, {**content, **parts}, name))
 
 
 def classes_of(column: Column) -> tuple[str, ...]:
@@ -250,9 +250,9 @@ class Cell:
     data: str
     where: str
     method: str
-    given: Words
+    given: Settings
     """Settings as the table gives them, to fit with."""
-    settings: Words
+    settings: Settings
     """All settings that determine the fit, defaults included; what was given, where the method does not take it."""
     score: str | None
     test_images: int | None
@@ -290,7 +290,7 @@ def cells_of(table: Table) -> list[Cell]:
     for row in table.rows:
         for name, column in table.columns.items():
             if row.method is not None:
-                given = _merged(table.words, column.words, row.words, row.words_on.get(name, {}))
+                given = _merged(table.settings, column.settings, row.settings, row.settings_on.get(name, {}))
                 whole = _resolved(row.method, given)
                 score = whole.pop("score", None)
                 given.pop("score", None)
@@ -343,25 +343,30 @@ def select(
     ]
     for kind, wanted, spellings in choices:
         if wanted:
-            words = {str(word).lower() for word in wanted}
-            _known(table.name, kind, words, set().union(*map(spellings, cells)))
-            cells = [cell for cell in cells if spellings(cell) & words]
+            names = {str(name).lower() for name in wanted}
+            _known(table.name, kind, names, set().union(*map(spellings, cells)))
+            cells = [cell for cell in cells if spellings(cell) & names]
     return cells
 
 
 # -- private ---------------------------------------------------------------------------------------------------------
 
 
-def _build(cls: type[T], words: Words, who: str) -> T:
-    """An instance from the words of a TOML table. Raises SettingsError for an unknown or a missing word."""
+OLD_KEYS = {"words": "settings", "words_on": "settings_on", "words_of": "settings_of"}
+"""Keys of tables for earlier versions -> those of today."""
+
+
+def _build(cls: type[T], content: Mapping[str, Any], who: str) -> T:
+    """An instance from the keys of a TOML table. Raises SettingsError for an unknown or a missing key."""
     known = config.fields_of(cls)
-    for word in words:
-        if word not in known:
-            raise config.unknown_setting(word, known, who)
-    needed = [word for word, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
-    if missing := [word for word in needed if word not in words]:
-        raise SettingsError(f"{who} needs the words {_and(missing)}.")
-    return cls(**{word: tuple(value) if isinstance(value, list) else value for word, value in words.items()})
+    content = {OLD_KEYS.get(key, key): value for key, value in content.items()}
+    for key in content:
+        if key not in known:
+            raise config.unknown_setting(key, known, who)
+    needed = [key for key, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
+    if missing := [key for key in needed if key not in content]:
+        raise SettingsError(f"{who} needs the keys {_and(missing)}.")
+    return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()})
 
 
 def _checked(table: Table) -> Table:
@@ -372,10 +377,10 @@ def _checked(table: Table) -> Table:
         raise SettingsError(f"{who}: {', '.join(AT_THRESHOLD)} need minimum_area, a share of an image.")
     if len(rows) < len(table.rows):
         raise SettingsError(f"{who}: every row needs a name of its own.")
-    named = [name for row in table.rows for name in (*row.published, *row.published_classes, *row.words_on)]
+    named = [name for row in table.rows for name in (*row.published, *row.published_classes, *row.settings_on)]
     named = [name for name in named if not (table.mean and name == "mean")]
     _known(who, "column", [*named, *quick.columns, *quick.classes], table.columns)
-    _known(who, "row", [*quick.rows, *quick.words_of], rows)
+    _known(who, "row", [*quick.rows, *quick.settings_of], rows)
     for name, column in table.columns.items():
         if column.data in CLASSES:
             _known(f"{who}: {name}", "class", column.classes, CLASSES[column.data])
@@ -385,42 +390,42 @@ def _checked(table: Table) -> Table:
     return table
 
 
-def _tables(words: Words, key: str, kind: type[T], who: str) -> T:
-    value = words.get(key)
+def _tables(content: Mapping[str, Any], key: str, kind: type[T], who: str) -> T:
+    value = content.get(key)
     if not value or not isinstance(value, kind):
         raise SettingsError(f"{who} needs {'tables [columns.NAME]' if kind is dict else 'tables [[rows]]'}.")
     return value
 
 
-def _known(who: str, kind: str, words: Iterable[str], known: Collection[str]) -> None:
-    for word in words:
-        if word not in known:
-            raise SettingsError(f"{who}: there is no {kind} {word!r}; known are {', '.join(sorted(known))}.")
+def _known(who: str, kind: str, names: Iterable[str], known: Collection[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise SettingsError(f"{who}: there is no {kind} {name!r}; available: {', '.join(sorted(known))}.")
 
 
-def _resolved(method: str, given: Words) -> Json:
-    """All settings that determine a fit; what was given where the method does not know it, which running will tell."""
+def _resolved(method: str, given: Settings) -> Json:
+    """All settings that determine a fit; what was given where the method does not take it, which running will tell."""
     try:
-        words = Detector(method, **given).words()
+        settings = Detector(method, **given).words()
     except SettingsError:
-        words = dict(given)
-    return {word: value for word, value in words.items() if word not in IDLE}
+        settings = dict(given)
+    return {name: value for name, value in settings.items() if name not in IDLE}
 
 
-def _merged(*parts: Words) -> Json:
-    """Later words win; epochs and steps replace one another."""
+def _merged(*parts: Settings) -> Json:
+    """Later settings win; epochs and steps replace one another."""
     whole: Json = {}
     for part in parts:
         if {"epochs", "steps"} & set(part):
-            whole = {word: value for word, value in whole.items() if word not in ("epochs", "steps")}
+            whole = {name: value for name, value in whole.items() if name not in ("epochs", "steps")}
         whole.update(part)
     return whole
 
 
-def _over(row: Row, words: Words) -> Row:
-    """The row with words that win over all of the table."""
-    on = {column: _merged(theirs, words) for column, theirs in row.words_on.items()}
-    return replace(row, words=_merged(row.words, words), words_on=on)
+def _over(row: Row, settings: Settings) -> Row:
+    """The row with settings that win over all of the table."""
+    on = {column: _merged(theirs, settings) for column, theirs in row.settings_on.items()}
+    return replace(row, settings=_merged(row.settings, settings), settings_on=on)
 
 
 def _hash(*parts: Any) -> str:
@@ -431,9 +436,9 @@ def _slug(text: str) -> str:
     return re.sub(r"[^\w.]+", "-", text)
 
 
-def _and(words: Sequence[str] | Mapping[str, Any]) -> str:
-    return ", ".join(words)
+def _and(names: Sequence[str] | Mapping[str, Any]) -> str:
+    return ", ".join(names)
 
 
-def _spelled(words: Words) -> str:
-    return ", ".join(f"{word}={value}" for word, value in words.items())
+def _spelled(settings: Settings) -> str:
+    return ", ".join(f"{name}={value}" for name, value in settings.items())

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from normalcy.arrays import Indices
 from normalcy.errors import SettingsError
 from normalcy.method import Stage
 from normalcy.training.settings import TrainSettings
@@ -28,7 +29,7 @@ class Images(Protocol):
 
 
 class OrderedBatches:
-    """See :class:`normalcy.method.Batches`."""
+    """All images once, in order, as :class:`normalcy.method.Batches`; the last batch may be smaller."""
 
     def __init__(
         self, images: Images, shape: Sequence[int], size: int, device: torch.device, channels_last: bool
@@ -49,7 +50,40 @@ class OrderedBatches:
             yield x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
 
 
-def take(images: Images, index: np.ndarray[Any, Any], device: torch.device) -> Tensor:
+class ShuffledBatches:
+    """The batches of a stage by number, from 0 on; all of ``size`` images.
+
+    An epoch is ceil(count / size) batches in an order of its own that depends on ``seed``, ``stage`` and the epoch alone. It
+    has each image once; where the size does not divide the count, its last batch is filled up by the images that the epoch
+    began with, as torch's ``DistributedSampler`` does. A smaller last batch would weigh its images more, give batch
+    norm poor statistics (of a single image none) and processes unequal parts.
+    """
+
+    def __init__(self, count: int, size: int, seed: int, stage: int) -> None:
+        self.count, self.size, self.seed, self.stage = count, size, seed, stage
+        self.epoch = -1  # that of self.order
+
+    def rows(self, number: int) -> Indices:
+        """(size,) indices of different images, those of batch ``number``."""
+        epoch, place = divmod(number, batches_per_epoch(self.count, self.size))
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self.order = np.random.default_rng([self.seed, self.stage, epoch]).permutation(self.count)
+        rows = self.order[place * self.size : (place + 1) * self.size]
+        return np.concatenate([rows, self.order[: self.size - len(rows)]])
+
+
+def batches_per_epoch(count: int, size: int) -> int:
+    return math.ceil(count / size)
+
+
+def steps_per_epoch(stage: Stage, settings: TrainSettings, count: int) -> float:
+    """Steps in which ``stage`` draws as many batches as an epoch over ``count`` images has."""
+    return batches_per_epoch(count, batch_size_of(stage, settings, count)) / draws_per_step(stage)
+
+
+def take(images: Images, index: Indices, device: torch.device) -> Tensor:
+    """(len(index), C, *spatial) on ``device``."""
     if isinstance(images, Tensor):
         return images[torch.from_numpy(index).to(images.device)].to(device, non_blocking=True)
     return torch.from_numpy(np.ascontiguousarray(images[index])).to(device)
@@ -69,6 +103,7 @@ def on_device(images: Images, device: torch.device) -> Images:
 
 
 def batch_size_of(stage: Stage, settings: TrainSettings, count: int) -> int:
+    """Images per batch over all processes: at most ``count``, the same number for each process."""
     size = min(settings.batch_size or stage.batch_size, count)
     if size >= settings.devices:
         size -= size % settings.devices
@@ -80,5 +115,5 @@ def batch_size_of(stage: Stage, settings: TrainSettings, count: int) -> int:
 
 
 def draws_per_step(stage: Stage) -> int:
-    """Batches that one step draws: the round's first, and one for each repeat after the first."""
+    """Batches that one step draws: the first, and one for each repeat after an objective's first."""
     return 1 + sum(objective.repeats - 1 for objective in stage.objectives)

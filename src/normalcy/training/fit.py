@@ -22,10 +22,11 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 
 from normalcy.errors import NormalcyError, SettingsError
 from normalcy.method import Method, Stage
-from normalcy.training.batches import Augment, Images, batch_size_of, draws_per_step, first_image, on_device
+from normalcy.training.batches import Augment, Images, first_image, on_device, steps_per_epoch
 from normalcy.training.checkpoint import Checkpoint, Job, State
+from normalcy.training.generators import caller_generators_kept, seed_generators, seed_of
 from normalcy.training.log import Log
-from normalcy.training.loop import StageRun
+from normalcy.training.loop import StageRun, finalise, train_stage
 from normalcy.training.settings import FitSummary, TrainSettings, accelerator_of, precision_of
 
 
@@ -43,10 +44,10 @@ def fit(
 ) -> FitSummary:
     """Train ``method`` in place on normal ``images`` (N, C, *spatial), float32.
 
-    ``held_out`` normal images serve early stopping and the conclusion of stages only. With ``run_dir`` there is a
-    checkpoint at an interval and after each stage, and ``resume=True`` goes on from it. ``shared`` is a folder
-    for stages that fits on the same images have in common (:attr:`Method.late_settings`). ``log`` gets one record (JSON values)
-    at each ``log_steps``.
+    ``held_out`` normal images serve early stopping and ``Stage.finalise`` only. With ``run_dir`` there is a checkpoint at an
+    interval and after each stage, and ``resume=True`` continues from it. ``shared`` is a folder of stages that fits on
+    the same images have in common (:attr:`Method.late_settings`). ``log`` gets one record (JSON values) at each
+    ``log_steps``. Afterwards the method is in evaluation mode and the global random generators are as they were.
 
     Raises SettingsError when the settings do not go together or the checkpoint belongs to another run, TrainingError when a
     loss is not finite.
@@ -61,11 +62,11 @@ def fit(
         raise SettingsError(f"{method.name} learns from float32 images, got {dtype}: convert them first.")
     accelerator = accelerator_of(settings.device)
     job = Job(method, images, settings, accelerator, held_out, augment, run_dir, resume, shared)
-    if settings.devices == 1:
-        return _train(
-            Fabric(accelerator=accelerator, devices=1, precision=precision_of(settings, accelerator)), job, log
-        )
-    return _launch(job, log)
+    if settings.devices > 1:
+        return _launch(job, log)
+    fabric = Fabric(accelerator=accelerator, devices=1, precision=precision_of(settings, accelerator))
+    with caller_generators_kept(fabric.device), torch.inference_mode(False), torch.enable_grad():
+        return _train(fabric, job, log)
 
 
 def plan_steps(stages: Sequence[Stage], settings: TrainSettings, count: int) -> list[int]:
@@ -73,7 +74,7 @@ def plan_steps(stages: Sequence[Stage], settings: TrainSettings, count: int) -> 
 
     A given total is shared in the proportion of the stages' defaults.
     """
-    per_epoch = [max(1, count // batch_size_of(stage, settings, count)) / draws_per_step(stage) for stage in stages]
+    per_epoch = [steps_per_epoch(stage, settings, count) for stage in stages]
     default = [float(stage.steps or (stage.epochs or 0) * rate) for stage, rate in zip(stages, per_epoch)]
     total = math.fsum(default)
     if settings.steps is not None and total:
@@ -115,6 +116,7 @@ def _launch(job: Job, log: Log | None) -> FitSummary:
         if errors:
             raise errors[0]
         job.method.load_state_dict(torch.load(weights, weights_only=True))
+        job.method.eval()
     return FitSummary(**cast(Any, summary))
 
 
@@ -149,9 +151,11 @@ def _train(fabric: Fabric, job: Job, log: Log | None) -> FitSummary:
     if settings.channels_last and len(method.shape) == 3:
         method.to(memory_format=torch.channels_last)
     method.to(fabric.device)
+    seed_generators(seed_of(settings.seed), fabric.device)
     stages = list(method.stages())
     steps = plan_steps(stages, settings, len(job.images))
     checkpoint = Checkpoint(job, steps)
+    method.mark_fitted(False)
     state, optimiser_states = (
         checkpoint.load(fabric.device) if job.resume else (checkpoint.load_shared(fabric.device), [])
     )
@@ -163,10 +167,10 @@ def _train(fabric: Fabric, job: Job, log: Log | None) -> FitSummary:
     started = time.monotonic() - state.seconds
     images = on_device(job.images, fabric.device)
     for index in range(state.stage, len(stages)):
-        runner = StageRun(fabric, job, images, stages[index], index, steps[index], checkpoint, log, started)
-        runner.run(state, optimiser_states)
-        runner.finalise()
-        method._fitted.fill_(index == len(stages) - 1)  # type: ignore[operator]
+        run = StageRun(fabric, job, images, stages[index], index, steps[index], checkpoint, log, started)
+        train_stage(run, state, optimiser_states)
+        finalise(run)
+        method.mark_fitted(index == len(stages) - 1)
         state = State(stage=index + 1, total_steps=state.total_steps, seconds=time.monotonic() - started)
         optimiser_states = []
         if fabric.global_rank == 0:

@@ -50,7 +50,7 @@ def read_log(path: Path) -> list[Record]:
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 records.append(json.loads(line))
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
     return [r for r in records if isinstance(r, dict)]
 

@@ -16,29 +16,29 @@ class TrainSettings:
     """How to train, for any method; lengths and batch sizes are the method's own unless given here."""
 
     epochs: float | None = None
-    """Total passes over the images; several stages share it in the proportion of their defaults."""
+    """Total training length in epochs, distributed over the stages in their default proportions. none: the method's own."""
     steps: int | None = None
-    """Total steps, shared likewise."""
+    """Total training length in steps, instead of epochs."""
     batch_size: int | None = None
-    """Images per step over all processes."""
+    """Images per step, over all processes. none: the method's own."""
     seed: int = 0
-    """Of splits, first weights, batches and noise."""
+    """Seed of splits, initial weights, batches and noise."""
     device: str = "auto"
-    """"auto", "cpu", "cuda" or "mps"."""
+    """Device to train on: auto, cpu, cuda or mps; auto is the first available of cuda, mps and cpu."""
     devices: int = 1
-    """Processes; each takes its part of every batch."""
+    """Number of training processes, each with a GPU or its part of the cores; each batch is divided among them."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
-    """"auto" is bf16-mixed where the processor computes in bf16, else 32-true."""
+    """Numerical precision of training; auto: bf16-mixed if the device computes in bf16, else 32-true."""
     channels_last: bool = True
-    """Memory layout of 2D images: faster on most processors, the same numbers up to rounding."""
+    """Channels-last memory layout of 2D images: faster on most devices, the same results up to rounding."""
     compile: bool = False
-    """Compile the losses with torch.compile (slow start, faster steps)."""
+    """Compile the losses with torch.compile: slow start, faster steps."""
     checkpoint_seconds: float = 60.0
-    """Time between two checkpoints of a run folder."""
+    """Seconds between two checkpoints."""
     checkpoint_steps: int | None = None
-    """Checkpoint each so many steps instead of by the clock."""
+    """Steps between two checkpoints, instead of checkpoint_seconds."""
     log_steps: int = 50
-    """Steps between two records of the log."""
+    """Steps between two records of the training log."""
 
     def __post_init__(self) -> None:
         if self.epochs is not None and self.steps is not None:
