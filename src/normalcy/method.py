@@ -160,6 +160,8 @@ class Method(nn.Module):
     not_exportable: ClassVar[Mapping[str, str]] = {}
     """Scores ("" where there is only one) that :mod:`normalcy.export` cannot write as a graph -> reason, and what to take
     instead."""
+    late_settings: ClassVar[Mapping[str, int]] = {}
+    """Setting -> index of the first stage that reads it: fits that differ in these alone have the stages before it in common."""
     search: ClassVar[Mapping[str, Sequence[Any]]] = {}
     """Settings worth choosing with a few anomalies, and the values that ``normalcy select`` tries besides the default."""
 

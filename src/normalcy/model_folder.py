@@ -24,6 +24,9 @@ DESCRIPTION, WEIGHTS, CALIBRATION = "detector.json", "weights.safetensors", "cal
 OLD_NAMES = {"input": {"piece_score": "view_score"}, "data": {"made": "scheme"}}
 """Part of ``detector.json`` -> names in folders of earlier versions -> names today."""
 
+ALWAYS_MEAN = ("alocc", "dsebm", "ganomaly", "ocgan")
+"""Methods whose models of earlier versions have no setting ``reduce`` and score by the mean of the map."""
+
 
 def save(
     folder: Path,
@@ -61,6 +64,12 @@ def read_description(folder: Path) -> dict[str, Any]:
         values = description.get(part)
         if isinstance(values, dict):
             description[part] = {names.get(name, name): value for name, value in values.items()}
+    settings = description.get("settings")
+    if description.get("method") == "pca" and isinstance(settings, dict) and "quantile" in settings:
+        quantile = settings.pop("quantile")  # none was the mean
+        settings["reduce"] = "mean" if quantile is None else quantile
+    if description.get("method") in ALWAYS_MEAN and isinstance(settings, dict):
+        settings.setdefault("reduce", "mean")
     return description
 
 
