@@ -17,3 +17,6 @@ Float64 = npt.NDArray[np.float64]
 """Scores, statistics, voxel geometry."""
 Indices = npt.NDArray[np.intp]
 """Positions of images in a data set."""
+
+EXTRA_MAP = "extra_maps."
+"""Before the name of an extra map where the outputs of a method are arrays by name."""

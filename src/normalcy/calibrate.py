@@ -24,7 +24,6 @@ import numpy.typing as npt
 
 from normalcy.arrays import Array, Float64
 from normalcy.errors import ModelFileError, SettingsError
-from normalcy.metrics import f1_max, label_regions, minimum_area_threshold, pixel_ranking, youden
 
 _BITS = 18
 _LEVELS = 2000
@@ -93,7 +92,7 @@ class Calibration:
             if scores is None or not sound or (np.diff(scores) < 0).any():
                 raise ValueError("scores are not ascending numbers")
             if (levels is None) != (rates is None) or (
-                levels is not None and rates is not None and levels.shape != rates.shape
+                levels is not None and rates is not None and (levels.shape != rates.shape or levels.ndim != 1)
             ):
                 raise ValueError("levels and rates do not match")
             span = words["map_range"]
@@ -149,6 +148,8 @@ class Decision:
     def flags(self, score: float, values: Array | None) -> bool:
         """Whether an image with this score and map is flagged."""
         if self.minimum_area is not None and values is not None and self.pixel_threshold is not None:
+            from normalcy.metrics import label_regions  # metrics import SciPy, which p-values do not need
+
             labels, count = label_regions(values > self.pixel_threshold)
             return bool(count and np.bincount(labels.ravel())[1:].max() > self.minimum_area)
         return self.threshold is not None and score > self.threshold
@@ -177,6 +178,8 @@ def decide_on_validation(
     normal maps alone: the smallest threshold at which no region on them is larger than A pixels (LSR paper, section 4.2;
     Bergmann et al. 2021), an image being flagged when it has a larger region.
     """
+    from normalcy.metrics import f1_max, minimum_area_threshold, pixel_ranking, youden
+
     name, _, number = rule.partition(":")
     if name == "minimum_area":
         if not number.isdigit() or int(number) < 1:

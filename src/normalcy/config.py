@@ -10,7 +10,6 @@ import json
 import math
 import operator
 import textwrap
-import tomllib
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
@@ -18,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from normalcy import files
 from normalcy.errors import SettingsError
 
 T = TypeVar("T")
@@ -80,14 +80,14 @@ def build(cls: type[T], settings: Mapping[str, Any], who: str) -> T:
     return cls(**values)
 
 
-def fill(instance: T, known: Mapping[str, Any]) -> T:
+def fill_unset(instance: T, known: Mapping[str, Any]) -> T:
     """Settings left at none take the value that ``known`` (``DataSet.scheme``) has under their name; all others stay.
 
     >>> from dataclasses import dataclass
     >>> @dataclass(frozen=True)
     ... class Settings:
     ...     b0: tuple[int, ...] | None = None
-    >>> fill(Settings(), {"b0": [0], "scheme": []}), fill(Settings(b0=(3,)), {"b0": [0]})
+    >>> fill_unset(Settings(), {"b0": [0], "scheme": []}), fill_unset(Settings(b0=(3,)), {"b0": [0]})
     (Settings(b0=(0,)), Settings(b0=(3,)))
     """
     unset = [name for name in fields_of(type(instance)) if getattr(instance, name) is None and name in known]
@@ -135,13 +135,9 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, str]:
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Settings of a flat TOML file. Raises SettingsError with the position of a syntax error."""
-    try:
-        with open(path, "rb") as file:
-            settings: dict[str, Any] = tomllib.load(file)
-    except OSError as error:
-        raise SettingsError(f"Cannot read the settings file {path}: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise SettingsError(f"{path} is not valid TOML: {error}.") from error
+    if not path.exists():
+        raise SettingsError(f"Cannot read the settings file {path}: there is no such file.")
+    settings = files.read_toml(path)
     for name, value in settings.items():
         if isinstance(value, dict):
             raise SettingsError(f"{path}: settings are flat, got the table [{name}]; write its settings without it.")

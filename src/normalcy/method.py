@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from normalcy import config
+from normalcy.arrays import EXTRA_MAP, Array, Float32
 from normalcy.errors import DataError, SettingsError
 
 Loss = Callable[[Tensor], Mapping[str, Tensor]]
@@ -48,6 +49,13 @@ class Scores:
     extra_maps: Mapping[str, Tensor] = field(default_factory=dict)
     """Further maps that explain the score, by name (one word, used in file names): (B, *spatial) or (B, C, *spatial) of any
     values and number of channels. The report shows them."""
+
+    def by_name(self) -> dict[str, Tensor]:
+        """The parts that there are: ``score``, ``map``, ``restored``, ``uncertainty``, ``latent``, ``extra_maps.NAME``."""
+        named = {"score": self.image, "map": self.map, "restored": self.restored}
+        named |= {"uncertainty": self.uncertainty, "latent": self.latent}
+        named |= {EXTRA_MAP + name: part for name, part in self.extra_maps.items()}
+        return {name: part for name, part in named.items() if part is not None}
 
 
 @dataclass(frozen=True)
@@ -151,6 +159,9 @@ class Method(nn.Module):
     spatial_dims: ClassVar[tuple[int, ...]] = (2,)
     late_settings: ClassVar[Mapping[str, int]] = {}
     """Setting -> index of the first stage that reads it: fits that differ in these alone have the stages before it in common."""
+    not_exportable: ClassVar[Mapping[str, str]] = {}
+    """Scores ("" where there is only one) that :mod:`normalcy.export` cannot write as a graph -> reason, and what to take
+    instead."""
     search: ClassVar[Mapping[str, Sequence[Any]]] = {}
     """Settings worth choosing with a few anomalies, and the values that ``normalcy select`` tries besides the default."""
 
@@ -198,6 +209,18 @@ class Method(nn.Module):
         # Some scores need gradients, which inference mode forbids for all tensors that are made in it, ``x`` included.
         with torch.inference_mode(False), torch.no_grad():
             return method._score((x.clone() if x.is_inference() else x).float())
+
+    def score_arrays(self, x: Float32) -> dict[str, Array]:
+        """:meth:`score` of an array: ``score`` (B,) and, where there are such, the other parts by their names."""
+        images = torch.from_numpy(x).to(self.device)
+        if images.ndim == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return {name: part.float().cpu().numpy() for name, part in self.score(images).by_name().items()}
+
+    @property
+    def on_processor(self) -> bool:
+        """Whether it scores on the CPU."""
+        return self.device.type == "cpu"
 
     def forward(self, loss: Loss, x: Tensor) -> Mapping[str, Tensor]:
         """``loss(x)``, called through the module so that DDP averages its gradients over the processes."""

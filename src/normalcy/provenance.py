@@ -7,12 +7,14 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from normalcy.files import write_bytes
+from normalcy.errors import DataError
+from normalcy.files import read_text, write_bytes
 
 NOTICE = "This is research output: it is no diagnosis, and must not be used to make one."
 """Said wherever results of medical images are shown."""
@@ -29,9 +31,13 @@ def commit() -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what numbers depend on; imports nothing."""
-    packages = ("normalcy", "torch", "timm", "scikit-learn", "numpy")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    """Versions of what numbers depend on, as far as it is installed; imports nothing."""
+    packages = ("normalcy", "normalcy-runtime", "torch", "timm", "scikit-learn", "numpy", "onnxruntime", "openvino")
+    found = {"python": platform.python_version()}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def hardware() -> dict[str, Any]:
@@ -64,10 +70,8 @@ def _git(folder: str, *words: str) -> str:
 
 
 def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+    with suppress(DataError):
+        for line in read_text("/proc/cpuinfo").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
-    except OSError:
-        pass
     return platform.processor() or platform.machine()

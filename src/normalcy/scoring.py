@@ -7,17 +7,15 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import cast, overload
+from typing import Protocol, overload
 
 import numpy as np
-import torch
 
-from normalcy.arrays import Array, Float32, Float64, Mask
+from normalcy.arrays import EXTRA_MAP, Array, Float32, Float64, Mask
 from normalcy.calibrate import Calibration, Decision
 from normalcy.data.dataset import DataSet, Failure, Item
 from normalcy.data.volumes import Space
 from normalcy.errors import DataError, NormalcyError
-from normalcy.method import Method, Scores
 from normalcy.preprocessing.pipeline import Preprocess
 from normalcy.preprocessing.views import SliceView, View, ViewSettings
 
@@ -90,11 +88,23 @@ class Results(Sequence[Result]):
         return [r.restored for r in self._results]
 
 
+class Scored(Protocol):
+    """What scoring asks of a method: :class:`~normalcy.method.Method`, or a graph without torch."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def on_processor(self) -> bool: ...
+    def score_arrays(self, x: Float32) -> Mapping[str, Array]: ...
+
+
 @dataclass(frozen=True)
 class Pipeline:
     """What scoring needs of a fitted detector: its parts, none of which scoring changes."""
 
-    method: Method
+    method: Scored
     preprocess: Preprocess
     views: ViewSettings
     """How an image is cut into what the method sees."""
@@ -152,7 +162,7 @@ class _Ready:
     views: list[View]
 
 
-_PARTS = ("image", "map", "restored", "uncertainty", "latent")
+_OPTIONAL = ("map", "restored", "uncertainty", "latent")
 
 
 @dataclass(frozen=True)
@@ -182,31 +192,25 @@ def _read(pipeline: Pipeline, data: DataSet, i: int) -> _Ready | Failure:
         return Failure(data.items[i].path, str(error))
 
 
-def _forward(method: Method, group: Sequence[_Ready], batch_size: int) -> Iterator[_Part]:
+def _forward(method: Scored, group: Sequence[_Ready], batch_size: int) -> Iterator[_Part]:
     """Scores of each image, whose tiles share batches with its neighbours'."""
     if not group:
         return
     tiles = np.concatenate([r.tiles for r in group]) if len(group) > 1 else group[0].tiles
-    pieces: list[Scores] = []
-    if method.device.type == "cpu":
+    if method.on_processor:
         batch_size = min(batch_size, max(1, AT_ONCE // math.prod(method.shape[1:])))
-    for first in range(0, len(tiles), batch_size):
-        x = torch.from_numpy(tiles[first : first + batch_size]).to(method.device)
-        if x.ndim == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
-        pieces.append(method.score(x))
-
-    def joined(values: Sequence[torch.Tensor | None]) -> Array | None:
-        return None if values[0] is None else torch.cat(cast(list[torch.Tensor], values)).float().cpu().numpy()
-
-    columns = {name: joined([getattr(p, name) for p in pieces]) for name in _PARTS}
-    extra_maps = {name: joined([p.extra_maps[name] for p in pieces]) for name in pieces[0].extra_maps}
+    parts = [method.score_arrays(tiles[first : first + batch_size]) for first in range(0, len(tiles), batch_size)]
+    columns = {
+        name: np.concatenate([p[name] for p in parts]) if len(parts) > 1 else parts[0][name] for name in parts[0]
+    }
     start = 0
     for ready in group:
         rows = slice(start, start + len(ready.tiles))
         start = rows.stop
-        here = {name: None if c is None else c[rows] for name, c in columns.items()}
-        yield _Part(**here, extra_maps={name: c[rows] for name, c in extra_maps.items() if c is not None})  # type: ignore[arg-type]
+        here = {name: values[rows] for name, values in columns.items()}
+        extra_maps = {name.removeprefix(EXTRA_MAP): v for name, v in here.items() if name.startswith(EXTRA_MAP)}
+        optional = {name: here.get(name) for name in _OPTIONAL}
+        yield _Part(here["score"], **optional, extra_maps=extra_maps)
 
 
 def _result(pipeline: Pipeline, data: DataSet, ready: _Ready, part: _Part) -> Result:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from normalcy import config
 from normalcy.errors import SettingsError
-from normalcy.methods import get
-from normalcy.nets.filters import Reduce
 from normalcy.preprocessing.grammar import colon_form
 from normalcy.preprocessing.tiling import Window
 from normalcy.preprocessing.views import Slices
@@ -41,7 +39,7 @@ class InputSettings:
     """Part of the axis that slices are taken from: 0.2,0.9 leaves out the lowest fifth and the highest tenth."""
     slice_body: float = 0.0
     """Leave out slices with less than this fraction of body (voxels above Otsu's threshold of the volume)."""
-    view_score: Reduce = "max"
+    view_score: float | Literal["mean", "max"] = "max"
     """Score of an image from those of its tiles or slices: max, mean or a quantile in [0, 1]."""
 
     def __post_init__(self) -> None:
@@ -89,6 +87,8 @@ def settings_for_method(method: str, settings: Mapping[str, Any], methods: Seque
 
     Raises SettingsError for a setting that no method has.
     """
+    from normalcy.methods import get  # imports torch, which the settings alone do not need
+
     valid = {
         name: {own for cls in (get(name).Settings, *COMMON.values()) for own in config.fields_of(cls)}
         for name in methods

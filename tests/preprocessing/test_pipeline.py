@@ -5,7 +5,6 @@ import pickle
 
 import numpy as np
 import pytest
-import torch
 from example_images import fitted, noise
 
 from normalcy.errors import DataError, ModelFileError, SettingsError
@@ -21,8 +20,8 @@ def test_uint8_is_scaled_exactly_without_reading_all_images():
     preprocess = Preprocess().fit(lambda i: reads.append(i) or image, 1000)
     x, _ = preprocess.apply(image)
     assert reads == [0]
-    assert x.dtype == torch.float32
-    assert torch.equal(x.flatten(), torch.arange(256, dtype=torch.float32) / 255)
+    assert x.dtype == np.float32
+    assert np.array_equal(x.ravel(), np.arange(256, dtype=np.float32) / np.float32(255))
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.int32, np.float32, np.float64, ">u2"])
@@ -36,7 +35,7 @@ def test_other_types_use_the_range_of_the_training_data_and_do_not_clip(dtype):
 
 def test_bool_images_and_constant_training_data():
     assert fitted((), np.eye(3, dtype=bool)[None]).apply(np.eye(3, dtype=bool)[None])[0].sum() == 3
-    assert fitted((), np.full((1, 3, 3), 7.0)).apply(np.full((1, 3, 3), 9.0))[0].unique().tolist() == [2.0]
+    assert np.unique(fitted((), np.full((1, 3, 3), 7.0)).apply(np.full((1, 3, 3), 9.0))[0]).tolist() == [2.0]
 
 
 def test_apply_neither_changes_nor_aliases_its_input():
@@ -132,12 +131,12 @@ def test_a_restored_image_keeps_the_pixels_that_were_cropped_away_and_is_clipped
     image = noise((1, 40, 60))
     preprocess = fitted(("centre_crop:0.5",), image, size=24)
     _, geometry = preprocess.apply(image)
-    back = preprocess.invert_image(torch.full((1, 24, 24), 1.7), image, geometry)
+    back = preprocess.invert_image(np.full((1, 24, 24), 1.7), image, geometry)
     expected = image.copy()
     expected[:, 10:30, 15:45] = 255
     assert np.array_equal(back, expected)
     with pytest.raises(DataError, match=r"restored image \(1, 24, 24\)"):
-        preprocess.invert_image(torch.zeros(1, 40, 60), image, geometry)
+        preprocess.invert_image(np.zeros((1, 40, 60)), image, geometry)
 
 
 # --- saved
@@ -151,7 +150,7 @@ def test_json_and_pickle_round_trips_are_exact(words):
     assert again == preprocess
     assert again.plan == preprocess.plan
     x, geometry = preprocess.apply(image)
-    assert torch.equal(again.apply(image)[0], x)
+    assert np.array_equal(again.apply(image)[0], x)
     assert pickle.loads(pickle.dumps((preprocess, geometry))) == (preprocess, geometry)
     assert Preprocess.from_json(Preprocess(words).to_json()) == Preprocess(words)
 

@@ -110,24 +110,24 @@ def test_toml_and_the_command_line_give_the_same(tmp_path):
 def test_resize_to_the_same_size_is_the_identity():
     image = noise((3, 32, 32))
     x, geometry = fitted(("resize:32",), image, size=32).apply(image)
-    assert np.array_equal(x.numpy(), image / np.float32(255))
+    assert np.array_equal(x, image / np.float32(255))
     assert geometry.moves == ()
-    assert np.array_equal(geometry.invert_map(x[0]), x[0].numpy())
+    assert np.array_equal(geometry.invert_map(x[0]), x[0])
 
 
 def test_resize_keeps_flat_regions_and_averages_stripes():
     flat, _ = fitted((), np.full((1, 31, 47), 51, np.uint8), size=16).apply(np.full((1, 31, 47), 51, np.uint8))
-    assert torch.allclose(flat, torch.tensor(0.2), atol=1e-6)
+    assert np.allclose(flat, 0.2, rtol=0, atol=1e-6)
     stripes = np.zeros((1, 64, 64), np.uint8)
     stripes[:, :, ::2] = 200
     x, _ = fitted((), stripes, size=16).apply(stripes)  # without antialiasing: 0 or 200/255
-    assert torch.allclose(x[..., 2:-2], torch.tensor(100 / 255), atol=0.02)
+    assert np.allclose(x[..., 2:-2], 100 / 255, rtol=0, atol=0.02)
 
 
 def test_volumes_are_resized_linearly_along_each_axis():
     ramp = np.mgrid[0:20, 0:30, 0:40].astype(np.float32)
     x, _ = fitted((), ramp, size=10).apply(ramp)
-    x = x.numpy() * ramp.max()
+    x = x * ramp.max()
     for axis, side in enumerate((20, 30, 40)):
         expected = (np.arange(10) + 0.5) * side / 10 - 0.5
         got = np.moveaxis(x[axis], axis, 0)
@@ -139,17 +139,17 @@ def test_trilinear_enlargement_is_that_of_torch():
     x, _ = fitted((), volume, size=12).apply(volume)
     scaled = (volume - volume.min()) / (volume.max() - volume.min())
     expected = torch.nn.functional.interpolate(torch.from_numpy(scaled)[None], (12, 12, 12), mode="trilinear")[0]
-    assert torch.allclose(x, expected, atol=1e-5)
+    assert np.allclose(x, expected.numpy(), rtol=0, atol=1e-5)
 
 
 def test_crop_and_pad_take_the_middle():
     image = np.arange(70, dtype=np.uint8).reshape(1, 7, 10)
     x, _ = fitted(("centre_crop:0.5",), image).apply(image)
-    assert np.array_equal(np.rint(x.numpy() * 255), image[:, 1:5, 2:7])
+    assert np.array_equal(np.rint(x * 255), image[:, 1:5, 2:7])
     x, _ = fitted(("pad:4",), image).apply(image)
-    assert np.array_equal(np.rint(x.numpy() * 255), np.pad(image, [(0, 0), (0, 1), (1, 1)], mode="reflect"))
+    assert np.array_equal(np.rint(x * 255), np.pad(image, [(0, 0), (0, 1), (1, 1)], mode="reflect"))
     x, _ = fitted(("pad_to:9:zero",), image).apply(image)
-    assert np.array_equal(np.rint(x.numpy() * 255), np.pad(image, [(0, 0), (1, 1), (0, 0)]))
+    assert np.array_equal(np.rint(x * 255), np.pad(image, [(0, 0), (1, 1), (0, 0)]))
     assert fitted(("pad_to:32:edge",), image[:, :1]).apply(image[:, :1])[0].shape == (1, 32, 32)
 
 
@@ -164,7 +164,7 @@ def test_gcn_is_that_of_deep_svdd():
     normalised = [global_contrast_normalisation(image) for image in train]
     low, high = min(x.min() for x in normalised), max(x.max() for x in normalised)
     preprocess = fitted(("gcn",), *train)
-    outputs = [preprocess.apply(image)[0].numpy() for image in train]
+    outputs = [preprocess.apply(image)[0] for image in train]
     for x, expected in zip(outputs, normalised):
         assert np.allclose(x, (expected - low) / (high - low), atol=1e-5)
     assert min(x.min() for x in outputs) == pytest.approx(0, abs=1e-6)
@@ -176,8 +176,8 @@ def test_gcn_is_that_of_deep_svdd():
 def test_constant_images_stay_finite_and_constant(word, value):
     constant = np.full((1, 12, 12), value, np.uint8)
     x, _ = fitted((word,), noise((1, 12, 12)), constant).apply(constant)
-    assert len(x.unique()) == 1
-    assert x.isfinite().all()
+    assert len(np.unique(x)) == 1
+    assert np.isfinite(x).all()
 
 
 def test_gcn_of_16_bit_images_reads_in_two_passes():
@@ -201,11 +201,11 @@ def test_zscore_of_the_image_and_of_its_foreground():
     image = noise((1, 20, 20), np.float32)
     x, _ = fitted(("zscore",), image).apply(image)
     assert float(x.mean()) == pytest.approx(0, abs=1e-5)
-    assert float(x.std(correction=0)) == pytest.approx(1, abs=1e-5)
+    assert float(x.std(ddof=0)) == pytest.approx(1, abs=1e-5)
     image[:, :10] = 0
     x, _ = fitted(("gcn", "zscore:nonzero"), image).apply(image)
     assert float(x[:, 10:].mean()) == pytest.approx(0, abs=1e-5)
-    assert float(x[:, 10:].std(correction=0)) == pytest.approx(1, abs=1e-5)
+    assert float(x[:, 10:].std(ddof=0)) == pytest.approx(1, abs=1e-5)
     x, _ = fitted(("zscore:nonzero",), np.zeros((1, 5, 5), np.uint8)).apply(np.zeros((1, 5, 5), np.uint8))
     assert not x.any()
 
@@ -213,7 +213,7 @@ def test_zscore_of_the_image_and_of_its_foreground():
 def test_percentiles_become_0_and_1():
     image = np.arange(101, dtype=np.float32).reshape(1, 1, 101)
     x, _ = fitted(("percentile:10:60",), image).apply(image)
-    assert np.allclose(x.numpy(), np.clip((image - 10) / 50, 0, 1), atol=1e-6)
+    assert np.allclose(x, np.clip((image - 10) / 50, 0, 1), atol=1e-6)
 
 
 def test_histogram_equalisation_against_its_definition():
@@ -222,19 +222,19 @@ def test_histogram_equalisation_against_its_definition():
     cumulative = counts.cumsum() / image.size
     least = cumulative[image.min()]
     x, _ = fitted(("histogram_equalisation",), image).apply(image)
-    assert np.allclose(x.numpy(), ((cumulative - least) / (1 - least))[image], atol=1e-6)
+    assert np.allclose(x, ((cumulative - least) / (1 - least))[image], atol=1e-6)
 
 
 def test_clahe_is_that_of_scikit_image_also_for_volumes_of_three_columns():
     image = noise((2, 80, 96))
     x, _ = fitted(("clahe:0.02",), image).apply(image)
-    for got, channel in zip(x.numpy(), image):
+    for got, channel in zip(x, image):
         assert np.allclose(got, exposure.equalize_adapthist(channel / 255, clip_limit=0.02), atol=1e-3)
     volume = noise((1, 16, 24, 3))
     x, _ = fitted(("clahe",), volume).apply(volume)
     turned = np.ascontiguousarray(volume.transpose(0, 3, 1, 2))
     y, _ = fitted(("clahe",), turned).apply(turned)
-    assert np.allclose(x.numpy().transpose(0, 3, 1, 2), y.numpy(), atol=1e-3)
+    assert np.allclose(x.transpose(0, 3, 1, 2), y, atol=1e-3)
 
 
 def test_grey_and_rgb_convert_what_they_are_asked_to_and_accept_both():
@@ -243,7 +243,7 @@ def test_grey_and_rgb_convert_what_they_are_asked_to_and_accept_both():
     x, geometry = preprocess.apply(colour)
     expected = (0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]) / 255
     assert x.shape == (1, 5, 6)
-    assert np.allclose(x[0].numpy(), expected, atol=1e-6)
+    assert np.allclose(x[0], expected, atol=1e-6)
     assert preprocess.invert_image(x, colour, geometry).shape == (3, 5, 6)
     assert preprocess.apply(single)[0].shape == (1, 5, 6)
     preprocess = fitted(("rgb",), single)

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from normalcy.cli import fit, results, score, studies
+from normalcy.cli import export, fit, results, score, studies
 from normalcy.cli.printing import Notes, complain, printable, show
 from normalcy.errors import NormalcyError
 
@@ -66,6 +66,7 @@ for command in (
     studies.audit,
     fit.fit,
     score.score,
+    export.export,
     results.evaluate,
     results.report,
     results.dicom,

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from scipy import ndimage
 
 from normalcy.arrays import Array, Float32, Float64, Mask
 from normalcy.config import build, parse_settings
@@ -33,6 +32,7 @@ from normalcy.data.formats import stem
 from normalcy.data.images import read_mask
 from normalcy.data.volumes import Space, split_name
 from normalcy.errors import DataError
+from normalcy.files import read_text
 
 Scheme = list[list[float]]
 """b-value in s/mm^2 and unit direction, to the patient's right, front and head (zeros: none or unknown), of each
@@ -137,6 +137,8 @@ def brain_mask(base: Float64) -> Mask:
     The logarithm, since liquor is many times as bright as the rest of the brain. A median of 3 voxels goes before; regions count
     as separate where they hang together by less than 5 voxels.
     """
+    from scipy import ndimage
+
     smooth = ndimage.median_filter(np.log1p(np.maximum(base, 0)), size=3)
     if smooth.min() == smooth.max():
         return np.ones(base.shape, bool)
@@ -230,8 +232,10 @@ def _rounded(rows: Float64) -> Scheme:
 
 def _numbers(path: Path) -> Float64:
     try:
-        return np.loadtxt(path, ndmin=2)
-    except (OSError, ValueError) as error:
+        return np.loadtxt(read_text(path).splitlines(), ndmin=2)
+    except ValueError as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{path}: cannot be read as a table of numbers ({error}).") from None
 
 

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from skimage.filters import threshold_otsu
 
 from normalcy.arrays import Array, Mask
 
 
 def otsu(x: Array) -> float:
     """Otsu's threshold between the dark and the bright values of an array that is not constant."""
+    from skimage.filters import threshold_otsu  # slow to import, and most images need no threshold
+
     threshold: Callable[[Array], Any] = threshold_otsu  # it has no types
     return float(threshold(x))
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -64,6 +65,9 @@ class ADGAN(Method):
         "L. Deecke, R. Vandermeulen, L. Ruff, S. Mandt, M. Kloft. Image anomaly detection with generative adversarial "
         "networks. ECML PKDD, 2018."
     )
+    not_exportable: ClassVar = {
+        "": "it optimises a latent code and the generator for each image; take f_anogan, which has an encoder."
+    }
     settings: ADGANSettings
 
     def __init__(self, settings: ADGANSettings, shape: Sequence[int]) -> None:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -60,6 +61,9 @@ class AnoGAN(Method):
         "T. Schlegl, P. Seeböck, S. M. Waldstein, U. Schmidt-Erfurth, G. Langs. Unsupervised anomaly detection with "
         "generative adversarial networks to guide marker discovery. IPMI, 2017. arXiv:1703.05921."
     )
+    not_exportable: ClassVar = {
+        "": "it searches a latent code for each image; take f_anogan, whose encoder finds the code in one pass."
+    }
     settings: AnoGANSettings
 
     def __init__(self, settings: AnoGANSettings, shape: Sequence[int]) -> None:

@@ -98,6 +98,7 @@ class CAVGA(Method):
     )
     scores = get_args(Score)
     search: ClassVar = {"score": get_args(Score), "latent": (8, 16, 32, 64), "halvings": (None, 2, 3)}
+    not_exportable: ClassVar = {"attention": "it is a gradient of the latent code; take score=reconstruction."}
     settings: CAVGASettings
 
     def __init__(self, settings: CAVGASettings, shape: Sequence[int]) -> None:
@@ -171,12 +172,13 @@ class CAVGA(Method):
 
     def _score(self, x: Tensor) -> Scores:
         s, y = self.settings, self.standardise(x)
-        with torch.enable_grad():
-            maps = self.encoder(y).detach().requires_grad_()
-            mean, _ = self.code(maps)
-            attention = self.attention(mean, maps).detach()
-        restored = self.decode(mean.detach())
+        maps = self.encoder(y)
+        mean, _ = self.code(maps)
+        restored = self.decode(mean)
         if s.score == "attention":
+            with torch.enable_grad():
+                maps = maps.detach().requires_grad_()
+                attention = self.attention(self.code(maps)[0], maps).detach()
             map = F.interpolate(1 - attention[:, None], size=self.shape[1:], mode="bilinear")[:, 0]
         else:
             map = (y - restored).square().mean(1)

@@ -175,7 +175,20 @@ def variances(z: Tensor) -> Tensor:
 def mixture_energy(z: Tensor, weights: Tensor, means: Tensor, factors: Tensor) -> Tensor:
     """-log sum_k phi_k N(z; mu_k, L_k L_k^T) in nats, of points (B, d) -> (B,) (equation 6)."""
     centred = (z[:, None] - means).movedim(0, 2)  # (k, d, B)
-    whitened = torch.linalg.solve_triangular(factors, centred, upper=False)
+    # ONNX has no triangular solver.
+    solve = _forward_substitution if torch.compiler.is_compiling() else torch.linalg.solve_triangular
+    whitened = solve(factors, centred, upper=False)
     log_density = -0.5 * (whitened.square().sum(1) + z.shape[1] * math.log(2 * math.pi))
     log_density = log_density - factors.diagonal(dim1=1, dim2=2).log().sum(1)[:, None]
     return -torch.logsumexp(log_density + weights.clamp(min=1e-300).log()[:, None], 0)
+
+
+def _forward_substitution(factors: Tensor, right: Tensor, upper: bool = False) -> Tensor:
+    """L^-1 right of lower triangular L (k, d, d) and right (k, d, B), in elementary operations."""
+    rows: list[Tensor] = []
+    for i in range(factors.shape[1]):
+        row = right[:, i]
+        for j, known in enumerate(rows):
+            row = row - factors[:, i, j, None] * known
+        rows.append(row / factors[:, i, i, None])
+    return torch.stack(rows, 1)

@@ -32,6 +32,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import ClassVar
 
 import torch
 from scipy.stats import gennorm
@@ -95,6 +96,9 @@ class GPND(Method):
         "NeurIPS, 2018. arXiv:1807.02588."
     )
     spatial_dims = (2, 3)
+    not_exportable: ClassVar = {
+        "": "it linearises the decoder at each image; take vae with score=elbo, or autoencoder."
+    }
     settings: GPNDSettings
     location: Tensor
     scale: Tensor

@@ -27,7 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -134,6 +134,9 @@ class LSR(Method):
         "model. ICML, 2018. arXiv:1712.09763"
     )
     scores = get_args(Score)
+    not_exportable: ClassVar = dict.fromkeys(
+        get_args(Score), "it resamples codes until they are likely; take vae with score=elbo, or spatial_uae."
+    )
     settings: LSRSettings
     eta: Tensor
 

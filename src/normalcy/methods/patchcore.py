@@ -142,8 +142,8 @@ class PatchCore(Method):
     def _score(self, x: Tensor) -> Scores:
         patches = self._project(self._patches(x))  # (B, h, w, d)
         distance, index = nearest(patches.flatten(0, 2), self.memory)
-        distance = distance.view(patches.shape[:3])
-        image = self._image(distance.flatten(1), patches.flatten(1, 2), index.view(len(x), -1))
+        distance, index = distance.view(patches.shape[:3]), index.view(patches.shape[:3])
+        image = self._image(distance.flatten(1), patches.flatten(1, 2), index.flatten(1))
         map_ = F.interpolate(distance.unsqueeze(1), size=self.shape[1:], mode="bilinear").squeeze(1)
         return Scores(image=image, map=gaussian_smooth(map_, self.settings.smoothing))
 

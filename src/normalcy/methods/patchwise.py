@@ -165,7 +165,8 @@ class Patchwise(Method):
         weight = torch.zeros(self.shape[1:], device=x.device)
         sums: dict[str, Tensor] = {}
         scores = []  # (B, patches in the batch) each
-        at_once = max(1, PATCHES_AT_ONCE // len(x))
+        # Traced for export: all at once, as the number of groups would fix the size of a batch.
+        at_once = len(corners) if torch.compiler.is_compiling() else max(1, PATCHES_AT_ONCE // len(x))
         for first in range(0, len(corners), at_once):
             places = [self._at(corner) for corner in corners[first : first + at_once]]
             inner = self.inner._score(torch.stack([x[place] for place in places], 1).flatten(0, 1))

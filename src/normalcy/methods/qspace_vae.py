@@ -45,6 +45,7 @@ from normalcy.method import Batches, Method, Objective, Scores, Stage
 from normalcy.nets.convnets import conv
 from normalcy.nets.filters import Reduce, check_reduce, reduce_map
 from normalcy.nets.neighbours import LARGEST_BLOCK, Reservoir, nearest
+from normalcy.nets.noise import fixed_noise
 from normalcy.nets.statistics import Mapped, mean_and_std
 
 Score = Literal["reconstruction", "stochastic_mean", "stochastic_min", "kl", "nearest", "bhattacharyya", "density"]
@@ -91,6 +92,10 @@ class QSpaceVAE(Method):
     scores = get_args(Score)
     spatial_dims = (2, 3)
     search: ClassVar = {"score": get_args(Score), "latent": (1, 2, 4, 8, 16)}
+    not_exportable: ClassVar = dict.fromkeys(
+        ("nearest", "bhattacharyya", "density"),
+        "it compares only the voxels inside the brain, whose number differs; take score=reconstruction or score=kl.",
+    )
     settings: QSpaceVAESettings
     mean: Tensor
     std: Tensor
@@ -234,7 +239,7 @@ class QSpaceVAE(Method):
 
     def _draws(self, mean: Tensor, logvar: Tensor) -> list[Tensor]:
         """``samples`` draws (B, latent, *spatial), with one noise vector each for all voxels."""
-        noise = torch.randn(self.settings.samples, self.settings.latent, generator=torch.Generator().manual_seed(0))
+        noise = fixed_noise(self.settings.samples, self.settings.latent)
         single = (1, -1, *[1] * (mean.ndim - 2))
         return [mean + (0.5 * logvar).exp() * e.to(mean).view(single) for e in noise]
 

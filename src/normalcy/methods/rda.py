@@ -97,6 +97,9 @@ class RDA(Method):
         "penalty": ("l1", "images", "pixels"),
         "latent": (8, 16, 32, 64),
     }
+    not_exportable: ClassVar = dict.fromkeys(
+        ("error", "noise"), "it separates each image into two parts by iteration; take autoencoder."
+    )
     sparse_weight = "weight"
     audit_settings: ClassVar = {"penalty": "images"}
     settings: RDASettings

@@ -33,6 +33,7 @@ from normalcy.config import require
 from normalcy.method import Method, Objective, Scores, Stage
 from normalcy.nets.convnets import conv, initialise
 from normalcy.nets.filters import Reduce, check_reduce, gaussian_smooth, reduce_map
+from normalcy.nets.noise import fixed_noise
 from normalcy.nets.scaling import Standardise
 from normalcy.nets.schedules import late_drop
 
@@ -127,8 +128,7 @@ class SpatialUAE(Method):
         error = gaussian_smooth((x - restored).abs().mean(1), s.smoothing)
         spread = None
         if s.samples:
-            generator = torch.Generator().manual_seed(0)
-            noise = torch.randn(s.samples, *code.shape[1:], generator=generator).to(code.device)
+            noise = fixed_noise(s.samples, *code.shape[1:]).to(code.device)
             noisy = torch.stack([self.decode(code + s.sigma * e) for e in noise])
             spread = noisy.std(0, correction=0).mean(1)
         return Scores(image=reduce_map(error, s.reduce), map=error, restored=restored, uncertainty=spread)

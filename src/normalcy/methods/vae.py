@@ -35,6 +35,7 @@ from normalcy.method import Method, Objective, Scores, Stage
 from normalcy.nets.convnets import CLIP, Network, Norm, choose
 from normalcy.nets.densities import kl_to_standard
 from normalcy.nets.filters import Reduce, check_reduce, gaussian_smooth, reduce_map
+from normalcy.nets.noise import fixed_noise
 from normalcy.nets.scaling import Standardise
 from normalcy.nets.schedules import late_drop
 
@@ -104,6 +105,10 @@ class VAE(Method):
     scores = get_args(Score)
     spatial_dims = (2, 3)
     search: ClassVar = {"latent": (8, 16, 32, 64, 128), "score": get_args(Score), "beta": (0.1, 1.0, 4.0)}
+    not_exportable: ClassVar = dict.fromkeys(
+        ("gradient_elbo", "gradient_kl", "gradient_reconstruction", "combined"),
+        "it is a gradient with respect to the image; take score=elbo or score=reconstruction.",
+    )
     settings: VAESettings
 
     def __init__(self, settings: VAESettings, shape: Sequence[int]) -> None:
@@ -204,6 +209,4 @@ class VAE(Method):
 
     def _noise(self) -> list[Tensor]:
         """``samples`` draws (1, latent), the same for every image and every call."""
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(self.settings.samples, 1, self.settings.latent, generator=generator)
-        return list(noise.to(self.device))
+        return list(fixed_noise(self.settings.samples, 1, self.settings.latent).to(self.device))

@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -113,6 +113,9 @@ class VQRestoration(Method):
     )
     scores = get_args(Score)
     spatial_dims = (2, 3)
+    not_exportable: ClassVar = dict.fromkeys(
+        get_args(Score), "it resamples codes by a prior; take vae with score=elbo, or spatial_uae."
+    )
     settings: VQRestorationSettings
     sample_limit: Tensor
     pixel_limit: Tensor

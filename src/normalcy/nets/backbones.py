@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from normalcy.errors import DataError, SettingsError
+from normalcy.files import open_regular
 
 EMBEDDED = "efficientnet_lite0"
 """The backbone whose weights install with normalcy (Apache-2.0)."""
@@ -81,7 +82,8 @@ class Backbone(nn.Module):
 
         ``bf16``: compute in bfloat16 or not; None: as the backbone was built.
         """
-        if not bool(self.has_weights):
+        # What is traced for export has weights; asking a tensor would tie the graph to its value.
+        if not torch.compiler.is_compiling() and not bool(self.has_weights):
             raise SettingsError(f"Backbone {self.name} has no weights yet: call load_pretrained() or fit first.")
         x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)  # one channel becomes three here
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16 if bf16 is None else bf16):
@@ -187,6 +189,7 @@ def _read(path: Path, name: str) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise SettingsError(f"Backbone {name}: there is no weights file {path}.")
     try:
+        open_regular(path).close()
         weights: Mapping[str, Tensor] = timm.models.load_state_dict(str(path), weights_only=True)
     except Exception as error:  # pickles that contain code, truncated files, other formats
         raise SettingsError(

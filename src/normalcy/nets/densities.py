@@ -37,9 +37,9 @@ def log_kernel_sum(x: Tensor, points: Tensor, gamma: Tensor | float, log_weights
 
     The logarithm does not saturate far from the points, where the sum itself is 0. Memory: 64 MB of distances at once.
     """
-    rows = max(1, 2**24 // len(points))
-    parts = [torch.logsumexp(log_weights - gamma * squared_distances(part, points), 1) for part in torch.split(x, rows)]
-    return torch.cat(parts)
+    # Traced for export: one block, as the number of blocks would fix the size of a batch.
+    blocks = [x] if torch.compiler.is_compiling() else torch.split(x, max(1, 2**24 // len(points)))
+    return torch.cat([torch.logsumexp(log_weights - gamma * squared_distances(b, points), 1) for b in blocks])
 
 
 def squared_distances(x: Tensor, points: Tensor) -> Tensor:

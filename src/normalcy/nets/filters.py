@@ -86,7 +86,10 @@ def map_quantile(maps: Tensor, quantile: float) -> Tensor:
     """
     flat = maps.flatten(1)
     rank = min(flat.shape[1], int(quantile * flat.shape[1]) + 1)
-    return flat.kthvalue(rank, dim=1).values
+    above = flat.shape[1] - rank + 1
+    if above <= rank:
+        return flat.topk(above, dim=1).values[:, -1]
+    return flat.topk(rank, dim=1, largest=False).values[:, -1]
 
 
 def check_reduce(who: str, reduce: Reduce) -> None:

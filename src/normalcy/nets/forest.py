@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from sklearn.ensemble import IsolationForest
@@ -23,6 +25,7 @@ class IsolationTrees(nn.Module):
     def __init__(self, trees: int, per_tree: int) -> None:
         super().__init__()
         self.trees, self.per_tree = trees, per_tree
+        self.depth = math.ceil(math.log2(max(per_tree, 2)))  # scikit-learn grows no tree deeper
         # The nodes of all trees in one list: roots (trees,); of each node the index of the feature that it cuts and its two
         # children (n, 3), its threshold (n,), and the path length of a vector that ends there (n,).
         for name in ("roots", "links", "cut", "path_length"):
@@ -61,12 +64,10 @@ class IsolationTrees(nn.Module):
     def _mean_path_length(self, x: Tensor) -> Tensor:
         """Mean over the trees of the path lengths of vectors (B, k): (B,). All vectors descend all trees at once."""
         node = self.roots.expand(len(x), -1)  # (B, trees)
-        while True:
+        for _ in range(self.depth):
             feature, below, above = self.links[node].unbind(-1)
-            following = torch.where(x.gather(1, feature) <= self.cut[node], below, above)
-            if torch.equal(following, node):
-                return self.path_length[node].mean(1)
-            node = following
+            node = torch.where(x.gather(1, feature) <= self.cut[node], below, above)
+        return self.path_length[node].mean(1)
 
 
 def mean_search_length(n: Tensor) -> Tensor:

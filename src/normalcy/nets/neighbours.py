@@ -116,9 +116,9 @@ def nearest(queries: Tensor, memory: Tensor, k: int = 1) -> tuple[Tensor, Tensor
     squares = shifted.square().sum(1)
     k = min(k, len(memory))
     distances, indices = [], []
+    # Traced for export: one block, as the number of blocks would fix the size of a batch.
     step = max(1, LARGEST_BLOCK // len(memory))
-    for i in range(0, len(queries), step):
-        part = queries[i : i + step]
+    for part in [queries] if torch.compiler.is_compiling() else torch.split(queries, step):
         ranks = torch.addmm(squares, part - centre, shifted.T, alpha=-2)
         closest = ranks.argmin(1, keepdim=True) if k == 1 else ranks.topk(k, dim=1, largest=False).indices
         exact, order = (part.unsqueeze(1) - memory[closest]).norm(dim=2).sort(dim=1)

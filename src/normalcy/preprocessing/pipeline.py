@@ -7,7 +7,7 @@ Steps are written the same on the command line, in TOML and in Python (all of th
 >>> x, geometry = preprocess.apply(image)
 >>> tuple(x.shape), geometry.shape
 ((1, 32, 32), (30, 50))
->>> geometry.invert_map(x[0].numpy()).shape
+>>> geometry.invert_map(x[0]).shape
 (30, 50)
 
 Before all steps values are scaled: uint8 from 0..255 to 0..1; any other type from the minimum and maximum of the training
@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from normalcy.arrays import Array, Float32
 from normalcy.errors import DataError, ModelFileError, SettingsError
@@ -127,14 +126,14 @@ class Preprocess:
 
     # -- one image
 
-    def apply(self, image: Array) -> tuple[torch.Tensor, Geometry]:
+    def apply(self, image: Array) -> tuple[Float32, Geometry]:
         """Image (C, *spatial) of the training images' kind -> float32 (C, *size) and its geometry.
 
         Never changes or aliases ``image``. Raises DataError for another kind of values, number of channels or
         dimensions than the training images had, and for values that are not finite.
         """
         x, trace = self._forward(_finite(self._checked(image)), self.plan)
-        return torch.from_numpy(np.ascontiguousarray(x)), Geometry(tuple(image.shape[1:]), trace)
+        return np.ascontiguousarray(x), Geometry(tuple(image.shape[1:]), trace)
 
     def size_of(self, shape: Iterable[int]) -> Shape:
         """Spatial shape that an input of spatial ``shape`` gets, without computing anything.
@@ -147,7 +146,7 @@ class Preprocess:
             size = step.size(size)
         return size
 
-    def invert_image(self, restored: npt.ArrayLike | torch.Tensor, original: Array, geometry: Geometry) -> Array:
+    def invert_image(self, restored: npt.ArrayLike, original: Array, geometry: Geometry) -> Array:
         """A restored (C, *size) as an image like ``original``: its size, channels, type and range of values.
 
         Scale, gcn, zscore, percentile and window are undone with the original's own constants (values clipped by

@@ -37,7 +37,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from skimage.exposure import equalize_adapthist
 
 from normalcy.arrays import Array, Float32
 from normalcy.data.foreground import body_mask
@@ -206,6 +205,8 @@ class Clahe(Step):
     loses_units = True
 
     def apply(self, x: Float32, passage: Passage) -> tuple[Float32, Entry | None]:
+        from skimage.exposure import equalize_adapthist  # slow to import, and no other step needs it
+
         result = np.zeros_like(x)
         for channel, out in zip(x, result):
             low, high = float(channel.min()), float(channel.max())

@@ -102,8 +102,8 @@ class ViewSettings:
         x, geometry = preprocess.apply(image)
         size = tuple(x.shape[1:])
         if self.tile is None:
-            return x.numpy()[None], [View(geometry, size, 1)]
-        tiles, corners = cut(x.numpy(), self.tile, self.overlap)
+            return x[None], [View(geometry, size, 1)]
+        tiles, corners = cut(x, self.tile, self.overlap)
         return tiles, [View(geometry, size, len(tiles), corners)]
 
     def join(self, values: Array, views: Sequence[View], invert: Callable[[Array, View], Array]) -> Float32:
@@ -141,7 +141,7 @@ class ViewSettings:
         for axis in ("zyx".index(name) for name in sorted(self.slices, reverse=True)):
             x, geometry = preprocess.apply(np.moveaxis(image, 1 + axis, 1))
             chosen = self._choose(x.shape[1], None if body is None else np.moveaxis(body, axis, 0))
-            inputs.append(np.moveaxis(x.numpy(), 1, 0)[chosen])  # (C, D, h, w) -> (T, C, h, w)
+            inputs.append(np.moveaxis(x, 1, 0)[chosen])  # (C, D, h, w) -> (T, C, h, w)
             views.append(SliceView(geometry, tuple(x.shape[1:]), len(chosen), axis=axis, chosen=chosen))
         if len({slices.shape[1:] for slices in inputs}) > 1:
             shapes = ", ".join(str(slices.shape[2:]) for slices in inputs)

@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+LATENTS = "latents.npy"
 NIFTI = ".nii.gz"
 SUFFIXES = (".npy", ".png", ".tiff", NIFTI)
 """Of all files of an image."""

@@ -7,17 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from normalcy.calibrate import Calibration, Decision
 from normalcy.data.dataset import DataSet, Failure
-from normalcy.detector import Detector
 from normalcy.errors import SettingsError
 from normalcy.provenance import commit, versions
 from normalcy.results.names import readable
 from normalcy.results.schema import ABSENT, Count, Positive, Rate, load, was
 from normalcy.scoring import Result
 from normalcy.training.settings import FitSummary
+
+if TYPE_CHECKING:
+    from normalcy.detector import Detector
 
 RUN = "run.json"
 REMEDY = "score the images again with 'normalcy score'"
@@ -147,6 +149,7 @@ class Run:
     commit: str | None = None
     """Of the repository of normalcy, if it runs from one; "+" with changes."""
     device: str = ""
+    """And, in brackets, the engine: torch, onnxruntime or openvino."""
     """Of the method: ``cpu``, ``cuda:0`` ..."""
     seconds: Positive | None = None
     """Of scoring, including reading and writing."""
@@ -177,7 +180,7 @@ def describe(
     if method is None:
         raise SettingsError(f"The {detector.name} detector is not fitted yet: call fit() or load one.")
     calibration = None if tile and not detector.tiled else detector.calibration  # that of whole images
-    settings = detector.words()
+    settings = detector.all_settings()
     return Run(
         model=Model(
             method=detector.name,
@@ -197,19 +200,20 @@ def describe(
             medical=data.is_medical,
             has_masks=data.has_masks,
         ),
-        calibration=_thresholds(calibration, decision),
+        calibration=thresholds(calibration, decision),
         map_range=None if calibration is None else calibration.map_range,
         score=settings.get("score"),
         seed=detector.train.seed,
         normalcy=versions()["normalcy"],
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         commit=commit(),
-        device=str(method.device),
+        device=f"{method.device} ({detector.engine})",
         versions=versions(),
     )
 
 
-def _thresholds(calibration: Calibration | None, decision: Decision | None) -> Thresholds | None:
+def thresholds(calibration: Calibration | None, decision: Decision | None) -> Thresholds | None:
+    """What ``run.json`` says of a decision; None without one."""
     if calibration is None and decision is None:
         return None
     found = Thresholds() if calibration is None else Thresholds(calibration.count, calibration.map_range)

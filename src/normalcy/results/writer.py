@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import os
@@ -9,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -24,7 +25,7 @@ from normalcy.data.dataset import DataSet, Failure
 from normalcy.data.images import read_raw, write_image, write_raw
 from normalcy.data.volumes import split_name, write_volume
 from normalcy.errors import DataError, SettingsError
-from normalcy.files import write_bytes
+from normalcy.files import write_bytes, writing_text
 from normalcy.results.names import NIFTI, file_names, named
 from normalcy.results.run import MapRange
 from normalcy.scoring import Result
@@ -60,21 +61,18 @@ class Writer:
 
     @contextmanager
     def table(self, name: str, head: Sequence[str]) -> Iterator[Callable[[Sequence[object]], None]]:
-        """A table that grows row by row; its file appears with the first row."""
+        """A table that grows row by row; its file appears at the end, if there is a row."""
         file: TextIO | None = None
+        with ExitStack() as stack:
 
-        def add(row: Sequence[object]) -> None:
-            nonlocal file
-            if file is None:
-                file = open(self.path(name), "w", newline="", encoding="utf-8")  # noqa: SIM115 (closed below)
-                csv.writer(file).writerow(head)
-            csv.writer(file).writerow(row)
+            def add(row: Sequence[object]) -> None:
+                nonlocal file
+                if file is None:
+                    file = stack.enter_context(writing_text(self.path(name)))
+                    csv.writer(file).writerow(head)
+                csv.writer(file).writerow(row)
 
-        try:
             yield add
-        finally:
-            if file is not None:
-                file.close()
 
 
 class ImageWriter:
@@ -243,11 +241,20 @@ def picture(values: Float32, span: MapRange) -> bytes:
 
 
 @cache
-def _palette() -> list[int]:
-    from matplotlib import colormaps
-
-    colours: list[int] = (colormaps["inferno"](np.arange(256))[:, :3] * 255).round().astype(int).ravel().tolist()
-    return colours
+def _palette() -> bytes:
+    """The 256 colours of Matplotlib's inferno (CC0), red, green, blue; Matplotlib itself takes long to import."""
+    return base64.b85decode(
+        "000C500jX71_1#G0s#sF0t^BI4g&%Z1OpNT0~7@W7X}0w2L&4l1sw?n9|{K|3kM_&2qp~(DGmuM5D6_23NR81G879m6$>{O3pp4J"
+        "JQ)l=8w^1l3_~6aMIQ`EAq+|*3``^pPbLgeC<{|53sox%S1k)!FA7^R3S2S@UNj0{HVI)k31T@3V>=0CJqcw#31&bFXF>{SL<(p{"
+        "3Ta0RYDo)fN(^gE3~NmdY)=hrQ4VZU4sBEqZB-9#R}gMl5N=u#Zd?*>T@r3z6K-J>ZekQ}WEE~@6>eu1ZfO>7Y8P&77;bGCZf_ZG"
+        "aT#uM8g6tNZgm@OcN}ea9Bq0XZG0VVeI9Lp9&CUgY=R(cgdl5$A!~;rYltFhiXv)^BWaBzX^$jnkR@o6C1{f-XO$*rmnUYJCuW)`"
+        "Wt%Bvohf9WDr2B3W1=f!qby;iEMTTBV5lx%sV-itFJ7%MU9K=(urXV)GFr1TTC_7+wlr9`HCMScR=PG-yf;+6I8(nlQouS<!8%aG"
+        "J5R(sPR2b=$39HRKTFC$O3Oh>%tA=cLr2d<M$kn?(ndtnM?=&|Le)w^*GoUxOg`C7J=#t@+fX~*Q99mIINwt@;8ix^RyE>RG~-z_"
+        "<XSQ1TrlQcFXvt^=wL1BVJqrmD(hq^>t-nIXD01wCGKh@?`$LQZXxh*An|b@@pB#WbR6?`8}oP>^m!Qddl&V67507<_J9-jf)e+H"
+        "5cq`;_=gVoi46IR3;B!+`Hl(tkO=yc2l|u;`<4d#mj?Tp2K$=^`<(~;p9lP*2>hc7{G|%~rVRY34g9JP{HziDt`hvP6#TLl{InSR"
+        "wi^4m9s9Z;`@A9hz9ag;Ci=oC`ot>w#x42BFZszb`O7u<%{TbZI``2%_tQZ3)kF5zM)lcA_1jGJ-B0x2Q}p3h^W$3c<z4dTVe;r@"
+        "^6F{v>}~Pwaq;hU@$q@`@_q93g7fu;^Y)7L_>T4YlJ@$R`1_jq{GIy!q5S`("
+    )
 
 
 def _identity(file: Path) -> tuple[int, int] | None:

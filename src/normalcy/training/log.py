@@ -6,12 +6,13 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from normalcy.errors import TrainingError
+from normalcy.files import append_text, read_json_lines, write_bytes
+
+if TYPE_CHECKING:  # records are read and written where there is no torch
+    from torch import Tensor
 
 Record = dict[str, Any]
 """JSON values: method, stage, step, steps, images_per_second and the loss terms; or an event."""
@@ -26,14 +27,12 @@ class Journal:
         self.path, self.then = path, then
         self.kept = read_log(path) if path is not None and resume else []
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(json.dumps(r) + "\n" for r in self.kept), encoding="utf-8")
+            write_bytes(path, "".join(json.dumps(r) + "\n" for r in self.kept).encode())
 
     def __call__(self, record: Record) -> None:
         self.kept.append(record)
         if self.path is not None:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            append_text(self.path, json.dumps(record) + "\n")
         if self.then is not None:
             self.then(record)
 
@@ -45,14 +44,7 @@ class Journal:
 
 def read_log(path: Path) -> list[Record]:
     """Records of an earlier run; a line that was cut off by a kill is passed over."""
-    records = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                records.append(json.loads(line))
-            except (ValueError, RecursionError):
-                continue
-    return [r for r in records if isinstance(r, dict)]
+    return read_json_lines(path) if path.exists() else []
 
 
 class Meter:
@@ -79,6 +71,8 @@ class Meter:
 
     def add(self, step: int, terms: Mapping[str, Tensor], images: int) -> None:
         """The loss terms of step ``step`` (from 0) on this process's ``images`` images."""
+        import torch
+
         self.step = step + 1
         self.pending.append((step, torch.stack([v for k, v in terms.items() if k.rpartition("/")[2] == "loss"]).sum()))
         for name, value in terms.items():
@@ -94,6 +88,8 @@ class Meter:
         """Raises TrainingError where a loss since the last check is not finite."""
         if not self.pending:
             return
+        import torch
+
         finite = torch.stack([value for _, value in self.pending]).isfinite().tolist()
         for (step, _), good in zip(self.pending, finite):
             if not good:
@@ -108,6 +104,8 @@ class Meter:
         self.check()
         if not self.count:
             return
+        import torch
+
         names = list(self.sums)
         means = torch.stack([self.sums[name] for name in names]) / self.count
         if self.processes > 1:

@@ -6,8 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-
 from normalcy.errors import SettingsError
 
 
@@ -67,6 +65,8 @@ class FitSummary:
 
 def best_precision(accelerator: str) -> str:
     """ "bf16-mixed" where the processor computes in bf16, else "32-true"."""
+    import torch  # here, as the settings alone must not import it
+
     if accelerator == "cuda":
         return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
     has_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
@@ -74,6 +74,8 @@ def best_precision(accelerator: str) -> str:
 
 
 def accelerator_of(device: str) -> str:
+    import torch
+
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}

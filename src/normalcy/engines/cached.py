@@ -1,0 +1,131 @@
+"""A fitted method's graph for scoring by onnxruntime or OpenVINO on this machine, kept beside the model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from normalcy.engines.graph import Engine, Graph, GraphFile, available, open_graph
+from normalcy.engines.method import GraphMethod, graph_method
+from normalcy.engines.probe import largest_differences, probes
+from normalcy.engines.trace import check_exportable, to_onnx
+from normalcy.errors import ModelFileError, NormalcyError, SettingsError
+from normalcy.files import read_bytes, read_json, temporary_folder, write_bytes, write_folder, write_json
+from normalcy.method import Method
+
+CACHE = ".graphs"
+"""Folder inside a model folder; it can be deleted at any time."""
+BOUND = 1e-4
+"""Largest difference allowed between a method and its graph in 32 bits, of every output, relative to its largest value."""
+WORTH = 200
+"""Images from which on tracing and compiling a graph, once, costs less than it saves."""
+
+
+def write_graph(onnx: bytes, folder: Path, engine: Engine) -> dict[str, bytes]:
+    """Writes the graph for an engine and returns the content of its files by name."""
+    if engine == "onnxruntime":
+        write_bytes(folder / "model.onnx", onnx)
+        return {"model.onnx": onnx}
+    import openvino
+
+    openvino.save_model(openvino.Core().read_model(onnx), folder / "model.xml", compress_to_fp16=False)
+    return {name: read_bytes(folder / name) for name in ("model.xml", "model.bin")}
+
+
+def graph_of(method: Method, engine: Engine) -> Graph:
+    """The graph of a fitted method, in memory, in 32 bits. Raises SettingsError as :func:`to_onnx` does."""
+    onnx, outputs = to_onnx(method)
+    with temporary_folder() as folder:
+        return Graph(tuple(write_graph(onnx, Path(folder), engine).values()), outputs, engine)
+
+
+def faster(
+    method: Method, folder: Path | None, weights: str, engine: str = "auto", images: int | None = None
+) -> GraphMethod | None:
+    """``method`` scored by an engine, in 32 bits, or None where torch is to score.
+
+    ``engine`` "auto": OpenVINO where it is installed, the method lies on the processor, its score can be exported, and the graph
+    is kept in ``folder`` already or the number of ``images`` is worth making it. ``weights`` is the checksum of the model's
+    weights. A new graph is compared with the method and kept in ``folder`` / ".graphs", if that can be written.
+
+    Raises SettingsError where an engine that was asked for by name is missing or cannot score by this method.
+    """
+    asked = engine != "auto"
+    wanted: Engine = "onnxruntime" if engine == "onnxruntime" else "openvino"
+    if not asked and (wanted not in available() or method.device.type != "cpu"):
+        return None
+    if asked and wanted not in available():
+        raise SettingsError(f"The engine {wanted} is not installed: pip install 'normalcy[{wanted}]'.")
+    try:
+        check_exportable(method)
+    except SettingsError:
+        if asked:
+            raise
+        return None
+    kept = None if folder is None else folder / CACHE / _key(method, weights, wanted)
+    if kept is not None and (kept / "graph.json").exists():
+        with suppress(ModelFileError):  # damaged: made again
+            return _of(method, open_graph(kept, read_json(kept / "graph.json"), wanted))
+    if not asked and (images is None or images < WORTH):
+        return None
+    try:
+        twin = _make(method, kept, wanted)
+    except NormalcyError:
+        if asked:
+            raise
+        return None
+    return twin
+
+
+def _make(method: Method, kept: Path | None, engine: Engine) -> GraphMethod:
+    onnx, outputs = to_onnx(method)
+
+    def fill(partial: Path) -> None:
+        contents = write_graph(onnx, partial, engine)
+        digests = tuple(hashlib.sha256(content).hexdigest() for content in contents.values())
+        facts = GraphFile(engine, "32", _score(method), outputs, tuple(contents), digests)
+        write_json(partial / "graph.json", asdict(facts))
+
+    with temporary_folder() as temporary:
+        folder = Path(temporary) / "graph"
+        write_folder(folder, fill)
+        twin = _of(method, open_graph(folder, read_json(folder / "graph.json"), engine))
+        images = probes(method, 2)
+        differences = largest_differences(method.score(images), twin.score(images))
+        worst = max(d["relative"] for d in differences.values())
+        if not worst <= BOUND:
+            raise SettingsError(
+                f"{method.name} by {engine} differs by {worst:.2g} from torch, more than {BOUND:g}: use --engine torch."
+            )
+        if kept is not None:
+            with suppress(OSError):  # a folder that cannot be written
+                write_folder(kept, fill, overwrite=True)
+    return twin
+
+
+def _of(method: Method, graph: Graph) -> GraphMethod:
+    return graph_method(type(method), method.settings, method.shape, graph)
+
+
+def _score(method: Method) -> str:
+    return str(method.settings.score) if method.scores else ""
+
+
+def _key(method: Method, weights: str, engine: Engine) -> str:
+    """What the graph depends on."""
+    facts: Mapping[str, Any] = {
+        "weights": weights,
+        "score": _score(method),
+        "normalcy": version("normalcy"),
+        "torch": torch.__version__,
+        engine: version(engine),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
