@@ -59,6 +59,7 @@ def pages() -> dict[Path, str]:
         DOCS / "reference" / "command-line.md": {"commands": command_line()},
         DOCS / "reference" / "files.md": {name: file_table(cls) for name, cls in FILES.items()},
         DOCS / "explanation" / "which-method.md": {"evidence": evidence()},
+        DOCS / "how-to" / "export.md": {"exportable": exportable()},
     }
     for path, texts in parts.items():
         content = path.read_text(encoding="utf-8")
@@ -75,6 +76,21 @@ def put_between(content: str, name: str, text: str, path: Path) -> str:
     if not opening or not closing:
         raise ValueError(f"{path} needs the markers <!-- {name} --> and <!-- /{name} -->, each at the start of a line.")
     return f"{before}{opening}\n{text}\n\n{closing}{after}"
+
+
+def exportable() -> str:
+    """Every method: the scores that can be exported, and why the others cannot."""
+    rows = []
+    for name in METHODS:
+        cls = get(name)
+        works = [score for score in cls.scores or ("",) if score not in cls.not_exportable]
+        named = ", ".join(f"`{score}`" for score in works if score) or ("yes" if works else "none")
+        reasons: dict[str, list[str]] = {}
+        for score, reason in cls.not_exportable.items():
+            reasons.setdefault(reason, []).append(f"`{score}`")
+        why = "; ".join(reason if not works else f"{', '.join(scores)}: {reason}" for reason, scores in reasons.items())
+        rows.append((f"[{name}](../methods/{name}.md)", named, why))
+    return table(("method", "scores that can be exported", "why others cannot, and what to take instead"), rows)
 
 
 # -- methods and settings --------------------------------------------------------------------------------------------

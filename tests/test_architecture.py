@@ -30,7 +30,7 @@ USE = BELOW_DETECTOR | {"detector", "engines", "model_folder"}
 ALLOWED = {
     "arrays": set(),
     "errors": set(),
-    "config": {"errors"},
+    "config": {"errors", "files"},
     "files": {"errors"},
     "provenance": {"errors", "files"},
     "data": DATA,
@@ -46,7 +46,7 @@ ALLOWED = {
     "model_folder": FOUNDATION,
     "engines": METHOD | {"engines"},
     "detector": BELOW_DETECTOR | {"engines", "model_folder"},
-    "export": USE | {"export"},
+    "export": USE | {"export", "results"},
     "results": USE | {"results"},
     "report": FOUNDATION | {"data", "metrics", "report", "results", "training"},
     "studies": USE | {"report", "results", "studies"},
@@ -206,3 +206,110 @@ def test_public_names_exist():
         assert getattr(normalcy, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         normalcy.nothing  # noqa: B018
+
+
+OPENERS = {
+    "os": {
+        "open",
+        "replace",
+        "rename",
+        "renames",
+        "remove",
+        "unlink",
+        "mkdir",
+        "makedirs",
+        "rmdir",
+        "symlink",
+        "chmod",
+    },
+    "io": {"open", "FileIO"},
+    "np": {"save", "savez", "savez_compressed", "load", "loadtxt", "savetxt", "genfromtxt", "fromfile", "memmap"},
+    "numpy": {"save", "load", "fromfile", "memmap"},
+    "torch": {"save", "load"},
+    "tifffile": {"imwrite", "imread", "TiffWriter", "TiffFile"},
+    "zipfile": {"ZipFile"},
+    "tiffslide": {"TiffSlide"},
+    "nibabel": {"load", "save"},
+    "shutil": {"rmtree", "copy", "copyfile", "copytree", "move"},
+    "tempfile": {"mkdtemp", "mkstemp", "TemporaryDirectory", "NamedTemporaryFile", "TemporaryFile"},
+}
+"""Module -> functions that open, write, move or remove files."""
+OPENING = {"open", "safe_open", "load_file", "save_file", "open_memmap", "imwrite", "imread", "rmtree"}
+"""Those under their own name."""
+METHODS_OF_PATHS = {
+    *(
+        "read_text",
+        "read_bytes",
+        "write_text",
+        "write_bytes",
+        "unlink",
+        "mkdir",
+        "rmdir",
+        "touch",
+        "chmod",
+        "symlink_to",
+    ),
+    *("hardlink_to", "tofile", "save_as", "rename"),
+}
+MAY_OPEN = {
+    ("cli.app", "os.open(os.devnull"): "standard output that nobody reads any more",
+    ("data.diffusion", "np.loadtxt(read_text("): "lines of a text that files.py has read",
+    ("data.images", "np.save(buffer"): "a buffer in memory",
+    ("results.predict", "np.save(buffer"): "a buffer in memory",
+    ("results.writer", "np.save(buffer"): "a buffer in memory",
+    ("results.writer", "tifffile.imwrite(buffer"): "a buffer in memory",
+    ("results.dicom", "dataset.save_as(buffer"): "a buffer in memory",
+    ("results.slides", "tifffile.TiffWriter(opened"): "the handle comes from files.py",
+    ("data.images", "tifffile.imwrite(buffer"): "a buffer in memory",
+    ("data.images", "tifffile.TiffFile(io.BytesIO("): "a buffer in memory",
+    ("data.stores", "zipfile.ZipFile(open_regular("): "the handle comes from files.py",
+    ("data.slides", "tiffslide.TiffSlide("): "it reads parts of a file by its name; files.py has looked at it before",
+    ("model_folder", "safe_open("): "it maps the file by its name; files.py has read it for the checksum before",
+    ("model_folder", "save_file("): "into the new folder that files.py gives",
+    ("model_folder", "(partial / WEIGHTS).chmod("): "safetensors makes its files private",
+    ("preprocessing.decode", "np.memmap("): "images that this fit has written through files.py",
+    ("report.markup", "(resources.files("): "a text of the package itself",
+    ("training.checkpoint", "torch.save(content, file"): "the handle comes from files.py",
+    ("training.checkpoint", "torch.load(file"): "the handle comes from files.py",
+    ("training.fit", "torch.save(job.method.state_dict(), file"): "the handle comes from files.py",
+    ("training.fit", "torch.load(file"): "the handle comes from files.py",
+}
+"""Module and beginning of a call -> why it may be there."""
+
+
+def openings(name: str) -> set[str]:
+    """Calls of a module that open, write, move or remove files, as text."""
+    found = set()
+    for node in ast.walk(ast.parse(modules()[name].read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        called = node.func
+        if isinstance(called, ast.Name) and called.id in OPENING:
+            found.add(ast.unparse(node))
+        elif isinstance(called, ast.Attribute):
+            owner = called.value.id if isinstance(called.value, ast.Name) else None
+            if called.attr in OPENERS.get(owner or "", ()) or called.attr in METHODS_OF_PATHS:
+                found.add(ast.unparse(node))
+    return found
+
+
+def test_only_files_py_opens_and_writes():
+    """Regular files alone, bounded, whole or absent, inside their folder: promised in one place."""
+    wrong, used = [], set()
+    for name in modules():
+        if name == "files":
+            continue
+        for call in openings(name):
+            known = [key for key in MAY_OPEN if key[0] == name and call.startswith(key[1])]
+            used.update(known)
+            if not known:
+                wrong.append(f"{name}: {call[:100]}")
+    assert not wrong, "open through normalcy.files instead:\n" + "\n".join(sorted(wrong))
+    assert used == set(MAY_OPEN), f"no longer needed: {set(MAY_OPEN) - used}"
+
+
+def test_what_opens_files_is_recognised():
+    assert openings("files") > {
+        "os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, 'O_BINARY', 0), 438)"
+    }
+    assert any(call.startswith("shutil.rmtree(") for call in openings("files"))

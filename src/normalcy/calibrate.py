@@ -92,7 +92,7 @@ class Calibration:
             if scores is None or not sound or (np.diff(scores) < 0).any():
                 raise ValueError("scores are not ascending numbers")
             if (levels is None) != (rates is None) or (
-                levels is not None and rates is not None and levels.shape != rates.shape
+                levels is not None and rates is not None and (levels.shape != rates.shape or levels.ndim != 1)
             ):
                 raise ValueError("levels and rates do not match")
             span = words["map_range"]

@@ -10,7 +10,6 @@ import json
 import math
 import operator
 import textwrap
-import tomllib
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
@@ -18,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from normalcy import files
 from normalcy.errors import SettingsError
 
 T = TypeVar("T")
@@ -135,13 +135,9 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, str]:
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Settings of a flat TOML file. Raises SettingsError with the position of a syntax error."""
-    try:
-        with open(path, "rb") as file:
-            settings: dict[str, Any] = tomllib.load(file)
-    except OSError as error:
-        raise SettingsError(f"Cannot read the settings file {path}: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise SettingsError(f"{path} is not valid TOML: {error}.") from error
+    if not path.exists():
+        raise SettingsError(f"Cannot read the settings file {path}: there is no such file.")
+    settings = files.read_toml(path)
     for name, value in settings.items():
         if isinstance(value, dict):
             raise SettingsError(f"{path}: settings are flat, got the table [{name}]; write its settings without it.")

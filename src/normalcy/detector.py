@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -22,9 +21,10 @@ from normalcy.data.dataset import DataSet, Failure
 from normalcy.data.diffusion import check_scheme
 from normalcy.data.open import as_dataset
 from normalcy.data.splits import hold_out, normal_training_images, with_split
-from normalcy.engines.graph import open_graph
-from normalcy.engines.method import graph_method
+from normalcy.engines.graph import ENGINES, open_graph
+from normalcy.engines.method import GraphMethod, graph_method
 from normalcy.errors import DataError, ModelFileError, NormalcyError, SettingsError
+from normalcy.files import remove, temporary_folder
 from normalcy.method import Method
 from normalcy.methods import get
 from normalcy.preprocessing.augment import Augment
@@ -67,6 +67,10 @@ class Detector:
         self.preprocess = Preprocess(self.input.preprocess, self.input.size, plane=self.input.slices != "none")
         self.augment = Augment(self.input.augment)
         self.method: Method | None = None
+        self._graph: GraphMethod | None = None
+        """Scores in the place of the method, see :meth:`use_engine`."""
+        self._source: tuple[Path | None, str] = (None, "")
+        """The model folder and the checksum of its weights."""
         self.calibrations: dict[str, Calibration] = {}
         self.facts: dict[str, Any] = {}
         """What the fit was: data (name, count, fingerprint), summary, versions, failed images."""
@@ -139,11 +143,41 @@ class Detector:
     def with_score(self, score: str) -> Detector:
         """The same fitted detector, scored by another of its method's scores."""
         other = copy.copy(self)
-        other.method = self._fitted.with_score(score)
+        other.method, other._graph = self._fitted.with_score(score), None
         other.settings = other.method.settings
         return other
 
     # -- scoring
+
+    def use_engine(self, engine: str = "auto", images: int | None = None) -> str:
+        """Score by "torch", "onnxruntime" or "openvino" from now on; returns the name of the one in use.
+
+        "auto": OpenVINO on a CPU where it is installed and the score can be exported, once it pays for ``images`` images (see
+        :func:`normalcy.engines.cached.faster`); else torch. Scores agree to 1e-4. An exported model stays with its graph.
+
+        Raises SettingsError for an engine that is unknown, missing or cannot score by this method.
+        """
+        if engine not in ("auto", "torch", *ENGINES):
+            raise SettingsError(f"engine must be one of auto, torch, {', '.join(ENGINES)}, got {engine!r}.")
+        method, (folder, weights) = self._fitted, self._source
+        if isinstance(method, GraphMethod):
+            if engine not in ("auto", method.graph.engine):
+                raise SettingsError(
+                    f"This exported model runs by {method.graph.engine}: give the engine when it is loaded."
+                )
+        elif engine == "torch":
+            self._graph = None
+        else:
+            from normalcy.engines.cached import faster
+
+            self._graph = faster(method, folder, weights, engine, images)
+        return self.engine
+
+    @property
+    def engine(self) -> str:
+        """The engine that scores: torch, onnxruntime or openvino."""
+        method = self._graph or self._fitted
+        return method.graph.engine if isinstance(method, GraphMethod) else "torch"
 
     @property
     def calibration(self) -> Calibration | None:
@@ -200,7 +234,8 @@ class Detector:
         return stream(self._pipeline(tile, decision), data, batch_size)
 
     def _pipeline(self, tile: bool, decision: Decision | None) -> Pipeline:
-        method, preprocess, views = self._fitted, self.preprocess, self._view_settings(scoring=True)
+        method: Method = self._graph or self._fitted
+        preprocess, views = self.preprocess, self._view_settings(scoring=True)
         calibration = self.calibration
         if tile and views.slices != "none":
             raise SettingsError(f"{self.name} sees volumes as slices: score them without tile.")
@@ -215,6 +250,7 @@ class Detector:
     def to(self, device: str) -> Detector:
         """Move the method to "cpu", "cuda" or "mps"."""
         self._fitted.to(device)
+        self._graph = None
         return self
 
     def save(self, folder: Path | str, overwrite: bool = False) -> Path:
@@ -224,7 +260,7 @@ class Detector:
             "normalcy": versions()["normalcy"],
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "method": self.name,
-            "settings": config.to_dict(method.settings),
+            "settings": model_folder.without_folders(config.to_dict(method.settings)),
             "input": config.to_dict(self.input),
             "train": config.to_dict(self.train),
             "decision": config.to_dict(self.decision),
@@ -232,6 +268,7 @@ class Detector:
             "preprocess": self.preprocess.to_json(),
             **self.facts,
         }
+        description["data"] = model_folder.private(self.facts["data"])
         calibrations = {name: c.to_json() for name, c in self.calibrations.items()} or None
         texts = {"CARD.md": self.card(), TRAIN_LOG: "".join(json.dumps(r) + "\n" for r in self.records)}
         model_folder.save(Path(folder), description, method.state_dict(), calibrations, texts, overwrite)
@@ -239,14 +276,15 @@ class Detector:
 
     @classmethod
     @torch.inference_mode(False)  # weights loaded in inference mode could give no gradients
-    def load(cls, folder: Path | str, engine: str = "auto") -> Detector:
-        """Read a model folder, or one that export wrote, whose graph runs in ``engine``.
+    def load(cls, folder: Path | str, engine: str | None = None) -> Detector:
+        """Read a model folder, or one that export wrote; ``engine`` as for :meth:`use_engine`, by default torch, or the engine
+        that an exported graph was written for.
 
         Runs no code from it; raises ModelFileError for one that is damaged or unknown.
         """
         folder = Path(folder)
         description = model_folder.read_description(folder)
-        graph = open_graph(folder, description["graph"], engine) if "graph" in description else None
+        graph = open_graph(folder, description["graph"], engine or "auto") if "graph" in description else None
         try:
             given = config.to_dict(InputSettings.from_json(description["input"]))
             parts = [description["settings"], given, description["train"], description["decision"]]
@@ -255,30 +293,29 @@ class Detector:
             )
             detector.preprocess = Preprocess.from_json(description["preprocess"])
             detector.facts = {key: description[key] for key in ("data", "fit", "versions")}
-            shape = [int(n) for n in description["shape"]]
-            if not 3 <= len(shape) <= 4 or min(shape) < 1 or np.prod([float(n) for n in shape]) > 2**31:
-                raise ValueError(f"shape {shape} is impossible")
+            shape = tuple(description["shape"])
             if graph is not None:
                 detector.method = graph_method(get(detector.name), detector.settings, shape, graph)
             else:
-                weights = model_folder.read_weights(folder, description)
-                detector.method = detector._build(tuple(shape))
-                detector.method.load_state_dict(weights)
+                detector.method = model_folder.read_weights(folder, description, lambda: detector._build(shape))
                 detector.method.eval()  # once, here: scoring switches no mode
-        except (
-            AttributeError, DataError, KeyError, OverflowError, RuntimeError, SettingsError, TypeError, ValueError,
-        ) as error:  # fmt: skip
+        except ModelFileError:
+            raise
+        except Exception as error:  # whatever impossible settings make of the constructors, MemoryError included
             raise ModelFileError(f"{folder} is damaged or does not fit this normalcy ({_one_line(error)}).") from error
         calibrations = model_folder.read_calibrations(folder)
         detector.calibrations = {name: Calibration.from_json(c) for name, c in calibrations.items()}
         detector.records = read_log(folder / TRAIN_LOG)
+        detector._source = (folder, str(description.get("weights_sha256", "")))
+        if engine is not None and graph is None:
+            detector.use_engine(engine)
         return detector
 
     def push_to_hub(self, repo: str, private: bool = True) -> str:
         """Upload the model folder to the Hugging Face hub; returns its address. Needs a login there."""
         from huggingface_hub import HfApi
 
-        with tempfile.TemporaryDirectory() as folder:
+        with temporary_folder() as folder:
             self.save(Path(folder) / "model")
             api = HfApi()
             api.create_repo(repo, private=private, exist_ok=True)
@@ -306,7 +343,7 @@ class Detector:
             self.name,
             self._fitted.shape,
             self.facts,
-            self.all_settings(),
+            model_folder.without_folders(self.all_settings()),
             threshold,
             held_out,
             self.decision.false_alarms,
@@ -396,9 +433,9 @@ class Detector:
         }
 
 
-def load(folder: Path | str) -> Detector:
-    """Read a fitted detector from a model folder."""
-    return Detector.load(folder)
+def load(folder: Path | str, engine: str | None = None) -> Detector:
+    """Read a fitted detector from a model folder, or from one that export wrote; see :meth:`Detector.load`."""
+    return Detector.load(folder, engine)
 
 
 # -- private ---------------------------------------------------------------------------------------------------------
@@ -408,11 +445,11 @@ def load(folder: Path | str) -> Detector:
 def _run_folder(run_dir: Path | str | None) -> Iterator[Path]:
     """The run folder, or one for the time of the fit; decoded images in it go with the fit."""
     with ExitStack() as stack:
-        folder = Path(run_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="normalcy-")))
+        folder = Path(run_dir or stack.enter_context(temporary_folder()))
         try:
             yield folder
         finally:
-            (folder / "images.raw").unlink(missing_ok=True)
+            remove(folder / "images.raw")
 
 
 def _one_line(error: Exception) -> str:

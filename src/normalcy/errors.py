@@ -27,3 +27,11 @@ class TrainingError(NormalcyError):
 
 class NormalcyWarning(UserWarning):
     """A warning of normalcy itself. The command line prints these alone: others may quote what a file holds."""
+
+
+class WriteError(NormalcyError, OSError):
+    """A file or folder that cannot be written: no space, no rights, a disk that is read-only."""
+
+    def __init__(self, message: str, errno: int | None = None) -> None:
+        super().__init__(message)
+        self.errno = errno

@@ -1,85 +1,669 @@
-"""Writing and reading files: whole or not at all, nothing overwritten unasked."""
+"""The one module that opens and writes files.
+
+Reading: regular files alone (a pipe or a device would block or never end), of a bounded number of bytes. JSON, TOML and
+gzip are bounded too. Writing: a file or a folder is there whole or not at all when a process is killed, nothing is
+overwritten unasked, permissions follow the umask, and names from tables cannot leave the folder that is written.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import errno
+import glob
+import gzip
+import hashlib
+import io
 import json
+import math
 import os
 import shutil
+import stat
 import tempfile
-from collections.abc import Callable, Mapping
+import threading
+import tomllib
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, BinaryIO, TextIO, cast
 
-from normalcy.errors import DataError, ModelFileError, SettingsError
+from normalcy.errors import DataError, ModelFileError, NormalcyError, SettingsError, WriteError
+
+try:
+    import fcntl
+except ImportError:  # Windows: no locks, all else as here
+    fcntl = None  # type: ignore[assignment]
+
+MAX_BYTES = 2**32 + 2**20
+"""Largest file that is read into memory by default: 4 GiB of values, and a header."""
+MAX_TEXT = 2**25
+"""Largest JSON, TOML or log file, in bytes. Parsed, it takes up to 30 times as much memory."""
+_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
+MARKS = ("detector.json", "run.json", "compare.json", "select.json")
+"""What says that a folder is one of normalcy's; written last where a folder is filled in place."""
 
 
-def read_bytes(path: Path | str) -> bytes:
+# -- reading ---------------------------------------------------------------------------------------------------------
+
+
+def open_regular(path: Path | str, error: type[NormalcyError] = DataError) -> BinaryIO:
+    """A regular file, opened for reading; links are followed. Raises ``error`` for anything else, without waiting."""
     try:
-        return Path(path).read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise DataError(f"{path}: cannot be opened ({reason}); check the name and the access rights.") from None
+        _refuse_special(path, os.stat(path).st_mode, error)  # first: opening a device can already act on it
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        try:
+            _refuse_special(path, os.fstat(handle).st_mode, error)
+            return os.fdopen(handle, "rb")
+        except BaseException:
+            os.close(handle)
+            raise
+    except (OSError, ValueError) as fault:  # ValueError: a null byte in the name
+        if isinstance(fault, NormalcyError):
+            raise
+        reason = (fault.strerror if isinstance(fault, OSError) else None) or str(fault)
+        raise error(f"{path}: cannot be opened ({reason}); check the name and the access rights.") from None
+
+
+def read_bytes(path: Path | str, limit: int = MAX_BYTES, error: type[NormalcyError] = DataError) -> bytes:
+    """The content of a regular file of at most ``limit`` bytes."""
+    with open_regular(path, error) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise error(f"{path}: has {size:,} bytes, at most {limit:,} are read; make it smaller or raise the limit.")
+        try:
+            return file.read(size or 2**20)  # files of /proc say 0
+        except (OSError, MemoryError) as fault:
+            raise error(f"{path}: cannot be read ({fault or 'too large for the memory'}); check the disk.") from None
+
+
+def read_head(path: Path | str, count: int) -> bytes:
+    """The first bytes of a file; empty where it cannot be read or is not a regular file."""
+    try:
+        with open_regular(path) as file:
+            return file.read(count)
+    except (OSError, DataError):
+        return b""
+
+
+def read_text(path: Path | str, error: type[NormalcyError] = DataError) -> str:
+    """A text in UTF-8; bytes that are not UTF-8 are kept as surrogates."""
+    return read_bytes(path, MAX_TEXT, error).decode("utf-8", "surrogateescape")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """JSON of finite numbers and of whole numbers of at most 64 bits. Raises ValueError; too deep nesting included."""
+    try:
+        return json.loads(text, parse_int=_whole, parse_float=_finite, parse_constant=_finite)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def read_json(path: Path, error: type[NormalcyError] = ModelFileError) -> dict[str, Any]:
+    """A JSON object. Raises ``error`` when the file is missing or is something else."""
+    data = read_bytes(path, MAX_TEXT, error)
+    try:
+        words = parse_json(data)
+    except ValueError as fault:
+        raise error(f"{path} is not valid JSON ({fault}).") from fault
+    if not isinstance(words, dict):
+        raise error(f"{path} should hold a JSON object, got {type(words).__name__}.")
+    return words
+
+
+def read_json_lines(path: Path, error: type[NormalcyError] = ModelFileError) -> list[dict[str, Any]]:
+    """Flat JSON objects, one in a line; what is none of that (a line cut off by a kill) is passed over."""
+    records = []
+    for line in read_text(path, error).splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
+            record = json.loads(line)
+            if isinstance(record, dict) and not any(isinstance(value, dict | list) for value in record.values()):
+                records.append(record)
+    return records
+
+
+def read_toml(path: Path, error: type[NormalcyError] = SettingsError) -> dict[str, Any]:
+    """A TOML file of at most 1 MiB. Raises ``error`` with the place of a fault."""
+    data = read_bytes(path, 2**20, error)
+    try:
+        return tomllib.loads(data.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
+        raise error(f"{path} is not valid TOML: {fault}.") from fault
+    except (ValueError, RecursionError) as fault:  # numbers of thousands of digits, deep nesting
+        raise error(f"{path} is not valid TOML: {fault or 'nested too deeply'}.") from fault
+
+
+def read_array(path: Path, error: type[NormalcyError] = DataError) -> Any:
+    """The array in a ``.npy`` file, mapped: only what is used is read. Never unpickles."""
+    import numpy as np
+
+    with open_regular(path, error) as file:
+        try:
+            shape, dtype, fortran = npy_header(file)
+            start, size = file.tell(), os.fstat(file.fileno()).st_size
+            if math.prod(shape) * dtype.itemsize > size - start:
+                raise ValueError(f"shape {shape} of {dtype} needs more bytes than the file has")
+            if math.prod(shape) == 0:  # nothing to map
+                return np.empty(shape, dtype)
+            return np.memmap(file, dtype, "r", start, shape, "F" if fortran else "C")
+        except (ValueError, OSError) as fault:
+            reason = " ".join(str(fault).split())[:200]
+            raise error(f"{path}: cannot be read as .npy ({reason}); write it again.") from None
+
+
+def read_arrays(path: Path, limit: int = MAX_BYTES, decoded: int = 2**32) -> dict[str, Any]:
+    """The arrays in an ``.npz`` file, by name. Never unpickles.
+
+    Raises ValueError where the file has more than ``limit`` bytes, or its arrays more than ``decoded`` when they are
+    decompressed; that is seen from their headers.
+    """
+    import numpy as np
+
+    try:
+        with open_regular(path) as file:
+            if (size := os.fstat(file.fileno()).st_size) > limit:
+                raise ValueError(f"it has {size:,} bytes, at most {limit:,} are read")
+            with zipfile.ZipFile(file) as archive:
+                members = [one for one in archive.infolist() if one.filename.endswith(".npy")]
+                if (size := sum(one.file_size for one in members)) > decoded:
+                    raise ValueError(f"its arrays have {size:,} bytes when decompressed, at most {decoded:,} are read")
+                arrays = {}
+                for one in members:
+                    with archive.open(one) as member:
+                        shape, dtype = npy_header(member)[:2]
+                    if math.prod(shape) * dtype.itemsize > one.file_size:
+                        raise ValueError(f"{one.filename} claims the shape {shape}, more than it holds")
+                    with archive.open(one) as member:
+                        arrays[one.filename[:-4]] = np.lib.format.read_array(cast(Any, member), allow_pickle=False)
+                return arrays
+    except (OSError, EOFError, MemoryError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as fault:
+        raise ValueError(" ".join(str(fault).split()) or type(fault).__name__) from None
+
+
+def npy_header(file: Any) -> tuple[tuple[int, ...], Any, bool]:
+    """Shape, type, and whether the values lie in Fortran's order. Raises ValueError for what is no array of numbers."""
+    import numpy as np
+
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    version = np.lib.format.read_magic(file)
+    if version not in readers:  # 3.0 exists for field names of structured arrays
+        raise ValueError(f"a .npy file of version {version}, which does not hold images")
+    try:
+        shape, fortran, dtype = readers[version](file)
+    except (SyntaxError, TypeError, RecursionError, MemoryError) as fault:  # it is parsed as Python text
+        raise ValueError(f"damaged header ({type(fault).__name__})") from None
+    if dtype.hasobject:
+        raise ValueError("holds Python objects, not numbers")
+    if min(shape, default=1) < 0:
+        raise ValueError(f"truncated or damaged: it claims the shape {shape}")
+    return shape, dtype, fortran
+
+
+def bounded_gunzip(data: bytes, limit: int, whole: bool = True) -> bytes:
+    """What ``data`` holds, decompressed: at most ``limit`` bytes. Data that are not gzip come back as they are.
+
+    ``whole=False`` gives the first ``limit`` bytes. Otherwise more than that raises ValueError, and the checksum is
+    verified. Damaged data raise EOFError, zlib.error or gzip.BadGzipFile.
+    """
+    if not data.startswith(b"\x1f\x8b"):
+        parts, size = [data[: limit + whole]], len(data)
+    else:
+        parts, size = [], 0
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+            while size < limit + whole and (part := file.read(min(2**24, limit + whole - size))):
+                parts.append(part)
+                size += len(part)
+    if whole and size > limit:
+        raise ValueError(f"decompressed it has more than {limit:,} bytes, the limit")
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def read_member(archive: zipfile.ZipFile, name: str, limit: int = MAX_BYTES) -> bytes:
+    """A file of a zip. Raises ValueError where it is larger than ``limit`` when decompressed."""
+    size = archive.getinfo(name).file_size
+    if size > limit:
+        raise ValueError(f"it has {size:,} bytes when decompressed, at most {limit:,} are read")
+    with archive.open(name) as file:
+        return file.read(size)
+
+
+def _refuse_special(path: Path | str, mode: int, error: type[NormalcyError]) -> None:
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
+        kind = kinds.get(stat.S_IFMT(mode), "a device")
+        raise error(f"{path}: is not a regular file ({kind}); name a file, or remove it.")
+
+
+def _whole(text: str) -> int:
+    if len(text) > 20 or not -(2**63) <= int(text) < 2**64:
+        raise ValueError(f"the number {text[:20]}... is too large")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"the number {text[:20]} is not finite")
+    return value
+
+
+# -- writing a file --------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def writing(path: Path | str, durable: bool = False) -> Iterator[BinaryIO]:
+    """A file to write to, whole or not at all: under another name first, renamed at the end. Makes missing folders.
+
+    ``durable`` waits for the disk before the renaming. Raises WriteError, for example where the disk is full; what was
+    there before is then unchanged.
+    """
+    path = Path(path)
+    partial = path.parent / f".normalcy-{os.urandom(8).hex()}"  # short: a long name leaves no room for more
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                yield file
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            os.replace(partial, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            raise
+    except OSError as fault:
+        raise _cannot_write(path, fault) from fault
+
+
+@contextlib.contextmanager
+def writing_text(path: Path | str) -> Iterator[TextIO]:
+    """As :func:`writing`, for UTF-8 text and tables of the csv module; surrogates become the bytes they stand for."""
+    with writing(path) as file:
+        text = io.TextIOWrapper(cast(IO[bytes], file), encoding="utf-8", errors="surrogateescape", newline="")
+        yield text
+        text.flush()
+        text.detach()
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:
-    """Writes the file whole or not at all: under another name first, renamed when complete. Makes missing folders."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Writes the file whole or not at all, see :func:`writing`."""
+    with writing(path) as file:
+        file.write(data)
+
+
+def write_json(path: Path, words: Mapping[str, Any]) -> None:
+    """A JSON object of finite numbers, whole or not at all."""
+    write_bytes(path, json.dumps(words, indent=1, allow_nan=False).encode())
+
+
+def append_text(path: Path, text: str) -> None:
+    """Adds to the end of a regular file, which is made where it is missing."""
+    flags = os.O_CREAT | os.O_APPEND | os.O_WRONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
+        handle = os.open(path, flags, 0o666)
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(partial, 0o644)  # mkstemp makes it private
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+            _refuse_special(path, os.fstat(handle).st_mode, DataError)
+            file.write(text.encode("utf-8", "surrogateescape"))
+    except OSError as fault:
+        raise _cannot_write(path, fault) from fault
 
 
-def write_folder(folder: Path, fill: Callable[[Path], None], overwrite: bool = False) -> None:
-    """Fill a new folder beside ``folder`` and give it its name when it is complete.
+def new_array(path: Path, shape: tuple[int, ...], dtype: str = "<f4") -> Any:
+    """A new ``.npy`` file, mapped for writing. Its blocks are taken now: a full disk met later would kill the process."""
+    import numpy as np
 
-    Raises SettingsError when ``folder`` exists and is not empty, unless ``overwrite``; what was there before is removed
-    only after the new one is whole.
-    """
-    refuse_existing(folder, overwrite)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.partial-"))
     try:
-        fill(partial)
-        partial.chmod(0o755)
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old-"))
-            os.replace(folder, old / "old")
-            os.replace(partial, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        with open(path, "x+b") as file:
+            header = {"descr": dtype, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            start, count = file.tell(), math.prod(shape) * np.dtype(dtype).itemsize
+            file.flush()
+            if hasattr(os, "posix_fallocate") and count:
+                os.posix_fallocate(file.fileno(), start, count)
+            return np.memmap(file, dtype, "r+", start, shape)
+    except OSError as fault:
+        raise _cannot_write(path, fault) from fault
+
+
+def inside(folder: Path, name: str) -> Path:
+    """``folder / name``. Raises SettingsError where that is not below ``folder``: absolute, with "..", or through a link.
+
+    >>> inside(Path("out"), "maps/a.png").as_posix()
+    'out/maps/a.png'
+    """
+    path = folder / name
+    lexical = Path(os.path.normpath(path))
+    below = lexical != Path(os.path.normpath(folder)) and lexical.is_relative_to(os.path.normpath(folder))
+    if "\0" in name or not below or not path.parent.resolve().is_relative_to(folder.resolve()):
+        raise SettingsError(f"{name!r} leads out of {folder}: nothing is written there.")
+    return path
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder with all that is in it, as far as possible; links are not followed."""
+    if path.is_dir() and not path.is_symlink():
+        with contextlib.suppress(RecursionError):  # folders nested a thousand deep, which normalcy does not write
+            shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def remove_empty(folder: Path) -> None:
+    """Delete a folder unless something is in it."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def make_folder(folder: Path) -> None:
+    """A folder, with those above it, where it is missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise _cannot_write(folder, fault) from fault
+
+
+def temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    """A private folder for the time of a ``with`` block."""
+    return tempfile.TemporaryDirectory(prefix="normalcy-", ignore_cleanup_errors=True)
+
+
+def mode_by_umask(folder: Path) -> int:
+    """The permissions that a new file gets in ``folder``."""
+    probe = folder / f".normalcy-{os.urandom(8).hex()}"
+    handle = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(handle).st_mode)
+    finally:
+        os.close(handle)
+        probe.unlink()
+
+
+def _cannot_write(path: Path | str, fault: OSError) -> OSError:
+    if isinstance(fault, NormalcyError):
+        return fault
+    remedy = "choose another place or check the access rights"
+    if fault.errno in _FULL:
+        remedy = "free some space or choose another disk"
+    return WriteError(f"{path}: cannot be written ({fault.strerror or fault}); {remedy}.", fault.errno)
+
+
+# -- writing a folder ------------------------------------------------------------------------------------------------
 
 
 def refuse_existing(folder: Path, overwrite: bool) -> None:
     """Raise SettingsError where writing ``folder`` would lose something."""
-    if folder.is_file():
+    if folder.exists() and not folder.is_dir():
         raise SettingsError(f"{folder} is a file: choose another folder.")
-    if not overwrite and folder.is_dir() and any(folder.iterdir()):
+    if not overwrite and folder.is_dir() and _entries(folder):
         raise SettingsError(f"{folder} exists and is not empty: choose another folder or pass --overwrite.")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises ModelFileError when it is missing or is something else."""
+def prepare_target(folder: Path, overwrite: bool = False) -> Target:
+    """Decide, before any work, that ``folder`` can be written, and keep other processes from writing it.
+
+    A link is followed. What a killed process left beside the folder is repaired first: an old folder that was on its way
+    out comes back, half-written ones are removed. The result is used with ``with`` around the work and
+    :func:`write_folder`; without, the checks alone are made.
+
+    Raises SettingsError when the folder exists and is not empty, unless ``overwrite``, or is being written by another
+    process; and where it cannot be replaced by renaming (a mount point, the working directory) and holds files that are
+    not of normalcy. Raises WriteError where the place is not writable.
+    """
+    return Target(folder, overwrite)
+
+
+def write_folder(folder: Path, fill: Callable[[Path], None], overwrite: bool = False) -> None:
+    """Fill a new hidden folder and give it the name ``folder`` when it is complete; see :func:`prepare_target`.
+
+    With ``overwrite`` the old and the new folder change places in one step, where the system has one, and the old one is
+    then removed. An empty folder stays and is filled. A folder that appears meanwhile is not touched: SettingsError.
+    """
+    with prepare_target(folder, overwrite) as target:
+        partial = target.hidden("partial")
+        try:
+            partial.mkdir()
+            fill(partial)
+            target.put(partial)
+        except OSError as fault:
+            remove(partial)
+            if fault.errno not in (*_FULL, errno.EROFS):
+                raise
+            raise _cannot_write(folder, OSError(fault.errno, os.strerror(fault.errno or 0))) from fault
+        except BaseException:
+            remove(partial)
+            raise
+
+
+class Target:
+    """A folder about to be written, see :func:`prepare_target`."""
+
+    def __init__(self, folder: Path, overwrite: bool) -> None:
+        self.name, self.overwrite, self.made = folder, overwrite, list[Path]()
+        self._lock: Path | None = None
+        try:
+            self.path = Path(os.path.realpath(folder))
+            if self.path.is_symlink():  # a circle of links
+                raise SettingsError(f"{folder} is a link that leads nowhere: choose another folder.")
+            refuse_existing(self.path, True)
+            try:
+                self._make_parents()
+                self.in_place = self.path.is_dir() and not self._renameable()
+                if self._take_lock():
+                    self._repair()
+                self._probe()
+            except OSError as fault:
+                raise _cannot_write(folder, fault) from fault
+            self._refuse()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Target:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let others write the folder."""
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            _unlock(lock)
+        for parent in reversed(self.made):
+            with contextlib.suppress(OSError):  # not empty: used
+                parent.rmdir()
+        self.made = []
+
+    def hidden(self, kind: str) -> Path:
+        """A new name for a folder on the way in ("partial", and in place "complete", "moving") or out ("old")."""
+        return self._beside / f"{self._prefix}{kind}-{os.urandom(4).hex()}"
+
+    def put(self, partial: Path) -> None:
+        """Give a complete folder its name."""
+        if self.path.is_dir() and (self.in_place or not _entries(self.path)):
+            self._refuse()
+            if partial.parent != self.path:  # made empty meanwhile, by another hand: rename() may replace that
+                os.rename(partial, self.path)
+                return
+            complete = self.hidden("complete")
+            os.rename(partial, complete)
+            self._move_in(complete)
+        elif self.path.exists() or self.path.is_symlink():
+            refuse_existing(self.path, self.overwrite)
+            remove(self._swap(partial))
+        else:
+            try:
+                os.rename(partial, self.path)
+            except OSError as fault:
+                if fault.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise SettingsError(f"{self.name} appeared meanwhile: nothing is overwritten.") from fault
+                raise
+
+    @property
+    def _beside(self) -> Path:
+        return self.path if self.in_place else self.path.parent
+
+    @property
+    def _prefix(self) -> str:
+        if self.in_place:
+            return ".normalcy-"
+        name = self.path.name
+        return f".{name if len(os.fsencode(name)) < 200 else hashlib.sha256(os.fsencode(name)).hexdigest()}."
+
+    def _make_parents(self) -> None:
+        missing = [parent for parent in self.path.parents if not parent.exists()]
+        for parent in reversed(missing):
+            parent.mkdir(exist_ok=True)
+            self.made.append(parent)
+
+    def _renameable(self) -> bool:
+        """Whether the folder, which exists, can be replaced by another. An empty one stays: somebody made it so; one
+        that was being filled in place, too."""
+        fixed = self.path == Path(os.path.realpath(".")) or self.path in _mount_points() or os.path.ismount(self.path)
+        begun = any(name.startswith(tuple(f".normalcy-{kind}-" for kind in _KINDS)) for name in os.listdir(self.path))
+        return not fixed and not begun and bool(_entries(self.path)) and os.access(self.path.parent, os.W_OK)
+
+    def _refuse(self) -> None:
+        refuse_existing(self.path, self.overwrite)
+        names = _entries(self.path) if self.in_place else []
+        if names and not set(MARKS) & set(names):
+            raise SettingsError(
+                f"{self.name} cannot be replaced as a whole (a mount point or the working directory) and holds files that "
+                f"normalcy did not write, such as {names[0]}: choose another folder."
+            )
+
+    def _take_lock(self) -> bool:
+        """By a file beside the folder, or the folder itself where it stays: others may see it at another place.
+
+        True where this is now the only one at work there, so that what is left over there is nobody's.
+        """
+        path = self.path if self.in_place else self.path.parent / f"{self._prefix}lock"
+        taken = _lock(path, self.in_place)
+        if taken is None:
+            raise SettingsError(f"{self.name} is being written by another process: wait, or choose another folder.")
+        self._lock = path
+        return taken
+
+    def _probe(self) -> None:
+        probe = self.hidden("partial")
+        probe.mkdir()
+        probe.rmdir()
+
+    def _repair(self) -> None:
+        left = {kind: sorted(self._beside.glob(f"{glob.escape(self._prefix)}{kind}-*")) for kind in _KINDS}
+        if self.in_place:
+            for complete in left["complete"] + left["moving"]:
+                self._move_in(complete)
+        elif left["old"] and not self.path.exists():
+            os.rename(left["old"].pop(), self.path)
+        for path in left["partial"] + left["old"]:
+            remove(path)
+
+    def _swap(self, partial: Path) -> Path:
+        """Put ``partial`` in the place of the folder; where what was there now is."""
+        try:
+            _exchange(partial, self.path)
+            return partial
+        except OSError as fault:
+            if fault.errno not in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+                raise
+        old = self.hidden("old")
+        os.rename(self.path, old)
+        try:
+            os.rename(partial, self.path)
+        except BaseException:
+            os.rename(old, self.path)
+            raise
+        os.rename(old, partial)  # no longer something to bring back
+        return partial
+
+    def _move_in(self, complete: Path) -> None:
+        """From ``complete`` into the folder that it lies in. Its name says how far that has come, for :meth:`_repair`:
+        as "complete", all that is visible is old; as "moving", new."""
+        if "complete" in complete.name:
+            for name in sorted(_entries(self.path), key=lambda name: name not in MARKS):
+                remove(self.path / name)
+            moving = self.path / complete.name.replace("complete", "moving")
+            os.rename(complete, moving)
+            complete = moving
+        for name in sorted(os.listdir(complete), key=lambda name: (name in MARKS, name)):
+            os.rename(complete / name, self.path / name)
+        complete.rmdir()
+
+
+_KINDS = ("partial", "old", "complete", "moving")
+_LOCKED: dict[Path, tuple[int, int, int]] = {}
+"""Path of a lock -> thread, handle, how often that thread has taken it: write_folder() inside of prepare_target()."""
+_GUARD = threading.Lock()
+
+
+def _lock(path: Path, folder: bool) -> bool | None:
+    """Keep other processes and threads out. None where one of them is there; False where this thread is already, or the
+    system has no locks; else True."""
+    with _GUARD:
+        thread, handle, count = _LOCKED.get(path, (threading.get_ident(), -1, 0))
+        if thread != threading.get_ident():
+            return None
+        while not count and fcntl is not None:
+            handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.stat(path).st_ino == os.fstat(handle).st_ino:
+                    break
+                os.close(handle)  # of one that is finished and has removed it: again
+            except FileNotFoundError:
+                os.close(handle)
+            except BlockingIOError:
+                os.close(handle)
+                return None
+            except OSError:  # a file system without locks
+                os.close(handle)
+                handle = -1
+                break
+        _LOCKED[path] = thread, handle, count + 1
+        return not count and handle >= 0
+
+
+def _unlock(path: Path) -> None:
+    with _GUARD:
+        thread, handle, count = _LOCKED.pop(path)
+        if count > 1:
+            _LOCKED[path] = thread, handle, count - 1
+            return
+        if not path.is_dir():
+            with contextlib.suppress(OSError):
+                path.unlink()
+        if handle >= 0:
+            os.close(handle)
+
+
+def _entries(folder: Path) -> list[str]:
+    """What a user sees in a folder, sorted."""
+    return sorted(name for name in os.listdir(folder) if not name.startswith(".normalcy-"))
+
+
+def _mount_points() -> set[Path]:
+    """Also those that lie on the disk of the folder above, which os.path.ismount() cannot tell."""
     try:
-        words = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelFileError(f"Cannot read {path}: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise ModelFileError(f"{path} is not valid JSON ({error}).") from error
-    if not isinstance(words, dict):
-        raise ModelFileError(f"{path} should hold a JSON object, got {type(words).__name__}.")
-    return words
+        lines = read_bytes("/proc/self/mountinfo").split(b"\n")
+    except DataError:  # another system
+        return set()
+    places = [line.split(b" ")[4] for line in lines if line.count(b" ") > 4]  # a space in them is \\040
+    return {Path(os.fsdecode(place.decode("unicode_escape").encode("latin-1"))) for place in places}
 
 
-def write_json(path: Path, words: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(words, indent=1, allow_nan=False), encoding="utf-8")
+def _exchange(one: Path, other: Path) -> None:
+    """Swap two names in one step (Linux). Raises OSError with ENOSYS where there is no such step."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError, TypeError):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from None
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if rename(here, os.fsencode(one), here, os.fsencode(other), swap) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(other))

@@ -1,28 +1,61 @@
 """Model folders: ``detector.json``, ``weights.safetensors``, ``calibration.json``, ``CARD.md`` and ``train.jsonl``.
 
-Written whole or not at all. Reading runs no code from the files: JSON, and tensors that must match, by name and shape,
-what the method builds from its settings.
+Written whole or not at all. Reading runs no code from the files: JSON, and tensors that must match, by name, shape and
+type, what the method builds from its settings. That is compared before memory is taken, so that a few bytes of JSON
+cannot ask for more than the weights file holds.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import math
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from normalcy.errors import ModelFileError
-from normalcy.files import read_json, write_folder, write_json
+from normalcy.files import mode_by_umask, open_regular, read_json, write_bytes, write_folder, write_json
 from normalcy.provenance import NOTICE
+
+M = TypeVar("M", bound=nn.Module)
 
 FORMAT = 1
 DESCRIPTION, WEIGHTS, CALIBRATION = "detector.json", "weights.safetensors", "calibration.json"
 OLD_NAMES = {"input": {"piece_score": "view_score"}, "data": {"made": "scheme"}}
 """Part of ``detector.json`` -> names in folders of earlier versions -> names today."""
+MAX_VALUES = 2**31
+"""Largest number of values in an image that a method may see."""
+SPARE = 2**28
+"""Values (1 GiB of float32) that building a method may take for a while, beside four times those in its weights file: of
+a large backbone only the first layers may be kept."""
+_NUMBER = (int, float)
+_PARTS: Mapping[str, Any] = {
+    "method": str,
+    "settings": dict,
+    "input": dict,
+    "train": dict,
+    "decision": dict,
+    "shape": list,
+    "preprocess": dict,
+    "data": {"name": str, "count": int, "held_out": int, "fingerprint": str, "medical": bool, "scheme": dict, "failed": list},
+    "fit": {"seconds": _NUMBER, "steps": int, "precision": str, "device": str},
+    "versions": {},
+}  # fmt: skip
+"""What ``detector.json`` must hold, and the types of what its parts may hold."""
+_TYPES = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
+    "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
+}  # fmt: skip
+_Plan = dict[str, tuple[tuple[int, ...], Any]]
+"""Tensor -> shape, type."""
 
 ALWAYS_MEAN = ("alocc", "dsebm", "ganomaly", "ocgan")
 """Methods whose models of earlier versions have no setting ``reduce`` and score by the mean of the map."""
@@ -40,14 +73,21 @@ def save(
 
     def fill(partial: Path) -> None:
         save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, partial / WEIGHTS)
-        digest = hashlib.sha256((partial / WEIGHTS).read_bytes()).hexdigest()
-        write_json(partial / DESCRIPTION, {"format": FORMAT, **description, "weights_sha256": digest})
+        (partial / WEIGHTS).chmod(mode_by_umask(partial))  # safetensors makes it private
+        write_json(
+            partial / DESCRIPTION, {"format": FORMAT, **description, "weights_sha256": _digest(partial / WEIGHTS)}
+        )
         if calibration is not None:
             write_json(partial / CALIBRATION, calibration)
         for name, text in texts.items():
-            (partial / name).write_text(text, encoding="utf-8")
+            write_bytes(partial / name, text.encode("utf-8", "surrogateescape"))
 
     write_folder(folder, fill, overwrite)
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether a model folder holds a graph in the place of weights. Raises ModelFileError as :func:`read_description` does."""
+    return "graph" in read_description(folder)
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -57,32 +97,49 @@ def read_description(folder: Path) -> dict[str, Any]:
     description = read_json(folder / DESCRIPTION)
     if description.get("format") != FORMAT:
         raise ModelFileError(
-            f"{folder} has format version {description.get('format')!r}, this normalcy reads {FORMAT}: "
+            f"{folder} has format version {repr(description.get('format'))[:20]}, this normalcy reads {FORMAT}: "
             "use the version of normalcy that wrote it, or fit again."
         )
+    for part, kind in _PARTS.items():
+        _check(folder, part, description.get(part), kind)
+    shape = description["shape"]
+    whole = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in shape)
+    if not 3 <= len(shape) <= 4 or not whole or math.prod(shape) > MAX_VALUES:
+        raise ModelFileError(
+            f"{folder} is damaged or does not fit this normalcy (the shape {str(shape)[:60]} is impossible)."
+        )
     for part, names in OLD_NAMES.items():
-        values = description.get(part)
-        if isinstance(values, dict):
-            description[part] = {names.get(name, name): value for name, value in values.items()}
-    settings = description.get("settings")
-    if description.get("method") == "pca" and isinstance(settings, dict) and "quantile" in settings:
+        description[part] = {names.get(name, name): value for name, value in description[part].items()}
+    settings = description["settings"]
+    if description["method"] == "pca" and "quantile" in settings:
         quantile = settings.pop("quantile")  # none was the mean
         settings["reduce"] = "mean" if quantile is None else quantile
-    if description.get("method") in ALWAYS_MEAN and isinstance(settings, dict):
+    if description["method"] in ALWAYS_MEAN:
         settings.setdefault("reduce", "mean")
     return description
 
 
-def read_weights(folder: Path, description: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Tensors by name. Raises ModelFileError when the file is missing or not the one that was saved."""
+def read_weights(folder: Path, description: Mapping[str, Any], build: Callable[[], M]) -> M:
+    """The method that ``build`` makes, with the weights of the folder.
+
+    It is built without memory first, and its tensors compared with those in the file. Raises ModelFileError when the
+    file is missing, not the one that was saved, or of another method.
+    """
     path = folder / WEIGHTS
+    if not path.exists():
+        raise ModelFileError(f"Cannot read {path}: there is no such file; copy the model again.")
     try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        if digest != description.get("weights_sha256"):
+        if _digest(path) != description.get("weights_sha256"):
             raise ModelFileError(f"{path} is damaged or was exchanged (its checksum is another): copy the model again.")
-        return load_file(path)
+        with safe_open(path, "pt") as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
+            stored = {name: (tuple(part.get_shape()), _TYPES.get(part.get_dtype())) for name, part in parts.items()}
+            _compare(folder, stored, build)
+            method = build()
+            method.load_state_dict({name: file.get_tensor(name) for name in stored})
+        return method
     except OSError as error:
-        raise ModelFileError(f"Cannot read {path}: {error.strerror}.") from error
+        raise ModelFileError(f"Cannot read {path}: {error.strerror or error}.") from error
     except SafetensorError as error:
         raise ModelFileError(f"{path} is not a valid safetensors file ({error}).") from error
 
@@ -123,3 +180,104 @@ def card(
     lines += ["", "## Use", "", "```", "normalcy score MODEL IMAGES --out RESULTS", "```", "", "## Settings", ""]
     lines += [f"- {setting}: {value}" for setting, value in settings.items()]
     return "\n".join(lines) + "\n"
+
+
+def without_folders(value: Any) -> Any:
+    """JSON values with every absolute path in a text cut down to its last part: folders name people and patients.
+
+    >>> without_folders({"backbone": "resnet18:/home/jane/w.pth", "size": 64})
+    {'backbone': 'resnet18:w.pth', 'size': 64}
+    """
+    if isinstance(value, dict):
+        return {key: without_folders(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_folders(one) for one in value]
+    return _FOLDERS.sub("", value) if isinstance(value, str) else value
+
+
+def private(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model folder keeps of the training data: no folder of the user, and of a patient's image a hash of its path.
+
+    >>> private({"medical": True, "failed": [["DOE^JANE/t1.nii", "/data/DOE^JANE/t1.nii: is cut off"]]})["failed"]
+    [['image adcd2aad', 'image adcd2aad: is cut off']]
+    >>> private({"medical": False, "failed": [["a/b.png", "/home/jane/a/b.png: is cut off"]]})["failed"]
+    [['a/b.png', 'b.png: is cut off']]
+    """
+    failed = []
+    for path, reason in data.get("failed", ()):
+        name = without_folders(path)
+        if data.get("medical"):  # a reason starts with the file or folder
+            name = f"image {hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
+            reason = f"{name}: {reason.partition(': ')[2] or reason}".replace(path, name)
+        failed.append([name, without_folders(reason)])
+    return {**without_folders(dict(data)), "failed": failed}
+
+
+# -- private ---------------------------------------------------------------------------------------------------------
+
+_FOLDERS = re.compile(r"(?:(?<![\w.~/\\])|(?<=[:=,]))(?:~|[A-Za-z]:)?[/\\](?:[^/\\\n\"']+[/\\])*(?=[^/\\\s\"'])")
+"""From the root to the last separator of an absolute path; the text before it must not be a part of a relative one."""
+
+
+def _check(folder: Path, name: str, value: Any, kind: Any) -> None:
+    parts = kind if isinstance(kind, Mapping) else {}
+    kind = dict if isinstance(kind, Mapping) else kind
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        words = {str: "text", dict: "an object", list: "a list", bool: "true or false"}.get(kind, "a number")
+        raise ModelFileError(f"{folder} is damaged or does not fit this normalcy ({name} should be {words}).")
+    for word, one in parts.items():
+        if value.get(word) is not None:
+            _check(folder, f"{name}.{word}", value[word], one)
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open_regular(path, ModelFileError) as file:
+        while block := file.read(2**22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class _Bounded(TorchFunctionMode):
+    """Counts the values of new tensors, and stops the one who asks for too many."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.left, self.calls = most, 10**6
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self.calls -= 1
+        if isinstance(made, Tensor) and not any(_same_memory(made, one) for one in (*args, *(kwargs or {}).values())):
+            self.left -= made.numel()
+        if self.left < 0 or self.calls < 0:
+            raise ModelFileError("its settings ask for a larger network than its weights file holds")
+        return made
+
+
+def _same_memory(made: Tensor, one: Any) -> bool:
+    """Whether a tensor is another one, or a view of it."""
+    return isinstance(one, Tensor) and made.untyped_storage()._cdata == one.untyped_storage()._cdata
+
+
+def _compare(folder: Path, stored: _Plan, build: Callable[[], nn.Module]) -> None:
+    """Tensors that ``build`` makes against the stored ones, on the device that has no memory."""
+    most = 4 * sum(math.prod(shape) for shape, _ in stored.values()) + SPARE
+    try:
+        with torch.device("meta"), _Bounded(most):
+            tensors = build().state_dict()
+    except ModelFileError as error:
+        raise ModelFileError(f"{folder} is damaged or does not fit this normalcy ({error}).") from None
+    for name in sorted(set(tensors) | set(stored)):
+        wanted = (tuple(tensors[name].shape), tensors[name].dtype) if name in tensors else None
+        got = stored.get(name)
+        open_ = wanted is not None and got is not None and wanted[0] == (0,) and wanted[1] == got[1]
+        if wanted != got and not open_:  # open: learned buffers, whose shape is known only after training
+            raise ModelFileError(
+                f"{folder} is damaged or does not fit this normalcy (the tensor {name[:80]}: expected {_said(wanted)}, "
+                f"got {_said(got)})."
+            )
+
+
+def _said(one: tuple[tuple[int, ...], Any] | None) -> str:
+    return "none" if one is None else f"{tuple(one[0])} {str(one[1]).removeprefix('torch.')}"

@@ -13,7 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from normalcy.files import write_bytes
+from normalcy.errors import DataError
+from normalcy.files import read_text, write_bytes
 
 NOTICE = "This is research output: it is no diagnosis, and must not be used to make one."
 """Said wherever results of medical images are shown."""
@@ -69,10 +70,8 @@ def _git(folder: str, *words: str) -> str:
 
 
 def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+    with suppress(DataError):
+        for line in read_text("/proc/cpuinfo").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
-    except OSError:
-        pass
     return platform.processor() or platform.machine()

@@ -1,5 +1,6 @@
 """The whole path on a folder of small NIfTI volumes: check, fit, score, evaluate, report."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -95,7 +96,9 @@ def test_bad_files_are_listed(run: Run, folder: Path, tmp_path: Path):
     assert "error: train/good/sub-00_bad.nii.gz: cannot be read as a volume" in output
     run.good("fit", folder, "--method", "zscore", "--out", tmp_path / "model")
     (failed,) = json.loads((tmp_path / "model/detector.json").read_text())["data"]["failed"]
-    assert failed[0] == "train/good/sub-00_bad.nii.gz"
+    name = hashlib.sha256(b"train/good/sub-00_bad.nii.gz").hexdigest()[:8]
+    assert failed[0] == f"image {name}", "folders and files name patients"
+    assert "Skipped train/good/sub-00_bad.nii.gz: " in run.err
 
 
 def test_one_slice(run: Run, folder: Path, tmp_path: Path):

@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 import shapely
 import tifffile
+from runner import Run
 from scipy import ndimage
-from typer.testing import CliRunner
 
 from normalcy import Detector
-from normalcy.cli.app import app
 from normalcy.data.open import open_data
 from normalcy.data.slides import Slide, Tile, TileSettings
 from normalcy.data.stain import FAINT, REFERENCE, WHITE, normalise, optical_density, stain_vectors
@@ -264,19 +263,14 @@ def test_finer_tiles_than_the_slide_are_refused(tmp_path: Path):
     assert slide.read(slide.tiles()[0]).shape == (3, 128, 128)
 
 
-def test_fit_on_tiles_and_score_a_slide(folder: Path, tmp_path: Path):
-    def run(*words: object) -> str:
-        done = CliRunner().invoke(app, [str(word) for word in words])
-        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-        return done.output
-
-    run("fit", f"slides:{folder / 'normal'},tile=64,most=30", "--method", "zscore", "--out", tmp_path / "model")
+def test_fit_on_tiles_and_score_a_slide(folder: Path, tmp_path: Path, run: Run):
+    run.said("fit", f"slides:{folder / 'normal'},tile=64,most=30", "--method", "zscore", "--out", tmp_path / "model")
     given = tmp_path / "given"
     given.mkdir()
     for name in ("strange.tif", "normal/0.tif"):
         shutil.copy(folder / name, given)
     (given / "cut_off.tif").write_bytes((folder / "strange.tif").read_bytes()[:3000])
-    said = run("slides", tmp_path / "model", given, "--cell", 16, "--quantile", 1, "--out", tmp_path / "results")
+    said = run.said("slides", tmp_path / "model", given, "--cell", 16, "--quantile", 1, "--out", tmp_path / "results")
     assert "cut_off.tif: cannot be read as a slide" in said
     assert not (tmp_path / "results/cut_off").exists()
     lines = [line.split(": ") for line in said.splitlines() if line.startswith(("strange: ", "0: "))]

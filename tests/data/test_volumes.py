@@ -1,6 +1,8 @@
 """Volumes: every orientation, affine and type comes back as it was; damaged files are a sentence."""
 
 import gzip
+import io
+import resource
 import zlib
 from itertools import permutations, product
 from pathlib import Path
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff
 
+from normalcy.data.formats import Limits
 from normalcy.data.images import read_image, read_mask
 from normalcy.data.open import open_data
 from normalcy.data.volumes import Space, decode_volume, split_name, volume_space, write_volume
@@ -295,3 +298,29 @@ def test_cut_off_nrrd_and_meta_image(length: int):
     for begin in (data, b"NRRD0004\ntype: short\ndimension: 3\nsizes: 6 5 4\nencoding: raw\n\n" + bytes(300)):
         with pytest.raises(DataError, match="cannot be read as a volume"):
             decode_volume(begin[:length], "scan")
+
+
+def test_bombs_are_refused_by_bytes():
+    """A few MB that would take 8 GiB and more, in the voxels, behind them, and in a header that does not say so."""
+    nrrd = pytest.importorskip("nrrd")
+    header = nibabel.Nifti1Header()
+    header.set_data_shape((1000, 1000, 1000))
+    header.set_data_dtype(np.float64)
+    header["vox_offset"] = 352
+    header["magic"] = b"n+1"
+    claims = gzip.compress(header.binaryblock + bytes(10**6), 1)
+    small = nibabel.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.eye(4)).to_bytes()
+    behind = gzip.compress(small + bytes(2**29), 1)
+    fields = {"type": "int16", "dimension": 3, "sizes": [4, 4, 4], "encoding": "gzip", "endian": "little"}
+    text = "NRRD0004\n" + "".join(
+        f"{key}: {' '.join(map(str, value)) if isinstance(value, list) else value}\n" for key, value in fields.items()
+    )
+    hidden = text.encode() + b"\n" + gzip.compress(bytes(2**29), 1)
+    assert nrrd.read_header(io.BytesIO(hidden))["encoding"] == "gzip"
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DataError, match=r"8,000,000,000 bytes when decoded, more than the limit of 4,294,967,296"):
+        decode_volume(claims, "a.nii.gz")
+    assert decode_volume(behind, "a.nii.gz")[0].shape == (1, 4, 4, 4)
+    with pytest.raises(DataError, match=r"more than 1,000,000 bytes, the limit"):
+        decode_volume(hidden, "a.nrrd", Limits(decoded_bytes=10**6))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 150_000  # KiB

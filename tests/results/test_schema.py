@@ -131,12 +131,12 @@ def test_only_regular_files_are_read(tmp_path: Path):
     with pytest.raises(DataError, match="cannot be read"):
         read_json(tmp_path / "none.json", "r")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(DataError, match="no regular file"):
+    with pytest.raises(DataError, match="is not a regular file"):
         read_json(tmp_path / "folder", "r")
     import os
 
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(DataError, match="no regular file"):
+    with pytest.raises(DataError, match="is not a regular file"):
         read_json(tmp_path / "pipe", "r")
 
 

@@ -1,10 +1,10 @@
 """Tables: their files, the choice of cells, what is run and what is not, failures, intervals, and the printed result."""
 
-import importlib.util
 import json
 import os
 import statistics
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -627,14 +627,8 @@ def test_mistakes_and_failures_have_exit_codes(
 
 
 @pytest.fixture(scope="module")
-def attack() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "recipes" / "gtsrb_boundary_attack.py"
-    spec = importlib.util.spec_from_file_location("gtsrb_boundary_attack", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def attack(module_of: Callable[[str], ModuleType]) -> ModuleType:
+    return module_of("recipes/gtsrb_boundary_attack.py")
 
 
 def test_boundary_attack_finds_the_nearest_point_across_a_plane(attack: ModuleType):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import typer
@@ -72,18 +71,18 @@ def fit(
 ) -> None:
     """Train a method on the normal images of DATA, write a model."""
     from normalcy.detector import Detector
-    from normalcy.files import refuse_existing
+    from normalcy.files import prepare_target, remove
 
     settings = training.settings(devices=devices, false_alarms=false_alarms)
     named = str(settings.pop("method", "patchcore"))
     detector = Detector(method or named, **settings)
-    refuse_existing(out, overwrite)
-    run = _run_folder(out, resume, overwrite)
-    images = training.open(data)
-    with fit_progress() as (log, on_decode):
-        detector.fit(images, run_dir=run, resume=resume, log=log, on_decode=on_decode)
-    detector.save(out, overwrite)
-    shutil.rmtree(run, ignore_errors=True)
+    with prepare_target(out, overwrite):
+        run = _run_folder(out, resume, overwrite)
+        images = training.open(data)
+        with fit_progress() as (log, on_decode):
+            detector.fit(images, run_dir=run, resume=resume, log=log, on_decode=on_decode)
+        detector.save(out, overwrite)
+        remove(run)
     facts, count = detector.facts["fit"], detector.facts["data"]
     for path, reason in count["failed"]:
         complain(f"Skipped {path}: {reason}")
@@ -129,11 +128,14 @@ def _plain(text: str) -> str:
 
 def _run_folder(out: Path, resume: bool, overwrite: bool) -> Path:
     """Folder of checkpoints beside ``out``; that of an unfinished fit is kept, refused or removed."""
+    from normalcy.files import remove
+
+    out = out.absolute()  # "." has no name
     run = out.with_name(f"{out.name}.run")
     if run.exists() and not resume:
         if not overwrite:
             raise SettingsError(
                 f"{run} holds an unfinished fit: resume it with --resume, or pass --overwrite to start again."
             )
-        shutil.rmtree(run)
+        remove(run)
     return run

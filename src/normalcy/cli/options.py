@@ -44,6 +44,7 @@ Precision = Annotated[str | None, Option(help="auto, 32-true, bf16-mixed or 16-m
 FalseAlarms = Annotated[
     float | None, Option("--false-alarms", help="Guaranteed (maximum) false-positive rate of images and pixels [0.05].")
 ]
+Engine = Annotated[str, Option(help="What computes the scores: auto, torch, onnxruntime or openvino.")]
 BatchSize = Annotated[int, Option(help="Images or tiles per batch.")]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace an existing output folder.")]
 

@@ -177,6 +177,7 @@ def reproduce(
 def _compare(
     data: str, names: list[str], out: Path, settings: dict[str, Any], data_root: Path | None, overwrite: bool
 ) -> None:
+    from normalcy.results.run import read_run
     from normalcy.studies.compare import compare as compare_methods
 
     verbs = {"fit": "fitting", "score": "scoring", "evaluate": "evaluating"}
@@ -191,6 +192,7 @@ def _compare(
             on_method=lambda name, step: update(f"{verbs[step]} {name}"),
         )
     _show_comparison(found)
+    show(f"Scored on {', '.join(sorted({read_run(out / row.folder).device for row in found.methods}))}")
     show(f"Report: {out / 'report.html'}")
 
 

@@ -36,6 +36,7 @@ class _Facts:
     modality: str | None = None
     unit: str | None = None
     digest: bytes = b""  # empty: unreadable
+    marked: float | None = None  # fraction of the pixels of an anomalous image that its mask marks
 
 
 def check(data: DataSet, masks: bool = True, on_progress: Callable[[int, int], None] | None = None) -> list[Fault]:
@@ -45,7 +46,8 @@ def check(data: DataSet, masks: bool = True, on_progress: Callable[[int, int], N
     values than most images; anomalous in the training split; one case, or the same pixels, in both splits; a mask that
     cannot be read, is not of its image's size, or marks something in a normal image.
     Warnings: constant; the same pixels as another image of its split; an anomalous image whose mask is missing or
-    empty; a file that is not an image; too few normal images to set 20 aside for calibration.
+    empty; masks that mark most of most anomalous images; a file that is passed over, with the reason; too few normal
+    images to set 20 aside for calibration.
     """
     masks = masks and data.has_masks
     facts = []
@@ -57,7 +59,9 @@ def check(data: DataSet, masks: bool = True, on_progress: Callable[[int, int], N
     faults += _unlike_most(data, facts)
     faults += _duplicates(data, facts)
     faults += _across_splits(data)
-    faults += [Fault(file, "not an image that can be read; passed over", "warning") for file in data.ignored]
+    unreadable = "not an image that can be read"
+    faults += [Fault(file, f"{data.reasons.get(file, unreadable)}; passed over", "warning") for file in data.ignored]
+    faults += _inverted(data, facts)
     normal = sum(item.split != "test" and item.label != 1 for item in data.items)
     if normal < 2 * CALIBRATION_MINIMUM:
         problem = f"{normal} normal training images are too few to set {CALIBRATION_MINIMUM} aside for calibration"
@@ -110,7 +114,7 @@ def _facts(data: DataSet, i: int, masks: bool) -> _Facts:
 
     if item.label == 1 and item.split == "train":
         error("anomalous, but in the training split")
-    image = None
+    image, marked = None, None
     try:
         image = data.read(i)
     except DataError as fault:
@@ -129,6 +133,7 @@ def _facts(data: DataSet, i: int, masks: bool) -> _Facts:
             if image is not None or item.label != 0:  # else the image's own fault again
                 error(f"mask: {fault}")
         else:
+            marked = float(mask.mean()) if mask is not None and item.label == 1 else None
             if mask is None and item.label == 1:
                 warning("anomalous, but its mask is missing")
             elif mask is not None and image is not None and mask.shape != image.shape[1:]:
@@ -143,7 +148,7 @@ def _facts(data: DataSet, i: int, masks: bool) -> _Facts:
     digest.update(np.ascontiguousarray(image).data)
     space = data.space(i)
     modality, unit = (None, None) if space is None else (space.modality, space.unit)
-    return _Facts(tuple(faults), len(image), image.ndim - 1, image.dtype.name, modality, unit, digest.digest())
+    return _Facts(tuple(faults), len(image), image.ndim - 1, image.dtype.name, modality, unit, digest.digest(), marked)
 
 
 def _unlike_most(data: DataSet, facts: list[_Facts]) -> Iterator[Fault]:
@@ -161,6 +166,14 @@ def _unlike_most(data: DataSet, facts: list[_Facts]) -> Iterator[Fault]:
                 if one.digest and kind(one) != most:
                     most_have = f"{count} of {counts.total()} images have {words.format(most)}"
                     yield Fault(item.path, f"{words.format(kind(one))}, while {most_have}", "error")
+
+
+def _inverted(data: DataSet, facts: list[_Facts]) -> Iterator[Fault]:
+    marked = [one.marked for one in facts if one.marked]
+    most = sum(fraction > 0.5 for fraction in marked)
+    if len(marked) >= 3 and 2 * most > len(marked):
+        problem = f"the masks of {most} of {len(marked)} anomalous images mark more than half of the pixels: are they inverted?"
+        yield Fault(data.name, problem, "warning")
 
 
 def _duplicates(data: DataSet, facts: list[_Facts]) -> Iterator[Fault]:

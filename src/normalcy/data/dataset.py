@@ -44,9 +44,9 @@ class DataSet:
     True where anomalous, or None where no mask is known. ``root`` is the folder that the items' paths start from, where
     they are files. Optional: ``size(i)``, the spatial size of an image without decoding it, for the masks of normal
     images; ``stamp(i)``, a cheap trace of the content (a file's size, a checksum) for :meth:`fingerprint`; ``ignored``,
-    files that were found in a folder but are not images; ``space(i)``, where the voxels of a volume lie; ``scheme``, what a model
-    must know to have other images made in the same way (how tiles are cut from slides). All can be called from several
-    threads.
+    files of a folder that were passed over, perhaps with the reason of each (``reasons``); ``space(i)``, where the voxels
+    of a volume lie; ``scheme``, what a model must know to have other images made in the same way (how tiles are cut from
+    slides). All can be called from several threads.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class DataSet:
         *,
         size: Callable[[int], tuple[int, ...]] | None = None,
         stamp: Callable[[int], int] | None = None,
-        ignored: Sequence[str] = (),
+        ignored: Sequence[str] | Mapping[str, str] = (),
         space: Callable[[int], Space | None] | None = None,
         scheme: Mapping[str, Any] | None = None,
         positions: Sequence[int] | Indices | None = None,
@@ -68,6 +68,7 @@ class DataSet:
         self.items = tuple(items)
         self.root = root
         self.ignored = tuple(ignored)
+        self.reasons = dict(ignored) if isinstance(ignored, Mapping) else {}
         self.scheme = dict(scheme or {})
         self._read, self._mask, self._size, self._stamp, self._space = read, mask, size, stamp, space
         # a view keeps the functions of the whole and the place of each of its items in it
@@ -158,7 +159,7 @@ class DataSet:
             self.root,
             size=self._size,
             stamp=self._stamp,
-            ignored=self.ignored,
+            ignored=self.reasons or self.ignored,
             space=self._space,
             scheme=self.scheme,
             positions=positions,

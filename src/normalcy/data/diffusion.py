@@ -32,6 +32,7 @@ from normalcy.data.formats import stem
 from normalcy.data.images import read_mask
 from normalcy.data.volumes import Space, split_name
 from normalcy.errors import DataError
+from normalcy.files import read_text
 
 Scheme = list[list[float]]
 """b-value in s/mm^2 and unit direction, to the patient's right, front and head (zeros: none or unknown), of each
@@ -231,8 +232,10 @@ def _rounded(rows: Float64) -> Scheme:
 
 def _numbers(path: Path) -> Float64:
     try:
-        return np.loadtxt(path, ndmin=2)
-    except (OSError, ValueError) as error:
+        return np.loadtxt(read_text(path).splitlines(), ndmin=2)
+    except ValueError as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{path}: cannot be read as a table of numbers ({error}).") from None
 
 

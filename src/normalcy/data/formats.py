@@ -2,24 +2,83 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import math
+from dataclasses import dataclass
+from os.path import splitext
 
 import numpy as np
+import numpy.typing as npt
 
 from normalcy.arrays import Array
 from normalcy.errors import DataError
+from normalcy.files import MAX_BYTES
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy", ".pgm", ".ppm"})
+IMAGE_SUFFIXES = frozenset(
+    {
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".jfif",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".npy",
+        ".pgm",
+        ".ppm",
+        ".webp",
+        ".gif",
+        ".jp2",
+        ".avif",
+    }
+)
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha")
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
-MAX_VALUES = 2**30
-"""Largest number of values (pixels times channels) that a file may claim: a guard against decompression bombs. Files
-that Pillow decodes (PNG, JPEG, BMP, PNM) also meet Pillow's own limit of 179 million pixels."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one file may ask for. Checked before it is decoded: a guard against decompression bombs.
+
+    An image takes up to three times ``decoded_bytes`` of memory while it is decoded. Larger limits are given to
+    :func:`~normalcy.data.open.open_data`.
+    """
+
+    file_bytes: int = MAX_BYTES
+    """Size of a file, or of a file in a zip when decompressed, in bytes (4 GiB and a header)."""
+    values: int = 2**30
+    """Values of an image: pixels or voxels times channels."""
+    decoded_bytes: int = 2**32
+    """Bytes of the values of an image, and of all arrays of an ``.npz`` together (4 GiB)."""
+    pages: int = 1024
+    """Pages of a TIFF, which are its channels."""
+    rows: int = 2**22
+    """Rows of a table (4 million)."""
+
+    def check(self, shape: tuple[int, ...], dtype: npt.DTypeLike = "u1") -> None:
+        """Raises ValueError for an image of this shape and type that is too large.
+
+        >>> Limits(values=100).check((3, 10, 10))
+        Traceback (most recent call last):
+        ...
+        ValueError: claims the shape (3, 10, 10), 300 values, more than the limit of 100
+        """
+        values = math.prod(shape)
+        if values > self.values:
+            raise ValueError(f"claims the shape {shape}, {values:,} values, more than the limit of {self.values:,}")
+        if values * np.dtype(dtype).itemsize > self.decoded_bytes:
+            size = values * np.dtype(dtype).itemsize
+            raise ValueError(
+                f"claims the shape {shape}, {size:,} bytes when decoded, more than the limit of {self.decoded_bytes:,}"
+            )
+
+
+LIMITS = Limits()
+MAX_VALUES = LIMITS.values
 
 
 def is_image(name: str) -> bool:
     """Whether a file is one by its name: an image or a volume."""
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES or name.lower().endswith(VOLUME_SUFFIXES)
+    return splitext(name)[1].lower() in IMAGE_SUFFIXES or name.lower().endswith(VOLUME_SUFFIXES)
 
 
 def stem(name: str) -> str:

@@ -2,79 +2,117 @@
 
 Everything read is channel-first ``(C, H, W)`` in the file's own dtype. Nothing is converted to RGB and nothing is
 rescaled: grey stays one channel, RGBA and CMYK four, 16-bit stays 16-bit. What is undone is only how the file packs its
-pixels: a palette becomes its colours (one channel if they are all grey), one bit becomes uint8 0 and 255, "white is
-zero" TIFF is inverted, the orientation tag of JPEG (EXIF) and TIFF is applied, so arrays lie as viewers show them.
+pixels: a palette becomes RGB, whatever its colours are and without their transparency, so that all palette images of a
+set have three channels; one bit becomes uint8 0 and 255; "white is zero" TIFF is inverted; the orientation tag of JPEG,
+WebP, AVIF (EXIF) and TIFF is applied, so arrays lie as viewers show them.
 
 Formats are recognised by content, not by name. All faults, hostile files included, end as one
-:class:`~normalcy.errors.DataError` with the file's name and the reason.
+:class:`~normalcy.errors.DataError` with the file's name and the reason. What a file claims is compared with
+:class:`~normalcy.data.formats.Limits` before it is decoded.
 """
 
 import io
 import logging
 import math
+import struct
+import warnings
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from normalcy.arrays import Array, Mask
-from normalcy.data.formats import IMAGE_SUFFIXES, MAX_VALUES, VOLUME_SUFFIXES, is_volume, own
+from normalcy.data.formats import IMAGE_SUFFIXES, LIMITS, VOLUME_SUFFIXES, Limits, is_volume, own
 from normalcy.data.volumes import decode_volume, volume_space
-from normalcy.errors import DataError
-from normalcy.files import read_bytes, write_bytes
+from normalcy.errors import DataError, NormalcyWarning
+from normalcy.files import npy_header, read_array, read_bytes, write_bytes
 
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # its remarks on damaged files end as our errors
 
-_PILLOW_FORMATS = ("PNG", "JPEG", "BMP", "PPM")
+_PILLOW_FORMATS = {
+    "PNG": "Png", "JPEG": "Jpeg", "BMP": "Bmp", "PPM": "Ppm", "GIF": "Gif", "WEBP": "WebP", "JPEG2000": "Jpeg2K",
+    "AVIF": "Avif",
+}  # fmt: skip
+"""Pillow's name -> the plug-in that reads it."""
+_LOSSY = ("JPEG", "MPO", "WEBP", "JPEG2000", "AVIF")
+_MAX_CLASS = 31
+"""In a mask, values up to this one are numbers of classes."""
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TIFF_CHANNELS = str.maketrans("CQI", "SSS")  # tifffile's letters: channel, unknown, image sequence -> sample
 _ORIENTATION = 274
 
 
-def read_image(path: Path | str, finite: bool = False) -> Array:
+def read_image(path: Path | str, finite: bool = False, limits: Limits = LIMITS) -> Array:
     """The image in a file as ``(C, H, W)``, native dtype.
 
     ``.npy`` holds ``(H, W)`` or channel-last ``(H, W, C)``. In TIFF, samples and equally sized pages are channels;
     pages that the file calls depth or time are refused. Volumes are ``(C, D, H, W)``, see :mod:`normalcy.data.volumes`.
     ``finite=True`` also refuses NaN and infinite values.
     """
-    return decode_image(read_bytes(path), str(path), finite)
+    return decode_image(read_bytes(path, limits.file_bytes), str(path), finite, limits)
 
 
-def read_mask(path: Path | str) -> Mask:
-    """The mask in a file as ``(H, W)``: True, where the file is not zero, is anomalous. An alpha channel is ignored."""
-    return decode_mask(read_bytes(path), str(path))
+def read_mask(path: Path | str, limits: Limits = LIMITS) -> Mask:
+    """The mask in a file as ``(H, W)``: True is anomalous. An alpha channel is ignored.
+
+    Anomalous is what is not zero: colours of a palette or of RGB, two values of any kind, or numbers of classes (up to
+    31). A grey mask of more and larger values comes from lossy compression or from interpolation: anomalous is then what
+    lies above half of the range of its type (of its values, where they stay below that), with a warning.
+    """
+    return decode_mask(read_bytes(path, limits.file_bytes), str(path), limits)
 
 
-def decode_image(data: bytes, name: str, finite: bool = False) -> Array:
+def decode_image(data: bytes, name: str, finite: bool = False, limits: Limits = LIMITS) -> Array:
     """As :func:`read_image`, from the bytes of a file called ``name``."""
-    array = _decode(data, name)
+    array = _decode(data, name, limits)
     if finite and array.dtype.kind == "f" and not np.isfinite(array).all():
         bad = np.count_nonzero(~np.isfinite(array))
         raise DataError(f"{name}: expected finite values, got {bad} NaN or infinite; repair or remove the file.")
     return array
 
 
-def decode_mask(data: bytes, name: str) -> Mask:
+def decode_mask(data: bytes, name: str, limits: Limits = LIMITS) -> Mask:
     """As :func:`read_mask`, from the bytes of a file called ``name``."""
-    array = decode_image(data, name, finite=True)
-    if len(array) in (2, 4) and not is_volume(data):
+    array = decode_image(data, name, finite=True, limits=limits)
+    if is_volume(data):
+        return np.asarray((array != 0).any(axis=0))
+    if len(array) in (2, 4):
         array = array[:-1]  # an opaque alpha channel would make every pixel anomalous
-    return np.asarray((array != 0).any(axis=0))
+    values = array.max(axis=0)
+    low, high = float(values.min()), float(values.max())
+    lossy = _format(data) in _LOSSY
+    coloured = len(array) > 1 and bool((array != array[:1]).any())
+    classes = high <= _MAX_CLASS and bool((values == np.floor(values)).all())
+    if (not lossy and (coloured or classes)) or not ((values != low) & (values != high)).any():
+        return np.asarray((array != 0).any(axis=0))
+    warnings.warn(
+        "masks with more than two values, from lossy compression or interpolation, are thresholded at half of their range: "
+        "save masks as PNG with two values",
+        NormalcyWarning,
+        stacklevel=2,
+    )
+    largest = np.iinfo(values.dtype).max if values.dtype.kind in "ui" else 0.0
+    half = largest / 2 if largest and high > largest / 2 else (low + high) / 2
+    return np.asarray(values > (max(half, _MAX_CLASS) if lossy else half))
 
 
-def image_size(data: bytes, name: str) -> tuple[int, ...]:
+def image_size(data: bytes, name: str, limits: Limits = LIMITS) -> tuple[int, ...]:
     """``(height, width)``, or ``(depth, height, width)``, as :func:`decode_image` would return it.
 
     From the header alone where that is enough.
     """
     if data.startswith((b"\x93NUMPY", *_TIFF_MAGIC)):
-        _, height, width = _decode(data, name).shape
+        _, height, width = _decode(data, name, limits).shape
         return height, width
     if is_volume(data):
-        return volume_space(data, name).size
+        return volume_space(data, name, limits).size
     try:
-        with Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as image:
+        with _opened(data) as image:
             width, height = image.size
             sideways = _exif_orientation(image) in (5, 6, 7, 8)
     except Exception as error:
@@ -117,9 +155,14 @@ def write_image(path: Path | str, image: Array, low: float | None = None, high: 
         top = high if high is not None else float(inside.max(initial=-np.inf)) if inside.size else 1.0
         scaled = (values - bottom) / (top - bottom if top > bottom else 1.0)
         image = np.round(255 * np.nan_to_num(np.clip(scaled, 0, 1))).astype(np.uint8)
-    import imagecodecs
-
     pixels = np.ascontiguousarray(np.moveaxis(image, 0, -1) if len(image) > 1 else image[0])
+    try:
+        import imagecodecs
+    except ImportError:  # the runtime may be without it
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+        write_bytes(path, buffer.getvalue())
+        return
     # Run lengths of horizontal differences: 8 times faster than Pillow's default, and smaller for photographs.
     write_bytes(path, bytes(imagecodecs.png_encode(pixels, level=1, strategy=3, filter=16)))
 
@@ -127,7 +170,7 @@ def write_image(path: Path | str, image: Array, low: float | None = None, high: 
 def read_raw(path: Path) -> Array:
     """A map as it was written, ``(*spatial)``, or ``(C, *spatial)``. Of .npy only what is used is read."""
     if path.suffix == ".npy":
-        array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array: Array = read_array(path)
         return array
     image = read_image(path)
     return image[0] if len(image) == 1 else image
@@ -153,16 +196,16 @@ def write_raw(path: Path | str, array: Array) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def _decode(data: bytes, name: str) -> Array:
+def _decode(data: bytes, name: str, limits: Limits) -> Array:
     try:
         if data.startswith(b"\x93NUMPY"):
-            return channel_first(_npy(data), name)
+            return channel_first(_npy(data, limits), name)
         if is_volume(data):
-            return decode_volume(data, name)[0]
+            return decode_volume(data, name, limits)[0]
         if data.startswith(_TIFF_MAGIC):
-            array, orientation = _tiff(data)
+            array, orientation = _tiff(data, limits)
         else:
-            array, orientation = _pillow(data)
+            array, orientation = _pillow(data, limits)
         return own(_upright(array, orientation), name)
     except DataError:
         raise
@@ -181,40 +224,83 @@ def _unreadable(data: bytes, name: str, error: Exception) -> DataError:
     return DataError(f"{name}: cannot be read as an image ({reason}); replace or remove the file.")
 
 
-def _npy(data: bytes) -> Array:
+def _npy(data: bytes, limits: Limits) -> Array:
     """An array in the .npy format. Never unpickles, and allocates no more than the bytes at hand."""
     file = io.BytesIO(data)
-    version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    elif version == (2, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
-    else:  # 3.0 exists for field names of structured arrays
-        raise ValueError(f"a .npy file of version {version}, which does not hold images")
-    if dtype.hasobject:
-        raise ValueError("holds Python objects, not numbers")
+    shape, dtype, fortran = npy_header(file)
     count, start = math.prod(shape), file.tell()
-    if min(shape, default=1) < 0 or count * dtype.itemsize > len(data) - start:
+    if count * dtype.itemsize > len(data) - start:
         raise ValueError(f"truncated: shape {shape} of {dtype} needs more bytes than the file has")
+    limits.check(shape, dtype)
     flat = np.frombuffer(data, dtype, count, start)
     return flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
 
 
-def _pillow(data: bytes) -> tuple[Array, int]:
-    """PNG, JPEG, BMP and PNM: the stored samples ``(C, H, W)`` and the EXIF orientation."""
-    with Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as image:
+@cache
+def _plugins() -> dict[str, Callable[[bytes], Any]]:
+    """Pillow's name of a format -> whether a file is of it, by its first bytes."""
+    found = {}
+    for name, plugin in _PILLOW_FORMATS.items():
+        if find_spec(f"PIL.{plugin}ImagePlugin") is not None:  # AVIF since Pillow 11.3
+            import_module(f"PIL.{plugin}ImagePlugin")
+            found[name] = cast(Callable[[bytes], Any], Image.OPEN[name][1])
+    return found
+
+
+def _format(data: bytes) -> str | None:
+    """Pillow's name of the format; None for one that is not read by Pillow."""
+    for name, accept in _plugins().items():
+        if answer := accept(data[:16]):
+            if isinstance(answer, str):  # the reason why this Pillow cannot read it
+                raise ValueError(answer)
+            return name
+    return None
+
+
+def _opened(data: bytes) -> Image.Image:
+    """By the plug-in itself: Image.open() has a limit of 179 million pixels, which is a setting of the whole process."""
+    name = _format(data)
+    if name is None:
+        raise UnidentifiedImageError("unknown")
+    image: Image.Image = Image.OPEN[name][0](io.BytesIO(_plain_png(data) if name == "PNG" else data), "")
+    return image
+
+
+def _plain_png(data: bytes) -> bytes:
+    """Without the chunks that say nothing of the pixels: text and colour profiles may be large, odd or damaged."""
+    kept, start = [data[:8]], 8
+    for _ in range(10**6):
+        if len(data) - start < 12:
+            break
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        kind = data[start + 4 : start + 8]
+        if kind[:1].isupper() or kind == b"tRNS":
+            kept.append(data[start:end])
+        start = end
+    return b"".join(kept) + data[start:]
+
+
+def _pillow(data: bytes, limits: Limits) -> tuple[Array, int]:
+    """PNG, JPEG, BMP, PNM, GIF, WebP, JPEG 2000, AVIF: the stored samples ``(C, H, W)`` and the EXIF orientation."""
+    with _opened(data) as image:
+        limits.check((*image.size, len(image.getbands())), "f4" if image.mode in ("I", "F") else "u1")
         orientation = _exif_orientation(image)
+        if image.format != "MPO" and getattr(image, "is_animated", False):
+            raise ValueError("expected one image, got an animation; save the frame that is meant")
+        if image.format == "JPEG2000":
+            _check_jpeg2000(data, image.size)
+        if image.format == "AVIF" and data.find(b"av1C", 0, 4096) > 0 and data[data.find(b"av1C") + 6] & 0x40:
+            raise ValueError("has more than 8 bits, which are read of PNG, TIFF and .npy only; convert it")
         if image.format == "PNG" and data[24] == 16 and data[25] in (2, 4, 6):
             # Pillow cuts 16-bit colour down to 8 bits
             import imagecodecs
 
-            _refuse_bomb((*image.size, 4))
-            array = np.asarray(imagecodecs.png_decode(data))
-        elif image.mode in ("P", "PA"):
-            clear = "A" if image.mode == "PA" or "transparency" in image.info else ""
-            colours = np.reshape(image.getpalette() or [], (-1, 3))
-            grey = bool((colours == colours[:, :1]).all())
-            array = np.asarray(image.convert(("L" if grey else "RGB") + clear))
+            channels = {2: 3, 4: 2, 6: 4}[data[25]]
+            limits.check((*image.size, channels), "u2")
+            array = np.asarray(imagecodecs.png_decode(_plain_png(data)))
+        elif image.mode in ("P", "PA") or image.format == "GIF":
+            image.info.pop("transparency", None)
+            array = np.asarray(image.convert("RGB"))
         elif image.mode == "I":  # 16-bit grey, which Pillow widens in PNM (and, before 10.2, in PNG)
             array = np.asarray(image).astype(np.uint16)
         elif image.mode in ("1", "L", "LA", "RGB", "RGBA", "CMYK", "F") or image.mode.startswith("I;16"):
@@ -224,15 +310,30 @@ def _pillow(data: bytes) -> tuple[Array, int]:
     return (np.moveaxis(array, -1, 0) if array.ndim == 3 else array[None]), orientation
 
 
+def _check_jpeg2000(data: bytes, size: tuple[int, int]) -> None:
+    """Compares the header of the codestream (ISO/IEC 15444-1, A.5.1) with the size that Pillow takes from the box around
+    it, and refuses the depths that Pillow changes."""
+    start = data.find(b"\xff\x4f\xff\x51")
+    if start < 0 or len(data) < start + 44:
+        raise ValueError("truncated: its codestream has no header")
+    right, bottom, left, top = struct.unpack_from(">4I", data, start + 8)
+    depths = {data[start + 42 + 3 * k] for k in range(int.from_bytes(data[start + 40 : start + 42], "big"))}
+    if (right - left, bottom - top) != size:
+        raise ValueError("damaged: two sizes in one file")
+    if not depths <= {7}:
+        raise ValueError("has other than 8 bits without sign, which are read of PNG, TIFF and .npy only; convert it")
+
+
 def _exif_orientation(image: Image.Image) -> int:
-    # JPEG alone: in PNG the tag is rare and may come after the pixels, so that the size would cost a whole decoding
-    return int(image.getexif().get(_ORIENTATION, 1)) if image.format in ("JPEG", "MPO") else 1
+    # not PNG: there the tag is rare and may come after the pixels, so that the size would cost a whole decoding
+    return int(image.getexif().get(_ORIENTATION, 1)) if image.format in ("JPEG", "MPO", "WEBP", "AVIF") else 1
 
 
-def _tiff(data: bytes) -> tuple[Array, int]:
+def _tiff(data: bytes, limits: Limits) -> tuple[Array, int]:
     """TIFF: the samples ``(C, H, W)``, palette and "white is zero" resolved, and the orientation tag."""
     import tifffile
 
+    _check_pages(data, limits.pages)
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         first, *others = file.series
         if any(not series.keyframe.is_reduced for series in others):  # reduced: a thumbnail
@@ -240,7 +341,7 @@ def _tiff(data: bytes) -> tuple[Array, int]:
         page, axes = first.keyframe, first.axes
         if sorted(axes.translate(_TIFF_CHANNELS)) not in (["X", "Y"], ["S", "X", "Y"]):
             raise ValueError(f"expected one 2D image with channels, got a stack with the axes {axes}")
-        _refuse_bomb(first.shape)
+        limits.check(tuple(first.shape), first.dtype)
         for offset, count in zip(page.dataoffsets, page.databytecounts):
             if offset + count > len(data):
                 raise ValueError("truncated: some pixels lie beyond the end of the file")
@@ -252,8 +353,8 @@ def _tiff(data: bytes) -> tuple[Array, int]:
         array = array if array.ndim == 3 else array[None]
         if page.photometric == tifffile.PHOTOMETRIC.PALETTE and page.colormap is not None and len(array) == 1:
             colours = (np.asarray(page.colormap) >> 8).astype(np.uint8)  # (3, 2 ** bits)
-            grey = bool((colours == colours[:1]).all())
-            array = (colours[:1] if grey else colours)[:, array[0]]
+            limits.check((3, *array.shape))
+            array = colours[:, array[0]]
         elif page.bitspersample == 1:
             array = array.astype(bool)
         if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and array.dtype.kind in "bu":
@@ -261,9 +362,23 @@ def _tiff(data: bytes) -> tuple[Array, int]:
     return array, int(orientation)
 
 
-def _refuse_bomb(shape: tuple[int, ...]) -> None:
-    if math.prod(shape) > MAX_VALUES:
-        raise ValueError(f"claims {math.prod(shape):,} values, more than the limit of {MAX_VALUES:,}")
+def _check_pages(data: bytes, most: int) -> None:
+    """Follows the chain of directories (TIFF 6.0, section 2; BigTIFF), which reading them would take seconds for."""
+    order = "<" if data[:2] == b"II" else ">"
+    big = data[2:4] in (b"+\0", b"\0+")
+    counted, width, entry, at = ("Q", 8, 20, 8) if big else ("H", 2, 12, 4)
+    offset = f"{order}{'Q' if big else 'I'}"
+    try:
+        (place,) = struct.unpack_from(offset, data, at)
+        for _ in range(most):
+            if not place:
+                return
+            (tags,) = struct.unpack_from(f"{order}{counted}", data, place)
+            (place,) = struct.unpack_from(offset, data, place + width + entry * tags)
+    except (struct.error, OverflowError):  # cut off: tifffile says what is missing
+        return
+    if place:
+        raise ValueError(f"has more than {most:,} pages, the limit")
 
 
 def _upright(array: Array, orientation: int) -> Array:

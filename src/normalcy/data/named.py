@@ -19,8 +19,6 @@ import difflib
 import importlib.util
 import random
 import re
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -32,9 +30,10 @@ import numpy as np
 
 from normalcy.arrays import Array
 from normalcy.data.dataset import DataSet, Item
-from normalcy.data.formats import IMAGE_SUFFIXES
+from normalcy.data.formats import IMAGE_SUFFIXES, LIMITS, Limits
 from normalcy.data.stores import Files, Folder, Zip, check_stack
 from normalcy.errors import DataError
+from normalcy.files import read_arrays, read_text
 
 DIGITS = tuple("0123456789")
 CLASSES: dict[str, tuple[str, ...]] = {
@@ -84,7 +83,7 @@ def open_named(name: str, choice: str, data_root: Path) -> DataSet:
     return _torchvision(name, spec, normal, data_root)
 
 
-def open_npz(path: Path, choice: str = "") -> DataSet:
+def open_npz(path: Path, choice: str = "", limits: Limits = LIMITS) -> DataSet:
     """Arrays with channels last, of any numeric type, held in memory.
 
     Either ``images`` with, optionally, ``labels``, ``masks``, ``cases``, ``types`` and ``splits``; or ``x_train`` and
@@ -95,7 +94,7 @@ def open_npz(path: Path, choice: str = "") -> DataSet:
     """
     if choice and not choice.isdecimal():
         raise DataError(f"{path}:{choice}: expected the number of the normal class after the colon, as in {path}:3.")
-    return _from_parts(path.stem, _npz_parts(path, path.stem), int(choice) if choice else None, None)
+    return _from_parts(path.stem, _npz_parts(path, path.stem, limits), int(choice) if choice else None, None)
 
 
 @dataclass(frozen=True)
@@ -115,11 +114,12 @@ class _Part:
         return _Part(self.prefix, self.split, self.images, np.full(len(self.images), k))
 
 
-def _npz_parts(path: Path, name: str) -> list[_Part]:
+def _npz_parts(path: Path, name: str, limits: Limits = LIMITS) -> list[_Part]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays: dict[str, Array] = {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError, MemoryError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        arrays: dict[str, Array] = read_arrays(path, limits.file_bytes, limits.decoded_bytes)
+    except ValueError as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{path}: cannot be read as .npz arrays ({error}); write or fetch it again.") from None
 
     get = arrays.get
@@ -278,10 +278,9 @@ def _gtsrb(spec: str, root: Path, normal: int) -> DataSet:
         for file in folder.names()
         if re.fullmatch(r"GTSRB/Training/\d+/[^/]+\.ppm", file)
     ]
-    with (root / "GT-final_test.csv").open(newline="") as table:
-        for row in csv.DictReader(table, delimiter=";"):
-            file = f"GTSRB/Final_Test/Images/{row['Filename']}"
-            found.append((file, "test", int(row["ClassId"]), file))
+    for row in csv.DictReader(read_text(root / "GT-final_test.csv").splitlines(), delimiter=";"):
+        file = f"GTSRB/Final_Test/Images/{row['Filename']}"
+        found.append((file, "test", int(row["ClassId"]), file))
     return _one_class_files(spec, folder, found, normal, CLASSES["gtsrb"])
 
 
@@ -299,7 +298,7 @@ def _elpv(choice: str) -> DataSet:
         raise DataError('elpv: expected the package elpv-dataset, which is missing; pip install "normalcy[demo]".')
     root = Path(package.origin).parent / "data"
     # a line: images/cell0001.png  1.0  mono
-    rows = [line.split() for line in (root / "labels.csv").read_text().splitlines()]
+    rows = [line.split() for line in read_text(root / "labels.csv").splitlines()]
     kinds = {"0": "good", "1": "defective"}
     if choice == "all":
         kinds |= {"0.33": "probably good", "0.67": "probably defective"}

@@ -16,7 +16,7 @@ from normalcy.arrays import Array
 from normalcy.data import diffusion, folder, named, slides, table
 from normalcy.data.dataset import DataSet, Item, case_of, unnamed
 from normalcy.data.dicom import is_dicom, series_in
-from normalcy.data.formats import IMAGE_SUFFIXES, VOLUME_SUFFIXES, is_image
+from normalcy.data.formats import IMAGE_SUFFIXES, LIMITS, VOLUME_SUFFIXES, Limits, is_image
 from normalcy.data.stores import Arrays, Files, Folder, Found, check_stack, find_images
 from normalcy.data.volumes import split_name
 from normalcy.errors import DataError
@@ -24,7 +24,7 @@ from normalcy.errors import DataError
 DEFAULT_DATA_ROOT = Path("~/.cache/normalcy/data")
 
 
-def open_data(spec: str | Path, data_root: Path | str | None = None) -> DataSet:
+def open_data(spec: str | Path, data_root: Path | str | None = None, *, limits: Limits = LIMITS) -> DataSet:
     """The data set that a path or a name stands for.
 
     =============================  ====================================================================================
@@ -40,33 +40,34 @@ def open_data(spec: str | Path, data_root: Path | str | None = None) -> DataSet:
     =============================  ====================================================================================
 
     Named sets are looked for in ``data_root`` (default ``~/.cache/normalcy/data``) and downloaded into it if missing.
+    ``limits`` holds for images, tables and arrays in files; a larger one reads larger files.
     """
     text, root = str(spec), Path(data_root or DEFAULT_DATA_ROOT).expanduser()
     if text.startswith("slides:"):
         return slides.open_slides(text.removeprefix("slides:"))
     if text.startswith("diffusion:"):
         source, *options = text.removeprefix("diffusion:").split(",")
-        return diffusion.open_diffusion(open_data(source, data_root), options)
+        return diffusion.open_diffusion(open_data(source, data_root, limits=limits), options)
     path = Path(text).expanduser()
     if text and not _exists(path) and _exists(Path(split_name(str(path))[0])):
-        return open_files([path])  # a part of a volume
+        return open_files([path], limits)  # a part of a volume
     if text and _exists(path):
         if path.is_dir():
-            return folder.open_folder(path)
+            return folder.open_folder(path, limits)
         suffix = path.suffix.lower()
         if suffix in table.TABLE_SUFFIXES:
-            return table.open_table(path)
+            return table.open_table(path, limits)
         if suffix == ".npz":
-            return named.open_npz(path)
+            return named.open_npz(path, limits=limits)
         if is_image(path.name) or is_dicom(Folder(path.parent).head(path.name)):
-            return open_files([path])
+            return open_files([path], limits)
         raise DataError(
             f"{path}: expected a folder, an image ({' '.join(sorted((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES)))}), a table "
             f"({' '.join(sorted(table.TABLE_SUFFIXES))}) or .npz, got a file of another kind."
         )
     name, colon, choice = text.rpartition(":") if ":" in text else (text, "", "")
     if colon and name.lower().endswith(".npz") and _exists(Path(name)):
-        return named.open_npz(Path(name), choice)
+        return named.open_npz(Path(name), choice, limits)
     if isinstance(spec, str) and name in named.NAMED:
         return named.open_named(name, choice, root)
     known = {**{key: key for key in named.NAMED}, **{str(p): str(p) for p in _siblings(path)}}
@@ -77,13 +78,13 @@ def open_data(spec: str | Path, data_root: Path | str | None = None) -> DataSet:
     )
 
 
-def open_files(paths: Sequence[str | Path]) -> DataSet:
+def open_files(paths: Sequence[str | Path], limits: Limits = LIMITS) -> DataSet:
     """Image files, in the order given; folders among them are searched. All are of unknown label."""
     files: list[Path] = []
     for given in paths:
         path = Path(os.path.abspath(Path(given).expanduser()))
         if path.is_dir():
-            below = Folder(path)
+            below = Folder(path, limits)
             files += [
                 path / file
                 for _, _, image in find_images(below)[0]
@@ -97,14 +98,15 @@ def open_files(paths: Sequence[str | Path]) -> DataSet:
         raise DataError(f"expected at least one image, got none in {', '.join(map(str, paths)) or 'an empty list'}.")
     root = Path(os.path.commonpath([file.parent for file in files]))
     names = [file.relative_to(root).as_posix() for file in files]
-    twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
-    if twice is not None:
+    place = {name: k for k, name in enumerate(names)}
+    if len(place) < len(names):
+        twice = next(name for k, name in enumerate(names) if place[name] != k)
         raise DataError(f"{root / twice}: given more than once; name each image once.")
-    folder = Folder(root)
+    folder = Folder(root, limits)
     series = [name for name in names if not is_image(split_name(name)[0])]
     found: list[Found] = [(name, case_of(name), name) for name in names if is_image(split_name(name)[0])]
     found += series_in(series, folder.bytes, root.name) if series else []
-    found.sort(key=lambda one: names.index(one[2] if isinstance(one[2], str) else one[2][0]))
+    found.sort(key=lambda one: place[one[2] if isinstance(one[2], str) else one[2][0]])
     return Files(folder, [image for _, _, image in found]).data_set(root.name, [Item(*one[:2]) for one in found])
 
 

@@ -34,6 +34,7 @@ from normalcy.data.dataset import DataSet, Item
 from normalcy.data.foreground import otsu
 from normalcy.data.stain import Stain, normalise
 from normalcy.errors import DataError
+from normalcy.files import open_regular
 
 SLIDE_SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif")
 _FINEST = 0.95
@@ -93,6 +94,7 @@ class Slide:
                 import tiffslide
             except ImportError:
                 raise DataError('Slides need tiffslide; pip install "normalcy[medical]".') from None
+            open_regular(self.path).close()  # a pipe would be waited for
             try:
                 self._local.file = tiffslide.TiffSlide(self.path)
             except Exception as error:

@@ -7,7 +7,7 @@ import os
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ import numpy as np
 from normalcy.arrays import Array, Mask
 from normalcy.data.dataset import DataSet, Item, case_of
 from normalcy.data.dicom import decode_series, is_dicom, series_in, series_space
-from normalcy.data.formats import DICOM_SUFFIXES, VOLUME_SUFFIXES, is_image, is_volume, own
+from normalcy.data.formats import DICOM_SUFFIXES, LIMITS, VOLUME_SUFFIXES, Limits, is_image, is_volume, own
 from normalcy.data.images import channel_first, decode_image, decode_mask, image_size, read_mask
 from normalcy.data.volumes import Space, decode_volume, split_name, take_part, volume_space
 from normalcy.errors import DataError
-from normalcy.files import read_bytes
+from normalcy.files import open_regular, read_bytes, read_head, read_member
 
 
 class Files:
@@ -47,7 +47,7 @@ class Files:
         file, part = split_name(image)
         if not file.lower().endswith(VOLUME_SUFFIXES):
             return None
-        return volume_space(self.opener.bytes(file), self.opener.full_name(file)).part(part)
+        return volume_space(self.opener.bytes(file), self.opener.full_name(file), self.opener.limits).part(part)
 
     def mask(self, i: int) -> Mask | None:
         file = None if self.masks is None else self.masks[i]
@@ -55,7 +55,7 @@ class Files:
             return None
         if split_name(file)[1]:
             return np.asarray((self._decode(file)[0] != 0).any(axis=0))
-        return decode_mask(self.opener.bytes(file), self.opener.full_name(file))
+        return decode_mask(self.opener.bytes(file), self.opener.full_name(file), self.opener.limits)
 
     def size(self, i: int) -> tuple[int, ...]:
         image = self.images[i]
@@ -63,7 +63,8 @@ class Files:
             return series_space(*self._series(image)).size
         file, part = split_name(image)
         data, name = self.opener.bytes(file), self.opener.full_name(file)
-        return volume_space(data, name).part(part).size if part else image_size(data, name)
+        limits = self.opener.limits
+        return volume_space(data, name, limits).part(part).size if part else image_size(data, name, limits)
 
     def _series(self, files: tuple[str, ...]) -> tuple[list[bytes], list[str], str]:
         """Bytes and names of the files of a series, and what to call it in errors."""
@@ -77,15 +78,15 @@ class Files:
         file, part = split_name(image)
         data, name = self.opener.bytes(file), self.opener.full_name(file)
         if not is_volume(data):
-            return decode_image(data, name), None
-        return take_part(*decode_volume(data, name), part, name)
+            return decode_image(data, name, limits=self.opener.limits), None
+        return take_part(*decode_volume(data, name, self.opener.limits), part, name)
 
     def stamp(self, i: int) -> int:
         image = self.images[i]
         files = image if isinstance(image, tuple) else (split_name(image)[0],)
         return sum(self.opener.stamp(file) for file in files)
 
-    def data_set(self, name: str, items: Sequence[Item], ignored: Sequence[str] = ()) -> DataSet:
+    def data_set(self, name: str, items: Sequence[Item], ignored: Sequence[str] | Mapping[str, str] = ()) -> DataSet:
         mask = None if self.masks is None else self.mask
         root = self.opener.path if isinstance(self.opener, Folder) else None
         return DataSet(
@@ -96,22 +97,18 @@ class Files:
 class Folder:
     """Files below a folder, by their path relative to it."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, limits: Limits = LIMITS) -> None:
+        self.path, self.limits = path, limits
 
     def full_name(self, file: str) -> str:
         return str(self.path / file)
 
     def bytes(self, file: str) -> bytes:
-        return read_bytes(self.path / file)
+        return read_bytes(self.path / file, self.limits.file_bytes)
 
     def head(self, file: str) -> builtins.bytes:
         """The first bytes of a file, by which its format is known; empty where it cannot be read."""
-        try:
-            with open(self.path / file, "rb") as opened:
-                return opened.read(132)
-        except (OSError, ValueError):
-            return b""
+        return read_head(self.path / file, 132)
 
     def stamp(self, file: str) -> int:
         try:
@@ -121,25 +118,25 @@ class Folder:
 
     def names(self) -> list[str]:
         """All files below, sorted; hidden ones are left out, links are followed."""
-        return sorted(_walk(self.path))
+        return _walk(self.path)[0]
 
 
 class Zip:
     """Files in a zip, read without extraction, from any number of threads and processes."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, limits: Limits = LIMITS) -> None:
+        self.path, self.limits = path, limits
         self._opened: tuple[int, zipfile.ZipFile, threading.Lock] | None = None
 
-    def __reduce__(self) -> tuple[type[Zip], tuple[Path]]:
-        return Zip, (self.path,)
+    def __reduce__(self) -> tuple[type[Zip], tuple[Path, Limits]]:
+        return Zip, (self.path, self.limits)
 
     def _zip(self) -> tuple[zipfile.ZipFile, threading.Lock]:
         opened = self._opened
         # one handle per process: a forked one would share the position in the file, and perhaps a held lock
         if opened is None or opened[0] != os.getpid():
             try:
-                opened = self._opened = os.getpid(), zipfile.ZipFile(self.path), threading.Lock()
+                opened = self._opened = os.getpid(), zipfile.ZipFile(open_regular(self.path)), threading.Lock()
             except (OSError, zipfile.BadZipFile) as error:
                 raise DataError(f"{self.path}: cannot be opened as a zip ({error}); fetch it again.") from None
         return opened[1:]
@@ -151,10 +148,11 @@ class Zip:
         archive, lock = self._zip()
         try:
             with lock:  # ZipFile counts its readers without one
-                return archive.read(file)
+                return read_member(archive, file, self.limits.file_bytes)
         except (
             OSError,
             KeyError,
+            ValueError,
             RuntimeError,
             NotImplementedError,
             EOFError,
@@ -220,16 +218,22 @@ Found = tuple[str, str, str | tuple[str, ...]]
 """Path, case, and the file or the files of a series."""
 
 
-def find_images(folder: Folder) -> tuple[list[Found], list[str]]:
-    """Images below a folder, sorted, with the files of a DICOM series as one; and the files that are none."""
-    names = folder.names()
+def find_images(folder: Folder) -> tuple[list[Found], dict[str, str]]:
+    """Images below a folder, sorted, with the files of a DICOM series as one; and what was passed over, with the reason.
+
+    Raises DataError for a folder that normalcy wrote; below others, those are passed over.
+    """
+    names, passed = _walk(folder.path)
+    if "" in passed:
+        raise DataError(f"{folder.path}: is {passed['']}; name a folder of images.")
     others = [name for name in names if not is_image(name)]
     dicom = [name for name in others if name.lower().endswith(DICOM_SUFFIXES) or is_dicom(folder.head(name))]
     dicom = [name for name in dicom if not name.endswith("DICOMDIR")]
     found: list[Found] = [(name, case_of(name), name) for name in names if is_image(name)]
     if dicom:
         found += series_in(dicom, folder.bytes, folder.path.resolve().name)
-    return sorted(found, key=lambda one: one[0]), sorted(set(others) - set(dicom))
+    passed |= dict.fromkeys(set(others) - set(dicom), "not an image that can be read")
+    return sorted(found, key=lambda one: one[0]), dict(sorted(passed.items()))
 
 
 def files_of(folder: Folder, name: str) -> str | tuple[str, ...]:
@@ -242,14 +246,49 @@ def files_of(folder: Folder, name: str) -> str | tuple[str, ...]:
     return (name,) if is_dicom(folder.head(name)) else name
 
 
-def _walk(root: Path) -> Iterator[str]:
-    seen = set()
-    for folder, below, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link to a folder above
-            below.clear()
+_DEEPEST = 100
+_OURS = {
+    ("run.json", "scores.csv"): "a results folder of normalcy",
+    ("run.json", "slides.csv"): "a results folder of normalcy",
+    ("detector.json", "weights.safetensors"): "a model folder of normalcy",
+}
+"""Files that are together in folders that normalcy writes -> what those are."""
+
+
+def _walk(root: Path) -> tuple[list[str], dict[str, str]]:
+    """Files below a folder, by their paths relative to it, sorted; and folders that were not entered, with the reason."""
+    names: list[str] = []
+    passed: dict[str, str] = {}
+    seen: set[tuple[int, int]] = set()
+    waiting = [("", 0)]
+    while waiting:
+        below, depth = waiting.pop()
+        try:
+            status = os.stat(root / below)
+            with os.scandir(root / below) as listing:
+                entries = sorted(listing, key=lambda entry: entry.name)
+        except OSError as error:
+            passed[below] = f"a folder that cannot be opened ({error.strerror})"
             continue
-        seen.add(real)
-        below[:] = [name for name in below if not name.startswith(".")]
-        relative = Path(folder).relative_to(root)
-        yield from ((relative / file).as_posix() for file in files if not file.startswith("."))
+        if (status.st_dev, status.st_ino) in seen:  # a link to a folder above
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        here = {entry.name for entry in entries}
+        ours = next((kind for files, kind in _OURS.items() if here.issuperset(files)), None)
+        if ours is not None:
+            passed[below.rstrip("/")] = ours
+            continue
+        folders = [entry.name for entry in entries if not entry.name.startswith(".") and _is_folder(entry)]
+        names += [below + name for name in here.difference(folders) if not name.startswith(".")]
+        if depth == _DEEPEST and folders:
+            passed[below] = f"folders nested more than {_DEEPEST} deep"
+            continue
+        waiting += [(f"{below}{name}/", depth + 1) for name in reversed(folders)]
+    return sorted(names), passed
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a circle of links
+        return False

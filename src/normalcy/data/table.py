@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from normalcy.data.dataset import SPLITS, DataSet, Item, case_of
+from normalcy.data.formats import LIMITS, Limits
 from normalcy.data.stores import Files, Folder, files_of
 from normalcy.errors import DataError
-from normalcy.files import read_bytes
+from normalcy.files import open_regular, read_bytes
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".parquet"})
 COLUMNS = ("path", "split", "label", "mask", "case", "type")
@@ -22,18 +23,20 @@ LABELS = {
 Row = dict[str, Any]
 
 
-def open_table(path: Path) -> DataSet:
+def open_table(path: Path, limits: Limits = LIMITS) -> DataSet:
     """A CSV (comma, semicolon or tab) or Parquet table with a row for each image.
 
     ``path``, and ``mask`` where there is one, are relative to the table's folder. Optional: ``split`` (train, test),
     ``label`` (0, normal, good; 1, anomalous, anomaly), ``case``, ``type``; an empty cell is unknown. Other columns are
     passed over.
     """
-    header, rows = _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path)
+    header, rows = (_parquet if path.suffix.lower() == ".parquet" else _csv)(path, limits)
     _check_header(path, header)
     items: dict[str, Item] = {}
     masks: list[str | None] = []
     for number, row in enumerate(rows, start=1):
+        if number > limits.rows:
+            raise DataError(f"{path}: has more than {limits.rows:,} rows, the limit; divide the table.")
         cell = {column: _text(row.get(column)) for column in COLUMNS}
         here, file = f"{path}, image {number}", Path(cell["path"]).as_posix()
         if not cell["path"]:
@@ -51,39 +54,68 @@ def open_table(path: Path) -> DataSet:
         masks.append(cell["mask"] or None)
     if not items:
         raise DataError(f"{path}: expected a row for each image, got none.")
-    folder = Folder(path.parent)
+    folder = Folder(path.parent, limits)
     files = Files(folder, [files_of(folder, file) for file in items], masks if "mask" in header else None)
     return files.data_set(path.stem, list(items.values()))
 
 
-def _csv(path: Path) -> tuple[list[str], Iterable[Row]]:
+def _csv(path: Path, limits: Limits) -> tuple[list[str], Iterable[Row]]:
     try:
-        text = read_bytes(path).decode("utf-8-sig")
+        text = read_bytes(path, limits.file_bytes).decode("utf-8-sig")
         first = text.split("\n", 1)[0]
         reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count))
         header = _lower(reader.fieldnames or [])
         reader.fieldnames = header
-        return header, list(reader)
+        return header, _csv_rows(path, reader)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read as CSV in UTF-8 ({error}); save it again as CSV UTF-8.") from None
+        raise _not_csv(path, error) from None
 
 
-def _parquet(path: Path) -> tuple[list[str], Iterable[Row]]:
+def _csv_rows(path: Path, reader: Iterable[Row]) -> Iterable[Row]:
     try:
-        import pyarrow
+        yield from reader
+    except csv.Error as error:  # a cell of more than 131,072 characters, for example
+        raise _not_csv(path, error) from None
+
+
+def _not_csv(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path}: cannot be read as CSV in UTF-8 ({error}); save it again as CSV UTF-8.")
+
+
+def _parquet(path: Path, limits: Limits) -> tuple[list[str], Iterable[Row]]:
+    try:
         import pyarrow.parquet
     except ImportError:
         raise DataError(f'{path}: reading Parquet needs pyarrow; pip install "normalcy[parquet]".') from None
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except (OSError, pyarrow.ArrowException) as error:
-        reason = str(error).split("\n")[0]
-        raise DataError(f"{path}: cannot be read as Parquet ({reason}); write the table again.") from None
-    table = table.rename_columns(_lower(table.column_names))
-    header = list(table.column_names)
-    if len(set(header)) == len(header):
-        table = table.select([column for column in header if column in COLUMNS])
-    return header, table.to_pylist()
+    with open_regular(path) as file:
+        try:
+            table = pyarrow.parquet.ParquetFile(file)
+            names, rows = list(table.schema_arrow.names), table.metadata.num_rows
+            header = _lower(names)
+            wanted = [name for name in names if name.strip().lower() in COLUMNS]
+            groups = [table.metadata.row_group(k) for k in range(table.metadata.num_row_groups)]
+            size = sum(group.column(k).total_uncompressed_size for group in groups for k in range(group.num_columns))
+            if rows > limits.rows or size > limits.decoded_bytes:
+                raise DataError(
+                    f"{path}: has {rows:,} rows and {size:,} bytes when decompressed, at most {limits.rows:,} and "
+                    f"{limits.decoded_bytes:,} are read; divide the table."
+                )
+            found: list[Row] = []
+            if len(set(header)) == len(header):  # else refused by what is said of the header
+                for batch in table.iter_batches(1024, columns=wanted):
+                    for row in batch.to_pylist():
+                        found.append({name.strip().lower(): _cell(path, value) for name, value in row.items()})
+        except (OSError, pyarrow.ArrowException) as error:
+            reason = str(error).split("\n")[0]
+            raise DataError(f"{path}: cannot be read as Parquet ({reason}); write the table again.") from None
+    return header, found
+
+
+def _cell(path: Path, value: Any) -> Any:
+    """As in CSV, where the reader has this limit: a dictionary can repeat a long text for nothing."""
+    if isinstance(value, str | bytes | list | dict) and len(value) > 2**17:
+        raise DataError(f"{path}: has a cell of {len(value):,} characters, at most {2**17:,} are read.")
+    return value
 
 
 def _check_header(path: Path, header: list[str]) -> None:

@@ -11,6 +11,7 @@ the patient's axes; ``[z=42,t=3]`` is both.
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import math
@@ -24,9 +25,9 @@ from typing import Any
 import numpy as np
 
 from normalcy.arrays import Array, Float64, Mask
-from normalcy.data.formats import MAX_VALUES, is_nifti, own
+from normalcy.data.formats import LIMITS, Limits, is_nifti, own
 from normalcy.errors import DataError
-from normalcy.files import write_bytes
+from normalcy.files import bounded_gunzip, write_bytes
 
 WORLD = "xyz"
 """Names of the patient's axes: to the right, to the front, to the head."""
@@ -190,12 +191,12 @@ def take_part(x: Array, space: Space, selection: Selection, name: str) -> tuple[
 # -- files ---------------------------------------------------------------------------------------------------------------
 
 
-def decode_volume(data: bytes, name: str) -> tuple[Array, Space]:
+def decode_volume(data: bytes, name: str, limits: Limits = LIMITS) -> tuple[Array, Space]:
     """The volume in the bytes of a file, (C, *size) in the file's own type (float32 where it has a slope), and its space."""
     try:
         if is_nifti(data) or data.startswith(b"\x1f\x8b"):
-            return _nifti(data)
-        x, space = _nrrd(data) if data.startswith(b"NRRD") else _meta_image(data)
+            return _nifti(data, limits)
+        x, space = (_nrrd if data.startswith(b"NRRD") else _meta_image)(data, limits)
         return own(space.from_file(x), name), space
     except DataError:
         raise
@@ -203,12 +204,12 @@ def decode_volume(data: bytes, name: str) -> tuple[Array, Space]:
         raise _unreadable(data, name, error) from None
 
 
-def volume_space(data: bytes, name: str) -> Space:
+def volume_space(data: bytes, name: str, limits: Limits = LIMITS) -> Space:
     """The space of :func:`decode_volume` from the header alone."""
     try:
         if is_nifti(data) or data.startswith(b"\x1f\x8b"):
-            return _nifti_space(_nifti_header(_uncompressed(data, _LARGEST_HEADER)))
-        return (_nrrd(data) if data.startswith(b"NRRD") else _meta_image(data))[1]
+            return _nifti_space(_nifti_header(bounded_gunzip(data, _LARGEST_HEADER, whole=False)), limits)
+        return (_nrrd if data.startswith(b"NRRD") else _meta_image)(data, limits)[1]
     except DataError:
         raise
     except Exception as error:
@@ -267,14 +268,17 @@ def require_nibabel(who: str) -> Any:
     return nibabel
 
 
-def _nifti(data: bytes) -> tuple[Array, Space]:
-    header = _nifti_header(_uncompressed(data, _LARGEST_HEADER))
-    space = _nifti_space(header)
+def _nifti(data: bytes, limits: Limits) -> tuple[Array, Space]:
+    header = _nifti_header(bounded_gunzip(data, _LARGEST_HEADER, whole=False))
+    space = _nifti_space(header, limits)
     stored_type, start = header.get_data_dtype(), int(header["vox_offset"])
     if stored_type.kind not in "uif":
         raise ValueError(f"voxels are {stored_type}, expected integers or real numbers")
     count = math.prod(header.get_data_shape())
-    raw = _uncompressed(data, start + count * stored_type.itemsize, whole=True)
+    limits.check((count,), np.float64 if space.scale is not None and stored_type.itemsize > 2 else stored_type)
+    if not 0 <= start <= 2**24:
+        raise ValueError(f"damaged: its voxels start at byte {start:,}")
+    raw = bounded_gunzip(data, start + count * stored_type.itemsize + 1, whole=False)  # + 1: verifies the checksum
     if start < header.sizeof_hdr or start + count * stored_type.itemsize > len(raw):
         raise ValueError(f"truncated: {count:,} voxels of {stored_type} need more bytes than the file has")
     flat = np.frombuffer(raw, stored_type, count, start)
@@ -298,13 +302,15 @@ def _nifti_header(raw: bytes) -> Any:
     return kind(raw[: kind.sizeof_hdr])  # without extensions, which may be long
 
 
-def _nifti_space(header: Any) -> Space:
+def _nifti_space(header: Any, limits: Limits) -> Space:
     stored = np.dtype(header.get_data_dtype()).newbyteorder("=")
     slope, intercept = header.get_slope_inter()
     scale = None if slope is None or (slope, intercept) == (1.0, 0.0) else (float(slope), float(intercept or 0.0))
     affine = np.asarray(header.get_best_affine(), np.float64)
     affine[:3] *= _MM.get(int(header["xyzt_units"]) & 7, 1.0)
-    space = _make_space(tuple(int(n) for n in header.get_data_shape()), affine, stored, scale)
+    shape = tuple(int(n) for n in header.get_data_shape())
+    limits.check(shape)
+    space = _make_space(shape, affine, stored, scale)
     places = {field: header[field].copy() for field in _PLACES}
     oriented = bytes(header["descrip"].item()) != _UNORIENTED
     return replace(space, oriented=oriented, nifti={**places, "sizeof_hdr": int(header["sizeof_hdr"])})
@@ -341,7 +347,7 @@ def _is_orthogonal(affine: Float64) -> bool:
     return bool(np.abs(axes.T @ axes - np.eye(3)).max() < 1e-4)
 
 
-def _nrrd(data: bytes) -> tuple[Array, Space]:
+def _nrrd(data: bytes, limits: Limits) -> tuple[Array, Space]:
     """The file's array (X, Y, Z, *rest) and its space; header and values in one file."""
     try:
         import nrrd
@@ -352,8 +358,10 @@ def _nrrd(data: bytes) -> tuple[Array, Space]:
     if "data file" in header or "datafile" in header:
         raise ValueError("a NRRD header whose values are in another file; save it as one .nrrd file")
     sizes = [int(n) for n in header["sizes"]]
-    if math.prod(sizes) > MAX_VALUES or min(sizes) < 1:
-        raise ValueError(f"claims the shape {tuple(sizes)}, at most {MAX_VALUES:,} values are read")
+    if min(sizes) < 1:
+        raise ValueError(f"claims the shape {tuple(sizes)}")
+    limits.check(tuple(sizes), "f8")
+    _check_nrrd(header, data[file.tell() :], limits)
     x = nrrd.read_data(header, file, index_order="F")
     in_space, directions, steps = _nrrd_axes(header, len(sizes))
     signs = _signs(str(header.get("space", "left-posterior-superior")))
@@ -368,6 +376,19 @@ def _nrrd(data: bytes) -> tuple[Array, Space]:
     x = x[:, :, None] if len(in_space) == 2 else x
     space = _make_space(x.shape, np.diag([*signs, 1.0]) @ affine, x.dtype, None)
     return x, replace(space, step=steps[0] if len(steps) == 1 else None)
+
+
+def _check_nrrd(header: Mapping[str, Any], values: bytes, limits: Limits) -> None:
+    """Refuses values that are more than the limit when decompressed: pynrrd has none."""
+    encoding = str(header.get("encoding"))
+    if encoding in ("raw", "ascii", "txt", "text"):
+        return
+    if any(int(header.get(key, 0)) > 0 for key in ("line skip", "lineskip", "byte skip", "byteskip")):
+        raise ValueError("compressed values after a skip are not read; save it without one")
+    if encoding in ("gzip", "gz"):
+        bounded_gunzip(values, limits.decoded_bytes)
+    elif len(bz2.BZ2Decompressor().decompress(values, limits.decoded_bytes + 1)) > limits.decoded_bytes:
+        raise ValueError(f"decompressed it has more than {limits.decoded_bytes:,} bytes, the limit")
 
 
 def _nrrd_axes(header: Mapping[str, Any], count: int) -> tuple[list[int], Float64, list[float]]:
@@ -428,7 +449,7 @@ _ELEMENTS = {
 }  # fmt: skip
 
 
-def _meta_image(data: bytes) -> tuple[Array, Space]:
+def _meta_image(data: bytes, limits: Limits) -> tuple[Array, Space]:
     """MetaImage (.mha): lines of ``key = value``, the last of which is ElementDataFile, then the values, perhaps zipped."""
     fields: dict[str, str] = {}
     position = 0
@@ -446,10 +467,11 @@ def _meta_image(data: bytes) -> tuple[Array, Space]:
     count = int(fields["NDims"])
     sizes = [int(n) for n in fields["DimSize"].split()]
     channels = int(fields.get("ElementNumberOfChannels", 1))
-    if not 2 <= count <= 4 or len(sizes) != count or min(sizes) < 1 or math.prod(sizes) * channels > MAX_VALUES:
-        raise ValueError(f"claims the shape {tuple(sizes)}, expected 2 to 4 axes and at most {MAX_VALUES:,} values")
+    if not 2 <= count <= 4 or len(sizes) != count or min(*sizes, channels) < 1:
+        raise ValueError(f"claims the shape {tuple(sizes)}, expected 2 to 4 axes")
     msb = fields.get("BinaryDataByteOrderMSB", fields.get("ElementByteOrderMSB", "False")).lower() == "true"
     kind = np.dtype(_ELEMENTS[fields["ElementType"]]).newbyteorder(">" if msb else "<")
+    limits.check((*sizes, channels), kind)
     wanted = math.prod(sizes) * channels * kind.itemsize
     raw = data[position:]
     if fields.get("CompressedData", "False").lower() == "true":
@@ -481,8 +503,8 @@ def _meta_image(data: bytes) -> tuple[Array, Space]:
 def _make_space(
     shape: tuple[int, ...], affine: Float64, stored: np.dtype[Any], scale: tuple[float, float] | None
 ) -> Space:
-    if len(shape) < 2 or min(shape) < 1 or math.prod(shape) > MAX_VALUES:
-        raise ValueError(f"claims the shape {shape}, expected 2 to 4 axes and at most {MAX_VALUES:,} voxels")
+    if len(shape) < 2 or min(shape) < 1:
+        raise ValueError(f"claims the shape {shape}, expected 2 to 4 axes of at least 1")
     spatial, rest = (*shape[:3], 1)[:3], shape[3:]
     if sum(n > 1 for n in rest) > 1:
         raise ValueError(f"has the shape {shape}, expected at most one axis of more than 1 beyond the three of space")
@@ -496,17 +518,6 @@ def check_affine(affine: Float64) -> None:
     usable = np.isfinite(affine).all() and 1e-6 < steps.min() <= steps.max() < 1e6
     if not usable or abs(np.linalg.det(affine[:3, :3] / steps)) < 1e-3:
         raise ValueError("the affine does not say where the voxels lie (axes of length 0, not finite, or in one plane)")
-
-
-def _uncompressed(data: bytes, most: int, whole: bool = False) -> bytes:
-    """The first ``most`` bytes of what was compressed; ``whole`` reads on, so that the checksum at the end is checked."""
-    if not data.startswith(b"\x1f\x8b"):
-        return data if whole else data[:most]
-    with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
-        raw = file.read(most)
-        if whole:
-            file.read(1)
-    return raw
 
 
 def _unreadable(data: bytes, name: str, error: Exception) -> DataError:

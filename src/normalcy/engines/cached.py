@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from normalcy.engines.method import GraphMethod, graph_method
 from normalcy.engines.probe import largest_differences, probes
 from normalcy.engines.trace import check_exportable, to_onnx
 from normalcy.errors import ModelFileError, NormalcyError, SettingsError
-from normalcy.files import read_json, write_folder, write_json
+from normalcy.files import read_bytes, read_json, temporary_folder, write_bytes, write_folder, write_json
 from normalcy.method import Method
 
 CACHE = ".graphs"
@@ -33,18 +32,18 @@ WORTH = 200
 def write_graph(onnx: bytes, folder: Path, engine: Engine) -> dict[str, bytes]:
     """Writes the graph for an engine and returns the content of its files by name."""
     if engine == "onnxruntime":
-        (folder / "model.onnx").write_bytes(onnx)
+        write_bytes(folder / "model.onnx", onnx)
         return {"model.onnx": onnx}
     import openvino
 
     openvino.save_model(openvino.Core().read_model(onnx), folder / "model.xml", compress_to_fp16=False)
-    return {name: (folder / name).read_bytes() for name in ("model.xml", "model.bin")}
+    return {name: read_bytes(folder / name) for name in ("model.xml", "model.bin")}
 
 
 def graph_of(method: Method, engine: Engine) -> Graph:
     """The graph of a fitted method, in memory, in 32 bits. Raises SettingsError as :func:`to_onnx` does."""
     onnx, outputs = to_onnx(method)
-    with TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         return Graph(tuple(write_graph(onnx, Path(folder), engine).values()), outputs, engine)
 
 
@@ -95,7 +94,7 @@ def _make(method: Method, kept: Path | None, engine: Engine) -> GraphMethod:
         facts = GraphFile(engine, "32", _score(method), outputs, tuple(contents), digests)
         write_json(partial / "graph.json", asdict(facts))
 
-    with TemporaryDirectory() as temporary:
+    with temporary_folder() as temporary:
         folder = Path(temporary) / "graph"
         write_folder(folder, fill)
         twin = _of(method, open_graph(folder, read_json(folder / "graph.json"), engine))

@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 from normalcy import config
 from normalcy.arrays import Float32
 from normalcy.errors import ModelFileError, SettingsError
+from normalcy.files import read_bytes
 
 INPUT = "images"
 Engine = Literal["onnxruntime", "openvino"]
@@ -61,10 +62,7 @@ class GraphFile:
         """Content of the files. Raises ModelFileError when one is missing or not the one that was written."""
         contents = []
         for name, digest in zip(self.files, self.sha256):
-            try:
-                content = (folder / name).read_bytes()
-            except OSError as error:
-                raise ModelFileError(f"Cannot read {folder / name}: {error.strerror}.") from error
+            content = read_bytes(folder / name, error=ModelFileError)
             if hashlib.sha256(content).hexdigest() != digest:
                 raise ModelFileError(f"{folder / name} is damaged or was exchanged: copy the exported model again.")
             contents.append(content)

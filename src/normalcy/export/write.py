@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,15 @@ from normalcy.engines.graph import Engine, GraphFile, Precision, available
 from normalcy.engines.probe import largest_differences, probes
 from normalcy.engines.trace import check_exportable, to_onnx
 from normalcy.errors import DataError, NormalcyError, SettingsError
-from normalcy.files import read_json, refuse_existing, write_folder, write_json
+from normalcy.files import (
+    read_bytes,
+    read_json,
+    refuse_existing,
+    temporary_folder,
+    write_bytes,
+    write_folder,
+    write_json,
+)
 from normalcy.model_folder import CALIBRATION, DESCRIPTION
 from normalcy.provenance import versions
 from normalcy.scoring import Results
@@ -63,7 +70,7 @@ def export(
         raise SettingsError("bf16 runs by OpenVINO alone: export with --to openvino.")
     refuse_existing(out, overwrite)
     if isinstance(model, Detector):
-        with TemporaryDirectory() as folder:
+        with temporary_folder() as folder:
             saved = model.save(Path(folder) / "model")
             return export(saved, out, to, precision, score=score, calibrate=calibrate, overwrite=overwrite)
     engine = FORMATS[to]
@@ -102,14 +109,14 @@ def export(
         words["views"] = asdict(detector._view_settings(scoring=True))
         write_json(partial / DESCRIPTION, {**words, "graph": asdict(facts)})
         if (model / CALIBRATION).exists():
-            (partial / CALIBRATION).write_bytes((model / CALIBRATION).read_bytes())
+            write_bytes(partial / CALIBRATION, read_bytes(model / CALIBRATION))
         exported = Detector.load(partial)
         if held_out is not None and (calibrate is not None or precision == "bf16"):
             exported.calibrate(held_out)
             write_json(partial / CALIBRATION, {used: exported.calibrations[used].to_json()})
         parity.update(_compare(detector, exported, held_out, precision))
-        (partial / PARITY).write_text(json.dumps(parity, indent=1), encoding="utf-8")
-        (partial / "CARD.md").write_text(exported.card() + _card(facts, parity), encoding="utf-8")
+        write_bytes(partial / PARITY, json.dumps(parity, indent=1).encode())
+        write_bytes(partial / "CARD.md", (exported.card() + _card(facts, parity)).encode())
 
     write_folder(out, fill, overwrite)
     return parity

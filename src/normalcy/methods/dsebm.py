@@ -69,10 +69,9 @@ class DSEBM(Method):
     scores = get_args(Score)
     spatial_dims = (2, 3)
     search: ClassVar = {"score": get_args(Score), "noise": (0.1, 0.2, 0.5, 1.0), "features": (64, 256, 1024)}
-    not_exportable: ClassVar = {
-        "energy": "its map is the gradient of the energy; take autoencoder.",
-        "reconstruction": "it is the gradient of the energy; take autoencoder.",
-    }
+    not_exportable: ClassVar = dict.fromkeys(
+        get_args(Score), "its map is the gradient of the energy with respect to the image; take autoencoder."
+    )
     settings: DSEBMSettings
 
     def __init__(self, settings: DSEBMSettings, shape: Sequence[int]) -> None:

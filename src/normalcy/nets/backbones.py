@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from normalcy.errors import DataError, SettingsError
+from normalcy.files import open_regular
 
 EMBEDDED = "efficientnet_lite0"
 """The backbone whose weights install with normalcy (Apache-2.0)."""
@@ -188,6 +189,7 @@ def _read(path: Path, name: str) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise SettingsError(f"Backbone {name}: there is no weights file {path}.")
     try:
+        open_regular(path).close()
         weights: Mapping[str, Tensor] = timm.models.load_state_dict(str(path), weights_only=True)
     except Exception as error:  # pickles that contain code, truncated files, other formats
         raise SettingsError(

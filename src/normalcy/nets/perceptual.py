@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normalcy.errors import SettingsError
+from normalcy.files import read_arrays
 from normalcy.nets.backbones import Backbone
 from normalcy.nets.contrastive import SelfTaught
 from normalcy.nets.statistics import Mapped, mean_and_std
@@ -96,11 +96,11 @@ def relative_map(target: Tensor, output: Tensor, size: Sequence[int]) -> Tensor:
 def _read_statistics(path: Path, names: Sequence[str], widths: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of the channels of some layers, concatenated, from an .npz file."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            mean, std = (
-                torch.cat([torch.from_numpy(file[f"{name}_{what}"]).float() for name in names])
-                for what in ("mean", "std")
-            )
+        arrays = read_arrays(path)
+        mean, std = (
+            torch.cat([torch.from_numpy(arrays[f"{name}_{what}"]).float() for name in names])
+            for what in ("mean", "std")
+        )
     except (OSError, ValueError, KeyError) as error:
         raise SettingsError(
             f"{path} lacks statistics of the layers {', '.join(names)} ({error}): give an .npz file with the arrays "

@@ -167,7 +167,7 @@ class _Masked(nn.Module):
         seen = torch.arange(taps) < taps // 2 + centre
         self.register_buffer("mask", seen.float().view(1, 1, *convolve.kernel_size), persistent=False)
         with torch.no_grad():  # keep the scale of the outputs, since masked taps add nothing
-            convolve.weight.mul_(math.sqrt(taps / int(seen.sum())))
+            convolve.weight.mul_(math.sqrt(taps / (taps // 2 + centre)))
 
     def forward(self, x: Tensor, memory: Memory | None = None) -> Tensor:
         c = self.convolve

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from normalcy.arrays import Array, Float32, Indices
 from normalcy.data.dataset import DataSet, Failure
 from normalcy.errors import DataError
+from normalcy.files import read_text, writing
 from normalcy.preprocessing.pipeline import Preprocess
 from normalcy.preprocessing.views import ViewSettings
 
@@ -65,8 +67,8 @@ def decode(
     origin: list[int] = []
     failures: list[Failure] = []
     held, on_disk, shape = 0, 0, None
-    file = None
-    try:
+    file: BinaryIO | None = None
+    with ExitStack() as opened:
         for i, result in enumerate(_in_order(data, lambda i: _one(data, preprocess, views, i))):
             if on_progress is not None:
                 on_progress(i + 1, len(data))
@@ -84,10 +86,9 @@ def decode(
             origin += [i] * len(result)
             held += result.nbytes
             if held > limit:
-                spill.parent.mkdir(parents=True, exist_ok=True)
-                file = file or open(spill, "wb")  # noqa: SIM115 (closed below, only opened where needed)
+                file = file or opened.enter_context(writing(spill))
                 for row in rows:
-                    row.tofile(file)
+                    file.write(np.ascontiguousarray(row).data)
                     on_disk += len(row)
                 rows, held = [], 0
         if shape is None:
@@ -96,11 +97,8 @@ def decode(
         if file is None:
             return np.concatenate(rows), np.array(origin), failures
         for row in rows:
-            row.tofile(file)
+            file.write(np.ascontiguousarray(row).data)
             on_disk += len(row)
-    finally:
-        if file is not None:
-            file.close()
     return DiskImages(spill, (on_disk, *shape)), np.array(origin), failures
 
 
@@ -131,13 +129,10 @@ def fit_preprocess(preprocess: Preprocess, data: DataSet) -> tuple[Preprocess, d
 
 def free_memory() -> int:
     """Bytes of memory that new data can take."""
-    try:
-        with open("/proc/meminfo") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
+    with suppress(DataError):
+        for line in read_text("/proc/meminfo").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
     return 4 * 1024**3  # no such file (macOS, Windows): assume a small machine
 
 

@@ -12,6 +12,8 @@ import numpy as np
 
 from normalcy.arrays import Float64, Indices, Mask
 from normalcy.data.dataset import DataSet, Failure
+from normalcy.errors import DataError
+from normalcy.files import read_array
 from normalcy.metrics.intervals import wilson
 from normalcy.provenance import NOTICE
 from normalcy.report import figures
@@ -492,8 +494,8 @@ def _latent(results: ResultsFolder) -> Content:
     if not path.is_file():
         return None
     try:
-        codes = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        codes = read_array(path)
+    except DataError as error:
         return tag("p", f"{LATENTS} cannot be read ({error}).", class_="warning")
     if codes.ndim < 2 or len(codes) != len(results):
         return tag(

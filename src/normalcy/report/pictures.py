@@ -17,6 +17,7 @@ from normalcy.arrays import Array, Float64, Indices
 from normalcy.data.dataset import DataSet
 from normalcy.data.images import read_image, read_mask, read_raw
 from normalcy.errors import DataError
+from normalcy.files import read_array
 from normalcy.results.folder import MAPS, MASKS, ResultsFolder
 from normalcy.results.names import NIFTI
 
@@ -253,7 +254,7 @@ def _restored(path: Path | None, axes: int) -> Array | None:
     try:
         if path.suffix != ".npy":
             return read_image(path)
-        array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (DataError, OSError, ValueError, EOFError):
+        array: Array = read_array(path)
+    except DataError:
         return None
     return array if array.ndim == axes + 1 else None

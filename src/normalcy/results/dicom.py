@@ -6,6 +6,7 @@ patient, as those images do.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from normalcy.data.dicom import require_pydicom, sources
 from normalcy.data.images import read_raw
 from normalcy.data.volumes import Space
 from normalcy.errors import DataError
-from normalcy.files import refuse_existing, write_folder
+from normalcy.files import refuse_existing, write_bytes, write_folder
 from normalcy.provenance import NOTICE, versions
 from normalcy.results.folder import MAPS, ResultsFolder, read_results
 from normalcy.results.inputs import reopen
@@ -123,19 +124,18 @@ def _write_one(
             "series_number": number,
         }
 
-    folder.mkdir(parents=True, exist_ok=True)
     try:
         number = 9000 + int(datasets[0].get("SeriesNumber") or 0) % 100 * 10
-        _parametric_map(highdicom, datasets, heat, identity(number)).save_as(folder / "map.dcm")
+        _save(_parametric_map(highdicom, datasets, heat, identity(number)), folder / "map.dcm")
         if marked.any():
-            _segmentation(highdicom, datasets, marked, identity(number + 1)).save_as(folder / "regions.dcm")
+            _save(_segmentation(highdicom, datasets, marked, identity(number + 1)), folder / "regions.dcm")
         shown = np.flatnonzero(marked.any((1, 2))) if marked.any() else [int(heat.max((1, 2)).argmax())]
         series = highdicom.UID()
         grey, limits = frames(image), span or (float(heat.min()), float(heat.max()))
         for k in shown:
             source = datasets[k] if len(datasets) > 1 else datasets[0]
             one = _overlay(highdicom, source, _blend(grey[k], heat[k], grey, limits), series, number + 2, int(k) + 1)
-            one.save_as(folder / f"overlay-{int(k):04d}.dcm")
+            _save(one, folder / f"overlay-{int(k):04d}.dcm")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         missing = (
             str(error).partition("attribute ")[2][:60] if isinstance(error, AttributeError) else type(error).__name__
@@ -143,6 +143,12 @@ def _write_one(
         raise DataError(
             f"{path}: the source lacks what DICOM results need ({missing}); use the NIfTI map in the results folder."
         ) from None
+
+
+def _save(dataset: Any, path: Path) -> None:
+    buffer = io.BytesIO()
+    dataset.save_as(buffer)
+    write_bytes(path, buffer.getvalue())
 
 
 def _parametric_map(highdicom: Any, datasets: list[Any], heat: Array, identity: dict[str, Any]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from normalcy.arrays import Float64
 from normalcy.errors import DataError
+from normalcy.files import read_bytes
 from normalcy.results.metrics import METRICS, Metrics, read_metrics
 from normalcy.results.names import LATENTS as LATENTS
 from normalcy.results.names import NIFTI, named
@@ -95,28 +97,32 @@ def read_results(folder: Path) -> ResultsFolder:
 # -- private -----------------------------------------------------------------------------------------------------------
 
 
+LARGEST_TABLE = 2**30
+"""Bytes of ``scores.csv``."""
+
+
 def _read_scores(path: Path) -> dict[str, list[str]]:
     columns: dict[str, list[str]] = {name: [] for name in COLUMNS}
-    try:
-        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-            reader = csv.reader(file)
-            head = next(reader, [])
-            absent = [name for name in ("path", "score") if name not in head]
-            if absent:
-                raise DataError(f"{path}: expected the columns {','.join(COLUMNS)}, got no {' and no '.join(absent)}.")
-            places = {name: head.index(name) if name in head else None for name in COLUMNS}
-            for row in reader:
-                if len(row) != len(head):
-                    raise DataError(
-                        f"{path}: line {reader.line_num} has {len(row)} fields, expected {len(head)}; the file is damaged, "
-                        "score the images again."
-                    )
-                for name, place in places.items():
-                    columns[name].append("" if place is None else row[place])
-    except OSError as error:
+    if not path.exists():
         raise DataError(
-            f"{path}: cannot be read ({error.strerror}); expected a results folder, as 'normalcy score' writes it."
-        ) from None
+            f"{path}: cannot be read (there is no such file); expected a folder that 'normalcy score' wrote."
+        )
+    text = read_bytes(path, LARGEST_TABLE).decode("utf-8", "surrogateescape")
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""))
+        head = next(reader, [])
+        absent = [name for name in ("path", "score") if name not in head]
+        if absent:
+            raise DataError(f"{path}: expected the columns {','.join(COLUMNS)}, got no {' and no '.join(absent)}.")
+        places = {name: head.index(name) if name in head else None for name in COLUMNS}
+        for row in reader:
+            if len(row) != len(head):
+                raise DataError(
+                    f"{path}: line {reader.line_num} has {len(row)} fields, expected {len(head)}; the file is damaged, "
+                    "score the images again."
+                )
+            for name, place in places.items():
+                columns[name].append("" if place is None else row[place])
     except csv.Error as error:
         raise DataError(f"{path}: is not a table of scores ({error}); score the images again.") from None
     if not columns["path"]:

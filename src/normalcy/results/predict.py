@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,13 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.lib.format import open_memmap
 
 from normalcy.arrays import Array
 from normalcy.calibrate import Decision
 from normalcy.data.dataset import DataSet, Failure
 from normalcy.errors import DataError
-from normalcy.files import refuse_existing, write_folder
+from normalcy.files import new_array, refuse_existing, write_folder
 from normalcy.results.names import LATENTS
 from normalcy.results.run import CASE_COLUMNS, COLUMNS, RUN, SLICE_COLUMNS, CaseRow, InCase, Run, ScoreRow, describe
 from normalcy.results.schema import as_read, dumps
@@ -156,9 +156,10 @@ class _Tables:
             rows = [CaseRow.of(case, images).cells() for case, images in self._cases.items()]
             self.writer.csv("cases.csv", CASE_COLUMNS, rows)
         if self._latents is not None and failed:
-            kept = np.array(self._latents[: self.count])
+            buffer = io.BytesIO()
+            np.save(buffer, np.array(self._latents[: self.count]), allow_pickle=False)
             self._latents = None
-            np.save(self.writer.path(LATENTS), kept)
+            self.writer.bytes(LATENTS, buffer.getvalue())
         return failed
 
     def _remember(self, r: Result) -> None:
@@ -169,6 +170,6 @@ class _Tables:
         if r.latent is not None:
             if self._latents is None:  # on disk: memory does not grow with the number of images
                 shape = (len(self.data), len(r.latent))
-                self._latents = open_memmap(self.writer.path(LATENTS), "w+", np.float32, shape)
+                self._latents = new_array(self.writer.path(LATENTS), shape)
             self._latents[self.count] = r.latent
         self.count += 1

@@ -149,6 +149,7 @@ class Run:
     commit: str | None = None
     """Of the repository of normalcy, if it runs from one; "+" with changes."""
     device: str = ""
+    """And, in brackets, the engine: torch, onnxruntime or openvino."""
     """Of the method: ``cpu``, ``cuda:0`` ..."""
     seconds: Positive | None = None
     """Of scoring, including reading and writing."""
@@ -206,7 +207,7 @@ def describe(
         normalcy=versions()["normalcy"],
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         commit=commit(),
-        device=str(method.device),
+        device=f"{method.device} ({detector.engine})",
         versions=versions(),
     )
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from normalcy.config import field_docs
 from normalcy.errors import DataError
+from normalcy.files import read_bytes
 
 T = TypeVar("T")
 
@@ -103,14 +104,11 @@ def dumps(instance: Any) -> bytes:
 
 def read_json(path: Path, remedy: str) -> Any:
     """The JSON value in a regular file of bounded size."""
+    if not path.exists():
+        raise DataError(f"{path}: cannot be read (there is no such file); {remedy}.")
+    data = read_bytes(path, LARGEST_FILE)
     try:
-        if path.exists() and not path.is_file():
-            raise DataError(f"{path}: is no regular file; {remedy}.")
-        if path.stat().st_size > LARGEST_FILE:
-            raise DataError(f"{path}: expected at most {LARGEST_FILE:,} bytes, got {path.stat().st_size:,}; {remedy}.")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}); {remedy}.") from None
+        return json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         reason = "too deeply nested" if isinstance(error, RecursionError) else " ".join(str(error).split())[:200]
         raise DataError(f"{path}: is not valid JSON ({reason}); {remedy}.") from None

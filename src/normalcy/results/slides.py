@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from normalcy.data.dataset import Failure
 from normalcy.data.slides import Slide, TileSettings, slide_files, tiles_of
 from normalcy.detector import Detector
 from normalcy.errors import DataError, SettingsError
-from normalcy.files import refuse_existing, write_folder
+from normalcy.files import refuse_existing, remove, write_folder, writing
 from normalcy.provenance import NOTICE, versions
 from normalcy.results.names import file_names, readable
 from normalcy.results.run import RUN
@@ -85,7 +84,7 @@ def score_slides(
                     heat, scores, flagged = _score(detector, slide, own, cell, batch_size, on_progress)
                 except DataError as error:
                     failed.append(Failure(str(slide.path), str(error)))
-                    shutil.rmtree(own.folder, ignore_errors=True)
+                    remove(own.folder)
                     continue
                 score = float(np.quantile(scores, quantile, method="higher"))
                 side = cell * slide.downsample
@@ -118,8 +117,7 @@ def write_pyramid(path: Path, heat: Float32, mpp: float | None) -> None:
     levels = [heat]
     while max(levels[-1].shape) > 256:
         levels.append(_halved(levels[-1]))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tifffile.TiffWriter(path, bigtiff=True) as file:
+    with writing(path) as opened, tifffile.TiffWriter(opened, bigtiff=True) as file:
         for k, level in enumerate(levels):
             scale = None if mpp is None else 1e4 / (mpp * 2**k)
             file.write(
@@ -220,7 +218,6 @@ def _score(
     data = tiles_of([slide], [slide.path.stem], slide.path.name, cover=True)
     places = slide.tiles(cover=True)
     heat = _Heat(slide.size, cell * slide.downsample, slide.downsample)
-    writer.folder.mkdir(parents=True, exist_ok=True)
     scores, flagged = [], 0
     with writer.table("tiles.csv", ("x", "y", "score", "p_value")) as add:
         for k, r in enumerate(detector.stream(data, batch_size=batch_size, decision=detector.decide())):

@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -25,7 +25,7 @@ from normalcy.data.dataset import DataSet, Failure
 from normalcy.data.images import read_raw, write_image, write_raw
 from normalcy.data.volumes import split_name, write_volume
 from normalcy.errors import DataError, SettingsError
-from normalcy.files import write_bytes
+from normalcy.files import write_bytes, writing_text
 from normalcy.results.names import NIFTI, file_names, named
 from normalcy.results.run import MapRange
 from normalcy.scoring import Result
@@ -61,21 +61,18 @@ class Writer:
 
     @contextmanager
     def table(self, name: str, head: Sequence[str]) -> Iterator[Callable[[Sequence[object]], None]]:
-        """A table that grows row by row; its file appears with the first row."""
+        """A table that grows row by row; its file appears at the end, if there is a row."""
         file: TextIO | None = None
+        with ExitStack() as stack:
 
-        def add(row: Sequence[object]) -> None:
-            nonlocal file
-            if file is None:
-                file = open(self.path(name), "w", newline="", encoding="utf-8")  # noqa: SIM115 (closed below)
-                csv.writer(file).writerow(head)
-            csv.writer(file).writerow(row)
+            def add(row: Sequence[object]) -> None:
+                nonlocal file
+                if file is None:
+                    file = stack.enter_context(writing_text(self.path(name)))
+                    csv.writer(file).writerow(head)
+                csv.writer(file).writerow(row)
 
-        try:
             yield add
-        finally:
-            if file is not None:
-                file.close()
 
 
 class ImageWriter:

@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from normalcy.errors import DataError
 from normalcy.files import write_bytes
+from normalcy.results.schema import read_json
 
 Json = dict[str, Any]
 Float64 = NDArray[np.float64]
@@ -80,8 +82,8 @@ class KeptScores:
 def read_scores(path: Path) -> KeptScores | None:
     """The scores that ``path`` holds; none where there is no such file or one of another format."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = read_json(path, "remove it")
+    except DataError:
         return None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         return None

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import statistics
 import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -36,6 +35,7 @@ from normalcy.data.open import DEFAULT_DATA_ROOT, open_data
 from normalcy.data.splits import hold_out, images_to_score, normal_training_images, with_split
 from normalcy.detector import Detector
 from normalcy.errors import DataError, NormalcyError
+from normalcy.files import remove, remove_empty
 from normalcy.metrics import (
     at_threshold,
     average_precision,
@@ -195,7 +195,7 @@ def reproduce(
     chosen = cells_of(table) if cells is None else cells
     pending = [cell for cell in chosen if overwrite or not _read(out, cell).done]
     for cell in pending if overwrite else ():
-        (out / cell.scores_file).unlink(missing_ok=True)
+        remove(out / cell.scores_file)
     absent = {}
     for cell in {cell.column: cell for cell in reversed(pending)}.values():  # now, not once for each of many fits
         try:
@@ -212,9 +212,8 @@ def reproduce(
     for fit, records in side_by_side(work, jobs or len(_gpus()) or max(min(2, _cores()), _cores() // 2)):
         for cell, record in zip(fit.cells, records):
             tell(cell, record)
-    shutil.rmtree(out / "running" / "shared", ignore_errors=True)
-    with suppress(OSError):
-        (out / "running").rmdir()
+    remove(out / "running" / "shared")
+    remove_empty(out / "running")
     found = tabulate(table, out)
     writer = Writer(out)
     writer.bytes(f"{table.name}.json", dumps(found))
@@ -257,7 +256,7 @@ class _Fit:
             return [_write_failure(self.table, self.out, cell, _reason(error)) for cell in self.cells]
         finally:
             if not isinstance(sys.exc_info()[1], KeyboardInterrupt):
-                shutil.rmtree(run_dir, ignore_errors=True)
+                remove(run_dir)
         return [self._measure(cell, detector, test, held_out, kept) for cell in self.cells]
 
     def _measure(

@@ -32,6 +32,7 @@ from normalcy.data.splits import folds, normal_training_images, with_split
 from normalcy.data.synthetic import SYNTHETIC, make
 from normalcy.detector import Detector
 from normalcy.errors import DataError, NormalcyError, SettingsError
+from normalcy.files import make_folder
 from normalcy.methods import get
 from normalcy.metrics import auroc
 from normalcy.report.selection import write_selection
@@ -192,7 +193,7 @@ def select(
     seed = int(fixed.get("seed", 0))
     normal_parts, anomaly_parts = _parts(data, anomalies, seed)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     study = optuna.create_study(
         storage=storage or f"sqlite:///{out / 'study.db'}",
         study_name=f"normalcy-{method}",

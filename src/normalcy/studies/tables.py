@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tomllib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from normalcy import config
 from normalcy.data.named import CLASSES
 from normalcy.detector import Detector
 from normalcy.errors import SettingsError
+from normalcy.files import read_toml
 from normalcy.methods import available
 from normalcy.settings import settings_for_method
 
@@ -216,10 +216,7 @@ def read_table(name: str) -> Table:
         raise SettingsError(
             f"There is no table {name!r}: known are {', '.join(tables())}, or give a TOML file of your own."
         )
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not valid TOML: {error}.") from error
+    content = read_toml(path)
     columns = {
         key: _build(Column, value, f"{name}: {key}") for key, value in _tables(content, "columns", dict, name).items()
     }

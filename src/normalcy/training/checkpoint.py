@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from normalcy.config import to_dict
 from normalcy.errors import SettingsError, TrainingError
+from normalcy.files import open_regular, writing
 from normalcy.method import Method
 from normalcy.training.batches import Augment, Images, first_image
 from normalcy.training.settings import TrainSettings
@@ -74,19 +74,14 @@ class Checkpoint:
             self._write(self.path, state, optimisers)
 
     def _write(self, path: Path, state: State, optimisers: Sequence[Mapping[str, Any]]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         content = {
             "identity": self.identity,
             "state": dict(vars(state)),
             "weights": self.method.state_dict(),
             "optimisers": list(optimisers),
         }
-        partial = path.with_suffix(".partial")
-        with open(partial, "wb") as file:
+        with writing(path, durable=True) as file:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
 
     def share(self, state: State) -> None:
         """Keep the end of a stage for fits that differ only in settings that later stages read (:attr:`Method.late_settings`)."""
@@ -98,7 +93,8 @@ class Checkpoint:
         for stage in sorted(set(self.method.late_settings.values()), reverse=True):
             path = self._shared(stage)
             if path is not None and path.exists():
-                content = torch.load(path, map_location=device, weights_only=True)
+                with open_regular(path) as file:
+                    content = torch.load(file, map_location=device, weights_only=True)
                 self.method.load_state_dict(content["weights"])
                 return State(**content["state"])
         return State()
@@ -117,7 +113,8 @@ class Checkpoint:
         if self.path is None or not self.path.exists():
             return self.load_shared(device), []
         try:
-            content = torch.load(self.path, map_location=device, weights_only=True)
+            with open_regular(self.path) as file:
+                content = torch.load(file, map_location=device, weights_only=True)
             saved = content["identity"]
             state, optimisers = State(**content["state"]), content["optimisers"]
         except Exception as error:  # whatever a damaged file makes of the reader

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from normalcy.errors import NormalcyError, SettingsError
+from normalcy.files import open_regular, temporary_folder, writing
 from normalcy.method import Method, Stage
 from normalcy.training.batches import Augment, Images, first_image, on_device, steps_per_epoch
 from normalcy.training.checkpoint import Checkpoint, Job, State
@@ -99,7 +99,7 @@ def _launch(job: Job, log: Log | None) -> FitSummary:
         strategy=strategy,
         precision=precision_of(job.settings, job.accelerator),
     )
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         records = torch.multiprocessing.get_context("spawn").SimpleQueue()
         errors: list[Exception] = []
         reader = threading.Thread(target=_pass_on, args=(records, log, errors), daemon=True)
@@ -115,7 +115,8 @@ def _launch(job: Job, log: Log | None) -> FitSummary:
             reader.join()
         if errors:
             raise errors[0]
-        job.method.load_state_dict(torch.load(weights, weights_only=True))
+        with open_regular(weights) as file:
+            job.method.load_state_dict(torch.load(file, weights_only=True))
         job.method.eval()
     return FitSummary(**cast(Any, summary))
 
@@ -141,7 +142,8 @@ def _worker(fabric: Fabric, job: Job, records: Any, weights: Path) -> dict[str, 
         records.put(error)
         raise
     if fabric.global_rank == 0:
-        torch.save(job.method.state_dict(), weights)
+        with writing(weights) as file:
+            torch.save(job.method.state_dict(), file)
     fabric.barrier()
     return asdict(summary)
 

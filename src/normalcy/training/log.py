@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from normalcy.errors import TrainingError
+from normalcy.files import append_text, read_json_lines, write_bytes
 
 if TYPE_CHECKING:  # records are read and written where there is no torch
     from torch import Tensor
@@ -26,14 +27,12 @@ class Journal:
         self.path, self.then = path, then
         self.kept = read_log(path) if path is not None and resume else []
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(json.dumps(r) + "\n" for r in self.kept), encoding="utf-8")
+            write_bytes(path, "".join(json.dumps(r) + "\n" for r in self.kept).encode())
 
     def __call__(self, record: Record) -> None:
         self.kept.append(record)
         if self.path is not None:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            append_text(self.path, json.dumps(record) + "\n")
         if self.then is not None:
             self.then(record)
 
@@ -45,14 +44,7 @@ class Journal:
 
 def read_log(path: Path) -> list[Record]:
     """Records of an earlier run; a line that was cut off by a kill is passed over."""
-    records = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                records.append(json.loads(line))
-            except (ValueError, RecursionError):
-                continue
-    return [r for r in records if isinstance(r, dict)]
+    return read_json_lines(path) if path.exists() else []
 
 
 class Meter:
