@@ -264,6 +264,17 @@ def test_the_reduction_says_what_it_leaves_out(table: Table):
         assert part in quick.reduction
 
 
+def test_committed_cells_belong_to_the_tables():
+    """A new setting changes no name of a file: at its default it belongs into ADDED."""
+    results = Path(__file__).parents[2] / "recipes" / "results"
+    committed = {path.relative_to(results) for part in ("cells", "scores") for path in results.glob(f"{part}/*/*.json")}
+    methods = {path.parent.name for path in committed}
+    read = [table for table in map(read_table, tables()) if methods & {row.method for row in table.rows}]
+    cells = [cell for table in read for cell in cells_of(table)]
+    assert committed
+    assert committed <= {file for cell in cells for file in (cell.file, cell.scores_file)}
+
+
 def test_changed_settings_are_other_cells_and_are_told(table: Table):
     changed = table.changed({f"pca.{component_word()}": "3"})
     assert f"pca.{component_word()}=3" in changed.reduction

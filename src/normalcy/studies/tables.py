@@ -36,6 +36,8 @@ USUAL_SEEDS = 3
 PACKAGED = Path(__file__).parent / "tables"
 IDLE = {"seed", "device", "devices", "compile", "checkpoint_seconds", "checkpoint_steps", "log_steps"}
 """Settings that are no part of a cell's settings: the seed is named beside them, the others change no number."""
+ADDED = {"max_skipped": 0.1}
+"""Settings that came after the first cells -> default; left out of a cell's settings there, so that its file keeps its name."""
 METRICS: Mapping[str, str] = {
     "image_auroc": "Image AUROC",
     "image_ap": "Average precision over images",
@@ -406,7 +408,11 @@ def _resolved(method: str, given: Settings) -> Json:
         settings = Detector(method, **given).all_settings()
     except SettingsError:
         settings = dict(given)
-    return {name: value for name, value in settings.items() if name not in IDLE}
+    return {
+        name: value
+        for name, value in settings.items()
+        if name not in IDLE and not (name in ADDED and value == ADDED[name])
+    }
 
 
 def _merged(*parts: Settings) -> Json:
