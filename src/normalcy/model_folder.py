@@ -158,8 +158,10 @@ def card(
     threshold: float | None,
     held_out: int,
     false_alarms: float,
+    no_flags: str | None = None,
 ) -> str:
-    """``CARD.md``. ``facts`` as in ``detector.json``; ``threshold`` from ``held_out`` normal images, None without them."""
+    """``CARD.md``. ``facts`` as in ``detector.json``; ``threshold`` from ``held_out`` normal images, None without them;
+    ``no_flags``: why it flags nothing."""
     data, fit = facts.get("data", {}), facts.get("fit", {})
     lines = [
         f"# {name} detector",
@@ -169,7 +171,9 @@ def card(
         "",
         f"Input: images of shape {tuple(shape)} (channels, then space). Higher scores are more anomalous.",
     ]
-    if threshold is not None:
+    if no_flags is not None:
+        lines += ["", f"Calibrated on {held_out} held-out normal images: {no_flags}"]
+    elif threshold is not None:
         lines += [
             "",
             f"Calibrated on {held_out} held-out normal images: a score above {threshold:.6g} flags an image, with a "

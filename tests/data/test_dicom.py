@@ -20,6 +20,8 @@ from scipy.spatial.transform import Rotation
 from normalcy.data.check import check, refuse_mixed
 from normalcy.data.dicom import decode_series, windows
 from normalcy.data.open import open_data
+from normalcy.data.stores import Folder
+from normalcy.detector import Detector
 from normalcy.errors import DataError
 
 CT = pydicom.uid.CTImageStorage
@@ -33,7 +35,7 @@ def dataset(pixels: np.ndarray, series: str = "1.2.3", **words: Any) -> Dataset:
     ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = CT
     ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = generate_uid()
     ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.FrameOfReferenceUID = "1.2.1", series, "1.2.9"
-    ds.PatientName, ds.PatientID, ds.PatientBirthDate, ds.PatientSex = "Doe^Jane", "MRN-4711", "19700101", "F"
+    ds.PatientName, ds.PatientID, ds.PatientBirthDate, ds.PatientSex = "Doe^Jane", "MRN-47110815", "19700101", "F"
     ds.StudyID, ds.StudyDate, ds.StudyTime, ds.AccessionNumber = "1", "20200101", "120000", "A77"
     ds.ReferringPhysicianName, ds.SeriesNumber, ds.InstanceNumber = "Roe^Richard", 1, 1
     ds.Modality = "CT"
@@ -323,7 +325,19 @@ def test_mixed_modalities_and_units_are_refused_with_a_list(tmp_path: Path):
     assert "modality CT in Z_EFF, while 5 of 7 images have modality CT in HU" in problems["zeff"]
 
 
-SECRETS = (b"Doe", b"Jane", b"MRN-", b"4711", b"19700101", b"Roe")
+def test_the_space_of_a_series_that_was_read_costs_no_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for i in range(6):
+        write(tmp_path / f"ct{i}", series(np.full((3, 8, 8), 7 + i, np.int16), np.eye(3), SeriesInstanceUID=f"1.{i}"))
+    write(tmp_path / "dose", series(np.zeros((3, 8, 8), np.int16), np.eye(3), SeriesInstanceUID="2.1", Modality="MR"))
+    data, reads = open_data(tmp_path), []
+    original = Folder.bytes
+    monkeypatch.setattr(Folder, "bytes", lambda self, file: reads.append(file) or original(self, file))
+    with pytest.raises(DataError, match=r"6 of CT in HU.*1 of MR"):
+        Detector("zscore", calibration=0).fit(data)
+    assert len(reads) == 21
+
+
+SECRETS = (b"Doe", b"Jane", b"MRN-", b"47110815", b"19700101", b"Roe")
 
 
 def test_fit_and_score_series(tmp_path: Path, run: Run):
@@ -335,7 +349,7 @@ def test_fit_and_score_series(tmp_path: Path, run: Run):
         if bright:
             volume[2:5, 3:7, 4:9] += 700
         uid = f"1.{sum(folder.encode())}.{patient}"
-        words = {"SeriesInstanceUID": uid, "PatientID": f"MRN-4711-{patient}"}
+        words = {"SeriesInstanceUID": uid, "PatientID": f"MRN-47110815-{patient}"}
         write(tmp_path / "data" / folder, series(volume, np.eye(3), **words), reverse)
 
     for i in range(40):
@@ -396,7 +410,7 @@ def check_dicom_results(folder: Path, said: str) -> None:
     shown = pydicom.dcmread(overlays[0])
     assert shown.pixel_array.shape == (10, 12, 3)
     assert shown.SourceImageSequence[0].ReferencedSOPInstanceUID in sources
-    assert (shown.StudyInstanceUID, shown.PatientID) == ("1.2.1", "MRN-4711-201")
+    assert (shown.StudyInstanceUID, shown.PatientID) == ("1.2.1", "MRN-47110815-201")
 
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "volumes" / "ct_3mm.nii.gz"
