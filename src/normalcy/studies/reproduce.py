@@ -212,7 +212,9 @@ def reproduce(
     for fit, records in side_by_side(work, jobs or len(_gpus()) or max(min(2, _cores()), _cores() // 2)):
         for cell, record in zip(fit.cells, records):
             tell(cell, record)
-    remove(out / "running" / "shared")
+    for fit in work:
+        remove(_shared_stages(out, fit.cells[0]))
+    remove_empty(out / "running" / "shared")
     remove_empty(out / "running")
     found = tabulate(table, out)
     writer = Writer(out)
@@ -246,8 +248,7 @@ class _Fit:
                 if first.minimum_area is not None:
                     keep, carved = hold_out(train.cases, 0.1, minimum=1, seed=first.seed)
                     train, held_out = train.subset(keep), train.subset(carved)
-                shared = self.out / "running" / "shared" / f"{first.column}-{first.normal}-{first.seed}"
-                detector.fit(train, run_dir=run_dir, resume=True, shared=shared)
+                detector.fit(train, run_dir=run_dir, resume=True, shared=_shared_stages(self.out, first))
                 kept.facts |= {
                     "train": {key: detector.facts["data"][key] for key in ("name", "count", "fingerprint")},
                     "fit": detector.facts["fit"],
@@ -358,6 +359,11 @@ def _chosen(cell: Cell, test: DataSet) -> list[int]:
 
 def _is_kept(cell: Cell, kept: KeptScores, test: DataSet) -> bool:
     return not cell.maps and kept.covers(cell.score or "", _chosen(cell, test))
+
+
+def _shared_stages(out: Path, cell: Cell) -> Path:
+    """Folder of the stages that fits of one method on one training set have in common."""
+    return out / "running" / "shared" / f"{cell.method}-{cell.column}-{cell.normal}-{cell.seed}"
 
 
 def _identity(cell: Cell) -> Json:
