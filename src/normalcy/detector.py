@@ -89,13 +89,15 @@ class Detector:
         *,
         run_dir: Path | str | None = None,
         resume: bool = False,
+        shared: Path | None = None,
         log: Log | None = None,
         on_decode: Callable[[int, int], None] | None = None,
     ) -> Detector:
         """Learn from normal images: arrays (N, H, W) or (N, H, W, C), tensors (N, C, H, W), paths, or a data set.
 
         Of a labelled set the normal training images are used. A part of them is held out for calibration. ``run_dir``
-        keeps checkpoints; with ``resume=True`` a killed fit goes on there. Returns self.
+        keeps checkpoints; with ``resume=True`` a killed fit goes on there. ``shared`` is a folder of stages that fits of
+        one method with different settings have in common (:attr:`Method.late_settings`). Returns self.
 
         Raises DataError for images that cannot be used together and SettingsError for settings that do not fit them.
         """
@@ -122,6 +124,7 @@ class Detector:
                 augment=self.augment if self.augment.steps else None,
                 run_dir=Path(run_dir) if run_dir is not None else None,
                 resume=resume,
+                shared=shared,
                 log=journal,
             )
         self.records = journal.records()

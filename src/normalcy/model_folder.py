@@ -57,6 +57,9 @@ _TYPES = {
 _Plan = dict[str, tuple[tuple[int, ...], Any]]
 """Tensor -> shape, type."""
 
+ALWAYS_MEAN = ("alocc", "dsebm", "ganomaly", "ocgan")
+"""Methods whose models of earlier versions have no setting ``reduce`` and score by the mean of the map."""
+
 
 def save(
     folder: Path,
@@ -107,6 +110,12 @@ def read_description(folder: Path) -> dict[str, Any]:
         )
     for part, names in OLD_NAMES.items():
         description[part] = {names.get(name, name): value for name, value in description[part].items()}
+    settings = description["settings"]
+    if description["method"] == "pca" and "quantile" in settings:
+        quantile = settings.pop("quantile")  # none was the mean
+        settings["reduce"] = "mean" if quantile is None else quantile
+    if description["method"] in ALWAYS_MEAN:
+        settings.setdefault("reduce", "mean")
     return description
 
 
