@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol, overload
 
 import numpy as np
@@ -21,6 +22,9 @@ from normalcy.preprocessing.views import SliceView, View, ViewSettings
 
 AT_ONCE = 2**19
 """Pixels that a CPU scores at once, 8 images of 256x256: activations of larger batches are new memory in each layer."""
+
+IN_GROUP = 2**22
+"""Pixels of images, for each core, that are read as a group: a few photographs, or many small images."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +128,8 @@ def stream(pipeline: Pipeline, data: DataSet, batch_size: int = 32) -> Iterator[
     """
     workers = os.cpu_count() or 1
     large = pipeline.views.tile is not None or pipeline.preprocess.constants.spatial_dims == 3
-    size = max(1, batch_size // 16) if large else batch_size
-    groups = [range(first, min(first + size, len(data))) for first in range(0, len(data), size)]
+    most = max(1, batch_size // 16) if large else batch_size
+    groups = _groups(data, most, math.inf if large else IN_GROUP * max(2, workers))
 
     def read(i: int) -> _Ready | Failure:
         return _read(pipeline, data, i)
@@ -134,12 +138,11 @@ def stream(pipeline: Pipeline, data: DataSet, batch_size: int = 32) -> Iterator[
         return _result(pipeline, data, ready, part)
 
     with ThreadPoolExecutor(workers) as readers, ThreadPoolExecutor(workers) as finishers:
-        ahead = [[readers.submit(read, i) for i in group] for group in groups[:2]]
+        ahead = [[readers.submit(read, i) for i in group] for group in islice(groups, 2)]
         behind: list[Future[Result] | Failure] = []
-        for k in range(len(groups)):
+        while ahead:
             group = [future.result() for future in ahead.pop(0)]
-            if k + 2 < len(groups):
-                ahead.append([readers.submit(read, i) for i in groups[k + 2]])
+            ahead += [[readers.submit(read, i) for i in further] for further in islice(groups, 1)]
             parts = iter(_forward(pipeline.method, [r for r in group if isinstance(r, _Ready)], batch_size))
             done, behind = (
                 behind,
@@ -150,6 +153,24 @@ def stream(pipeline: Pipeline, data: DataSet, batch_size: int = 32) -> Iterator[
 
 
 # -- private -----------------------------------------------------------------------------------------------------------
+
+
+def _groups(data: DataSet, most: int, pixels: float) -> Iterator[list[int]]:
+    """Positions of images in order, up to ``most`` at a time, and up to ``pixels`` of them together where they are several."""
+    group: list[int] = []
+    held = 0
+    for i in range(len(data)):
+        try:
+            size = 0 if pixels == math.inf else math.prod(data.size(i))
+        except DataError:  # listed when it is read
+            size = 0
+        if group and (len(group) == most or held + size > pixels):
+            yield group
+            group, held = [], 0
+        group.append(i)
+        held += size
+    if group:
+        yield group
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,17 @@ def test_own_images_without_labels(run: Run, tiles: Path, model: Path, tmp_path:
     assert "has no labels" in run.err
 
 
+def test_a_labelled_table_without_splits_is_scored_whole(run: Run, tiles: Path, model: Path, tmp_path: Path) -> None:
+    files = sorted(tiles.glob("test/*/*.png"))
+    for labels in ([int("spot" in str(file)) for file in files], ["1"] * 24, ["", *["1"] * 3, *["0"] * 20]):
+        table = "path,label\n" + "".join(f"{file},{label}\n" for file, label in zip(files, labels))
+        (tmp_path / "t.csv").write_text(table)
+        for words in ((), ("--split", "all")):
+            run.good("score", model, tmp_path / "t.csv", "--out", tmp_path / "R", "--overwrite", "--no-maps", *words)
+            assert "Scored 24 images" in run.out
+            assert ("--split test scores those that it has not seen" in run.err) == (words == () and labels[5] != "1")
+
+
 def test_check_says_what_fit_will_do(run: Run, tmp_path: Path) -> None:
     data, rng = tmp_path / "data", np.random.default_rng(0)
     data.mkdir()

@@ -325,6 +325,24 @@ def test_mixed_modalities_and_units_are_refused_with_a_list(tmp_path: Path):
     assert "modality CT in Z_EFF, while 5 of 7 images have modality CT in HU" in problems["zeff"]
 
 
+def test_parts_of_a_series(tmp_path: Path):
+    volume = np.random.default_rng(0).integers(0, 99, (5, 8, 6), dtype=np.int16)
+    write(tmp_path / "ct", series(volume, np.eye(3)))
+    whole = open_data(tmp_path / "ct").read(0)
+    (tmp_path / "t.csv").write_text('path,label\nct[z=2],0\n"ct[z=1:4]",0\nct,0\n')
+    table = open_data(tmp_path / "t.csv")
+    one = open_data(f"{tmp_path}/ct[z=2]")
+    assert one.items[0].path.endswith("ct[z=2]")
+    for x in (one.read(0), table.read(0)):
+        np.testing.assert_array_equal(x, whole[:, 2])
+    np.testing.assert_array_equal(table.read(1), whole[:, 1:4])
+    np.testing.assert_array_equal(table.read(2), whole)
+    assert table.size(0) == whole.shape[2:]
+    np.testing.assert_allclose(table.space(0).world((0, 0)), table.space(2).world((2, 0, 0)))
+    with pytest.raises(DataError, match="expected z from 0 to 4, got 7"):
+        open_data(f"{tmp_path}/ct[z=7]").read(0)
+
+
 def test_the_space_of_a_series_that_was_read_costs_no_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for i in range(6):
         write(tmp_path / f"ct{i}", series(np.full((3, 8, 8), 7 + i, np.int16), np.eye(3), SeriesInstanceUID=f"1.{i}"))
