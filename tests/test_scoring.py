@@ -1,47 +1,30 @@
-<<<<<<< HEAD
 """The pipeline of scoring: order, failures, what it changes (nothing), and that it keeps few images."""
 
 from __future__ import annotations
 
 import threading
 from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from normalcy import DataError, DataSet, Detector, Failure, Item, NormalcyError, Result
+from normalcy import DataError, DataSet, Detector, Failure, Item, NormalcyError, Result, scoring
 from normalcy.arrays import Array
 from normalcy.calibrate import Decision
-from normalcy.data.open import as_dataset
+from normalcy.data.open import as_dataset, open_data
+from normalcy.data.splits import images_to_score
 from normalcy.preprocessing.views import ViewSettings
 from normalcy.scoring import Pipeline, Results, stream
 from normalcy.testing import smooth_textures
 
 IMAGES = (255 * smooth_textures(60, (1, 16, 16), seed=0)[:, 0].numpy()).astype(np.uint8)
-=======
-"""Scoring holds a bounded number of pixels at a time, and scores what it is given."""
-
-from pathlib import Path
-
-import numpy as np
-import pytest
-from PIL import Image
-
-from normalcy import DataSet, Detector, Item, scoring
-from normalcy.data.open import open_data
-from normalcy.data.splits import images_to_score
-from normalcy.errors import DataError
-
-
-def noise(seed: int, side: int = 16) -> np.ndarray:
-    return np.random.default_rng(seed).integers(90, 140, (1, side, side), dtype=np.uint8)
->>>>>>> faults
 
 
 @pytest.fixture(scope="module")
 def detector() -> Detector:
-<<<<<<< HEAD
     return Detector("pca", components=4).fit(IMAGES)
 
 
@@ -159,14 +142,21 @@ def test_results_are_a_sequence_with_columns(detector: Detector) -> None:
     assert results.scores.shape == results.p_values.shape == results.flagged.shape == (4,)
     assert [m.shape for m in results.maps if m is not None] == [(16, 16)] * 4
     assert results.failed == []
-=======
+
+
+def noise(seed: int, side: int = 16) -> np.ndarray:
+    return np.random.default_rng(seed).integers(90, 140, (1, side, side), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def small_detector() -> Detector:
     items = [Item(f"{i}", f"{i}") for i in range(60)]
     return Detector("zscore", size=16).fit(DataSet("normal", items, noise))
 
 
 @pytest.mark.parametrize(("side", "at_once"), [(16, 3 * 32), (64, 3 * 8), (256, 3)])
 def test_images_are_read_ahead_by_pixels(
-    detector: Detector, monkeypatch: pytest.MonkeyPatch, side: int, at_once: int
+    small_detector: Detector, monkeypatch: pytest.MonkeyPatch, side: int, at_once: int
 ) -> None:
     """Three groups are held: of 32 images where they are small, of as many as have 32,768 pixels where they are not."""
     monkeypatch.setattr(scoring, "IN_GROUP", 2**14)
@@ -180,14 +170,15 @@ def test_images_are_read_ahead_by_pixels(
 
     data = DataSet("new", [Item(f"{i}", f"{i}") for i in range(200)], image, size=lambda i: (side, side))
     scores = []
-    for result in detector.stream(data):
+    for result in small_detector.stream(data):
         largest = max(largest, len(read) - len(scores))
         assert isinstance(result, scoring.Result)
         scores.append(result.score)
     assert len(scores) == 200
     assert at_once / 3 <= largest <= at_once + at_once // 3
     alone = [
-        detector.score(DataSet("one", [Item("x", "x")], lambda _, i=i: noise(i, side))).scores[0] for i in (0, 77, 199)
+        small_detector.score(DataSet("one", [Item("x", "x")], lambda _, i=i: noise(i, side))).scores[0]
+        for i in (0, 77, 199)
     ]
     np.testing.assert_allclose([scores[i] for i in (0, 77, 199)], alone, rtol=1e-6)
 
@@ -207,4 +198,3 @@ def test_a_table_without_splits_is_scored_whole(tmp_path: Path) -> None:
     assert chosen(["0"] * 20 + ["1"] * 6, "test") == (10, "test")  # those that a fit on this table does not learn from
     with pytest.raises(DataError, match="label for every image"):
         chosen(["0"] * 10 + ["1"] * 6 + [""] * 10, "test")
->>>>>>> faults

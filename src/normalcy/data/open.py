@@ -16,13 +16,8 @@ from normalcy.arrays import Array
 from normalcy.data import diffusion, folder, named, slides, table
 from normalcy.data.dataset import DataSet, Item, case_of, unnamed
 from normalcy.data.dicom import is_dicom, series_in
-<<<<<<< HEAD
 from normalcy.data.formats import IMAGE_SUFFIXES, LIMITS, VOLUME_SUFFIXES, Limits, is_image
-from normalcy.data.stores import Arrays, Files, Folder, Found, check_stack, find_images
-=======
-from normalcy.data.formats import IMAGE_SUFFIXES, VOLUME_SUFFIXES, is_image
 from normalcy.data.stores import Arrays, Files, Folder, Found, check_stack, files_of, find_images
->>>>>>> faults
 from normalcy.data.volumes import split_name
 from normalcy.errors import DataError
 
@@ -107,15 +102,7 @@ def open_files(paths: Sequence[str | Path], limits: Limits = LIMITS) -> DataSet:
     if len(place) < len(names):
         twice = next(name for k, name in enumerate(names) if place[name] != k)
         raise DataError(f"{root / twice}: given more than once; name each image once.")
-<<<<<<< HEAD
     folder = Folder(root, limits)
-    series = [name for name in names if not is_image(split_name(name)[0])]
-    found: list[Found] = [(name, case_of(name), name) for name in names if is_image(split_name(name)[0])]
-    found += series_in(series, folder.bytes, root.name) if series else []
-    found.sort(key=lambda one: place[one[2] if isinstance(one[2], str) else one[2][0]])
-    return Files(folder, [image for _, _, image in found]).data_set(root.name, [Item(*one[:2]) for one in found])
-=======
-    folder = Folder(root)
     parts = {
         name: files_of(folder, name) for name in names if split_name(name)[1] and not is_image(split_name(name)[0])
     }
@@ -124,10 +111,9 @@ def open_files(paths: Sequence[str | Path], limits: Limits = LIMITS) -> DataSet:
         (name, case_of(name), name) for name in names if name in parts or is_image(split_name(name)[0])
     ]
     found += series_in(series, folder.bytes, root.name) if series else []
-    found.sort(key=lambda one: names.index(one[2] if isinstance(one[2], str) else one[2][0]))
+    found.sort(key=lambda one: place[one[2] if isinstance(one[2], str) else one[2][0]])
     images = [parts.get(name, image) if isinstance(image, str) else image for name, _, image in found]
     return Files(folder, images).data_set(root.name, [Item(*one[:2]) for one in found])
->>>>>>> faults
 
 
 def as_dataset(images: Any, labels: Any = None, masks: Any = None) -> DataSet:

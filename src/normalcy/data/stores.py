@@ -7,12 +7,8 @@ import os
 import threading
 import zipfile
 import zlib
-<<<<<<< HEAD
 from collections.abc import Mapping, Sequence
-=======
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
->>>>>>> faults
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +19,7 @@ from normalcy.data.dataset import DataSet, Item, case_of
 from normalcy.data.dicom import decode_series, is_dicom, series_in, series_space
 from normalcy.data.formats import DICOM_SUFFIXES, LIMITS, VOLUME_SUFFIXES, Limits, is_image, is_volume, own
 from normalcy.data.images import channel_first, decode_image, decode_mask, image_size, read_mask
-<<<<<<< HEAD
-from normalcy.data.volumes import Space, decode_volume, split_name, take_part, volume_space
-=======
-from normalcy.data.volumes import Selection, Space, decode_volume, distance, select, split_name, volume_space
->>>>>>> faults
+from normalcy.data.volumes import Selection, Space, decode_volume, distance, split_name, take_part, volume_space
 from normalcy.errors import DataError
 from normalcy.files import open_regular, read_bytes, read_head, read_member
 
@@ -129,7 +121,7 @@ class Files:
             return decode_series(*self._series(image))
         if isinstance(image, SeriesPart):
             files, names, whole = self._series(image.files)
-            return select(*decode_series(files, names, whole), image.part, whole)
+            return take_part(*decode_series(files, names, whole), image.part, whole)
         file, part = split_name(image)
         data, name = self.opener.bytes(file), self.opener.full_name(file)
         if not is_volume(data):
@@ -138,7 +130,9 @@ class Files:
 
     def stamp(self, i: int) -> int:
         image = self.images[i]
-        files = (split_name(image)[0],) if isinstance(image, str) else getattr(image, "files", image)
+        if isinstance(image, SeriesPart):
+            image = image.files
+        files = (split_name(image)[0],) if isinstance(image, str) else image
         return sum(self.opener.stamp(file) for file in files)
 
     def data_set(self, name: str, items: Sequence[Item], ignored: Sequence[str] | Mapping[str, str] = ()) -> DataSet:
