@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol, overload
@@ -129,7 +130,8 @@ def stream(pipeline: Pipeline, data: DataSet, batch_size: int = 32) -> Iterator[
     workers = os.cpu_count() or 1
     large = pipeline.views.tile is not None or pipeline.preprocess.constants.spatial_dims == 3
     most = max(1, batch_size // 16) if large else batch_size
-    groups = _groups(data, most, math.inf if large else IN_GROUP * max(2, workers))
+    groups = _Groups(data, most, math.inf if large else IN_GROUP * max(2, workers))
+    positions = iter(groups)
 
     def read(i: int) -> _Ready | Failure:
         return _read(pipeline, data, i)
@@ -138,11 +140,12 @@ def stream(pipeline: Pipeline, data: DataSet, batch_size: int = 32) -> Iterator[
         return _result(pipeline, data, ready, part)
 
     with ThreadPoolExecutor(workers) as readers, ThreadPoolExecutor(workers) as finishers:
-        ahead = [[readers.submit(read, i) for i in group] for group in islice(groups, 2)]
+        ahead = [[readers.submit(read, i) for i in group] for group in islice(positions, 2)]
         behind: list[Future[Result] | Failure] = []
         while ahead:
             group = [future.result() for future in ahead.pop(0)]
-            ahead += [[readers.submit(read, i) for i in further] for further in islice(groups, 1)]
+            groups.measure(group)
+            ahead += [[readers.submit(read, i) for i in further] for further in islice(positions, 1)]
             parts = iter(_forward(pipeline.method, [r for r in group if isinstance(r, _Ready)], batch_size))
             done, behind = (
                 behind,
@@ -155,22 +158,30 @@ def stream(pipeline: Pipeline, data: DataSet, batch_size: int = 32) -> Iterator[
 # -- private -----------------------------------------------------------------------------------------------------------
 
 
-def _groups(data: DataSet, most: int, pixels: float) -> Iterator[list[int]]:
-    """Positions of images in order, up to ``most`` at a time, and up to ``pixels`` of them together where they are several."""
-    group: list[int] = []
-    held = 0
-    for i in range(len(data)):
-        try:
-            size = 0 if pixels == math.inf else math.prod(data.size(i))
-        except DataError:  # listed when it is read
-            size = 0
-        if group and (len(group) == most or held + size > pixels):
+class _Groups:
+    """Positions of images in order, up to ``most`` at a time and about ``pixels`` of them together, by the largest image of the
+    group that was read last: sizes are never asked of a set for which that costs a second reading."""
+
+    def __init__(self, data: DataSet, most: int, pixels: float) -> None:
+        self.count, self.most, self.pixels, self.first = len(data), most, pixels, 0
+        self.largest = pixels  # until one is known, one image
+        if pixels == math.inf:
+            self.largest = 1
+        elif data.size_is_cheap and len(data):
+            with suppress(DataError):  # listed when it is read
+                self.largest = math.prod(data.size(0))
+
+    def __iter__(self) -> Iterator[range]:
+        while self.first < self.count:
+            many = self.most if self.pixels == math.inf else min(self.most, int(self.pixels // max(1, self.largest)))
+            group = range(self.first, min(self.first + max(1, many), self.count))
+            self.first = group.stop
             yield group
-            group, held = [], 0
-        group.append(i)
-        held += size
-    if group:
-        yield group
+
+    def measure(self, group: Sequence[_Ready | Failure]) -> None:
+        sizes = [math.prod(ready.original.shape[1:]) for ready in group if isinstance(ready, _Ready)]
+        if self.pixels != math.inf and sizes:
+            self.largest = max(sizes)
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,11 @@ class DataSet:
         """The spatial size of an image: ``(H, W)`` or ``(D, H, W)``."""
         return self.read(i).shape[1:] if self._size is None else self._size(int(self._positions[i]))
 
+    @property
+    def size_is_cheap(self) -> bool:
+        """Whether :meth:`size` needs no decoding of the image, as far as the source could help it."""
+        return self._size is not None
+
     def stamp(self, i: int) -> int:
         return 0 if self._stamp is None else self._stamp(int(self._positions[i]))
 
