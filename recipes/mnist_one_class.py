@@ -74,7 +74,7 @@ def main() -> None:
             "seed": options.seed,
             "words": Detector(
                 method, preprocess=("gcn",), calibration=0, seed=options.seed, **WORDS.get(method, {})
-            ).words(),
+            ).all_settings(),
             "digits": cells,
         }
         print(

@@ -1,24 +1,20 @@
 """The entry point of the container for challenges: an answer for every file, maps in the space of the input."""
 
 import csv
-import importlib.util
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import nibabel
 import numpy as np
 
 from normalcy import Detector
 
-ENTRY = Path(__file__).parents[1] / "containers" / "volumes" / "entrypoint.py"
 AFFINE = np.array([[-2.0, 0, 0, 5], [0, 1, 0, -3], [0, 0, 3, 9], [0, 0, 0, 1]])
 
 
-def test_folder_in_folder_out(tmp_path: Path):
-    spec = importlib.util.spec_from_file_location("entrypoint", ENTRY)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def test_folder_in_folder_out(tmp_path: Path, module_of: Callable[[str], ModuleType]):
+    module = module_of("containers/volumes/entrypoint.py")
     rng = np.random.default_rng(0)
     normal = rng.normal(100, 5, (60, 8, 10, 12, 1)).astype(np.float32)
     Detector("zscore").fit(normal).save(tmp_path / "model")

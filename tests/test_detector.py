@@ -218,7 +218,7 @@ def test_model_folder_gives_the_same_results(pca: Detector, tmp_path: Path) -> N
     assert (a.p_values == b.p_values).all()
     assert all((x == y).all() for x, y in zip(a.maps, b.maps))
     assert again.decide() == pca.decide()
-    assert again.words() == pca.words()
+    assert again.all_settings() == pca.all_settings()
 
 
 def test_saving_overwrites_nothing_unasked(pca: Detector, tmp_path: Path) -> None:

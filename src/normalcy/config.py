@@ -80,14 +80,14 @@ def build(cls: type[T], settings: Mapping[str, Any], who: str) -> T:
     return cls(**values)
 
 
-def fill(instance: T, known: Mapping[str, Any]) -> T:
+def fill_unset(instance: T, known: Mapping[str, Any]) -> T:
     """Settings left at none take the value that ``known`` (``DataSet.scheme``) has under their name; all others stay.
 
     >>> from dataclasses import dataclass
     >>> @dataclass(frozen=True)
     ... class Settings:
     ...     b0: tuple[int, ...] | None = None
-    >>> fill(Settings(), {"b0": [0], "scheme": []}), fill(Settings(b0=(3,)), {"b0": [0]})
+    >>> fill_unset(Settings(), {"b0": [0], "scheme": []}), fill_unset(Settings(b0=(3,)), {"b0": [0]})
     (Settings(b0=(0,)), Settings(b0=(3,)))
     """
     unset = [name for name in fields_of(type(instance)) if getattr(instance, name) is None and name in known]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,23 @@ import numpy as np
 import torch
 
 from normalcy import config, model_folder
-from normalcy.arrays import Float32
-from normalcy.calibrate import Calibration, Decision, calibrate, decide, decide_on_validation
+from normalcy.arrays import Array, Float32, Indices
+from normalcy.calibrate import Calibration, Decision, calibrate, decide, decide_on_validation, needed_images
 from normalcy.data.dataset import DataSet, Failure
 from normalcy.data.diffusion import check_scheme
+from normalcy.data.kinds import Kind
 from normalcy.data.open import as_dataset
 from normalcy.data.splits import hold_out, normal_training_images, with_split
-from normalcy.engines.graph import open_graph
-from normalcy.engines.method import graph_method
-from normalcy.errors import DataError, ModelFileError, NormalcyError, SettingsError
-from normalcy.files import remove, temporary_folder
+from normalcy.engines.graph import ENGINES, open_graph
+from normalcy.engines.method import GraphMethod, graph_method
+from normalcy.errors import DataError, ModelFileError, NormalcyWarning, SettingsError
+from normalcy.files import remove, remove_empty, temporary_folder
 from normalcy.method import Method
 from normalcy.methods import get
 from normalcy.preprocessing.augment import Augment
-from normalcy.preprocessing.decode import DiskImages, decode, fit_preprocess
+from normalcy.preprocessing.decode import DiskImages, decode
 from normalcy.preprocessing.pipeline import Preprocess
+from normalcy.preprocessing.plan import Plan, plan, survey
 from normalcy.preprocessing.views import ViewSettings
 from normalcy.provenance import versions
 from normalcy.scoring import Pipeline, Result, Results, stream
@@ -61,12 +64,17 @@ class Detector:
         cls = get(method)
         settings = config.assign_settings(words, {"method": cls.Settings, **COMMON}, method)
         self.settings: Any = settings["method"]
+        self._given = self.settings
         self.input: InputSettings = settings["input"]
         self.train: TrainSettings = settings["training"]
         self.decision: DecisionSettings = settings["decision"]
         self.preprocess = Preprocess(self.input.preprocess, self.input.size, plane=self.input.slices != "none")
         self.augment = Augment(self.input.augment)
         self.method: Method | None = None
+        self._graph: GraphMethod | None = None
+        """Scores in the place of the method, see :meth:`use_engine`."""
+        self._source: tuple[Path | None, str] = (None, "")
+        """The model folder and the checksum of its weights."""
         self.calibrations: dict[str, Calibration] = {}
         self.facts: dict[str, Any] = {}
         """What the fit was: data (name, count, fingerprint), summary, versions, failed images."""
@@ -81,66 +89,119 @@ class Detector:
         *,
         run_dir: Path | str | None = None,
         resume: bool = False,
+        shared: Path | None = None,
         log: Log | None = None,
         on_decode: Callable[[int, int], None] | None = None,
     ) -> Detector:
         """Learn from normal images: arrays (N, H, W) or (N, H, W, C), tensors (N, C, H, W), paths, or a data set.
 
         Of a labelled set the normal training images are used. A part of them is held out for calibration. ``run_dir``
-        keeps checkpoints; with ``resume=True`` a killed fit goes on there. Returns self.
+        keeps checkpoints; with ``resume=True`` a killed fit goes on there. ``shared`` is a folder of stages that fits of
+        one method with different settings have in common (:attr:`Method.late_settings`). Returns self.
 
         Raises DataError for images that cannot be used together and SettingsError for settings that do not fit them.
         """
         data = normal_training_images(with_split(as_dataset(images), self.train.seed))
-        journal = Journal(Path(run_dir) / TRAIN_LOG if run_dir is not None else None, resume, log)
-        rest, held_out = data, None
-        if self.decision.calibration:
-            kept, carved = hold_out(data.cases, self.decision.calibration, seed=self.train.seed)
-            rest, held_out = data.subset(kept), data.subset(carved)
+        kinds, read = survey(data, on_decode)
+        planned, rest, carved = self._divide(data, kinds)
+        held_out = data.subset(carved) if len(carved) else None
+        training = data.remembering(read).subset(rest)
+        # What an earlier fit chose by its images does not hold for these.
+        self.settings = config.fill_unset(self._given, data.scheme)
+        self.preprocess = planned.preprocess.fit(training.read, len(training), planned.constants(rest), training.imaged)
         with _run_folder(run_dir) as folder:
-            self._choose_size(rest)
-            self.settings = config.fill(self.settings, data.scheme)
-            self.preprocess, bad = fit_preprocess(self.preprocess, rest)
-            rest = rest.subset([i for i in range(len(rest)) if i not in bad])
             views, spill = self._view_settings(scoring=False), folder / "images.raw"
-            x, origin, failed = decode(rest, self.preprocess, spill, views=views, on_progress=on_decode)
+            x, origin, failed = decode(training, self.preprocess, spill, views=views, on_progress=on_decode)
             shape = (x.shape[1], *self.augment.size_of(x.shape[2:]))
             self.method = self._build(shape)
-            training, stopping = self._hold_out(x, [rest.items[i].case for i in origin])
+            journal = Journal(Path(run_dir) / TRAIN_LOG if run_dir is not None else None, resume, log)
+            learnt, stopping = self._hold_out(x, [training.items[i].case for i in origin])
             summary = fit(
                 self.method,
-                training,
+                learnt,
                 self.train,
                 held_out=stopping,
                 augment=self.augment if self.augment.steps else None,
                 run_dir=Path(run_dir) if run_dir is not None else None,
                 resume=resume,
+                shared=shared,
                 log=journal,
             )
         self.records = journal.records()
-        failed = [*bad.values(), *failed]
-        self._remember(data, rest, held_out, summary, failed)
+        self.calibrations = {}
         if held_out is not None:
-            self.calibrate(held_out)
+            failed += self.calibrate(held_out)
+        self._remember(data, len(set(origin.tolist())), planned, summary, failed)
+        warning = self.no_flags()
+        if warning is not None:
+            warnings.warn(warning, NormalcyWarning, stacklevel=2)
         return self
 
-    def calibrate(self, normal: Any) -> None:
-        """Learn p-values and thresholds from normal images that the method has not seen."""
+    def calibrate(self, normal: Any) -> list[Failure]:
+        """Learn p-values and thresholds from normal images that the method has not seen; returns those that cannot be used.
+
+        Raises DataError when none can.
+        """
         data = as_dataset(normal)
+        failed: list[Failure] = []
         for name in self._fitted.scores or ("",):
             scored = copy.copy(self.with_score(name) if name else self)
             scored.calibrations = {}
-            results = (r for r in scored.stream(data) if isinstance(r, Result))
-            self.calibrations[name] = calibrate((r.score, r.map) for r in results)
+            failed = []  # the same images for each score
+
+            def results(
+                scored: Detector = scored, failed: list[Failure] = failed
+            ) -> Iterator[tuple[float, Array | None]]:
+                for result in scored.stream(data):
+                    if isinstance(result, Failure):
+                        failed.append(result)
+                    else:
+                        yield result.score, result.map
+                if len(failed) == len(data):
+                    reason = f": {failed[0].path}: {failed[0].reason}" if failed else ""
+                    raise DataError(f"None of the {len(data)} images held out for calibration can be scored{reason}")
+
+            self.calibrations[name] = calibrate(results())
+        return failed
 
     def with_score(self, score: str) -> Detector:
         """The same fitted detector, scored by another of its method's scores."""
         other = copy.copy(self)
-        other.method = self._fitted.with_score(score)
+        other.method, other._graph = self._fitted.with_score(score), None
         other.settings = other.method.settings
         return other
 
     # -- scoring
+
+    def use_engine(self, engine: str = "auto", images: int | None = None) -> str:
+        """Score by "torch", "onnxruntime" or "openvino" from now on; returns the name of the one in use.
+
+        "auto": OpenVINO on a CPU where it is installed and the score can be exported, once it pays for ``images`` images (see
+        :func:`normalcy.engines.cached.faster`); else torch. Scores agree to 1e-4. An exported model stays with its graph.
+
+        Raises SettingsError for an engine that is unknown, missing or cannot score by this method.
+        """
+        if engine not in ("auto", "torch", *ENGINES):
+            raise SettingsError(f"engine must be one of auto, torch, {', '.join(ENGINES)}, got {engine!r}.")
+        method, (folder, weights) = self._fitted, self._source
+        if isinstance(method, GraphMethod):
+            if engine not in ("auto", method.graph.engine):
+                raise SettingsError(
+                    f"This exported model runs by {method.graph.engine}: give the engine when it is loaded."
+                )
+        elif engine == "torch":
+            self._graph = None
+        else:
+            from normalcy.engines.cached import faster
+
+            self._graph = faster(method, folder, weights, engine, images)
+        return self.engine
+
+    @property
+    def engine(self) -> str:
+        """The engine that scores: torch, onnxruntime or openvino."""
+        method = self._graph or self._fitted
+        return method.graph.engine if isinstance(method, GraphMethod) else "torch"
 
     @property
     def calibration(self) -> Calibration | None:
@@ -152,6 +213,17 @@ class Detector:
         if self.calibration is None:
             return None
         return decide(self.calibration, self.decision.false_alarms if false_alarms is None else false_alarms)
+
+    def no_flags(self) -> str | None:
+        """Why no image can be flagged at the setting ``false_alarms``: too few were held out; None where that is not so."""
+        calibration, rate = self.calibration, self.decision.false_alarms
+        needed = needed_images(rate)
+        if calibration is None or calibration.count >= needed:
+            return None
+        return (
+            f"no image can be flagged with {calibration.count} held-out images at false-alarm rate {rate:g}: at least "
+            f"{needed} are needed. Add normal images, or allow more false alarms."
+        )
 
     def decide_on(self, data: Any, rule: str) -> Decision:
         """Thresholds chosen on validation images by a rule of :func:`~normalcy.calibrate.decide_on_validation`: "max_f1" or
@@ -197,7 +269,8 @@ class Detector:
         return stream(self._pipeline(tile, decision), data, batch_size)
 
     def _pipeline(self, tile: bool, decision: Decision | None) -> Pipeline:
-        method, preprocess, views = self._fitted, self.preprocess, self._view_settings(scoring=True)
+        method: Method = self._graph or self._fitted
+        preprocess, views = self.preprocess, self._view_settings(scoring=True)
         calibration = self.calibration
         if tile and views.slices != "none":
             raise SettingsError(f"{self.name} sees volumes as slices: score them without tile.")
@@ -212,6 +285,7 @@ class Detector:
     def to(self, device: str) -> Detector:
         """Move the method to "cpu", "cuda" or "mps"."""
         self._fitted.to(device)
+        self._graph = None
         return self
 
     def save(self, folder: Path | str, overwrite: bool = False) -> Path:
@@ -237,14 +311,15 @@ class Detector:
 
     @classmethod
     @torch.inference_mode(False)  # weights loaded in inference mode could give no gradients
-    def load(cls, folder: Path | str, engine: str = "auto") -> Detector:
-        """Read a model folder, or one that export wrote, whose graph runs in ``engine``.
+    def load(cls, folder: Path | str, engine: str | None = None) -> Detector:
+        """Read a model folder, or one that export wrote; ``engine`` as for :meth:`use_engine`, by default torch, or the engine
+        that an exported graph was written for.
 
         Runs no code from it; raises ModelFileError for one that is damaged or unknown.
         """
         folder = Path(folder)
         description = model_folder.read_description(folder)
-        graph = open_graph(folder, description["graph"], engine) if "graph" in description else None
+        graph = open_graph(folder, description["graph"], engine or "auto") if "graph" in description else None
         try:
             given = config.to_dict(InputSettings.from_json(description["input"]))
             parts = [description["settings"], given, description["train"], description["decision"]]
@@ -266,6 +341,9 @@ class Detector:
         calibrations = model_folder.read_calibrations(folder)
         detector.calibrations = {name: Calibration.from_json(c) for name, c in calibrations.items()}
         detector.records = read_log(folder / TRAIN_LOG)
+        detector._source = (folder, str(description.get("weights_sha256", "")))
+        if engine is not None and graph is None:
+            detector.use_engine(engine)
         return detector
 
     def hub_files(self) -> dict[str, int]:
@@ -292,7 +370,7 @@ class Detector:
         wanted = [model_folder.DESCRIPTION, model_folder.WEIGHTS, model_folder.CALIBRATION]
         return cls.load(snapshot_download(repo, revision=revision, allow_patterns=wanted))
 
-    def words(self) -> dict[str, Any]:
+    def all_settings(self) -> dict[str, Any]:
         """All settings in use."""
         parts = (self.settings, self.input, self.train, self.decision)
         return {word: value for part in parts for word, value in config.to_dict(part).items()}
@@ -306,10 +384,11 @@ class Detector:
             self.name,
             self._fitted.shape,
             self.facts,
-            model_folder.without_folders(self.words()),
+            model_folder.without_folders(self.all_settings()),
             threshold,
             held_out,
             self.decision.false_alarms,
+            self.no_flags(),
         )
 
     @property
@@ -337,24 +416,30 @@ class Detector:
             method.to(memory_format=torch.channels_last)
         return method
 
-    def _choose_size(self, data: DataSet) -> None:
-        """The default size, from the sizes of up to 64 images spread over the set; written down in the model folder."""
-        words = (*self.preprocess.plan, *self.augment.plan)
-        if self.input.size is not None or self.input.tile is not None or {"resize", "crop"} & {w.name for w in words}:
-            return
-        sizes = set()
-        for i in np.unique(np.linspace(0, len(data) - 1, min(64, len(data))).astype(int)):
-            try:
-                sizes.add(self.preprocess.size_of(data.size(int(i))))
-            except NormalcyError:
-                continue  # an unreadable image: listed when it is decoded
-        if self.input.slices == "none":
-            side = {2: 256, 3: 64}[len(next(iter(sizes)))] if sizes else 0
-        else:
-            side, axes = 256, ["zyx".index(name) for name in self.input.slices]
-            sizes = {tuple(n for k, n in enumerate(size) if k != axis) for size in sizes for axis in axes}
-        if len(sizes) > 1 or any(max(size) > side for size in sizes):
-            self.preprocess = replace(self.preprocess, size=side)
+    def _divide(self, data: DataSet, kinds: Sequence[Kind | str]) -> tuple[Plan, Indices, Indices]:
+        """What to do with normal images of these kinds, and the positions of those to train on and to calibrate with."""
+        planned = plan(
+            data,
+            kinds,
+            Preprocess(self.input.preprocess, self.input.size, plane=self.input.slices != "none"),
+            self.augment,
+            tiled=self.input.tile is not None,
+            slices=self.input.slices,
+            max_skipped=self.input.max_skipped,
+        )
+        if not self.decision.calibration:
+            return planned, planned.kept, planned.kept[:0]
+        cases = [data.items[i].case for i in planned.kept]
+        rest, carved = hold_out(cases, self.decision.calibration, seed=self.train.seed)
+        if not len(carved):
+            number = len(set(cases))
+            what = f"are all of one case ({cases[0]})" if number == 1 else f"are of {number} cases of unequal sizes"
+            raise DataError(
+                f"{data.name}: expected normal images to hold out for calibration, of other cases than those trained on, but "
+                f"the {len(cases)} normal images {what}. Add images of other cases, name cases by the column case of a table, "
+                "or train without calibration (calibration=0)."
+            )
+        return planned, planned.kept[rest], planned.kept[carved]
 
     def _tile(self, scoring: bool) -> tuple[int, ...] | None:
         """Sides of a tile; random crops in training are tiles in scoring."""
@@ -379,26 +464,54 @@ class Detector:
         return torch.from_numpy(x[kept]), x[carved]
 
     def _remember(
-        self, data: DataSet, rest: DataSet, held_out: DataSet | None, summary: FitSummary, failed: Sequence[Failure]
+        self, data: DataSet, count: int, planned: Plan, summary: FitSummary, failed: Sequence[Failure]
     ) -> None:
+        """``count``: images that were trained on. ``failed``: images that could not be used although they were planned."""
+        calibration = self.calibration
         self.facts = {
             "data": {
                 "name": data.name,
-                "count": len(rest) - len(failed),
-                "held_out": 0 if held_out is None else len(held_out),
+                "count": count,
+                "held_out": 0 if calibration is None else calibration.count,
                 "fingerprint": data.fingerprint(),
                 "medical": data.is_medical,
                 "scheme": data.scheme,
-                "failed": [[one.path, one.reason] for one in failed],
+                "failed": [[one.path, one.reason] for one in (*planned.failed, *failed)],
+                "unused": np.setdiff1d(np.arange(len(data)), planned.kept).tolist(),
             },
             "fit": vars(summary).copy(),
             "versions": versions(),
         }
 
 
-def load(folder: Path | str) -> Detector:
-    """Read a fitted detector from a model folder."""
-    return Detector.load(folder)
+def load(folder: Path | str, engine: str | None = None) -> Detector:
+    """Read a fitted detector from a model folder, or from one that export wrote; see :meth:`Detector.load`."""
+    return Detector.load(folder, engine)
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a fit would do: numbers of images to train on and to calibrate with, (C, *spatial) as the method sees them (None:
+    several), and images to skip."""
+
+    train: int
+    held_out: int
+    shape: tuple[int, ...] | None
+    skipped: tuple[Failure, ...]
+
+
+def outlook(data: DataSet, kinds: Sequence[Kind | str], detector: Detector | None = None) -> Outlook:
+    """What ``detector.fit`` (default settings unless given) would do with a set whose images are of these kinds.
+
+    Raises DataError where it would.
+    """
+    detector = detector or Detector()
+    places = {item.path: i for i, item in enumerate(data.items)}
+    normal = normal_training_images(with_split(data, detector.train.seed))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NormalcyWarning)  # few images for calibration
+        planned, rest, carved = detector._divide(normal, [kinds[places[item.path]] for item in normal.items])
+    return Outlook(len(rest), len(carved), planned.shape, planned.failed)
 
 
 # -- private ---------------------------------------------------------------------------------------------------------
@@ -406,13 +519,14 @@ def load(folder: Path | str) -> Detector:
 
 @contextmanager
 def _run_folder(run_dir: Path | str | None) -> Iterator[Path]:
-    """The run folder, or one for the time of the fit; decoded images in it go with the fit."""
+    """The run folder, or one for the time of the fit; decoded images in it go with the fit, and so does an empty one."""
     with ExitStack() as stack:
         folder = Path(run_dir or stack.enter_context(temporary_folder()))
         try:
             yield folder
         finally:
             remove(folder / "images.raw")
+            remove_empty(folder)  # nothing was trained
 
 
 def _one_line(error: Exception) -> str:

@@ -181,7 +181,7 @@ def _read(pipeline: Pipeline, data: DataSet, i: int) -> _Ready | Failure:
     method = pipeline.method
     try:
         original = data.read(i)
-        tiles, views = pipeline.views.cut(pipeline.preprocess, original)
+        tiles, views = pipeline.views.cut(pipeline.preprocess, original, data.imaged(i, original))
         if tiles.shape[1:] != method.shape:
             raise DataError(
                 f"{method.name} expects images {method.shape} (C, *spatial) after preprocessing, got {tiles.shape[1:]} "

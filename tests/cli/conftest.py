@@ -1,4 +1,4 @@
-"""The runner of the command line, a small data set and a model."""
+"""A small data set and a model; tests read them and change nothing in them."""
 
 import sys
 from pathlib import Path
@@ -6,18 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from runner import Run
 from scipy.ndimage import gaussian_filter
 
 from normalcy.cli.app import main
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    return Run(monkeypatch, capsys)
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MVTec-style data set: smooth textures, defects are bright squares."""
     root = tmp_path_factory.mktemp("data") / "tiles"
@@ -39,7 +33,7 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def model(tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("models") / "M"
     with pytest.MonkeyPatch.context() as patch:

@@ -14,13 +14,14 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless, generate_uid
+from runner import Run
 from scipy.spatial.transform import Rotation
-from typer.testing import CliRunner
 
-from normalcy.cli.app import app
 from normalcy.data.check import check, refuse_mixed
 from normalcy.data.dicom import decode_series, windows
 from normalcy.data.open import open_data
+from normalcy.data.stores import Folder
+from normalcy.detector import Detector
 from normalcy.errors import DataError
 
 CT = pydicom.uid.CTImageStorage
@@ -34,7 +35,7 @@ def dataset(pixels: np.ndarray, series: str = "1.2.3", **words: Any) -> Dataset:
     ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = CT
     ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = generate_uid()
     ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.FrameOfReferenceUID = "1.2.1", series, "1.2.9"
-    ds.PatientName, ds.PatientID, ds.PatientBirthDate, ds.PatientSex = "Doe^Jane", "MRN-4711", "19700101", "F"
+    ds.PatientName, ds.PatientID, ds.PatientBirthDate, ds.PatientSex = "Doe^Jane", "MRN-47110815", "19700101", "F"
     ds.StudyID, ds.StudyDate, ds.StudyTime, ds.AccessionNumber = "1", "20200101", "120000", "A77"
     ds.ReferringPhysicianName, ds.SeriesNumber, ds.InstanceNumber = "Roe^Richard", 1, 1
     ds.Modality = "CT"
@@ -324,10 +325,22 @@ def test_mixed_modalities_and_units_are_refused_with_a_list(tmp_path: Path):
     assert "modality CT in Z_EFF, while 5 of 7 images have modality CT in HU" in problems["zeff"]
 
 
-SECRETS = (b"Doe", b"Jane", b"MRN-", b"4711", b"19700101", b"Roe")
+def test_the_space_of_a_series_that_was_read_costs_no_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for i in range(6):
+        write(tmp_path / f"ct{i}", series(np.full((3, 8, 8), 7 + i, np.int16), np.eye(3), SeriesInstanceUID=f"1.{i}"))
+    write(tmp_path / "dose", series(np.zeros((3, 8, 8), np.int16), np.eye(3), SeriesInstanceUID="2.1", Modality="MR"))
+    data, reads = open_data(tmp_path), []
+    original = Folder.bytes
+    monkeypatch.setattr(Folder, "bytes", lambda self, file: reads.append(file) or original(self, file))
+    with pytest.raises(DataError, match=r"6 of CT in HU.*1 of MR"):
+        Detector("zscore", calibration=0).fit(data)
+    assert len(reads) == 21
 
 
-def test_fit_and_score_series(tmp_path: Path):
+SECRETS = (b"Doe", b"Jane", b"MRN-", b"47110815", b"19700101", b"Roe")
+
+
+def test_fit_and_score_series(tmp_path: Path, run: Run):
     """Both orders of file names give the same result; nothing that names a patient is in any file or message."""
     rng = np.random.default_rng(0)
 
@@ -336,7 +349,7 @@ def test_fit_and_score_series(tmp_path: Path):
         if bright:
             volume[2:5, 3:7, 4:9] += 700
         uid = f"1.{sum(folder.encode())}.{patient}"
-        words = {"SeriesInstanceUID": uid, "PatientID": f"MRN-4711-{patient}"}
+        words = {"SeriesInstanceUID": uid, "PatientID": f"MRN-47110815-{patient}"}
         write(tmp_path / "data" / folder, series(volume, np.eye(3), **words), reverse)
 
     for i in range(40):
@@ -349,23 +362,18 @@ def test_fit_and_score_series(tmp_path: Path):
         encoded(series(np.zeros((1, 4, 4), np.int16), np.eye(3))[0])[:600]
     )
 
-    def run(*words: object) -> str:
-        done = CliRunner().invoke(app, [str(word) for word in words])
-        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-        return done.output
-
-    said = run("check", tmp_path / "data")
+    said = run.said("check", tmp_path / "data")
     assert "train/good/99/x.dcm" in said
-    said += run("fit", tmp_path / "data", "--method", "zscore", "--out", tmp_path / "model")
-    said += run("score", tmp_path / "model", tmp_path / "data", "--out", tmp_path / "results")
-    said += run("report", tmp_path / "results")
+    said += run.said("fit", tmp_path / "data", "--method", "zscore", "--out", tmp_path / "model")
+    said += run.said("score", tmp_path / "model", tmp_path / "data", "--out", tmp_path / "results")
+    said += run.said("report", tmp_path / "results")
     import nibabel
 
     for i in range(2):
         values = nibabel.load(tmp_path / f"results/maps/test/bright/{i}.nii.gz").get_fdata()
         assert values.shape == (12, 10, 8)
         assert values[4:9, 3:7, 2:5].min() > values.mean(), "columns, rows, slices from the lowest on"
-    check_dicom_results(tmp_path, run("dicom", tmp_path / "results", "--out", tmp_path / "dicom"))
+    check_dicom_results(tmp_path, run.said("dicom", tmp_path / "results", "--out", tmp_path / "dicom"))
     fitted = json.loads((tmp_path / "model/detector.json").read_text())["data"]
     name = f"image {hashlib.sha256(b'train/good/99/x.dcm').hexdigest()[:8]}"  # folders name patients
     assert [path for path, _ in fitted["failed"]] == [name]
@@ -402,7 +410,7 @@ def check_dicom_results(folder: Path, said: str) -> None:
     shown = pydicom.dcmread(overlays[0])
     assert shown.pixel_array.shape == (10, 12, 3)
     assert shown.SourceImageSequence[0].ReferencedSOPInstanceUID in sources
-    assert (shown.StudyInstanceUID, shown.PatientID) == ("1.2.1", "MRN-4711-201")
+    assert (shown.StudyInstanceUID, shown.PatientID) == ("1.2.1", "MRN-47110815-201")
 
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "volumes" / "ct_3mm.nii.gz"

@@ -108,3 +108,33 @@ def test_random_projection_keeps_distances():
     ratio = ((a - b) @ random_projection(500, 128)).norm(dim=1) / (a - b).norm(dim=1)
     assert abs(float(ratio.mean()) - 1) < 0.02
     assert float(ratio.std()) == pytest.approx(1 / 16, rel=0.2)
+
+
+@pytest.mark.parametrize("kind", ["clustered", "uniform", "far from zero", "nearly equal", "outliers", "copies"])
+def test_candidates_in_bfloat16_give_the_nearest(kind: str):
+    """The same as measuring all distances in float32, also where the search in bfloat16 alone would be wrong."""
+    g = torch.Generator().manual_seed(1)
+    memory, queries = torch.randn(1003, 24, generator=g), torch.randn(300, 24, generator=g)
+    match kind:
+        case "clustered":
+            memory, queries = clustered(1003), clustered(300, seed=1)
+        case "uniform":
+            memory, queries = memory.sigmoid(), queries.sigmoid()
+        case "far from zero":
+            memory, queries = memory + 1000, queries + 1000
+        case "nearly equal":
+            memory, queries = 1 + 1e-5 * memory, 1 + 1e-5 * queries
+        case "outliers":
+            memory[::100] *= 50
+        case "copies":
+            queries = memory[:300].clone()
+    distances, indices = neighbours._nearest_by_bf16(queries, memory)
+    assert distances.shape == indices.shape == (300, 1)
+    measured = torch.stack([(query - memory).norm(dim=1) for query in queries])
+    assert torch.equal(distances[:, 0], measured.amin(1))
+    assert torch.equal(measured.gather(1, indices), distances)
+
+
+def test_search_without_candidates_stays_within_the_memory():
+    _, indices = neighbours._nearest_by_bf16(torch.full((2, 4), torch.nan), torch.eye(4))
+    assert indices.max() < 4

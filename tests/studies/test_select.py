@@ -11,11 +11,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pytest
 import torch
+from runner import Run
 from torch import Tensor
-from typer.testing import CliRunner
 
 from normalcy import methods
-from normalcy.cli.app import app
 from normalcy.config import build, read_toml
 from normalcy.data.open import as_dataset
 from normalcy.data.splits import folds
@@ -24,7 +23,7 @@ from normalcy.errors import DataError, NormalcyError, SettingsError
 from normalcy.method import Method, Scores, Stage
 from normalcy.methods.dpa import DPASettings
 from normalcy.methods.pca import PCA
-from normalcy.studies.select import select, synthetic_anomalies
+from normalcy.studies.select import Selection, Trial, select, synthetic_anomalies
 
 
 @dataclass(frozen=True)
@@ -161,10 +160,41 @@ def test_test_images_choose_nothing(tmp_path: Path) -> None:
         select(data, "planted", data.select(label=1), tmp_path, trials=1)
 
 
-def test_sentence_says_when_the_choice_is_not_sure(tmp_path: Path) -> None:
+OWN = Trial(0, {"level": 0}, "complete", np.array([[0.60, 0.70], [0.80, 0.70]]))  # mean 0.7
+
+
+@pytest.mark.parametrize(
+    ("better", "said"),
+    [
+        ([0.05, 0.06, 0.04, 0.05], ["+0.050 +- 0.008", "(more than its", "ahead in 4 of 4 folds", "AUROC 0.750"]),
+        (
+            [0.30, -0.10, 0.10, -0.10],
+            ["+0.050 +- 0.191", "(less than its", "so the choice is not sure; ahead in 2 of 4"],
+        ),
+    ],
+)
+def test_choice_is_sure_where_it_is_ahead_by_more_than_the_folds_differ(better: list[float], said: list[str]) -> None:
+    best = Trial(1, {"level": 3}, "complete", OWN.aurocs + np.reshape(better, (2, 2)))
+    text = Selection("planted", [OWN, best], best, OWN, 60, 18, False).summary()
+    for part in ["Best of 2 settings of planted", "4 folds of 60 normal images and 18 anomalies", *said]:
+        assert part in text
+    assert ("not sure" in text) == ("less" in said[1])
+
+
+def test_choice_of_the_own_settings_and_without_them() -> None:
+    kept = Selection("planted", [OWN], OWN, OWN, 60, 18, True).summary()
+    assert kept.endswith("4 folds of 60 normal images and 18 synthetic anomalies; these are the method's own settings.")
+    lost = Selection("planted", [OWN], OWN, None, 60, 18, False).summary()
+    assert lost.endswith("18 anomalies; the method's own settings were not tried to the end.")
+
+
+def test_choice_by_anomalies_that_are_normal_is_not_sure(tmp_path: Path) -> None:
     found = select(NORMAL, "planted", as_dataset(_images(18, seed=5)), tmp_path, trials=5)
-    sentence = found.summary()
-    assert "not sure" in sentence or "own settings" in sentence
+    gain = found.gain()
+    assert gain is not None
+    assert found.best is not found.default
+    assert gain[0] < gain[1]
+    assert "so the choice is not sure" in found.summary()
 
 
 def test_refusals(tmp_path: Path) -> None:
@@ -196,22 +226,12 @@ def test_search_of_methods_is_of_their_own_words() -> None:
     assert build(DPASettings, {"layers": methods.get("dpa").search["layers"][0]}, "dpa").layers == (0,)
 
 
-def test_command(tmp_path: Path) -> None:
+def test_command(tmp_path: Path, run: Run) -> None:
     np.savez(tmp_path / "normal.npz", x_train=(255 * NORMAL).astype(np.uint8))
     np.savez(tmp_path / "strange.npz", x_train=(255 * STRANGE).astype(np.uint8))
     out = tmp_path / "out"
-    arguments = [
-        "select",
-        str(tmp_path / "normal.npz"),
-        "--method",
-        "pca",
-        "--anomalies",
-        str(tmp_path / "strange.npz"),
-    ]
-    arguments += ["--out", str(out), "--trials", "3", "--try", "components=2|20"]
-    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    assert "trial 0" in result.output
+    given = ("select", tmp_path / "normal.npz", "--method", "pca", "--anomalies", tmp_path / "strange.npz")
+    assert "trial 0" in run.good(*given, "--out", out, "--trials", 3, "--try", "components=2|20")
     assert {p.name for p in out.iterdir()} == {"study.db", "trials.csv", "select.json", "best.toml", "report.html"}
     assert json.loads((out / "select.json").read_text())["trials"] == 3
     assert "Settings of pca" in (out / "report.html").read_text()

@@ -44,6 +44,7 @@ Precision = Annotated[str | None, Option(help="auto, 32-true, bf16-mixed or 16-m
 FalseAlarms = Annotated[
     float | None, Option("--false-alarms", help="Guaranteed (maximum) false-positive rate of images and pixels [0.05].")
 ]
+Engine = Annotated[str, Option(help="What computes the scores: auto, torch, onnxruntime or openvino.")]
 BatchSize = Annotated[int, Option(help="Images or tiles per batch.")]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace an existing output folder.")]
 
@@ -125,7 +126,7 @@ Quick = Annotated[bool, Option("--quick", help="The table's reduced version; eve
 Rows = Annotated[str, Option(help="Only these rows, by name or method; comma-separated.")]
 Columns = Annotated[str, Option(help="Only these data sets of the table.")]
 Classes = Annotated[str, Option(help="Only these normal classes, by name or number.")]
-Seeds = Annotated[str, Option(help="Only these seeds: 0 or 0,3 or 0-4.")]
+Seeds = Annotated[str, Option(help="Only these seeds: 0 or 0,3 or 0-4 [the first three].")]
 TablesOut = Annotated[Path, Option(help="Folder for the results of all tables.")]
 Jobs = Annotated[
     int | None,

@@ -28,6 +28,7 @@ def score(
     tile: o.Tile = False,
     batch_size: o.BatchSize = 32,
     device: o.Device = None,
+    engine: o.Engine = "auto",
     maps: o.Maps = True,
     overwrite: o.Overwrite = False,
 ) -> None:
@@ -40,10 +41,11 @@ def score(
     from normalcy.results.predict import score_into
 
     o.at_least_one(batch_size, "--batch-size")
-    detector = _load(model, device)
+    detector = _load(model, device, engine)
     if score_name is not None:
         detector = detector.with_score(score_name)
     data, chosen = images_to_score(_open_all(inputs, data_root), split, detector.train.seed)
+    engine = detector.use_engine(engine, images=len(data))
     decision = _decide(detector, rule, validation, inputs, data_root, false_alarms)
     with progress("scoring") as on_progress:
         run = score_into(
@@ -65,7 +67,7 @@ def score(
         complain(f"Incomplete {failure.path}: {failure.reason}")
     if run.data.medical:
         complain(NOTICE)
-    show(f"Scored {run.data.count} images at {run.images_per_second:g} images/s -> {out}")
+    show(f"Scored {run.data.count} images at {run.images_per_second:g} images/s by {engine} -> {out}")
 
 
 def slides(
@@ -77,6 +79,7 @@ def slides(
     cell: o.Cell = 32,
     batch_size: o.BatchSize = 32,
     device: o.Device = None,
+    engine: o.Engine = "auto",
     overwrite: o.Overwrite = False,
 ) -> None:
     """Score whole-slide images: heat maps, regions, scores.
@@ -84,13 +87,15 @@ def slides(
     A heat map is a pyramid TIFF; regions above the pixel threshold are GeoJSON.
     """
     from normalcy.config import parse_settings
+    from normalcy.engines.cached import WORTH
     from normalcy.provenance import NOTICE
     from normalcy.results.slides import open_for_scoring, score_slides
 
     o.at_least_one(batch_size, "--batch-size")
-    detector = _load(model, device)
+    detector = _load(model, device, engine)
     with progress("scoring tiles") as on_progress:
         files = open_for_scoring(inputs, detector, parse_settings(set_))
+        detector.use_engine(engine, images=WORTH)  # a slide has thousands of tiles
         scored, failed = score_slides(
             detector,
             files,
@@ -111,10 +116,12 @@ def slides(
 # -- private ---------------------------------------------------------------------------------------------------------
 
 
-def _load(model: Path, device: str | None) -> Detector:
+def _load(model: Path, device: str | None, engine: str) -> Detector:
+    """An exported graph is opened in ``engine``; of other models it is chosen when the number of images is known."""
     from normalcy.detector import load
+    from normalcy.model_folder import is_exported
 
-    detector = load(model)
+    detector = load(model, engine if is_exported(model) else None)
     return detector if device in (None, "auto") else detector.to(str(device))
 
 

@@ -157,7 +157,8 @@ def reproduce(
     table = tables.read_table(name)
     table = (table.reduced() if quick else table).changed(settings)
     folder = out / "-".join(["quick"] * quick + ["changed"] * bool(settings))  # so that they never mix
-    cells = tables.select(table, o.listed(rows), o.listed(columns), o.listed(classes), o.seeds_of(seeds))
+    chosen = o.seeds_of(seeds) or range(min(tables.USUAL_SEEDS, table.seeds))
+    cells = tables.select(table, o.listed(rows), o.listed(columns), o.listed(classes), chosen)
     if list_:
         _show_plan(table)
     else:
@@ -176,6 +177,7 @@ def reproduce(
 def _compare(
     data: str, names: list[str], out: Path, settings: dict[str, Any], data_root: Path | None, overwrite: bool
 ) -> None:
+    from normalcy.results.run import read_run
     from normalcy.studies.compare import compare as compare_methods
 
     verbs = {"fit": "fitting", "score": "scoring", "evaluate": "evaluating"}
@@ -190,6 +192,7 @@ def _compare(
             on_method=lambda name, step: update(f"{verbs[step]} {name}"),
         )
     _show_comparison(found)
+    show(f"Scored on {', '.join(sorted({read_run(out / row.folder).device for row in found.methods}))}")
     show(f"Report: {out / 'report.html'}")
 
 

@@ -155,9 +155,14 @@ def write_image(path: Path | str, image: Array, low: float | None = None, high: 
         top = high if high is not None else float(inside.max(initial=-np.inf)) if inside.size else 1.0
         scaled = (values - bottom) / (top - bottom if top > bottom else 1.0)
         image = np.round(255 * np.nan_to_num(np.clip(scaled, 0, 1))).astype(np.uint8)
-    import imagecodecs
-
     pixels = np.ascontiguousarray(np.moveaxis(image, 0, -1) if len(image) > 1 else image[0])
+    try:
+        import imagecodecs
+    except ImportError:  # the runtime may be without it
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+        write_bytes(path, buffer.getvalue())
+        return
     # Run lengths of horizontal differences: 8 times faster than Pillow's default, and smaller for photographs.
     write_bytes(path, bytes(imagecodecs.png_encode(pixels, level=1, strategy=3, filter=16)))
 

@@ -161,6 +161,12 @@ def _from_stack(images: Any) -> DataSet:
     if images.ndim not in (4, 5) or not len(images):
         shape = tuple(images.shape)
         raise DataError(f"expected a tensor (N, C, H, W) or (N, C, D, H, W), got shape {shape}; add the missing axis.")
+    if images.shape[-1] in (1, 3, 4) and images.shape[1] not in (1, 3, 4):
+        order = "0, 3, 1, 2" if images.ndim == 4 else "0, 4, 1, 2, 3"
+        raise DataError(
+            f"expected a tensor with channels first, (N, C, H, W) or (N, C, D, H, W), got shape {tuple(images.shape)}, which "
+            f"looks like channels last; give images.permute({order}), or a NumPy array."
+        )
     return Arrays(_numpy(images), first=True).data_set("images", unnamed("images", len(images)))
 
 

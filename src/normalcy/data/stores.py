@@ -18,7 +18,7 @@ from normalcy.data.dataset import DataSet, Item, case_of
 from normalcy.data.dicom import decode_series, is_dicom, series_in, series_space
 from normalcy.data.formats import DICOM_SUFFIXES, LIMITS, VOLUME_SUFFIXES, Limits, is_image, is_volume, own
 from normalcy.data.images import channel_first, decode_image, decode_mask, image_size, read_mask
-from normalcy.data.volumes import Space, decode_volume, select, split_name, volume_space
+from normalcy.data.volumes import Space, decode_volume, split_name, take_part, volume_space
 from normalcy.errors import DataError
 from normalcy.files import open_regular, read_bytes, read_head, read_member
 
@@ -36,11 +36,17 @@ class Files:
         masks: Sequence[str | None] | None = None,
     ) -> None:
         self.opener, self.images, self.masks = opener, images, masks
+        self._spaces: dict[int, Space] = {}  # of images that were read: their headers need not be read again
 
     def read(self, i: int) -> Array:
-        return self._decode(self.images[i])[0]
+        x, space = self._decode(self.images[i])
+        if space is not None:
+            self._spaces[i] = space
+        return x
 
     def space(self, i: int) -> Space | None:
+        if i in self._spaces:
+            return self._spaces[i]
         image = self.images[i]
         if isinstance(image, tuple):
             return series_space(*self._series(image))
@@ -79,7 +85,7 @@ class Files:
         data, name = self.opener.bytes(file), self.opener.full_name(file)
         if not is_volume(data):
             return decode_image(data, name, limits=self.opener.limits), None
-        return select(*decode_volume(data, name, self.opener.limits), part, name)
+        return take_part(*decode_volume(data, name, self.opener.limits), part, name)
 
     def stamp(self, i: int) -> int:
         image = self.images[i]
@@ -204,7 +210,7 @@ class Arrays:
 def check_stack(array: Array, name: str, masks: Any = None) -> Arrays:
     """A batch with channels last, refused where it looks like something else."""
     shape = array.shape
-    if array.ndim == 2 or (array.ndim == 3 and shape[-1] in (3, 4) and min(shape[:2]) > 4):
+    if array.ndim == 2 or (array.ndim == 3 and shape[-1] in (1, 3, 4) and min(shape[:2]) > 4):
         raise DataError(
             f"{name}: expected a batch (N, H, W) or (N, H, W, C), got shape {shape}, which looks like a single image; "
             "pass [image] or add an axis, image[None]."

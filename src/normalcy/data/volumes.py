@@ -170,7 +170,7 @@ def split_name(name: str) -> tuple[str, Selection]:
     return name[: found.start()], selection
 
 
-def select(x: Array, space: Space, selection: Selection, name: str) -> tuple[Array, Space]:
+def take_part(x: Array, space: Space, selection: Selection, name: str) -> tuple[Array, Space]:
     """The part of ``x`` (C, *size), and where it lies. Raises DataError for indices that the volume does not have."""
     if not selection:
         return x, space

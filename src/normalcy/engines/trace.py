@@ -28,7 +28,7 @@ def check_exportable(method: Method) -> None:
     who = f"{method.name} with score={score}" if score else method.name
     if score in method.not_exportable:
         raise SettingsError(f"{who} cannot be exported: {method.not_exportable[score]}")
-    if getattr(method.settings, "bf16", False):
+    if getattr(getattr(method, "backbone", None), "bf16", False):
         raise SettingsError(f"{who} was fitted with bf16=true: fit with bf16=false and export with --precision bf16.")
 
 

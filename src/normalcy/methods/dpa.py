@@ -152,8 +152,8 @@ class GrowingAutoencoder(nn.Module):
         self.to_image = nn.ModuleList(
             nn.Sequential(nn.LeakyReLU(0.2), nn.Conv2d(w, channels, 3, padding=1)) for w in widths
         )
-        self.down = nn.ModuleList(_residuals(a, b, blocks, halve) for a, b in itertools.pairwise(widths))
-        self.up = nn.ModuleList(_residuals(b, a, blocks, double) for a, b in itertools.pairwise(widths))
+        self.down = nn.ModuleList(_residuals(a, b, blocks, downsample) for a, b in itertools.pairwise(widths))
+        self.up = nn.ModuleList(_residuals(b, a, blocks, upsample) for a, b in itertools.pairwise(widths))
         last, grid = widths[-1], (sides[0], sides[1])
         self.narrow: nn.Module = Residual(last, latent)
         self.widen: nn.Module = Residual(latent, last)
@@ -171,7 +171,7 @@ class GrowingAutoencoder(nn.Module):
         for k in range(level, self.halvings):
             h = self.down[k](h)
             if k == level and alpha < 1:
-                h = torch.lerp(self.from_image[k + 1](halve(x)), h, alpha)
+                h = torch.lerp(self.from_image[k + 1](downsample(x)), h, alpha)
         code: Tensor = self.narrow(h)
         return code
 
@@ -181,7 +181,7 @@ class GrowingAutoencoder(nn.Module):
             coarse, h = h, self.up[k](h)
         image: Tensor = self.to_image[level](h)
         if alpha < 1:
-            image = torch.lerp(double(self.to_image[level + 1](coarse)), image, alpha)
+            image = torch.lerp(upsample(self.to_image[level + 1](coarse)), image, alpha)
         return image.float()
 
     def forward(self, x: Tensor, level: int = 0, alpha: float = 1.0) -> Tensor:
@@ -192,11 +192,11 @@ def _residuals(before: int, after: int, count: int, resample: Callable[[Tensor],
     return nn.Sequential(Residual(before, after, resample), *(Residual(after, after) for _ in range(count - 1)))
 
 
-def halve(x: Tensor) -> Tensor:
+def downsample(x: Tensor) -> Tensor:
     return F.avg_pool2d(x, 2)
 
 
-def double(x: Tensor) -> Tensor:
+def upsample(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
@@ -277,10 +277,10 @@ class DPA(Method):
 
     def fading(self, y: Tensor, level: int, alpha: float) -> Mapping[str, Tensor]:
         """Equation 3, on images (B, C, h, w) in [-1, 1] between two resolutions."""
-        y = torch.lerp(double(halve(y)), y, alpha)
+        y = torch.lerp(upsample(downsample(y)), y, alpha)
         restored = self.restore(y, level, alpha)
         fine = self.compare(y, restored, level)
-        coarse = self.compare(halve(y), halve(restored), level + 1)
+        coarse = self.compare(downsample(y), downsample(restored), level + 1)
         return {name: alpha * fine[name] + (1 - alpha) * coarse[name] for name in fine}
 
     def at_level(self, x: Tensor, level: int) -> Tensor:

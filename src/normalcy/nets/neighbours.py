@@ -8,6 +8,8 @@ from torch import Tensor
 
 from normalcy.errors import SettingsError
 
+GROUP = 8
+"""Rows of a memory that are kept or ruled out together."""
 LARGEST_BLOCK = 2**24
 """Values in a block of distances: 64 MB of float32."""
 
@@ -111,6 +113,8 @@ def nearest(queries: Tensor, memory: Tensor, k: int = 1) -> tuple[Tensor, Tensor
     >>> nearest(torch.tensor([[0.9]]), torch.tensor([[0.0], [1.0], [5.0]]))[1]
     tensor([[1]])
     """
+    if k == 1 and _worth_bf16(queries, memory):
+        return _nearest_by_bf16(queries, memory)
     centre = memory.mean(0)
     shifted = memory - centre
     squares = shifted.square().sum(1)
@@ -125,6 +129,51 @@ def nearest(queries: Tensor, memory: Tensor, k: int = 1) -> tuple[Tensor, Tensor
         distances.append(exact)
         indices.append(closest.gather(1, order))
     return torch.cat(distances), torch.cat(indices)
+
+
+def _worth_bf16(queries: Tensor, memory: Tensor) -> bool:
+    """Whether the processor multiplies matrices in bfloat16, and these are large enough to gain."""
+    if torch.compiler.is_compiling() or queries.device.type != "cpu" or queries.requires_grad or memory.requires_grad:
+        return False
+    large = len(queries) * len(memory) >= 2**20 and queries.dtype == memory.dtype == torch.float32
+    return large and getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+
+
+def _nearest_by_bf16(queries: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest row of ``memory`` to each query: candidates by products in bfloat16, measured in float32.
+
+    With u = 2^-9, the rounding of bfloat16, the rank ab - |b|^2 / 2 of a row b is off by at most E = u (4.1 |a| |b| + |b|^2): the
+    operands, the sum and its addend are each rounded once. A row whose rank + E is below the highest rank - E cannot be the
+    nearest; all others are measured. Rows of similar length are ruled out in groups.
+    """
+    centre = memory.mean(0)
+    shifted = memory - centre
+    half = shifted.square().sum(1) / 2
+    order = half.argsort()
+    order = torch.cat([order, order[-1:].expand(-len(memory) % GROUP)]).view(-1, GROUP)  # (groups, GROUP)
+    length = (2 * half[order[:, -1]]).sqrt()  # the longest of each group
+    columns = order.T.flatten()  # a maximum over groups then runs over long rows
+    bias, low, members = (-half[columns]).bfloat16(), shifted[columns].bfloat16().T, memory[order]
+    distances, indices = [], []
+    for part in torch.split(queries, max(1, LARGEST_BLOCK // len(memory))):
+        from_centre = part - centre
+        ranks = torch.addmm(bias, from_centre.bfloat16(), low).view(len(part), GROUP, -1).amax(1).float()
+        error = 2**-9 * (4.1 * from_centre.norm(dim=1)[:, None] * length + length.square())
+        query, group = (ranks + error >= (ranks - error).amax(1)[:, None]).nonzero(as_tuple=True)
+        best, place = [], []
+        for some in range(0, max(1, len(query)), step := max(1, LARGEST_BLOCK // (4 * GROUP * memory.shape[1]))):
+            rows = slice(some, some + step)
+            measured = (part[query[rows]].unsqueeze(1) - members[group[rows]]).norm(dim=2).min(1)
+            best.append(measured.values)
+            place.append(measured.indices)
+        found = torch.cat(best)
+        distance = torch.full((len(part),), torch.inf).scatter_reduce_(0, query, found, "amin")
+        index = torch.where(found == distance[query], order[group, torch.cat(place)], len(memory))
+        distances.append(distance)
+        indices.append(
+            torch.full((len(part),), len(memory)).scatter_reduce_(0, query, index, "amin").clamp_(max=len(memory) - 1)
+        )
+    return torch.cat(distances).unsqueeze(1), torch.cat(indices).unsqueeze(1)
 
 
 def covering_radius(points: Tensor, centres: Tensor) -> float:

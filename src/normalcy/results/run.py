@@ -149,7 +149,7 @@ class Run:
     commit: str | None = None
     """Of the repository of normalcy, if it runs from one; "+" with changes."""
     device: str = ""
-    """Of the method: ``cpu``, ``cuda:0`` ..."""
+    """Of the method (``cpu``, ``cuda:0``), and in brackets the engine: torch, onnxruntime or openvino."""
     seconds: Positive | None = None
     """Of scoring, including reading and writing."""
     images_per_second: Positive | None = None
@@ -179,7 +179,7 @@ def describe(
     if method is None:
         raise SettingsError(f"The {detector.name} detector is not fitted yet: call fit() or load one.")
     calibration = None if tile and not detector.tiled else detector.calibration  # that of whole images
-    settings = detector.words()
+    settings = detector.all_settings()
     return Run(
         model=Model(
             method=detector.name,
@@ -206,7 +206,7 @@ def describe(
         normalcy=versions()["normalcy"],
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         commit=commit(),
-        device=str(method.device),
+        device=f"{method.device} ({detector.engine})",
         versions=versions(),
     )
 

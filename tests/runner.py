@@ -4,8 +4,6 @@ import sys
 
 import pytest
 
-from normalcy.cli.app import main
-
 
 class Run:
     """Runs the command line in this process; returns its exit code and keeps what it printed in ``out`` and ``err``."""
@@ -15,6 +13,8 @@ class Run:
         self.out = self.err = ""
 
     def __call__(self, *words: object) -> int:
+        from normalcy.cli.app import main  # not needed by most tests
+
         self.monkeypatch.setattr(sys, "argv", ["normalcy", *map(str, words)])
         code: object = 0
         try:
@@ -31,3 +31,8 @@ class Run:
         """Run a command that must succeed; returns what it printed to stdout."""
         assert self(*words) == 0, self.err
         return self.out
+
+    def said(self, *words: object) -> str:
+        """All that a command printed, also one that fails."""
+        self(*words)
+        return self.out + self.err
