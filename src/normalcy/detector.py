@@ -346,6 +346,12 @@ class Detector:
             detector.use_engine(engine)
         return detector
 
+    def hub_files(self) -> dict[str, int]:
+        """What :meth:`push_to_hub` would upload: name of each file -> its size in bytes. Nothing is sent."""
+        with temporary_folder() as folder:
+            saved = self.save(Path(folder) / "model")
+            return {path.name: path.stat().st_size for path in sorted(saved.iterdir())}
+
     def push_to_hub(self, repo: str, private: bool = True) -> str:
         """Upload the model folder to the Hugging Face hub; returns its address. Needs a login there."""
         from huggingface_hub import HfApi
