@@ -95,9 +95,9 @@ def test_what_is_tabulated_is_read_back(tmp_path: Path) -> None:
     assert (line.cells.done, line.cells.of, line.cells.seconds) == (2, 2, 10.0)
     assert (empty.measured, empty.difference, empty.cells.done) == (None, None, 0)
     assert (found.hardware, found.commits, found.seeds) == (("P",), ("c",), (0, 1))
-    assert cells_as_text(line) == ["PCA", "A", "90.0", "91.0 [78.3, 100.0]", "+1.0", "2/2"]
-    assert cells_as_text(empty) == ["PCA", "B", "80.5", "–", "–", "0/2"]
-    assert "| PCA | A | 90.0 | 91.0 [78.3, 100.0] | +1.0 | 2/2 |" in markdown(found)
+    assert cells_as_text(line) == ["PCA", "A", "90.0", "90.0", "91.0 [78.3, 100.0]", "+1.0", "2/2"]
+    assert cells_as_text(empty) == ["PCA", "B", "80.5", "–", "–", "–", "0/2"]
+    assert "| PCA | A | 90.0 | 90.0 | 91.0 [78.3, 100.0] | +1.0 | 2/2 |" in markdown(found)
     (tmp_path / "t.json").write_bytes(dumps(found))
     assert load(Reproduced, tmp_path / "t.json", "again") == found
 
