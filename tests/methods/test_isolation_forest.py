@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from sklearn.ensemble import IsolationForest as Forest
 from sklearn.ensemble._iforest import _average_path_length
 from torch import Tensor
 
+from normalcy import Detector, load
 from normalcy.errors import SettingsError
 from normalcy.methods.isolation_forest import IsolationForest, IsolationForestSettings
 from normalcy.nets import forest as forest_trees
@@ -88,3 +90,11 @@ def test_on_backbone_features_it_is_deep_if(fitted: Callable[..., IsolationFores
     other = IsolationForest(method.settings, method.shape)
     other.load_state_dict(method.state_dict())  # brings the backbone's weights too
     assert torch.equal(other.score(rough).image, method.score(rough).image)
+
+
+def test_a_model_folder_is_read_back(tmp_path: Path):
+    """Its trees are whole numbers, which a folder must hold in the type that the method declares."""
+    images = np.random.default_rng(0).integers(0, 255, (40, 16, 16), np.uint8)
+    detector = Detector("isolation_forest", trees=10, device="cpu").fit(images)
+    again = load(detector.save(tmp_path / "model"))
+    assert np.array_equal(again.score(images[:5]).scores, detector.score(images[:5]).scores)

@@ -29,7 +29,8 @@ class IsolationTrees(nn.Module):
         # The nodes of all trees in one list: roots (trees,); of each node the index of the feature that it cuts and its two
         # children (n, 3), its threshold (n,), and the path length of a vector that ends there (n,).
         for name in ("roots", "links", "cut", "path_length"):
-            self.register_buffer(name, torch.empty(0))
+            whole = name in ("roots", "links")
+            self.register_buffer(name, torch.empty(0, dtype=torch.long if whole else torch.float32))
         self.register_buffer("expected_length", torch.tensor(1.0))
 
     def learn(self, x: Tensor) -> None:
