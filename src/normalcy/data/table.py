@@ -4,11 +4,13 @@ import csv
 import difflib
 import io
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from normalcy.data.dataset import SPLITS, DataSet, Item, case_of
-from normalcy.data.stores import Files, Folder, files_of
+from normalcy.data.dicom import cases_in
+from normalcy.data.stores import Files, Folder, Named, SeriesPart, files_of
 from normalcy.errors import DataError
 from normalcy.files import read_bytes
 
@@ -27,12 +29,13 @@ def open_table(path: Path) -> DataSet:
 
     ``path``, and ``mask`` where there is one, are relative to the table's folder. Optional: ``split`` (train, test),
     ``label`` (0, normal, good; 1, anomalous, anomaly), ``case``, ``type``; an empty cell is unknown. Other columns are
-    passed over.
+    passed over. The case of a DICOM series is its patient unless the table names one.
     """
     header, rows = _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path)
     _check_header(path, header)
     items: dict[str, Item] = {}
     masks: list[str | None] = []
+    own_case: set[str] = set()
     for number, row in enumerate(rows, start=1):
         cell = {column: _text(row.get(column)) for column in COLUMNS}
         here, file = f"{path}, image {number}", Path(cell["path"]).as_posix()
@@ -49,11 +52,27 @@ def open_table(path: Path) -> DataSet:
             raise DataError(f"{here}: expected the split train, test or nothing, got {cell['split']!r}.")
         items[file] = Item(file, cell["case"] or case_of(file), LABELS.get(label), cell["type"] or None, split or None)
         masks.append(cell["mask"] or None)
+        if cell["case"]:
+            own_case.add(file)
     if not items:
         raise DataError(f"{path}: expected a row for each image, got none.")
     folder = Folder(path.parent)
-    files = Files(folder, [files_of(folder, file) for file in items], masks if "mask" in header else None)
-    return files.data_set(path.stem, list(items.values()))
+    images = [files_of(folder, file) for file in items]
+    files = Files(folder, images, masks if "mask" in header else None)
+    # a series is one patient's: its first file tells whose
+    first = {file: one for file, image in zip(items, images) if (one := _first(image)) is not None}
+    patients = cases_in(sorted(set(first.values())), folder.bytes) if first else {}
+    named = [
+        item if file in own_case else replace(item, case=patients.get(first.get(file, ""), item.case))
+        for file, item in items.items()
+    ]
+    return files.data_set(path.stem, named)
+
+
+def _first(image: Named) -> str | None:
+    """The first file of a DICOM series, or of a part of one."""
+    files = image.files if isinstance(image, SeriesPart) else image
+    return files[0] if isinstance(files, tuple) else None
 
 
 def _csv(path: Path) -> tuple[list[str], Iterable[Row]]:

@@ -6,6 +6,8 @@ patient, as those images do.
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,13 +138,26 @@ def _write_one(
             source = datasets[k] if len(datasets) > 1 else datasets[0]
             one = _overlay(highdicom, source, _blend(grey[k], heat[k], grey, limits), series, number + 2, int(k) + 1)
             one.save_as(folder / f"overlay-{int(k):04d}.dcm")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        missing = (
-            str(error).partition("attribute ")[2][:60] if isinstance(error, AttributeError) else type(error).__name__
-        )
+    except Exception as error:  # of pydicom and highdicom, of every type; their texts may quote the file
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise
         raise DataError(
-            f"{path}: the source lacks what DICOM results need ({missing}); use the NIfTI map in the results folder."
+            f"{path}: the source lacks what DICOM results need{_missing(datasets[0], error)}; use the map in the results folder."
         ) from None
+
+
+_NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "PatientID", "FrameOfReferenceUID", "ImagePositionPatient",
+           "ImageOrientationPatient", "PixelSpacing")  # fmt: skip
+
+
+def _missing(dataset: Any, error: Exception) -> str:
+    """Which attribute of the standard a source has not, by its keyword; never a text of the file."""
+    named = re.search(r"no attribute '(\w+)'", str(error)) if isinstance(error, AttributeError) else None
+    if named is not None and require_pydicom().datadict.tag_for_keyword(named[1]) is not None:
+        return f" ({named[1]})"
+    lacks = [word for word in _NEEDED if word not in dataset and "NumberOfFrames" not in dataset]
+    return f" ({', '.join(lacks)})" if lacks else ""
 
 
 def _parametric_map(highdicom: Any, datasets: list[Any], heat: Array, identity: dict[str, Any]) -> Any:
