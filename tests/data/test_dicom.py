@@ -325,6 +325,71 @@ def test_mixed_modalities_and_units_are_refused_with_a_list(tmp_path: Path):
     assert "modality CT in Z_EFF, while 5 of 7 images have modality CT in HU" in problems["zeff"]
 
 
+def test_the_patient_is_the_case_in_tables_too(tmp_path: Path):
+    volume = np.random.default_rng(0).integers(0, 99, (3, 8, 8), dtype=np.int16)
+    for k in range(4):
+        uid, who = f"1.{k}", ("A", "A", "B", "B")[k]
+        write(tmp_path / f"s{k}", series(volume + k, np.eye(3), SeriesInstanceUID=uid, PatientID=who))
+    table = tmp_path / "t.csv"
+    table.write_text("path,split,case\ns0,train,\ns1,test,\ns2,train,own\ns3/IM0000,test,\ns2[z=1],test,\n")
+    data = open_data(table)
+    names = [item.case for item in data.items]
+    assert names[0] == names[1] == next(item.case for item in open_data(tmp_path).items if item.path == "s0")
+    assert names[2] == "own"
+    assert names[3] == names[4] != names[0]
+    errors = [fault.problem for fault in check(data) if fault.severity == "error"]
+    assert any("is in the training split too" in problem for problem in errors)
+
+
+def test_the_issuer_counts_where_there_are_several(tmp_path: Path):
+    volume = np.zeros((2, 4, 4), np.int16)
+
+    def cases(*issuers: str) -> list[str]:
+        for k, issuer in enumerate(issuers):
+            words = {"SeriesInstanceUID": f"1.{k}", "IssuerOfPatientID": issuer}
+            write(tmp_path / f"s{k}", series(volume, np.eye(3), **words))
+        return [item.case for item in open_data(tmp_path).items]
+
+    assert len(set(cases("", "clinic", "clinic"))) == 1
+    assert len(set(cases("practice", "clinic", "clinic"))) == 2
+
+
+def test_one_series_of_two_patients_is_refused(tmp_path: Path):
+    volume = np.zeros((3, 4, 4), np.int16)
+    write(tmp_path / "a", series(volume, np.eye(3), PatientID="Doe-1"))
+    write(tmp_path / "b", series(volume, np.eye(3), PatientID="Doe-2"))
+    (tmp_path / "t.csv").write_text("path\na\nb\n")
+    for place in (tmp_path, tmp_path / "t.csv"):
+        with pytest.raises(DataError, match=r"a/IM0000 and b/IM000\d: are of one series.*two patients") as caught:
+            open_data(place)
+        assert "Doe" not in str(caught.value)
+    slices = series(volume, np.eye(3))
+    slices[1].PatientID = "Doe-2"
+    with pytest.raises(DataError, match="slices of two patients"):
+        decode_series([encoded(ds) for ds in slices], list("abc"), "x")
+
+
+def test_radiographs_that_share_a_series_are_images(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    plain = {"ImagePositionPatient": None, "ImageOrientationPatient": None, "Modality": "DX"}
+    views = [dataset(rng.integers(0, 99, (6, 5), dtype=np.uint16), "1.5", **plain) for _ in range(3)]
+    write(tmp_path / "x", views)
+    data = open_data(tmp_path)
+    assert [item.path for item in data.items] == ["x/IM0000", "x/IM0001", "x/IM0002"]
+    assert len({item.case for item in data.items}) == 1
+    for i in range(3):
+        np.testing.assert_array_equal(data.read(i)[0], views[i].pixel_array)
+    (tmp_path / "t.csv").write_text("path\nx\n")
+    with pytest.raises(DataError, match=r"do not say where they lie .*; name each of them as an image of its own"):
+        open_data(tmp_path / "t.csv").read(0)
+
+
+def test_a_file_without_preamble_is_called_one(tmp_path: Path):
+    (tmp_path / "a.dcm").write_bytes(encoded(dataset(np.zeros((4, 4), np.int16)))[132:])
+    with pytest.raises(DataError, match=r"the preamble of 128 bytes.*dcmconv"):
+        open_data(tmp_path).read(0)
+
+
 def test_parts_of_a_series(tmp_path: Path):
     volume = np.random.default_rng(0).integers(0, 99, (5, 8, 6), dtype=np.int16)
     write(tmp_path / "ct", series(volume, np.eye(3)))

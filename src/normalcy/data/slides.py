@@ -100,9 +100,9 @@ class Slide:
             open_regular(self.path).close()  # a pipe would be waited for
             try:
                 self._local.file = tiffslide.TiffSlide(self.path)
-            except Exception as error:
+            except Exception:
                 raise DataError(
-                    f"{self.path}: cannot be read as a slide ({type(error).__name__}); replace or remove the file."
+                    f"{self.path}: cannot be read as a slide (its header or pixels are damaged); replace or remove the file."
                 ) from None
         return self._local.file
 
@@ -142,9 +142,9 @@ class Slide:
             overview = self._overview()
         except DataError:
             raise
-        except Exception as error:
+        except Exception:
             raise DataError(
-                f"{self.path}: cannot be read as a slide ({type(error).__name__}); replace or remove the file."
+                f"{self.path}: cannot be read as a slide (its header or pixels are damaged); replace or remove the file."
             ) from None
         scanned = overview.max(axis=2) > _BLACK
         darkness = 255.0 - overview.min(axis=2)  # coloured or dark: some channel is low
@@ -192,9 +192,9 @@ class Slide:
             pixels = np.asarray(self._file.read_region((tile.x, tile.y), level, (side, side), as_array=True))[..., :3]
         except DataError:
             raise
-        except Exception as error:
+        except Exception:
             raise DataError(
-                f"{self.path}: the tile at {tile.x}, {tile.y} cannot be read ({type(error).__name__}); repair the file."
+                f"{self.path}: the tile at {tile.x}, {tile.y} cannot be read (its pixels are damaged); repair the file."
             ) from None
         if side != self.settings.tile:
             again = (self.settings.tile,) * 2

@@ -541,5 +541,5 @@ def _unreadable(data: bytes, name: str, error: Exception) -> DataError:
     elif isinstance(error, EOFError | zlib.error | gzip.BadGzipFile):
         reason = "the compressed data are damaged or cut off"
     else:
-        reason = " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
+        reason = " ".join(str(error).split()).rstrip(".")[:200] or "the header is damaged"
     return DataError(f"{name}: cannot be read as a volume ({reason}); replace or remove the file.")
