@@ -498,27 +498,43 @@ def in_recipes(name: str) -> Iterator[Sequence[str]]:
 def in_tables(name: str) -> Iterator[Sequence[str]]:
     """Rows of reproduced tables: mean over the classes that were run, their number and that of seeds beside it."""
     for path in sorted(RESULTS.glob("*/*.json")):
-        lines = [line for line in read(path)["lines"] if line["method"] == name]
+        lines = [
+            {**line, "measured": line.get("measured", line.get("ours"))}  # "ours": files of earlier versions
+            for line in read(path)["lines"]
+            if line["method"] == name
+        ]
         for row in dict.fromkeys(line["row"] for line in lines):
             own = [line for line in lines if line["row"] == row]
             means = [line for line in own if line["column"] == "mean"]
-            done = [line for line in own if line["ours"] and line["column"] != "mean"]
+            done = [line for line in own if line["measured"] and line["column"] != "mean"]
             # With a column for each class, one line for all of them; else one for each data set.
             for those in ([done] if means else [[line] for line in done]) if done else []:
                 classes = {(line["column"], c): entry for line in those for c, entry in line["classes"].items()}
-                ours = {"value": fmean(line["ours"]["value"] for line in those)} if means else those[0]["ours"]
-                number = means[0]["published"] if means else those[0]["published"]
+                measured = (
+                    {"value": fmean(line["measured"]["value"] for line in those)} if means else those[0]["measured"]
+                )
+                number = published(own, means, those)
                 columns = ", ".join(line["column"] for line in those) if len(those) < 5 else f"{len(those)} columns"
                 yield (
                     result_link(path.with_suffix(".md"), str(path.relative_to(RESULTS).with_suffix(""))),
                     columns,
                     row + (" (settings changed)" if read(path)["reduction"] else ""),
-                    spelled(ours, 1),
+                    spelled(measured, 1),
                     spelled(number, 1),
                     f"{len(classes)} of {len(own) - 1}" if means else str(len(classes)),
                     str(max(entry["seeds"] for entry in classes.values())),
                     f"{sum(line['cells']['seconds'] for line in those):.0f}",
                 )
+
+
+def published(own: Sequence[Any], means: Sequence[Any], those: Sequence[Any]) -> float | None:
+    """The published number over the classes that were run; none where there is none over the same classes."""
+    if not means:
+        return those[0]["published_same_classes"]
+    if len(those) == len(own) - len(means):
+        return means[0]["published"]
+    numbers = [line["published_same_classes"] for line in those]
+    return None if None in numbers else fmean(numbers)
 
 
 def in_benchmarks(name: str) -> Iterator[Sequence[str]]:

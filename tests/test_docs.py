@@ -232,3 +232,13 @@ def test_the_example_of_a_method_keeps_the_contract(tmp_path: Path, monkeypatch:
     monkeypatch.syspath_prepend(str(tmp_path))
     cls: type[Method] = importlib.import_module("linear_autoencoder").LinearAutoencoder
     check_method(cls, {"epochs": 40}, shapes=[(1, 32, 32)])
+
+
+def test_the_threat_model_names_tests_that_exist():
+    page = (ROOT / "docs" / "explanation" / "threat-model.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w/]+\.py)(?:::(\w+))?`", page)
+    assert len(named) > 25
+    for file, test in named:
+        path = ROOT / file if file.startswith("tests/") else ROOT / "tests" / file
+        assert path.is_file(), file
+        assert not test or f"def {test}(" in path.read_text(encoding="utf-8"), f"{file}::{test}"

@@ -202,6 +202,12 @@ def test_model_folders_keep_no_paths_of_the_user(tmp_path: Path) -> None:
     assert all(reason.startswith(f"{Path(path).name}: cannot be read") for path, reason in failed)
 
 
+def test_what_would_be_uploaded_is_listed(saved: Path) -> None:
+    files = normalcy.load(saved).hub_files()
+    assert set(files) == {"CARD.md", "calibration.json", "detector.json", "train.jsonl", "weights.safetensors"}
+    assert files["weights.safetensors"] == (saved / "weights.safetensors").stat().st_size
+
+
 def test_names_of_patients_are_hashed(tmp_path: Path) -> None:
     nibabel = pytest.importorskip("nibabel")
     root = tmp_path / "study"

@@ -29,6 +29,17 @@ def test_old_model_scores_as_it_did() -> None:
     np.testing.assert_allclose([r.score for r in results], [rows[r.path] for r in results], rtol=1e-3)
 
 
+def test_old_pca_reduces_its_map_as_it_did(tmp_path: Path) -> None:
+    detector = load(OLD / "pca-model")
+    assert detector.settings.reduce == "mean", "quantile: null of old folders"
+    shutil.copytree(OLD / "pca-model", tmp_path / "model")
+    file = tmp_path / "model" / "detector.json"
+    description = json.loads(file.read_text(encoding="utf-8"))
+    description["settings"]["quantile"] = 0.9
+    file.write_text(json.dumps(description), encoding="utf-8")
+    assert load(tmp_path / "model").settings.reduce == 0.9
+
+
 @pytest.mark.parametrize("name", ["pca-model", "vq-model"])
 def test_old_model_is_saved_in_the_new_words(name: str, tmp_path: Path) -> None:
     load(OLD / name).save(tmp_path / "model")

@@ -56,7 +56,7 @@ class Calibration:
     def threshold(self, false_alarms: float) -> float:
         """Flag an image when its score is larger: a normal one is flagged with probability <= ``false_alarms``.
 
-        Infinite (nothing is flagged) when there are fewer than 1 / false_alarms - 1 held-out images.
+        Infinite (nothing is flagged) when there are fewer held-out images than :func:`needed_images`.
 
         >>> Calibration(np.arange(1.0, 20.0)).threshold(0.05), Calibration(np.arange(1.0, 19.0)).threshold(0.05)
         (19.0, inf)
@@ -99,6 +99,15 @@ class Calibration:
             return cls(scores, levels, rates, None if span is None else (float(span[0]), float(span[1])))
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise ModelFileError(f"calibration.json is damaged ({error}); fit the detector again.") from error
+
+
+def needed_images(false_alarms: float) -> int:
+    """Held-out images without which nothing can be flagged at this rate: 1 / false_alarms - 1, rounded up.
+
+    >>> needed_images(0.05), needed_images(0.01)
+    (19, 99)
+    """
+    return math.ceil(1 / _rate(false_alarms) - 1e-9) - 1
 
 
 def calibrate(held_out: Iterable[tuple[float, Array | None]]) -> Calibration:

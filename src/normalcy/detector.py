@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,23 @@ import numpy as np
 import torch
 
 from normalcy import config, model_folder
-from normalcy.arrays import Float32
-from normalcy.calibrate import Calibration, Decision, calibrate, decide, decide_on_validation
+from normalcy.arrays import Array, Float32, Indices
+from normalcy.calibrate import Calibration, Decision, calibrate, decide, decide_on_validation, needed_images
 from normalcy.data.dataset import DataSet, Failure
 from normalcy.data.diffusion import check_scheme
+from normalcy.data.kinds import Kind
 from normalcy.data.open import as_dataset
 from normalcy.data.splits import hold_out, normal_training_images, with_split
 from normalcy.engines.graph import ENGINES, open_graph
 from normalcy.engines.method import GraphMethod, graph_method
-from normalcy.errors import DataError, ModelFileError, NormalcyError, SettingsError
-from normalcy.files import remove, temporary_folder
+from normalcy.errors import DataError, ModelFileError, NormalcyWarning, SettingsError
+from normalcy.files import remove, remove_empty, temporary_folder
 from normalcy.method import Method
 from normalcy.methods import get
 from normalcy.preprocessing.augment import Augment
-from normalcy.preprocessing.decode import DiskImages, decode, fit_preprocess
+from normalcy.preprocessing.decode import DiskImages, decode
 from normalcy.preprocessing.pipeline import Preprocess
+from normalcy.preprocessing.plan import Plan, plan, survey
 from normalcy.preprocessing.views import ViewSettings
 from normalcy.provenance import versions
 from normalcy.scoring import Pipeline, Result, Results, stream
@@ -61,6 +64,7 @@ class Detector:
         cls = get(method)
         settings = config.assign_settings(words, {"method": cls.Settings, **COMMON}, method)
         self.settings: Any = settings["method"]
+        self._given = self.settings
         self.input: InputSettings = settings["input"]
         self.train: TrainSettings = settings["training"]
         self.decision: DecisionSettings = settings["decision"]
@@ -85,57 +89,80 @@ class Detector:
         *,
         run_dir: Path | str | None = None,
         resume: bool = False,
+        shared: Path | None = None,
         log: Log | None = None,
         on_decode: Callable[[int, int], None] | None = None,
     ) -> Detector:
         """Learn from normal images: arrays (N, H, W) or (N, H, W, C), tensors (N, C, H, W), paths, or a data set.
 
         Of a labelled set the normal training images are used. A part of them is held out for calibration. ``run_dir``
-        keeps checkpoints; with ``resume=True`` a killed fit goes on there. Returns self.
+        keeps checkpoints; with ``resume=True`` a killed fit goes on there. ``shared`` is a folder of stages that fits of
+        one method with different settings have in common (:attr:`Method.late_settings`). Returns self.
 
         Raises DataError for images that cannot be used together and SettingsError for settings that do not fit them.
         """
         data = normal_training_images(with_split(as_dataset(images), self.train.seed))
-        journal = Journal(Path(run_dir) / TRAIN_LOG if run_dir is not None else None, resume, log)
-        rest, held_out = data, None
-        if self.decision.calibration:
-            kept, carved = hold_out(data.cases, self.decision.calibration, seed=self.train.seed)
-            rest, held_out = data.subset(kept), data.subset(carved)
+        kinds, read = survey(data, on_decode)
+        planned, rest, carved = self._divide(data, kinds)
+        held_out = data.subset(carved) if len(carved) else None
+        training = data.remembering(read).subset(rest)
+        # What an earlier fit chose by its images does not hold for these.
+        self.settings = config.fill_unset(self._given, data.scheme)
+        self.preprocess = planned.preprocess.fit(training.read, len(training), planned.constants(rest), training.imaged)
         with _run_folder(run_dir) as folder:
-            self._choose_size(rest)
-            self.settings = config.fill_unset(self.settings, data.scheme)
-            self.preprocess, bad = fit_preprocess(self.preprocess, rest)
-            rest = rest.subset([i for i in range(len(rest)) if i not in bad])
             views, spill = self._view_settings(scoring=False), folder / "images.raw"
-            x, origin, failed = decode(rest, self.preprocess, spill, views=views, on_progress=on_decode)
+            x, origin, failed = decode(training, self.preprocess, spill, views=views, on_progress=on_decode)
             shape = (x.shape[1], *self.augment.size_of(x.shape[2:]))
             self.method = self._build(shape)
-            training, stopping = self._hold_out(x, [rest.items[i].case for i in origin])
+            journal = Journal(Path(run_dir) / TRAIN_LOG if run_dir is not None else None, resume, log)
+            learnt, stopping = self._hold_out(x, [training.items[i].case for i in origin])
             summary = fit(
                 self.method,
-                training,
+                learnt,
                 self.train,
                 held_out=stopping,
                 augment=self.augment if self.augment.steps else None,
                 run_dir=Path(run_dir) if run_dir is not None else None,
                 resume=resume,
+                shared=shared,
                 log=journal,
             )
         self.records = journal.records()
-        failed = [*bad.values(), *failed]
-        self._remember(data, rest, held_out, summary, failed)
+        self.calibrations = {}
         if held_out is not None:
-            self.calibrate(held_out)
+            failed += self.calibrate(held_out)
+        self._remember(data, len(set(origin.tolist())), planned, summary, failed)
+        warning = self.no_flags()
+        if warning is not None:
+            warnings.warn(warning, NormalcyWarning, stacklevel=2)
         return self
 
-    def calibrate(self, normal: Any) -> None:
-        """Learn p-values and thresholds from normal images that the method has not seen."""
+    def calibrate(self, normal: Any) -> list[Failure]:
+        """Learn p-values and thresholds from normal images that the method has not seen; returns those that cannot be used.
+
+        Raises DataError when none can.
+        """
         data = as_dataset(normal)
+        failed: list[Failure] = []
         for name in self._fitted.scores or ("",):
             scored = copy.copy(self.with_score(name) if name else self)
             scored.calibrations = {}
-            results = (r for r in scored.stream(data) if isinstance(r, Result))
-            self.calibrations[name] = calibrate((r.score, r.map) for r in results)
+            failed = []  # the same images for each score
+
+            def results(
+                scored: Detector = scored, failed: list[Failure] = failed
+            ) -> Iterator[tuple[float, Array | None]]:
+                for result in scored.stream(data):
+                    if isinstance(result, Failure):
+                        failed.append(result)
+                    else:
+                        yield result.score, result.map
+                if len(failed) == len(data):
+                    reason = f": {failed[0].path}: {failed[0].reason}" if failed else ""
+                    raise DataError(f"None of the {len(data)} images held out for calibration can be scored{reason}")
+
+            self.calibrations[name] = calibrate(results())
+        return failed
 
     def with_score(self, score: str) -> Detector:
         """The same fitted detector, scored by another of its method's scores."""
@@ -187,6 +214,17 @@ class Detector:
         if self.calibration is None:
             return None
         return decide(self.calibration, self.decision.false_alarms if false_alarms is None else false_alarms)
+
+    def no_flags(self) -> str | None:
+        """Why no image can be flagged at the setting ``false_alarms``: too few were held out; None where that is not so."""
+        calibration, rate = self.calibration, self.decision.false_alarms
+        needed = needed_images(rate)
+        if calibration is None or calibration.count >= needed:
+            return None
+        return (
+            f"no image can be flagged with {calibration.count} held-out images at false-alarm rate {rate:g}: at least "
+            f"{needed} are needed. Add normal images, or allow more false alarms."
+        )
 
     def decide_on(self, data: Any, rule: str) -> Decision:
         """Thresholds chosen on validation images by a rule of :func:`~normalcy.calibrate.decide_on_validation`: "max_f1" or
@@ -309,6 +347,12 @@ class Detector:
             detector.use_engine(engine)
         return detector
 
+    def hub_files(self) -> dict[str, int]:
+        """What :meth:`push_to_hub` would upload: name of each file -> its size in bytes. Nothing is sent."""
+        with temporary_folder() as folder:
+            saved = self.save(Path(folder) / "model")
+            return {path.name: path.stat().st_size for path in sorted(saved.iterdir())}
+
     def push_to_hub(self, repo: str, private: bool = True) -> str:
         """Upload the model folder to the Hugging Face hub; returns its address. Needs a login there."""
         from huggingface_hub import HfApi
@@ -345,6 +389,7 @@ class Detector:
             threshold,
             held_out,
             self.decision.false_alarms,
+            self.no_flags(),
         )
 
     @property
@@ -372,24 +417,30 @@ class Detector:
             method.to(memory_format=torch.channels_last)
         return method
 
-    def _choose_size(self, data: DataSet) -> None:
-        """The default size, from the sizes of up to 64 images spread over the set; written down in the model folder."""
-        words = (*self.preprocess.plan, *self.augment.plan)
-        if self.input.size is not None or self.input.tile is not None or {"resize", "crop"} & {w.name for w in words}:
-            return
-        sizes = set()
-        for i in np.unique(np.linspace(0, len(data) - 1, min(64, len(data))).astype(int)):
-            try:
-                sizes.add(self.preprocess.size_of(data.size(int(i))))
-            except NormalcyError:
-                continue  # an unreadable image: listed when it is decoded
-        if self.input.slices == "none":
-            side = {2: 256, 3: 64}[len(next(iter(sizes)))] if sizes else 0
-        else:
-            side, axes = 256, ["zyx".index(name) for name in self.input.slices]
-            sizes = {tuple(n for k, n in enumerate(size) if k != axis) for size in sizes for axis in axes}
-        if len(sizes) > 1 or any(max(size) > side for size in sizes):
-            self.preprocess = replace(self.preprocess, size=side)
+    def _divide(self, data: DataSet, kinds: Sequence[Kind | str]) -> tuple[Plan, Indices, Indices]:
+        """What to do with normal images of these kinds, and the positions of those to train on and to calibrate with."""
+        planned = plan(
+            data,
+            kinds,
+            Preprocess(self.input.preprocess, self.input.size, plane=self.input.slices != "none"),
+            self.augment,
+            tiled=self.input.tile is not None,
+            slices=self.input.slices,
+            max_skipped=self.input.max_skipped,
+        )
+        if not self.decision.calibration:
+            return planned, planned.kept, planned.kept[:0]
+        cases = [data.items[i].case for i in planned.kept]
+        rest, carved = hold_out(cases, self.decision.calibration, seed=self.train.seed)
+        if not len(carved):
+            number = len(set(cases))
+            what = f"are all of one case ({cases[0]})" if number == 1 else f"are of {number} cases of unequal sizes"
+            raise DataError(
+                f"{data.name}: expected normal images to hold out for calibration, of other cases than those trained on, but "
+                f"the {len(cases)} normal images {what}. Add images of other cases, name cases by the column case of a table, "
+                "or train without calibration (calibration=0)."
+            )
+        return planned, planned.kept[rest], planned.kept[carved]
 
     def _tile(self, scoring: bool) -> tuple[int, ...] | None:
         """Sides of a tile; random crops in training are tiles in scoring."""
@@ -414,17 +465,20 @@ class Detector:
         return torch.from_numpy(x[kept]), x[carved]
 
     def _remember(
-        self, data: DataSet, rest: DataSet, held_out: DataSet | None, summary: FitSummary, failed: Sequence[Failure]
+        self, data: DataSet, count: int, planned: Plan, summary: FitSummary, failed: Sequence[Failure]
     ) -> None:
+        """``count``: images that were trained on. ``failed``: images that could not be used although they were planned."""
+        calibration = self.calibration
         self.facts = {
             "data": {
                 "name": data.name,
-                "count": len(rest) - len(failed),
-                "held_out": 0 if held_out is None else len(held_out),
+                "count": count,
+                "held_out": 0 if calibration is None else calibration.count,
                 "fingerprint": data.fingerprint(),
                 "medical": data.is_medical,
                 "scheme": data.scheme,
-                "failed": [[one.path, one.reason] for one in failed],
+                "failed": [[one.path, one.reason] for one in (*planned.failed, *failed)],
+                "unused": np.setdiff1d(np.arange(len(data)), planned.kept).tolist(),
             },
             "fit": vars(summary).copy(),
             "versions": versions(),
@@ -436,18 +490,44 @@ def load(folder: Path | str, engine: str | None = None) -> Detector:
     return Detector.load(folder, engine)
 
 
+@dataclass(frozen=True)
+class Outlook:
+    """What a fit would do: numbers of images to train on and to calibrate with, (C, *spatial) as the method sees them (None:
+    several), and images to skip."""
+
+    train: int
+    held_out: int
+    shape: tuple[int, ...] | None
+    skipped: tuple[Failure, ...]
+
+
+def outlook(data: DataSet, kinds: Sequence[Kind | str], detector: Detector | None = None) -> Outlook:
+    """What ``detector.fit`` (default settings unless given) would do with a set whose images are of these kinds.
+
+    Raises DataError where it would.
+    """
+    detector = detector or Detector()
+    places = {item.path: i for i, item in enumerate(data.items)}
+    normal = normal_training_images(with_split(data, detector.train.seed))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NormalcyWarning)  # few images for calibration
+        planned, rest, carved = detector._divide(normal, [kinds[places[item.path]] for item in normal.items])
+    return Outlook(len(rest), len(carved), planned.shape, planned.failed)
+
+
 # -- private ---------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def _run_folder(run_dir: Path | str | None) -> Iterator[Path]:
-    """The run folder, or one for the time of the fit; decoded images in it go with the fit."""
+    """The run folder, or one for the time of the fit; decoded images in it go with the fit, and so does an empty one."""
     with ExitStack() as stack:
         folder = Path(run_dir or stack.enter_context(temporary_folder()))
         try:
             yield folder
         finally:
             remove(folder / "images.raw")
+            remove_empty(folder)  # nothing was trained
 
 
 def _one_line(error: Exception) -> str:

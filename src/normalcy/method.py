@@ -157,6 +157,8 @@ class Method(nn.Module):
     scores: ClassVar[tuple[str, ...]] = ()
     """Values that ``settings.score`` may take; one fitted model can be scored with any of them."""
     spatial_dims: ClassVar[tuple[int, ...]] = (2,)
+    late_settings: ClassVar[Mapping[str, int]] = {}
+    """Setting -> index of the first stage that reads it: fits that differ in these alone have the stages before it in common."""
     not_exportable: ClassVar[Mapping[str, str]] = {}
     """Scores ("" where there is only one) that :mod:`normalcy.export` cannot write as a graph -> reason, and what to take
     instead."""

@@ -57,6 +57,9 @@ _TYPES = {
 _Plan = dict[str, tuple[tuple[int, ...], Any]]
 """Tensor -> shape, type."""
 
+ALWAYS_MEAN = ("alocc", "dsebm", "ganomaly", "ocgan")
+"""Methods whose models of earlier versions have no setting ``reduce`` and score by the mean of the map."""
+
 
 def save(
     folder: Path,
@@ -107,6 +110,12 @@ def read_description(folder: Path) -> dict[str, Any]:
         )
     for part, names in OLD_NAMES.items():
         description[part] = {names.get(name, name): value for name, value in description[part].items()}
+    settings = description["settings"]
+    if description["method"] == "pca" and "quantile" in settings:
+        quantile = settings.pop("quantile")  # none was the mean
+        settings["reduce"] = "mean" if quantile is None else quantile
+    if description["method"] in ALWAYS_MEAN:
+        settings.setdefault("reduce", "mean")
     return description
 
 
@@ -149,8 +158,10 @@ def card(
     threshold: float | None,
     held_out: int,
     false_alarms: float,
+    no_flags: str | None = None,
 ) -> str:
-    """``CARD.md``. ``facts`` as in ``detector.json``; ``threshold`` from ``held_out`` normal images, None without them."""
+    """``CARD.md``. ``facts`` as in ``detector.json``; ``threshold`` from ``held_out`` normal images, None without them;
+    ``no_flags``: why it flags nothing."""
     data, fit = facts.get("data", {}), facts.get("fit", {})
     lines = [
         f"# {name} detector",
@@ -160,7 +171,9 @@ def card(
         "",
         f"Input: images of shape {tuple(shape)} (channels, then space). Higher scores are more anomalous.",
     ]
-    if threshold is not None:
+    if no_flags is not None:
+        lines += ["", f"Calibrated on {held_out} held-out normal images: {no_flags}"]
+    elif threshold is not None:
         lines += [
             "",
             f"Calibrated on {held_out} held-out normal images: a score above {threshold:.6g} flags an image, with a "

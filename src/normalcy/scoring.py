@@ -6,7 +6,9 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol, overload
 
 import numpy as np
@@ -21,6 +23,9 @@ from normalcy.preprocessing.views import SliceView, View, ViewSettings
 
 AT_ONCE = 2**19
 """Pixels that a CPU scores at once, 8 images of 256x256: activations of larger batches are new memory in each layer."""
+
+IN_GROUP = 2**22
+"""Pixels of images, for each core, that are read as a group: a few photographs, or many small images."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +129,9 @@ def stream(pipeline: Pipeline, data: DataSet, batch_size: int = 32) -> Iterator[
     """
     workers = os.cpu_count() or 1
     large = pipeline.views.tile is not None or pipeline.preprocess.constants.spatial_dims == 3
-    size = max(1, batch_size // 16) if large else batch_size
-    groups = [range(first, min(first + size, len(data))) for first in range(0, len(data), size)]
+    most = max(1, batch_size // 16) if large else batch_size
+    groups = _Groups(data, most, math.inf if large else IN_GROUP * max(2, workers))
+    positions = iter(groups)
 
     def read(i: int) -> _Ready | Failure:
         return _read(pipeline, data, i)
@@ -134,12 +140,12 @@ def stream(pipeline: Pipeline, data: DataSet, batch_size: int = 32) -> Iterator[
         return _result(pipeline, data, ready, part)
 
     with ThreadPoolExecutor(workers) as readers, ThreadPoolExecutor(workers) as finishers:
-        ahead = [[readers.submit(read, i) for i in group] for group in groups[:2]]
+        ahead = [[readers.submit(read, i) for i in group] for group in islice(positions, 2)]
         behind: list[Future[Result] | Failure] = []
-        for k in range(len(groups)):
+        while ahead:
             group = [future.result() for future in ahead.pop(0)]
-            if k + 2 < len(groups):
-                ahead.append([readers.submit(read, i) for i in groups[k + 2]])
+            groups.measure(group)
+            ahead += [[readers.submit(read, i) for i in further] for further in islice(positions, 1)]
             parts = iter(_forward(pipeline.method, [r for r in group if isinstance(r, _Ready)], batch_size))
             done, behind = (
                 behind,
@@ -150,6 +156,32 @@ def stream(pipeline: Pipeline, data: DataSet, batch_size: int = 32) -> Iterator[
 
 
 # -- private -----------------------------------------------------------------------------------------------------------
+
+
+class _Groups:
+    """Positions of images in order, up to ``most`` at a time and about ``pixels`` of them together, by the largest image of the
+    group that was read last: sizes are never asked of a set for which that costs a second reading."""
+
+    def __init__(self, data: DataSet, most: int, pixels: float) -> None:
+        self.count, self.most, self.pixels, self.first = len(data), most, pixels, 0
+        self.largest = pixels  # until one is known, one image
+        if pixels == math.inf:
+            self.largest = 1
+        elif data.size_is_cheap and len(data):
+            with suppress(DataError):  # listed when it is read
+                self.largest = math.prod(data.size(0))
+
+    def __iter__(self) -> Iterator[range]:
+        while self.first < self.count:
+            many = self.most if self.pixels == math.inf else min(self.most, int(self.pixels // max(1, self.largest)))
+            group = range(self.first, min(self.first + max(1, many), self.count))
+            self.first = group.stop
+            yield group
+
+    def measure(self, group: Sequence[_Ready | Failure]) -> None:
+        sizes = [math.prod(ready.original.shape[1:]) for ready in group if isinstance(ready, _Ready)]
+        if self.pixels != math.inf and sizes:
+            self.largest = max(sizes)
 
 
 @dataclass(frozen=True)
@@ -181,7 +213,7 @@ def _read(pipeline: Pipeline, data: DataSet, i: int) -> _Ready | Failure:
     method = pipeline.method
     try:
         original = data.read(i)
-        tiles, views = pipeline.views.cut(pipeline.preprocess, original)
+        tiles, views = pipeline.views.cut(pipeline.preprocess, original, data.imaged(i, original))
         if tiles.shape[1:] != method.shape:
             raise DataError(
                 f"{method.name} expects images {method.shape} (C, *spatial) after preprocessing, got {tiles.shape[1:]} "

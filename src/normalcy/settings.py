@@ -19,8 +19,8 @@ class InputSettings:
     """How images are preprocessed and cut for a method."""
 
     size: int | None = None
-    """Side, in pixels, of the square (or cube) that the method sees. none: the images' own size if all share one of at most 256
-    (64 for volumes), else 256 (64); where resize, crop or tile is given, no further resizing."""
+    """Side, in pixels, of the square (or cube) that the method sees. none: the images' own size if nearly all (see max_skipped)
+    share one of at most 256 (64 for volumes), else 256 (64); where resize, crop or tile is given, no further resizing."""
     preprocess: tuple[str, ...] = ()
     """Preprocessing steps in order, for example centre_crop:0.75,clahe:0.01 (docs/how-to/preprocessing.md)."""
     augment: tuple[str, ...] = ()
@@ -41,6 +41,9 @@ class InputSettings:
     """Leave out slices with less than this fraction of body (voxels above Otsu's threshold of the volume)."""
     view_score: float | Literal["mean", "max"] = "max"
     """Score of an image from those of its tiles or slices: max, mean or a quantile in [0, 1]."""
+    max_skipped: float = 0.1
+    """Largest fraction of the training images that may be skipped: those that cannot be read, or whose channels, kind of values,
+    axes or size are not those of most. If there are more, nothing is trained."""
 
     def __post_init__(self) -> None:
         config.require("input", self, at_least={"size": 8, "tile": 8})
@@ -51,6 +54,7 @@ class InputSettings:
         rising = 0 <= low < high <= 1
         config.require_that(rising, "input", "slice_range", "two increasing numbers in [0, 1]", self.slice_range)
         config.require_that(0 <= self.slice_body < 1, "input", "slice_body", "in [0, 1)", self.slice_body)
+        config.require_that(0 <= self.max_skipped <= 1, "input", "max_skipped", "in [0, 1]", self.max_skipped)
         known = isinstance(self.view_score, str) or 0 <= self.view_score <= 1
         config.require_that(known, "input", "view_score", "max, mean or a quantile in [0, 1]", self.view_score)
 

@@ -255,7 +255,7 @@ def check_shapes(trial: Trial) -> None:
                 got = tuple(value.shape)
                 if name == "latent":
                     _expect(len(got) == 2 and got[0] == count, f"{who}: latent must be ({count}, d), got {got}.")
-                elif name.startswith("picture "):
+                elif name.startswith("extra map "):
                     fits = got in ((count, *spatial), (count, *got[1:2], *spatial))
                     _expect(fits, f"{who}: {name} must be ({count}, [C,] {', '.join(map(str, spatial))}), got {got}.")
                 else:

@@ -97,6 +97,49 @@ def test_own_images_without_labels(run: Run, tiles: Path, model: Path, tmp_path:
     assert "has no labels" in run.err
 
 
+def test_a_labelled_table_without_splits_is_scored_whole(run: Run, tiles: Path, model: Path, tmp_path: Path) -> None:
+    files = sorted(tiles.glob("test/*/*.png"))
+    for labels in ([int("spot" in str(file)) for file in files], ["1"] * 24, ["", *["1"] * 3, *["0"] * 20]):
+        table = "path,label\n" + "".join(f"{file},{label}\n" for file, label in zip(files, labels))
+        (tmp_path / "t.csv").write_text(table)
+        for words in ((), ("--split", "all")):
+            run.good("score", model, tmp_path / "t.csv", "--out", tmp_path / "R", "--overwrite", "--no-maps", *words)
+            assert "Scored 24 images" in run.out
+            assert ("--split test scores those that it has not seen" in run.err) == (words == () and labels[5] != "1")
+
+
+def test_check_says_what_fit_will_do(run: Run, tmp_path: Path) -> None:
+    data, rng = tmp_path / "data", np.random.default_rng(0)
+    data.mkdir()
+    for i in range(60):
+        shape = (16, 16) if i < 3 else (16, 16, 3) if i < 59 else (24, 24, 3)
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(data / f"{i:02d}.png")
+    (data / "07.png").write_bytes((data / "07.png").read_bytes()[:60])
+    assert run("check", data) == 1
+    assert (
+        "fit would train on 35 images as 3 x 16 x 16 (channels x size), 20 held out for calibration; 5 would be skipped."
+        in run.out
+    )
+    would = {
+        line.split(":")[0].removeprefix("Would skip ") for line in run.out.splitlines() if line.startswith("Would")
+    }
+    assert would == {"00.png", "01.png", "02.png", "07.png", "59.png"}
+    words = "fit", data, "--method", "pca", "--out", tmp_path / "m"
+    assert "on 35 images (20 held out for calibration, 5 skipped)" in run.good(*words)
+    assert {line.split(":")[0].removeprefix("Skipped ") for line in run.err.splitlines() if "Skipped" in line} == would
+    assert run(*words, "--overwrite", "--set", "max_skipped=0.05") == 1
+    assert "5 of 60 training images cannot be used" in run.err
+    assert not (tmp_path / "m.run").exists()
+    for i in range(30, 60):
+        (data / f"{i:02d}.png").unlink()
+    run.good(*words, "--overwrite", "--set", "max_skipped=0.2", "--false-alarms", "0.01")
+    assert (
+        "Note: no image can be flagged with 13 held-out images at false-alarm rate 0.01: at least 99 are needed"
+        in run.err
+    )
+    assert "no image can be flagged with 13" in (tmp_path / "m/CARD.md").read_text()
+
+
 def test_bad_files_are_listed_and_skipped(run: Run, tiles: Path, model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "mixed"
     folder.mkdir()

@@ -20,6 +20,8 @@ from scipy.spatial.transform import Rotation
 from normalcy.data.check import check, refuse_mixed
 from normalcy.data.dicom import decode_series, windows
 from normalcy.data.open import open_data
+from normalcy.data.stores import Folder
+from normalcy.detector import Detector
 from normalcy.errors import DataError
 
 CT = pydicom.uid.CTImageStorage
@@ -33,7 +35,7 @@ def dataset(pixels: np.ndarray, series: str = "1.2.3", **words: Any) -> Dataset:
     ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = CT
     ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = generate_uid()
     ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.FrameOfReferenceUID = "1.2.1", series, "1.2.9"
-    ds.PatientName, ds.PatientID, ds.PatientBirthDate, ds.PatientSex = "Doe^Jane", "MRN-4711", "19700101", "F"
+    ds.PatientName, ds.PatientID, ds.PatientBirthDate, ds.PatientSex = "Doe^Jane", "MRN-47110815", "19700101", "F"
     ds.StudyID, ds.StudyDate, ds.StudyTime, ds.AccessionNumber = "1", "20200101", "120000", "A77"
     ds.ReferringPhysicianName, ds.SeriesNumber, ds.InstanceNumber = "Roe^Richard", 1, 1
     ds.Modality = "CT"
@@ -323,7 +325,102 @@ def test_mixed_modalities_and_units_are_refused_with_a_list(tmp_path: Path):
     assert "modality CT in Z_EFF, while 5 of 7 images have modality CT in HU" in problems["zeff"]
 
 
-SECRETS = (b"Doe", b"Jane", b"MRN-", b"4711", b"19700101", b"Roe")
+def test_the_patient_is_the_case_in_tables_too(tmp_path: Path):
+    volume = np.random.default_rng(0).integers(0, 99, (3, 8, 8), dtype=np.int16)
+    for k in range(4):
+        uid, who = f"1.{k}", ("A", "A", "B", "B")[k]
+        write(tmp_path / f"s{k}", series(volume + k, np.eye(3), SeriesInstanceUID=uid, PatientID=who))
+    table = tmp_path / "t.csv"
+    table.write_text("path,split,case\ns0,train,\ns1,test,\ns2,train,own\ns3/IM0000,test,\ns2[z=1],test,\n")
+    data = open_data(table)
+    names = [item.case for item in data.items]
+    assert names[0] == names[1] == next(item.case for item in open_data(tmp_path).items if item.path == "s0")
+    assert names[2] == "own"
+    assert names[3] == names[4] != names[0]
+    errors = [fault.problem for fault in check(data) if fault.severity == "error"]
+    assert any("is in the training split too" in problem for problem in errors)
+
+
+def test_the_issuer_counts_where_there_are_several(tmp_path: Path):
+    volume = np.zeros((2, 4, 4), np.int16)
+
+    def cases(*issuers: str) -> list[str]:
+        for k, issuer in enumerate(issuers):
+            words = {"SeriesInstanceUID": f"1.{k}", "IssuerOfPatientID": issuer}
+            write(tmp_path / f"s{k}", series(volume, np.eye(3), **words))
+        return [item.case for item in open_data(tmp_path).items]
+
+    assert len(set(cases("", "clinic", "clinic"))) == 1
+    assert len(set(cases("practice", "clinic", "clinic"))) == 2
+
+
+def test_one_series_of_two_patients_is_refused(tmp_path: Path):
+    volume = np.zeros((3, 4, 4), np.int16)
+    write(tmp_path / "a", series(volume, np.eye(3), PatientID="Doe-1"))
+    write(tmp_path / "b", series(volume, np.eye(3), PatientID="Doe-2"))
+    (tmp_path / "t.csv").write_text("path\na\nb\n")
+    for place in (tmp_path, tmp_path / "t.csv"):
+        with pytest.raises(DataError, match=r"a/IM0000 and b/IM000\d: are of one series.*two patients") as caught:
+            open_data(place)
+        assert "Doe" not in str(caught.value)
+    slices = series(volume, np.eye(3))
+    slices[1].PatientID = "Doe-2"
+    with pytest.raises(DataError, match="slices of two patients"):
+        decode_series([encoded(ds) for ds in slices], list("abc"), "x")
+
+
+def test_radiographs_that_share_a_series_are_images(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    plain = {"ImagePositionPatient": None, "ImageOrientationPatient": None, "Modality": "DX"}
+    views = [dataset(rng.integers(0, 99, (6, 5), dtype=np.uint16), "1.5", **plain) for _ in range(3)]
+    write(tmp_path / "x", views)
+    data = open_data(tmp_path)
+    assert [item.path for item in data.items] == ["x/IM0000", "x/IM0001", "x/IM0002"]
+    assert len({item.case for item in data.items}) == 1
+    for i in range(3):
+        np.testing.assert_array_equal(data.read(i)[0], views[i].pixel_array)
+    (tmp_path / "t.csv").write_text("path\nx\n")
+    with pytest.raises(DataError, match=r"do not say where they lie .*; name each of them as an image of its own"):
+        open_data(tmp_path / "t.csv").read(0)
+
+
+def test_a_file_without_preamble_is_called_one(tmp_path: Path):
+    (tmp_path / "a.dcm").write_bytes(encoded(dataset(np.zeros((4, 4), np.int16)))[132:])
+    with pytest.raises(DataError, match=r"the preamble of 128 bytes.*dcmconv"):
+        open_data(tmp_path).read(0)
+
+
+def test_parts_of_a_series(tmp_path: Path):
+    volume = np.random.default_rng(0).integers(0, 99, (5, 8, 6), dtype=np.int16)
+    write(tmp_path / "ct", series(volume, np.eye(3)))
+    whole = open_data(tmp_path / "ct").read(0)
+    (tmp_path / "t.csv").write_text('path,label\nct[z=2],0\n"ct[z=1:4]",0\nct,0\n')
+    table = open_data(tmp_path / "t.csv")
+    one = open_data(f"{tmp_path}/ct[z=2]")
+    assert one.items[0].path.endswith("ct[z=2]")
+    for x in (one.read(0), table.read(0)):
+        np.testing.assert_array_equal(x, whole[:, 2])
+    np.testing.assert_array_equal(table.read(1), whole[:, 1:4])
+    np.testing.assert_array_equal(table.read(2), whole)
+    assert table.size(0) == whole.shape[2:]
+    np.testing.assert_allclose(table.space(0).world((0, 0)), table.space(2).world((2, 0, 0)))
+    with pytest.raises(DataError, match="expected z from 0 to 4, got 7"):
+        open_data(f"{tmp_path}/ct[z=7]").read(0)
+
+
+def test_the_space_of_a_series_that_was_read_costs_no_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for i in range(6):
+        write(tmp_path / f"ct{i}", series(np.full((3, 8, 8), 7 + i, np.int16), np.eye(3), SeriesInstanceUID=f"1.{i}"))
+    write(tmp_path / "dose", series(np.zeros((3, 8, 8), np.int16), np.eye(3), SeriesInstanceUID="2.1", Modality="MR"))
+    data, reads = open_data(tmp_path), []
+    original = Folder.bytes
+    monkeypatch.setattr(Folder, "bytes", lambda self, file: reads.append(file) or original(self, file))
+    with pytest.raises(DataError, match=r"6 of CT in HU.*1 of MR"):
+        Detector("zscore", calibration=0).fit(data)
+    assert len(reads) == 21
+
+
+SECRETS = (b"Doe", b"Jane", b"MRN-", b"47110815", b"19700101", b"Roe")
 
 
 def test_fit_and_score_series(tmp_path: Path, run: Run):
@@ -335,7 +432,7 @@ def test_fit_and_score_series(tmp_path: Path, run: Run):
         if bright:
             volume[2:5, 3:7, 4:9] += 700
         uid = f"1.{sum(folder.encode())}.{patient}"
-        words = {"SeriesInstanceUID": uid, "PatientID": f"MRN-4711-{patient}"}
+        words = {"SeriesInstanceUID": uid, "PatientID": f"MRN-47110815-{patient}"}
         write(tmp_path / "data" / folder, series(volume, np.eye(3), **words), reverse)
 
     for i in range(40):
@@ -396,7 +493,7 @@ def check_dicom_results(folder: Path, said: str) -> None:
     shown = pydicom.dcmread(overlays[0])
     assert shown.pixel_array.shape == (10, 12, 3)
     assert shown.SourceImageSequence[0].ReferencedSOPInstanceUID in sources
-    assert (shown.StudyInstanceUID, shown.PatientID) == ("1.2.1", "MRN-4711-201")
+    assert (shown.StudyInstanceUID, shown.PatientID) == ("1.2.1", "MRN-47110815-201")
 
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "volumes" / "ct_3mm.nii.gz"

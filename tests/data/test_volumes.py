@@ -49,6 +49,32 @@ def write(path: Path, array: np.ndarray, affine: np.ndarray, **words: object) ->
     return path
 
 
+@pytest.mark.parametrize("suffix", ["", "[z=1]", "[z=1:3]"])
+def test_masks_on_another_grid_are_refused(tmp_path: Path, suffix: str):
+    affine = affine_of("LPS", (0.8, 1, 2))
+    write(tmp_path / "a.nii.gz", np.arange(120, dtype=np.int16).reshape(SHAPE), affine)
+    for name, moved, sound in (
+        ("same", affine, True),
+        ("rounded", affine + np.eye(4) * [0.001, 0.001, 0.001, 0], True),
+        ("aside", affine + np.outer([1, 0, 0, 0], [0, 0, 0, 0.5]), False),
+        ("larger", affine @ np.diag([1, 1, 1.5, 1]), False),
+    ):
+        write(tmp_path / f"{name}.nii.gz", np.ones(SHAPE, np.uint8), moved)
+        table = tmp_path / "t.csv"
+        table.write_text(f'path,label,mask\n"a.nii.gz{suffix}",1,"{name}.nii.gz{suffix}"\n')
+        if sound:
+            assert open_data(table).mask(0).all()
+        else:
+            with pytest.raises(DataError, match=r"expected the grid of its image.* mm away; resample"):
+                open_data(table).mask(0)
+    silent = nibabel.Nifti1Image(np.ones(SHAPE, np.uint8), None)
+    silent.set_sform(None, 0)
+    silent.set_qform(None, 0)
+    nibabel.save(silent, tmp_path / "same.nii.gz")
+    table.write_text('path,label,mask\n"a.nii.gz",1,"same.nii.gz"\n')
+    assert open_data(table).mask(0).all(), "a header that says no place says no wrong one"
+
+
 def test_48_codes():
     assert len(set(CODES)) == 48
 

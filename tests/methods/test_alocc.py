@@ -53,6 +53,19 @@ def test_loss_of_the_discriminator_spares_the_refiner() -> None:
     assert all(p.grad is None for p in method.refiner.parameters())
 
 
+def test_networks_of_the_refiner() -> None:
+    """Two levels of DCGAN type for digits, four of DDR-ID's table 1 (whose networks DDR-ID's ALOCC resembles)."""
+    digits = (1, 28, 28)
+    plain, paper = (ALOCC(ALOCCSettings(refiner=refiner), digits) for refiner in ("dcgan", "ddr_id"))  # type: ignore[arg-type]
+    widths = [
+        [m.out_channels for m in a.refiner.modules() if type(m).__name__ == "HalvingConv2d"] for a in (plain, paper)
+    ]
+    assert widths == [[64, 128], [64, 128, 256, 512]]
+    refined = paper.refiner(torch.rand(2, *digits))
+    assert refined.shape == (2, *digits)
+    assert refined.abs().max() <= 1
+
+
 def test_scores() -> None:
     method = _method(noise=0.3).eval()
     method._fitted.fill_(True)  # type: ignore[operator]

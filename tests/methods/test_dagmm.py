@@ -57,7 +57,7 @@ def test_loss_restated(fitted: Callable[..., DAGMM]) -> None:
         distributions = [torch.distributions.MultivariateNormal(m, c) for m, c in zip(means, covariances)]
         logs = torch.stack([d.log_prob(z.double()) for d in distributions], 1) + weights.log()
         expected = (y - restored).square().sum() / len(x) - 0.3 * logs.logsumexp(1).mean()
-        expected = expected + 0.02 * sum((1 / c.diagonal()).sum() for c in covariances)
+        expected = expected + 0.02 * sum((z.double().var(0, correction=0) / c.diagonal()).sum() for c in covariances)
         found = method.loss(x)["loss"]
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
 
@@ -101,6 +101,25 @@ def test_map_of_energies_by_patches() -> None:
     map = method.score(x).map
     assert map is not None
     assert (map[:, 8:16, 8:16].mean((1, 2)) > map.flatten(1).quantile(0.8, dim=1)).all()
+
+
+def test_the_floor_is_relative_to_each_coordinate() -> None:
+    """A coordinate in other units changes the energies by a constant only; a common floor would hide one of small variance."""
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(200, 3, generator=generator, dtype=torch.float64)
+    gamma = torch.softmax(torch.randn(200, 2, generator=generator, dtype=torch.float64), 1)
+    units = torch.tensor([100.0, 1.0, 0.01], dtype=torch.float64)
+
+    def energies(points: torch.Tensor) -> torch.Tensor:
+        weights, means, covariances = moments(points, gamma, 1e-2)
+        return mixture_energy(points, weights, means, torch.linalg.cholesky(covariances))
+
+    torch.testing.assert_close(energies(z * units), energies(z) + units.log().sum(), rtol=1e-3, atol=1e-3)
+    variances = moments(z * units, gamma, 1e-2)[2].diagonal(dim1=1, dim2=2)
+    plain = moments(z * units, gamma, 0.0)[2].diagonal(dim1=1, dim2=2)
+    torch.testing.assert_close(
+        variances - plain, (1e-2 * (z * units).var(0, correction=0)).expand(2, 3), rtol=1e-3, atol=0
+    )
 
 
 def test_a_batch_all_alike_has_a_density() -> None:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normalcy.errors import SettingsError
-from normalcy.methods.ddr_id import DDRID, DDRIDSettings, ReconstructionNetwork
+from normalcy.methods.ddr_id import DDRID, DDRIDSettings
+from normalcy.nets.reconstruction import ReconstructionNetwork
 from normalcy.training.fit import fit
 from normalcy.training.settings import TrainSettings
 
@@ -83,6 +84,30 @@ def test_lengths_and_the_rate_that_drops_after_50_epochs(words: dict[str, int], 
     for stage, length in zip(stages, lengths):
         for objective in stage.objectives:
             assert [objective.schedule(epoch / length) for epoch in (0, 49, 50, length - 1)] == [1, 1, 0.1, 0.1]
+
+
+@pytest.mark.parametrize("first_weights", ["he", "torch", "dcgan"])
+def test_first_weights(first_weights: Any) -> None:
+    torch.manual_seed(0)
+    net = ReconstructionNetwork((1, 32, 32), 16, 8, first_weights=first_weights)
+    convolutions = [m for m in net.encoder.modules() if isinstance(m, nn.Conv2d)]
+    he = (2 / (1.04 * convolutions[-1].weight[0].numel())) ** 0.5
+    expected = {"he": he, "torch": (1 / (3 * convolutions[-1].weight[0].numel())) ** 0.5, "dcgan": 0.02}[first_weights]
+    assert float(convolutions[-1].weight.detach().std()) == pytest.approx(expected, rel=0.05)
+    norm = next(m for m in net.encoder.modules() if isinstance(m, nn.BatchNorm2d))
+    assert (norm.weight == 1).all() == (first_weights != "dcgan")
+    bias = next(m for m in net.encoder.modules() if isinstance(m, nn.Linear)).bias
+    assert (bias == 0).all() == (first_weights != "torch")
+
+
+def test_first_weights_set_the_scale_of_the_codes() -> None:
+    """Which is the unit of AS_l, and so of the choice of Algorithm 2."""
+    scales = {}
+    for first_weights in ("he", "dcgan"):
+        method = _method(first_weights=first_weights)
+        with torch.no_grad():
+            scales[first_weights] = float(method.train().class_specific.encode(_images()).std())
+    assert scales["he"] > 5 * scales["dcgan"]
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (2, 8, 40), (1, 9, 13), (3, 100, 64)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from normalcy.errors import SettingsError
-from normalcy.methods.deep_svdd import RECENT, DeepSVDD, DeepSVDDSettings, patch_dictionary
+from normalcy.methods.deep_svdd import RETIRED, WARM_UP, DeepSVDD, DeepSVDDSettings, patch_dictionary
 from normalcy.training.fit import fit
 from normalcy.training.settings import TrainSettings
 
@@ -129,20 +130,76 @@ def test_the_quantile_minimises_the_soft_boundary_loss() -> None:
         assert float(method.soft_boundary(x)["loss"]) <= float(losses.min()) * (1 + 1e-4)
 
 
-def test_radius_follows_the_latest_distances() -> None:
-    method = _method(objective="soft_boundary", nu=0.5).eval()
+def test_radius_is_that_of_the_batch_before() -> None:
+    """As in the authors' PyTorch code: the loss sees the radius of the step before; in the warm-up it is 0."""
+    method = _method(objective="soft_boundary", nu=0.25).train()
+    first, second = _images(9, seed=0), _images(9, seed=1)
+    method.follow_radius(WARM_UP / 2)
     with torch.no_grad():
-        for k in range(3):
-            method.soft_boundary(_images(8, seed=k))
-    method.follow_radius(0.05)
-    assert method.squared_radius == 0, "not in the first tenth"
-    method.follow_radius(0.11)
-    assert int(method.seen) == 24 <= RECENT
-    middle = method.recent[:24].sort().values[11:13]  # the 0.5-quantile of 24 distances lies halfway between these
-    torch.testing.assert_close(method.squared_radius, middle.mean(), rtol=1e-6, atol=0)
-    method.squared_radius.zero_()
-    method.follow_radius(0.14)
-    assert method.squared_radius == 0, "once in each twentieth of the stage"
+        distances = method.distance(first)
+        torch.testing.assert_close(method.soft_boundary(first)["loss"], distances.mean() / 0.25)
+        assert method.squared_radius == 0, "not in the warm-up"
+        method.follow_radius(WARM_UP)
+        torch.testing.assert_close(method.soft_boundary(first)["loss"], distances.mean() / 0.25)
+        radius = distances.sort().values[6]  # the 0.75-quantile of nine numbers
+        torch.testing.assert_close(method.squared_radius, radius)
+        outside = (method.distance(second) - radius).clamp(min=0)
+        terms = method.soft_boundary(second)
+        torch.testing.assert_close(terms["loss"], radius + outside.mean() / 0.25)
+        torch.testing.assert_close(terms["outside"], (outside > 0).float().mean())
+        before = method.squared_radius.clone()
+        method.eval().soft_boundary(first)
+        assert method.squared_radius == before, "looking at the loss does not change it"
+
+
+def test_training_never_stands_still() -> None:
+    """A radius of earlier, larger distances would leave no image outside and no gradient (seen with 4,096 recent distances)."""
+    method = _method(objective="soft_boundary", nu=0.1)
+    fractions: list[float] = []
+    loss = method.soft_boundary
+
+    def watched(x: Tensor) -> Any:
+        terms = loss(x)
+        fractions.append(float(terms["outside"]))
+        return terms
+
+    method.soft_boundary = watched  # type: ignore[method-assign]
+    fit(method, _images(320), TrainSettings(steps=100, batch_size=32, precision="32-true", device="cpu"))
+    late = torch.tensor(fractions[len(fractions) // 2 :])
+    assert 0.05 < late.mean() < 0.3
+    assert (late == 0).float().mean() < 0.2
+
+
+def test_both_objectives_share_the_autoencoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fit that finds the autoencoder of the other objective gives the same weights, bit by bit, as one that trains its own."""
+    settings = TrainSettings(steps=40, batch_size=16, precision="32-true", device="cpu")
+    trained: list[str] = []
+    reconstruction = DeepSVDD.reconstruction
+    monkeypatch.setattr(DeepSVDD, "reconstruction", lambda self, x: (trained.append("x"), reconstruction(self, x))[1])
+
+    def weights(shared: Path | None, **words: Any) -> dict[str, Tensor]:
+        method = _method(**words)
+        fit(method, _images(), settings, shared=shared)
+        return dict(method.state_dict())
+
+    soft = {"objective": "soft_boundary", "nu": 0.2}
+    alone = weights(None, **soft)
+    steps = len(trained)
+    weights(tmp_path, objective="one_class")
+    assert len(trained) == 2 * steps
+    after = weights(tmp_path, **soft)
+    assert len(trained) == 2 * steps, "not trained again"
+    assert after.keys() == alone.keys()
+    assert all(torch.equal(after[name], alone[name]) for name in alone)
+    weights(tmp_path, **soft, latent=5)
+    assert len(trained) == 3 * steps, "another network"
+
+
+def test_models_saved_with_recent_distances_are_read() -> None:
+    method, other = _fitted(objective="soft_boundary"), _method(objective="soft_boundary")
+    old = {**method.state_dict(), **{name: torch.zeros(3) for name in RETIRED}}
+    other.load_state_dict(old)
+    torch.testing.assert_close(other.squared_radius, method.squared_radius)
 
 
 @pytest.mark.parametrize(

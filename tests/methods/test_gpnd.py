@@ -138,6 +138,19 @@ def test_log_density_is_the_sum_of_its_parts() -> None:
 
 
 @torch.no_grad()
+def test_the_power_of_the_residual() -> None:
+    """The authors' power correction: a fifth of the last term; nothing else changes."""
+    whole, fifth = _method(), _method(power=0.2)
+    x, z = torch.randn(4, *SHAPE), torch.randn(4, 3)
+    for method in (whole, fifth):
+        method.norms = torch.linspace(5, 12, 20)
+    restored = whole.decode(z)
+    norm = whole.parts(x, z, restored)[1]
+    difference = whole.log_density(x, z, restored) - fifth.log_density(x, z, restored)
+    torch.testing.assert_close(difference, 0.8 * gpnd.direction(norm, 77))
+
+
+@torch.no_grad()
 def test_without_the_jacobian_the_whole_residual_counts() -> None:
     method = _method(jacobian=False)
     x, z = torch.randn(4, *SHAPE), torch.randn(4, 3)

@@ -165,7 +165,7 @@ def test_sizes_and_presets() -> None:
         ({"width": 0}, "width must be at least 1, got 0."),
         ({"ema": 1.5}, "ema must be between 0 and 1, both excluded, got 1.5."),
         ({"beta": float("nan")}, "beta must be greater than 0, got nan."),
-        ({"reduce": 2.0}, 'reduce must be "mean", "max" or a quantile between 0 and 1, got 2.0.'),
+        ({"reduce": 2.0}, 'reduce must be "auto", "mean", "top", "max" or a quantile between 0 and 1, got 2.0.'),
     ],
     ids=str,
 )

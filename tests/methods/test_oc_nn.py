@@ -23,8 +23,6 @@ CONTRACT: dict[str, Any] = {
     "hidden": 8,
     "pretraining_lr": 0.01,
     "lr": 0.01,
-    "activation": "linear",
-    "score": "two_sided",  # the paper's score ranks the defect as normal: see the docstring
 }
 """Settings that make the contract tests quick."""
 
@@ -48,7 +46,7 @@ def _linear_encoder(method: OCNN, codes: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("activation", ["sigmoid", "linear"])
 def test_loss_against_equation_4(activation: str) -> None:
-    method = _method(activation=activation, nu=0.2).eval()
+    method = _method(objective="hyperplane", activation=activation, nu=0.2).eval()
     codes = torch.randn(7, 4)
     x = _linear_encoder(method, codes)
     method.r.fill_(0.3)
@@ -56,7 +54,7 @@ def test_loss_against_equation_4(activation: str) -> None:
     hidden = codes.numpy() @ V.T
     y = (1 / (1 + np.exp(-hidden)) if activation == "sigmoid" else hidden) @ w
     expected = 0.5 * (w**2).sum() + 0.5 * (V**2).sum() + np.maximum(0, 0.3 - y).mean() / 0.2 - 0.3
-    assert float(method.one_class(x)["loss"].detach()) == pytest.approx(expected, rel=1e-5)
+    assert float(method.hyperplane(x)["loss"].detach()) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(("count", "nu"), [(1, 0.5), (10, 0.05), (100, 0.1), (101, 0.37)])
@@ -92,7 +90,7 @@ def test_r_moves_once_per_epoch() -> None:
 def test_evaluating_the_loss_does_not_move_r() -> None:
     method = _method().eval()
     method.recent = torch.full((3,), 7.0)
-    method.one_class(torch.rand(4, *SHAPE))
+    method.hyperplane(torch.rand(4, *SHAPE))
     assert float(method.r) == 0
     assert method.recent.tolist() == [7, 7, 7]
 
@@ -103,16 +101,47 @@ def images() -> Tensor:
 
 
 @pytest.mark.parametrize("fine_tune", [True, False])
-def test_boundary_and_encoder_after_fit(fitted: Callable[..., OCNN], images: Tensor, fine_tune: bool) -> None:
-    settings = {**TINY, "nu": 0.25, "fine_tune": fine_tune, "lr": 1e-2}
+def test_hyperplane_after_fit(fitted: Callable[..., OCNN], images: Tensor, fine_tune: bool) -> None:
+    settings = {**TINY, "objective": "hyperplane", "nu": 0.25, "fine_tune": fine_tune, "lr": 1e-2}
     method = fitted(OCNN, images, steps=30, batch_size=10, **settings)
     scores = method.score(images).image
     assert int((scores > 0).sum()) == 10, "a fraction nu of the training images lies beyond the hyperplane"
     assert method.recent.numel() == 0, "the scores of the training images need not be kept"
-    two_sided = method.with_score("two_sided").score(images).image
-    torch.testing.assert_close(two_sided, (scores - (method.r - method.median)).abs())
     trained = {id(p) for p in method.stages()[1].objectives[0].parameters}
     assert all((id(p) in trained) == fine_tune for p in method.encoder.parameters())
+
+
+def test_loss_of_the_hypersphere_has_a_dead_zone() -> None:
+    """Coordinates within the radius of the centre cost r^2 and have no gradient."""
+    method = _method(radius=0.5, hidden=4).eval()
+    codes = torch.tensor([[0.1, -0.4, 0.0, 0.0], [1.0, 0.0, -2.0, 0.3]])
+    x = _linear_encoder(method, codes)
+    with torch.no_grad():
+        method.V.weight.copy_(torch.eye(4))
+    method.centre = torch.zeros(4)
+    codes.requires_grad_()
+    method.encode = lambda x: codes  # type: ignore[method-assign]
+    loss = method.hypersphere(x)["loss"]
+    assert float(loss.detach()) == pytest.approx(0.25 + (0.75 + 3.75) / 2)
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(codes.grad, torch.tensor([[0.0, 0, 0, 0], [1.0, 0, -2.0, 0]]))
+    method._fitted.fill_(True)  # type: ignore[operator]
+    torch.testing.assert_close(method.score(x).image, codes.detach().square().sum(1))
+
+
+def test_centre_is_the_mean_moved_out_of_zero() -> None:
+    method = _method(hidden=4, nudge=0.1).eval()
+    x = _linear_encoder(method, torch.tensor([[0.5, -0.5, 0.05, -0.05], [0.7, -0.7, 0.05, -0.01]]))
+    with torch.no_grad():
+        method.V.weight.copy_(torch.eye(4))
+        method.place_centre(x.split(1))  # type: ignore[arg-type]
+    torch.testing.assert_close(method.centre, torch.tensor([0.6, -0.6, 0.1, -0.1]))
+
+
+def test_no_image_is_mapped_onto_the_centre_by_biases() -> None:
+    """As in Deep SVDD: an image of zeros has a code of zeros, whatever the weights."""
+    method = _method().eval()
+    assert float(method.features(torch.zeros(2, *SHAPE)).detach().abs().max()) == 0
 
 
 @pytest.mark.parametrize(
@@ -122,6 +151,7 @@ def test_boundary_and_encoder_after_fit(fitted: Callable[..., OCNN], images: Ten
         ({"nu": 1.0}, "nu must be between 0 and 1, both excluded, got 1.0."),
         ({"hidden": 0}, "hidden must be at least 1, got 0."),
         ({"latent": 0}, "latent must be at least 1, got 0."),
+        ({"radius": -0.1}, "radius must be at least 0, got -0.1."),
         ({"lr": 0.0}, "lr must be greater than 0, got 0.0."),
         ({"weight_decay": -1.0}, "weight_decay must be at least 0, got -1.0."),
     ],

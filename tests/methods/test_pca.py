@@ -58,9 +58,9 @@ def test_a_planted_defect_is_detected_and_removed(fitted: Callable[..., PCA]) ->
     assert (after.restored - good).abs().mean() < 0.5 * (bad - good).abs().mean() + 0.05
 
 
-def test_image_score_may_be_a_quantile_of_the_map(fitted: Callable[..., PCA]) -> None:
+def test_image_score_may_be_the_maximum_of_the_map(fitted: Callable[..., PCA]) -> None:
     x = images(50, 0, 1, 8, 8)
-    scores = fitted(PCA, x, components=2, quantile=1.0, smoothing=1.0).score(x[:3])
+    scores = fitted(PCA, x, components=2, reduce="max", smoothing=1.0).score(x[:3])
     assert torch.equal(scores.image, scores.map.flatten(1).amax(1))
 
 
@@ -85,7 +85,7 @@ def test_saved_weights_load_into_a_new_method(fitted: Callable[..., PCA]) -> Non
         ({"components": 0}, "components must be a number of them or a fraction between 0 and 1, got 0."),
         ({"components": 2.5}, "components must be a number of them or a fraction between 0 and 1, got 2.5."),
         ({"components": float("nan")}, "components must be a number of them or a fraction between 0 and 1, got nan."),
-        ({"quantile": 2.0}, "quantile must be between 0 and 1, got 2.0."),
+        ({"reduce": 2.0}, 'reduce must be "auto", "mean", "top", "max" or a quantile between 0 and 1, got 2.0.'),
         ({"smoothing": -1.0}, "smoothing must be at least 0, got -1.0."),
     ],
     ids=str,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,33 @@ def test_finds_foreign_images_among_its_training_images(fitted: Callable[..., RD
     method = fitted(RDA, x, **SMALL | {"penalty": "images", "weight": 0.5, "steps": 200, "latent": 2})
     noise = method.with_score("noise").score(x).image
     assert set(noise.argsort(descending=True)[:4].tolist()) == {0, 1, 2, 3}
+
+
+@torch.no_grad()
+def test_a_round_goes_on_or_starts_anew() -> None:
+    """With ``restart`` the network is new after S is computed, and S is that of the trained one."""
+    x = smooth_textures(16, SHAPE, seed=0)
+    for restart in (False, True):
+        method = _method(restart=restart, constraint=0.0)
+        trained = {name: value.clone() for name, value in method.network.state_dict().items()}
+        method.standardise.measure(x.split(8))
+        method.begin_round(_Batches(x))
+        same = [torch.equal(value, trained[name]) for name, value in method.network.state_dict().items()]
+        assert all(same) != restart
+        assert all(torch.equal(value, trained[name]) for name, value in method.before.state_dict().items())
+
+
+class _Batches:
+    """Training images in batches, as the training gives them."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x, self.count = x, len(x)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.x.split(8))
+
+    def __len__(self) -> int:
+        return math.ceil(self.count / 8)
 
 
 def test_rounds_are_stages() -> None:

@@ -80,7 +80,7 @@ def test_levels_end_where_the_image_is_smaller_than_a_patch(fitted: Callable[...
         ({"levels": 0}, "levels must be at least 1, got 0."),
         ({"floor": 0.0}, "floor must be greater than 0, got 0.0."),
         ({"patches": 1}, "patches must be at least 2, got 1."),
-        ({"reduce": 2.0}, 'reduce must be "mean", "max" or a quantile between 0 and 1, got 2.0.'),
+        ({"reduce": 2.0}, 'reduce must be "auto", "mean", "top", "max" or a quantile between 0 and 1, got 2.0.'),
     ],
     ids=str,
 )

@@ -245,7 +245,7 @@ def test_volumes(fitted: Callable[..., VAE]) -> None:
         ({"sigma": 0.0}, "sigma must be greater than 0, got 0.0."),
         ({"beta": -1.0}, "beta must be at least 0, got -1.0."),
         ({"smoothing": -1.0}, "smoothing must be at least 0, got -1.0."),
-        ({"reduce": 2.0}, 'reduce must be "mean", "max" or a quantile between 0 and 1, got 2.0.'),
+        ({"reduce": 2.0}, 'reduce must be "auto", "mean", "top", "max" or a quantile between 0 and 1, got 2.0.'),
     ],
     ids=str,
 )

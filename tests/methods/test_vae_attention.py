@@ -98,7 +98,7 @@ def test_levels_are_those_of_the_encoder() -> None:
         ({"latent": 0}, "latent must be at least 1, got 0."),
         ({"beta": -1.0}, "beta must be at least 0, got -1.0."),
         ({"lr": 0.0}, "lr must be greater than 0, got 0.0."),
-        ({"reduce": 2.0}, 'reduce must be "mean", "max" or a quantile between 0 and 1, got 2.0.'),
+        ({"reduce": 2.0}, 'reduce must be "auto", "mean", "top", "max" or a quantile between 0 and 1, got 2.0.'),
     ],
     ids=str,
 )

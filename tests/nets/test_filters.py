@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,9 +96,34 @@ def test_reduce_map() -> None:
     assert torch.equal(reduce_map(maps, 0.9), map_quantile(maps, 0.9))
 
 
+def test_top_is_the_mean_of_the_largest_hundredth() -> None:
+    maps = torch.arange(400.0).view(1, 20, 20)
+    assert reduce_map(maps, "top").tolist() == [(396 + 397 + 398 + 399) / 4]
+    assert reduce_map(maps[:, :2, :2], "top").tolist() == [21.0], "one pixel at least"
+    small, large = torch.rand(2, 32, 20), torch.rand(2, 33, 20)
+    assert torch.equal(reduce_map(small, "auto"), reduce_map(small, "mean"))
+    assert torch.equal(reduce_map(large, "auto"), reduce_map(large, "top"))
+
+
+def test_a_small_anomaly_changes_the_top_but_not_the_mean() -> None:
+    """Among normal maps of other noise levels, as in ``recipes/reduction.py``."""
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.rand(50, 64, 64, generator=generator) * (1 + 0.2 * torch.rand(50, 1, 1, generator=generator))
+    anomalous = normal.clone()
+    anomalous[:, 20:26, 30:36] += 1
+
+    def rank(reduce: Any) -> float:
+        return float((reduce_map(anomalous, reduce)[:, None] > reduce_map(normal, reduce)).float().mean())
+
+    assert rank("top") > 0.99
+    assert rank("mean") < 0.7
+
+
 @pytest.mark.parametrize("reduce", [-0.1, 1.1, float("nan")])
 def test_no_other_reductions(reduce: float) -> None:
     check_reduce("vae", 0.5)
     check_reduce("vae", "max")
-    with pytest.raises(SettingsError, match=r'vae: reduce must be "mean", "max" or a quantile between 0 and 1, got '):
+    with pytest.raises(
+        SettingsError, match=r'vae: reduce must be "auto", "mean", "top", "max" or a quantile between 0 and 1, got '
+    ):
         check_reduce("vae", reduce)

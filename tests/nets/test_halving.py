@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from normalcy.nets.halving import DoublingConv2d, HalvingConv2d, double, halve
+from normalcy.nets.halving import AT_ONCE, DoublingConv2d, HalvingConv2d, double, halve
 
 
 @pytest.fixture
@@ -36,11 +36,11 @@ def test_gradients_and_gradients_of_gradients(convolve, numbers):
 @pytest.mark.parametrize("side", [8, 7])
 def test_layers_train_as_those_of_torch(layer, side, numbers):
     """In bfloat16, to its precision, whatever the side; in 32 bits to the bit."""
-    ours = layer(64, 3)
+    ours = layer(128, 3)
     kind = nn.Conv2d if layer is HalvingConv2d else nn.ConvTranspose2d
-    theirs = kind(64, 3, 4, 2, 1)
+    theirs = kind(128, 3, 4, 2, 1)
     theirs.load_state_dict(ours.state_dict())
-    x = torch.randn(2, 64, side, side, generator=numbers).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(AT_ONCE + 2, 128, side, side, generator=numbers).contiguous(memory_format=torch.channels_last)
     assert torch.equal(ours(x), theirs(x))
     found = []
     for net in (ours, theirs):

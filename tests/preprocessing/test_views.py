@@ -118,3 +118,26 @@ def test_windows_by_name():
         by_name, _ = Preprocess((f"window:{name}",)).fit(lambda i: image, 1).apply(image)
         expected = np.clip((image.astype(float) - centre) / width + 0.5, 0, 1)
         np.testing.assert_allclose(by_name, expected, atol=1e-6)
+
+
+def test_padding_is_no_body():
+    """The round field of view of a CT, in a square of -3024: without its mask, air would be body."""
+    rng = np.random.default_rng(0)
+    image = rng.normal(-1000, 20, (1, 10, 40, 40))
+    body = np.zeros((10, 40, 40), bool)
+    body[2:8, 15:25, 15:25] = True
+    image[0][body] = rng.normal(40, 20, 600)
+    rows, columns = np.mgrid[:40, :40] - 19.5
+    seen = np.broadcast_to(rows**2 + columns**2 < 15**2, (10, 40, 40))
+    image[0][~seen] = -3024
+    assert (body_mask(image) == seen).all()
+    assert (body_mask(image, seen) == body).all()
+    assert body_mask(np.where(seen, image, 3000), seen).sum() == 600
+    for word, wanted in (("zscore:body", (0, 1)), ("percentile:0:100:body", None)):
+        x, _ = Preprocess((word,)).fit(lambda i: image, 1).apply(image, seen)
+        assert wanted is None or (abs(x[0][body].mean()) < 1e-3 and abs(x[0][body].std() - 1) < 1e-3)
+        assert wanted is not None or (x[0][body].min(), x[0][body].max()) == (0, 1)
+    preprocess = Preprocess(plane=True).fit(lambda i: image, 1)
+    settings = ViewSettings(slices="z", body=0.01)
+    assert settings.cut(preprocess, image, seen)[1][0].chosen.tolist() == list(range(2, 8))
+    assert len(settings.cut(preprocess, image)[1][0].chosen) == 10

@@ -137,6 +137,18 @@ def test_table_2_of_ddr_id_is_the_papers():
     assert ours == {"MNIST": (0, 32), "CIFAR-10": (0, None)}  # the method itself holds out the tenth of section 4.1
 
 
+def test_published_numbers_of_classes_agree_with_their_means():
+    again = {("DCAE", "MNIST"): 89.65, ("DCAE", "CIFAR-10"): 59.39, ("IF", "MNIST"): 92.3}  # run again by DDR-ID
+    checked = 0
+    for row in read_table("ddr_id/table-2").rows:
+        for column, numbers in row.published_classes.items():
+            mean = again.get((row.name, column), row.published[column])
+            assert statistics.fmean(numbers.values()) == pytest.approx(mean, abs=0.14), (row.name, column)
+            assert len(numbers) == 10
+            checked += 1
+    assert checked == 15
+
+
 def test_tables_of_lsr_are_the_papers_and_share_their_cells():
     read = [read_table(f"lsr/table-{k}") for k in range(1, 5)]
     means = [[row.published["mean"] for row in table.rows if row.method == "lsr"] for table in read]
@@ -212,6 +224,7 @@ def test_tables_share_cells_and_fits():
         ('name = "Z"', 'name = "Old"', "a name of its own"),
         ('rows = ["PCA, few"', 'rows = ["PCA"', "no row 'PCA'"),
         ('Bars = ["1"]', 'Bars = ["2"]', "no class '2'"),
+        ("{ Bars = 90.0 }", '{ Bars = 90.0 }\npublished_classes = { Bars = { "2" = 1.0 } }', "no class '2'"),
         ("number = 1", "", "needs the keys number"),
         ("[columns.Bars]", "[columns.Bars", "not valid TOML"),
         ("seeds = 2", 'metric = "f1"', "there is no metric"),
@@ -249,6 +262,17 @@ def test_the_reduction_says_what_it_leaves_out(table: Table):
     assert [(c.row, c.spec, c.seed) for c in cells_of(quick)] == [("PCA, few", "bars.npz:1", 0)]
     for part in ("2 of 3 rows", "1 of the classes of Bars", "1 of 2 seeds", f"{component_word()}=1 for all"):
         assert part in quick.reduction
+
+
+def test_committed_cells_belong_to_the_tables():
+    """A new setting changes no name of a file: at its default it belongs into ADDED."""
+    results = Path(__file__).parents[2] / "recipes" / "results"
+    committed = {path.relative_to(results) for part in ("cells", "scores") for path in results.glob(f"{part}/*/*.json")}
+    methods = {path.parent.name for path in committed}
+    read = [table for table in map(read_table, tables()) if methods & {row.method for row in table.rows}]
+    cells = [cell for table in read for cell in cells_of(table)]
+    assert committed
+    assert committed <= {file for cell in cells for file in (cell.file, cell.scores_file)}
 
 
 def test_changed_settings_are_other_cells_and_are_told(table: Table):
@@ -338,6 +362,52 @@ def test_rows_that_share_a_fit_are_fitted_once(
     assert len(ran) == 4
     assert len(fits) == 2  # one for each class
     assert [line.cells.done for line in found.lines] == [2, 2]
+
+
+def test_kept_scores_serve_other_cells_without_a_fit(
+    table: Table, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+):
+    row = replace(table.rows[0], name="one", method="vae", settings={"epochs": 1}, seeds=1, score="elbo", keep=("kl",))
+    first, other, kept = (replace(table, rows=(r,)) for r in (row, replace(row, score="kl"), replace(row, score="l1")))
+    run(first, tmp_path, root)
+    fits = []
+    fit = Detector.fit
+    monkeypatch.setattr(Detector, "fit", lambda self, *a, **k: (fits.append(self.name), fit(self, *a, **k))[1])
+    run(other, tmp_path, root)
+    run(replace(other, test_images=20), tmp_path, root)
+    assert fits == [], "the score is kept, and fewer images are some of those that are kept"
+    run(other, tmp_path / "alone", root)
+    assert len(fits) == 2
+    for cell in cells_of(other):
+        mine, alone = (json.loads((out / cell.file).read_text()) for out in (tmp_path, tmp_path / "alone"))
+        assert mine["auroc"] == alone["auroc"]
+        assert mine["test"] == alone["test"]
+    run(kept, tmp_path, root)
+    assert len(fits) == 4, "a score that was not kept"
+    run(other, tmp_path, root, overwrite=True)
+    assert len(fits) == 6
+
+
+def test_a_mean_over_some_classes_is_compared_with_the_same_classes(table: Table, tmp_path: Path, root: Path):
+    published = {"Bars": {"0": 80.0, "1": 96.0}}
+    by_class = replace(table, rows=(replace(table.rows[0], published={"Bars": 88.2}, published_classes=published),))
+    part, _ = run(by_class, tmp_path / "part", root, cells=select(by_class, classes=["1"], seeds=[0]))
+    [line] = part.lines
+    assert (line.published, line.published_same_classes) == (88.2, 96.0)
+    assert line.measured is not None
+    assert line.difference == pytest.approx(line.measured.value - 96.0)
+    page = (tmp_path / "part" / f"{by_class.name}.md").read_text()
+    assert "| PCA, few, published | 80.0 | 96.0 |" in page or "| PCA, few, published | 96.0 |" in page
+    whole, _ = run(by_class, tmp_path / "whole", root)
+    assert whole.lines[0].published_same_classes == 88.2, "over all classes the published mean itself"
+    quick, _ = run(by_class.reduced(), tmp_path / "quick", root)
+    assert quick.lines[0].published_same_classes == 96.0, "the only class of the quick version"
+    no_classes, _ = run(table.reduced(), tmp_path / "quick", root)
+    assert no_classes.lines[0].difference is None
+    only_mean, _ = run(table, tmp_path / "mean", root, cells=select(table, ["pca"], classes=["1"], seeds=[0]))
+    assert only_mean.lines[0].published == 90.0
+    assert only_mean.lines[0].published_same_classes is None
+    assert only_mean.lines[0].difference is None, "a mean over one class says nothing about one over two"
 
 
 def _scores(name: str) -> tuple[str, ...]:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from normalcy.cli import options as o
 from normalcy.cli.printing import complain, fit_progress, progress, show, show_table
 from normalcy.errors import SettingsError
+
+if TYPE_CHECKING:
+    from normalcy.data.dataset import DataSet
+    from normalcy.data.kinds import Kind
 
 OTHER = "other"
 """Family of methods that name none of normalcy's."""
@@ -40,11 +45,11 @@ def check(data: o.Data, data_root: o.DataRoot = None) -> None:
 
     Reads all images and masks once.
     """
-    from normalcy.data.check import check as check_data
+    from normalcy.data.check import check_and_survey
 
     images = o.open_data(data, data_root)
     with progress("checking") as on_progress:
-        faults = check_data(images, on_progress=on_progress)
+        faults, kinds = check_and_survey(images, on_progress=on_progress)
     for fault in sorted(faults, key=lambda f: (f.severity != "error", f.path)):
         show(f"{fault.severity}: {fault.path}: {fault.problem}")
     errors = sum(f.severity == "error" for f in faults)
@@ -53,6 +58,7 @@ def check(data: o.Data, data_root: o.DataRoot = None) -> None:
         f"{images.name}: {len(images)} images ({normal} normal, {anomalous} anomalous, {unknown} unknown), "
         f"{errors} errors, {len(faults) - errors} warnings."
     )
+    show(_outlook(images, kinds))
     if errors:
         raise typer.Exit(1)
 
@@ -101,6 +107,23 @@ def info(model: o.Model) -> None:
 
 
 # -- private ---------------------------------------------------------------------------------------------------------
+
+
+def _outlook(images: DataSet, kinds: list[Kind | str]) -> str:
+    """What ``fit`` would do with these images, by default settings."""
+    from normalcy.detector import outlook
+    from normalcy.errors import DataError
+
+    try:
+        found = outlook(images, kinds)
+    except DataError as error:
+        return f"fit would refuse these images: {error}"
+    shape = " x ".join(map(str, found.shape)) if found.shape else "their own sizes"
+    skipped = f"; {len(found.skipped)} would be skipped" if found.skipped else ""
+    used = f"{found.train} images as {shape} (channels x size), {found.held_out} held out for calibration"
+    return "\n".join(
+        [f"fit would train on {used}{skipped}.", *(f"Would skip {one.path}: {one.reason}" for one in found.skipped)]
+    )
 
 
 def _show_method(name: str) -> None:

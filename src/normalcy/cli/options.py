@@ -126,7 +126,7 @@ Quick = Annotated[bool, Option("--quick", help="The table's reduced version; eve
 Rows = Annotated[str, Option(help="Only these rows, by name or method; comma-separated.")]
 Columns = Annotated[str, Option(help="Only these data sets of the table.")]
 Classes = Annotated[str, Option(help="Only these normal classes, by name or number.")]
-Seeds = Annotated[str, Option(help="Only these seeds: 0 or 0,3 or 0-4.")]
+Seeds = Annotated[str, Option(help="Only these seeds: 0 or 0,3 or 0-4 [the first three].")]
 TablesOut = Annotated[Path, Option(help="Folder for the results of all tables.")]
 Jobs = Annotated[
     int | None,

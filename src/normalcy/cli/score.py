@@ -46,6 +46,11 @@ def score(
         detector = detector.with_score(score_name)
     data, chosen = images_to_score(_open_all(inputs, data_root), split, detector.train.seed)
     engine = detector.use_engine(engine, images=len(data))
+    if split is None and chosen is None and {0, 1} <= {*data.labels.tolist()}:
+        complain(
+            f"Note: {data.name} has no splits: all {len(data)} images are scored. If the model was fitted on these very data, "
+            "--split test scores those that it has not seen."
+        )
     decision = _decide(detector, rule, validation, inputs, data_root, false_alarms)
     with progress("scoring") as on_progress:
         run = score_into(

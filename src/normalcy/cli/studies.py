@@ -157,7 +157,8 @@ def reproduce(
     table = tables.read_table(name)
     table = (table.reduced() if quick else table).changed(settings)
     folder = out / "-".join(["quick"] * quick + ["changed"] * bool(settings))  # so that they never mix
-    cells = tables.select(table, o.listed(rows), o.listed(columns), o.listed(classes), o.seeds_of(seeds))
+    chosen = o.seeds_of(seeds) or range(min(tables.USUAL_SEEDS, table.seeds))
+    cells = tables.select(table, o.listed(rows), o.listed(columns), o.listed(classes), chosen)
     if list_:
         _show_plan(table)
     else:

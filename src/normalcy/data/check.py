@@ -1,21 +1,18 @@
 """Problems of a data set, before any training: ``normalcy check DATA``."""
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 
 from normalcy.data.dataset import DataSet
+from normalcy.data.kinds import Kind, in_threads, kind_of, refuse_mixed_kinds, same_values, values_of
 from normalcy.errors import DataError
 
-T = TypeVar("T")
 CALIBRATION_MINIMUM = 20
-_CHUNK = 256  # images handed to the threads at a time: memory does not grow with the set
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +27,11 @@ class _Facts:
     """What is kept of an image after reading it."""
 
     faults: tuple[Fault, ...]
+    kind: Kind | str  # or why it cannot be used
     channels: int = 0
     dimensions: int = 0
     dtype: str = ""
+    values: str = ""
     modality: str | None = None
     unit: str | None = None
     digest: bytes = b""  # empty: unreadable
@@ -42,16 +41,24 @@ class _Facts:
 def check(data: DataSet, masks: bool = True, on_progress: Callable[[int, int], None] | None = None) -> list[Fault]:
     """Reads every image, and mask unless told otherwise, once, in threads. ``on_progress`` gets (done, total).
 
-    Errors: cannot be read; NaN or infinite values; another number of channels, type, number of axes, modality or unit of
-    values than most images; anomalous in the training split; one case, or the same pixels, in both splits; a mask that
-    cannot be read, is not of its image's size, or marks something in a normal image.
+    Errors: cannot be read; NaN or infinite values; another number of channels, kind of values (see
+    :func:`~normalcy.data.kinds.same_values`), number of axes, modality or unit of values than most images; anomalous in
+    the training split; one case, or the same pixels, in both splits; a mask that cannot be read, is not of its image's
+    size, or marks something in a normal image.
     Warnings: constant; the same pixels as another image of its split; an anomalous image whose mask is missing or
     empty; masks that mark most of most anomalous images; a file that is passed over, with the reason; too few normal
     images to set 20 aside for calibration.
     """
+    return check_and_survey(data, masks, on_progress)[0]
+
+
+def check_and_survey(
+    data: DataSet, masks: bool = True, on_progress: Callable[[int, int], None] | None = None
+) -> tuple[list[Fault], list[Kind | str]]:
+    """The faults of :func:`check`, and of each image its kind or why it cannot be used: by these a fit chooses its images."""
     masks = masks and data.has_masks
-    facts = []
-    for one in _in_threads(lambda i: _facts(data, i, masks), len(data)):
+    facts: list[_Facts] = []
+    for one in in_threads(lambda i: _facts(data, i, masks), len(data)):
         facts.append(one)
         if on_progress is not None:
             on_progress(len(facts), len(data))
@@ -66,7 +73,7 @@ def check(data: DataSet, masks: bool = True, on_progress: Callable[[int, int], N
     if normal < 2 * CALIBRATION_MINIMUM:
         problem = f"{normal} normal training images are too few to set {CALIBRATION_MINIMUM} aside for calibration"
         faults.append(Fault(data.name, problem, "warning"))
-    return faults
+    return faults, [one.kind for one in facts]
 
 
 def refuse_mixed(data: DataSet) -> None:
@@ -74,32 +81,15 @@ def refuse_mixed(data: DataSet) -> None:
 
     From the headers alone. Images of formats that say neither fit all; those that cannot be read are passed over.
     """
-    paths: dict[tuple[str, str], list[str]] = {}
 
-    def kind(i: int) -> tuple[str, str] | None:
+    def kind(i: int) -> tuple[str, str | None, str | None]:
         try:
             space = data.space(i)
         except DataError:
-            return None
-        return None if space is None or space.modality is None else (space.modality, space.unit or "no unit")
+            space = None
+        return data.items[i].path, None if space is None else space.modality, None if space is None else space.unit
 
-    for item, found in zip(data.items, _in_threads(kind, len(data))):
-        if found is not None:
-            paths.setdefault(found, []).append(item.path)
-    if len(paths) > 1:
-        listed = "; ".join(
-            f"{len(of_kind)} of {modality} in {unit} ({', '.join(of_kind[:3])}{', ...' * (len(of_kind) > 3)})"
-            for (modality, unit), of_kind in sorted(paths.items(), key=lambda one: -len(one[1]))
-        )
-        raise DataError(
-            f"{data.name}: expected images of one modality in one unit, got {listed}; choose some with a table of paths."
-        )
-
-
-def _in_threads(work: Callable[[int], T], count: int) -> Iterator[T]:
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, count, _CHUNK):
-            yield from pool.map(work, range(start, min(start + _CHUNK, count)))
+    refuse_mixed_kinds(data.name, in_threads(kind, len(data)))
 
 
 def _facts(data: DataSet, i: int, masks: bool) -> _Facts:
@@ -114,10 +104,11 @@ def _facts(data: DataSet, i: int, masks: bool) -> _Facts:
 
     if item.label == 1 and item.split == "train":
         error("anomalous, but in the training split")
-    image, marked = None, None
+    image, marked, unreadable = None, None, ""
     try:
         image = data.read(i)
     except DataError as fault:
+        unreadable = str(fault)
         error(str(fault).rpartition(f"{item.path}: ")[2])  # the path is said already
     if image is not None:
         bad = np.count_nonzero(~np.isfinite(image)) if image.dtype.kind == "f" else 0
@@ -143,18 +134,34 @@ def _facts(data: DataSet, i: int, masks: bool) -> _Facts:
             elif mask is not None and item.label == 0 and mask.any():
                 error("normal, but its mask marks something")
     if image is None:
-        return _Facts(tuple(faults))
+        return _Facts(tuple(faults), unreadable)
     digest = hashlib.blake2b(repr((image.shape, image.dtype.str)).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(image).data)
     space = data.space(i)
     modality, unit = (None, None) if space is None else (space.modality, space.unit)
-    return _Facts(tuple(faults), len(image), image.ndim - 1, image.dtype.name, modality, unit, digest.digest(), marked)
+    kind: Kind | str
+    try:
+        kind = kind_of(image, space)
+    except DataError as fault:
+        kind = str(fault)
+    return _Facts(
+        tuple(faults),
+        kind,
+        len(image),
+        image.ndim - 1,
+        image.dtype.name,
+        values_of(image),
+        modality,
+        unit,
+        digest.digest(),
+        marked,
+    )
 
 
 def _unlike_most(data: DataSet, facts: list[_Facts]) -> Iterator[Fault]:
+    yield from _other_values(data, facts)
     kinds: list[tuple[str, Callable[[_Facts], Hashable]]] = [
         ("{} channels", lambda one: one.channels),
-        ("type {}", lambda one: one.dtype),
         ("{} spatial axes", lambda one: one.dimensions),
         ("modality {}", lambda one: f"{one.modality} in {one.unit}" if one.unit else one.modality),
     ]
@@ -174,6 +181,23 @@ def _inverted(data: DataSet, facts: list[_Facts]) -> Iterator[Fault]:
     if len(marked) >= 3 and 2 * most > len(marked):
         problem = f"the masks of {most} of {len(marked)} anomalous images mark more than half of the pixels: are they inverted?"
         yield Fault(data.name, problem, "warning")
+
+
+def _other_values(data: DataSet, facts: list[_Facts]) -> Iterator[Fault]:
+    counts = Counter(one.values for one in facts if one.digest)
+    if len(counts) < 2:
+        return
+    (most, count), *_ = counts.most_common(1)
+    alike = [one.kind for one in facts if one.values == most and isinstance(one.kind, Kind)]
+    low, high = min((kind.low for kind in alike), default=0.0), max((kind.high for kind in alike), default=0.0)
+    (usual, _), *_ = Counter(one.dtype for one in facts if one.values == most).most_common(1)
+    for item, one in zip(data.items, facts):
+        whole = isinstance(one.kind, Kind) and one.kind.whole
+        if one.digest and not same_values(most, low, high, one.values, whole):
+            most_have = (
+                f"{count} of {counts.total()} images have {usual if most == '8-bit' else f'{most} values ({usual})'}"
+            )
+            yield Fault(item.path, f"type {one.dtype}, while {most_have}", "error")
 
 
 def _duplicates(data: DataSet, facts: list[_Facts]) -> Iterator[Fault]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from normalcy.arrays import Array, Indices, Mask
 from normalcy.data.formats import VOLUME_SUFFIXES
-from normalcy.data.volumes import Space, split_name
+from normalcy.data.volumes import Space, imaged, split_name
 from normalcy.errors import DataError
 
 SPLITS = ("train", "test")
@@ -94,6 +94,11 @@ class DataSet:
         """The spatial size of an image: ``(H, W)`` or ``(D, H, W)``."""
         return self.read(i).shape[1:] if self._size is None else self._size(int(self._positions[i]))
 
+    @property
+    def size_is_cheap(self) -> bool:
+        """Whether :meth:`size` needs no decoding of the image, as far as the source could help it."""
+        return self._size is not None
+
     def stamp(self, i: int) -> int:
         return 0 if self._stamp is None else self._stamp(int(self._positions[i]))
 
@@ -101,10 +106,15 @@ class DataSet:
         """Where the voxels of a volume lie; None for what is no volume."""
         return None if self._space is None else self._space(int(self._positions[i]))
 
+    def imaged(self, i: int, image: Array) -> Mask | None:
+        """Where ``image``, which is that of ``i``, is no padding, (*spatial); None where the file speaks of none."""
+        space = self.space(i)
+        return None if space is None or space.padding is None else imaged(image, space)
+
     @property
     def is_medical(self) -> bool:
         """Whether the first image that can be read is a volume, a DICOM image or a slide."""
-        for i in range(min(len(self), 8)):
+        for i in range(len(self)):
             try:
                 return self.space(i) is not None
             except DataError:
@@ -133,6 +143,13 @@ class DataSet:
         """The images at these positions, or where a bool array is True, in this order; nothing is copied."""
         chosen = np.arange(len(self))[np.asarray(indices, dtype=None if len(indices) else np.intp)]
         return self._view([self.items[i] for i in chosen], self._positions[chosen])
+
+    def remembering(self, images: Mapping[int, Array]) -> "DataSet":
+        """The same images, of which those at these positions are in memory."""
+        known = {int(self._positions[i]): image for i, image in images.items()}
+        other = self._view(self.items, self._positions)
+        other._read = lambda place: known[place] if place in known else self._read(place)
+        return other
 
     def select(self, split: str | None = None, label: int | None = None) -> "DataSet":
         """The images of one split, of one label, or of both."""

@@ -20,7 +20,8 @@ import logging
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -36,7 +37,13 @@ from normalcy.files import read_bytes
 
 _MAGIC = b"DICM"
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM counts to the left and the back
-_SERIES = ("SeriesInstanceUID", "PatientID", "IssuerOfPatientID")
+_SERIES = (
+    "SeriesInstanceUID",
+    "PatientID",
+    "IssuerOfPatientID",
+    "ImagePositionPatient",
+    "PerFrameFunctionalGroupsSequence",
+)
 
 
 def is_dicom(data: bytes) -> bool:
@@ -67,28 +74,39 @@ def patient(identifier: str, issuer: str = "") -> str:
     return "patient-" + hashlib.sha256(f"{issuer}\0{identifier}".encode()).hexdigest()[:12]
 
 
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """Of a file, what tells series and patients apart."""
+
+    series: str
+    patient: str
+    issuer: str
+    has_place: bool
+
+
 def series_in(files: Sequence[str], read: Callable[[str], bytes], root: str) -> list[tuple[str, str, tuple[str, ...]]]:
     """DICOM files below a folder called ``root`` as (path, case, files of the series), one for each series of each folder.
 
     The path is the file's where it is alone, the folder's where all its files are of one series, else the folder's with a hash
-    of the series. A file that cannot be read is a series of its own, so that it is listed as bad.
+    of the series. A file that cannot be read is a series of its own, so that it is listed as bad; and so are the files of a
+    series of which none says where it lies: radiographs, ultrasound.
+
+    Raises DataError where one series is of two patients.
     """
-    pydicom = require_pydicom()
+    headers = _headers(files, read)
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
-    cases: dict[tuple[str, str], str] = {}
     for file in files:
-        folder = file.rpartition("/")[0]
-        try:
-            header = pydicom.dcmread(io.BytesIO(read(file)), stop_before_pixels=True, specific_tags=list(_SERIES))
-            key = folder, str(header.SeriesInstanceUID)
-            if header.get("PatientID"):
-                cases[key] = patient(str(header.PatientID), str(header.get("IssuerOfPatientID", "")))
-        except Exception:
-            key = folder, file
-        groups[key].append(file)
+        header = headers.get(file)
+        groups[file.rpartition("/")[0], file if header is None else header.series].append(file)
+    for (folder, _), members in list(groups.items()):
+        if len(members) > 1 and not any(headers[file].has_place for file in members):
+            groups = defaultdict(list, {key: value for key, value in groups.items() if value is not members})
+            for file in members:
+                groups[folder, file] = [file]
     in_folder: dict[str, int] = defaultdict(int)
     for folder, _ in groups:
         in_folder[folder] += 1
+    case_of_file = _cases(headers)
     found = []
     for (folder, series), members in groups.items():
         if len(members) == 1:
@@ -97,8 +115,47 @@ def series_in(files: Sequence[str], read: Callable[[str], bytes], root: str) -> 
             path = folder or root
         else:
             path = f"{folder}/" * bool(folder) + "series-" + hashlib.sha256(series.encode()).hexdigest()[:8]
-        found.append((path, cases.get((folder, series), path), tuple(sorted(members))))
+        found.append((path, case_of_file.get(members[0], path), tuple(sorted(members))))
     return sorted(found)
+
+
+def cases_in(files: Sequence[str], read: Callable[[str], bytes]) -> dict[str, str]:
+    """The case of each of these DICOM files that names its patient. Raises DataError where one series is of two patients."""
+    return _cases(_headers(files, read))
+
+
+def _headers(files: Sequence[str], read: Callable[[str], bytes]) -> dict[str, _Header]:
+    """Of the files that can be read."""
+    pydicom, found = require_pydicom(), {}
+    for file in files:
+        try:
+            header = pydicom.dcmread(io.BytesIO(read(file)), stop_before_pixels=True, specific_tags=list(_SERIES))
+            patient, issuer = (str(header.get(tag) or "").strip() for tag in _SERIES[1:3])
+            # frames of a file with several have their places in groups
+            place = header.get("ImagePositionPatient") or header.get("PerFrameFunctionalGroupsSequence")
+            found[file] = _Header(str(header.SeriesInstanceUID), patient, issuer, bool(place))
+        except Exception:  # listed when it is read
+            continue
+    return found
+
+
+def _cases(headers: Mapping[str, _Header]) -> dict[str, str]:
+    """The issuer of identifiers counts only where there are several in the set: files of one patient may lack it."""
+    several = len({header.issuer for header in headers.values() if header.patient and header.issuer}) > 1
+    cases = {
+        file: patient(header.patient, header.issuer if several else "")
+        for file, header in headers.items()
+        if header.patient
+    }
+    first: dict[str, str] = {}  # series -> its first file
+    for file, case in cases.items():
+        other = first.setdefault(headers[file].series, file)
+        if cases[other] != case:
+            raise DataError(
+                f"{other} and {file}: are of one series (SeriesInstanceUID) but of two patients (PatientID); "
+                "correct the identifiers, or leave one of them out."
+            )
+    return cases
 
 
 def decode_series(files: Sequence[bytes], names: Sequence[str], name: str) -> tuple[Array, Space]:
@@ -158,7 +215,7 @@ class _sentence:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if error is None or isinstance(error, DataError) or not isinstance(error, Exception):
             return
-        reason = str(error) if isinstance(error, _Fault) else f"damaged: {type(error).__name__}"
+        reason = str(error) if isinstance(error, _Fault) else "the header or the pixels are damaged"
         raise DataError(f"{self.name}: cannot be read as DICOM ({reason}); replace or remove it.") from None
 
 
@@ -276,6 +333,10 @@ def _read(data: bytes, name: str, pixels: bool = True) -> _Slice:
     if not data:
         raise _Fault("zero bytes")
     if not is_dicom(data):
+        if data[:2] in (b"\x02\0", b"\x08\0") and data[3] == 0:
+            raise _Fault(
+                "the mark DICM is missing, and the preamble of 128 bytes before it; write it again, for example with dcmconv"
+            )
         raise _Fault("not a DICOM file: the mark DICM is missing")
     dataset = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=not pixels)
     _check_meaning(dataset)
@@ -289,6 +350,8 @@ def _sorted(slices: list[_Slice]) -> list[_Slice]:
     first = slices[0]
     if len({str(one.dataset.get("SeriesInstanceUID")) for one in slices}) > 1:
         raise _Fault("mixed series: give a folder for each")
+    if len({str(one.dataset.get("PatientID") or "") for one in slices}) > 1:
+        raise _Fault("slices of two patients (PatientID) in one series")
     for one in slices[1:]:
         if (one.rows, one.columns, one.colour) != (first.rows, first.columns, first.colour):
             raise _Fault(
@@ -298,7 +361,10 @@ def _sorted(slices: list[_Slice]) -> list[_Slice]:
             raise _Fault("several files with several frames in one series")
     _check_alike([one.orientation for one in slices], [one.spacing for one in slices], "slices")
     if len(slices) > 1 and not all(one.oriented for one in slices):
-        raise _Fault("slices do not say where they lie (ImagePositionPatient, ImageOrientationPatient)")
+        raise _Fault(
+            "the files do not say where they lie (ImagePositionPatient, ImageOrientationPatient), so they are no slices of a "
+            "volume; name each of them as an image of its own"
+        )
     if first.oriented and max(len(slices), first.frames) > 1:
         places = np.array([one.positions[0] for one in slices] if len(slices) > 1 else first.positions, float)
         order = np.argsort(places @ first.normal, kind="stable")

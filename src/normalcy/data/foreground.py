@@ -18,10 +18,14 @@ def otsu(x: Array) -> float:
     return float(threshold(x))
 
 
-def body_mask(image: Array) -> Mask:
+def body_mask(image: Array, imaged: Mask | None = None) -> Mask:
     """Where an image (C, *spatial) shows something rather than dark background: above Otsu's threshold of the mean over its
-    channels; (*spatial), all True where the image is constant. Air in CT, and what MRI does not see, is dark."""
+    channels; (*spatial), all True where the image is constant. Air in CT, and what MRI does not see, is dark.
+
+    ``imaged`` (*spatial): what lies outside is padding, which has no part in the threshold and is no body."""
     x = image[0] if len(image) == 1 else image.mean(axis=0)
-    if x.min() == x.max():
-        return np.ones(x.shape, bool)
-    return np.asarray(x > otsu(x))
+    inside = np.ones(x.shape, bool) if imaged is None or not imaged.any() else imaged
+    values = x[inside]
+    if values.min() == values.max():
+        return inside
+    return np.asarray((x > otsu(values)) & inside)

@@ -17,7 +17,7 @@ from normalcy.data import diffusion, folder, named, slides, table
 from normalcy.data.dataset import DataSet, Item, case_of, unnamed
 from normalcy.data.dicom import is_dicom, series_in
 from normalcy.data.formats import IMAGE_SUFFIXES, LIMITS, VOLUME_SUFFIXES, Limits, is_image
-from normalcy.data.stores import Arrays, Files, Folder, Found, check_stack, find_images
+from normalcy.data.stores import Arrays, Files, Folder, Found, check_stack, files_of, find_images
 from normalcy.data.volumes import split_name
 from normalcy.errors import DataError
 
@@ -103,11 +103,17 @@ def open_files(paths: Sequence[str | Path], limits: Limits = LIMITS) -> DataSet:
         twice = next(name for k, name in enumerate(names) if place[name] != k)
         raise DataError(f"{root / twice}: given more than once; name each image once.")
     folder = Folder(root, limits)
-    series = [name for name in names if not is_image(split_name(name)[0])]
-    found: list[Found] = [(name, case_of(name), name) for name in names if is_image(split_name(name)[0])]
+    parts = {
+        name: files_of(folder, name) for name in names if split_name(name)[1] and not is_image(split_name(name)[0])
+    }
+    series = [name for name in names if not is_image(split_name(name)[0]) and name not in parts]
+    found: list[Found] = [
+        (name, case_of(name), name) for name in names if name in parts or is_image(split_name(name)[0])
+    ]
     found += series_in(series, folder.bytes, root.name) if series else []
     found.sort(key=lambda one: place[one[2] if isinstance(one[2], str) else one[2][0]])
-    return Files(folder, [image for _, _, image in found]).data_set(root.name, [Item(*one[:2]) for one in found])
+    images = [parts.get(name, image) if isinstance(image, str) else image for name, _, image in found]
+    return Files(folder, images).data_set(root.name, [Item(*one[:2]) for one in found])
 
 
 def as_dataset(images: Any, labels: Any = None, masks: Any = None) -> DataSet:
@@ -161,6 +167,12 @@ def _from_stack(images: Any) -> DataSet:
     if images.ndim not in (4, 5) or not len(images):
         shape = tuple(images.shape)
         raise DataError(f"expected a tensor (N, C, H, W) or (N, C, D, H, W), got shape {shape}; add the missing axis.")
+    if images.shape[-1] in (1, 3, 4) and images.shape[1] not in (1, 3, 4):
+        order = "0, 3, 1, 2" if images.ndim == 4 else "0, 4, 1, 2, 3"
+        raise DataError(
+            f"expected a tensor with channels first, (N, C, H, W) or (N, C, D, H, W), got shape {tuple(images.shape)}, which "
+            f"looks like channels last; give images.permute({order}), or a NumPy array."
+        )
     return Arrays(_numpy(images), first=True).data_set("images", unnamed("images", len(images)))
 
 

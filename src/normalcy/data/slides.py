@@ -6,7 +6,8 @@ A set of tiles is named as ``slides:PATH``, a slide or a folder of them, with op
 ``tile``    side in pixels (256)
 ``mpp``     micrometres per pixel; the slide's own finest level unless given, which every slide must then say, and reach
 ``most``    tiles per slide, drawn without overlap (all)
-``tissue``  fraction of a tile that must be tissue (0.5): darker than Otsu's threshold of the slide's overview
+``tissue``  fraction of a tile that must be tissue (0.5): darker than Otsu's threshold of the slide's overview, and not
+            black, which is what was not scanned
 ``stain``   none, macenko or vahadane, for each tile (none)
 
 Tiles of one slide are one case, so that no split divides a slide. Formats: those of tiffslide (SVS, NDPI, SCN, Philips and
@@ -39,6 +40,8 @@ from normalcy.files import open_regular
 SLIDE_SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif")
 _FINEST = 0.95
 """Least mpp that is asked for, in that of the slide: scanners of one magnification differ by a few percent."""
+_BLACK = 8
+"""Largest value of a channel in what was not scanned: 0, and what JPEG makes of it."""
 _OVERVIEW = 1024  # pixels along the longer side of the picture that tissue is looked for in
 
 
@@ -97,9 +100,9 @@ class Slide:
             open_regular(self.path).close()  # a pipe would be waited for
             try:
                 self._local.file = tiffslide.TiffSlide(self.path)
-            except Exception as error:
+            except Exception:
                 raise DataError(
-                    f"{self.path}: cannot be read as a slide ({type(error).__name__}); replace or remove the file."
+                    f"{self.path}: cannot be read as a slide (its header or pixels are damaged); replace or remove the file."
                 ) from None
         return self._local.file
 
@@ -134,16 +137,20 @@ class Slide:
 
     @cached_property
     def tissue(self) -> Mask:
-        """Where there is tissue in an overview of the slide, (rows, columns)."""
+        """Where there is tissue in an overview of the slide, (rows, columns). Black is what the scanner did not scan."""
         try:
-            darkness = 255.0 - self._overview().min(axis=2)  # coloured or dark: some channel is low
+            overview = self._overview()
         except DataError:
             raise
-        except Exception as error:
+        except Exception:
             raise DataError(
-                f"{self.path}: cannot be read as a slide ({type(error).__name__}); replace or remove the file."
+                f"{self.path}: cannot be read as a slide (its header or pixels are damaged); replace or remove the file."
             ) from None
-        return np.asarray(darkness > otsu(darkness)) if np.ptp(darkness) > 8 else np.zeros(darkness.shape, bool)
+        scanned = overview.max(axis=2) > _BLACK
+        darkness = 255.0 - overview.min(axis=2)  # coloured or dark: some channel is low
+        if not scanned.any() or np.ptp(darkness[scanned]) <= 8:
+            return np.zeros(darkness.shape, bool)
+        return np.asarray((darkness > otsu(darkness[scanned])) & scanned)
 
     def _overview(self) -> Array:
         """The whole slide, uint8 (rows, columns, 3), at most about 1,024 pixels long."""
@@ -185,9 +192,9 @@ class Slide:
             pixels = np.asarray(self._file.read_region((tile.x, tile.y), level, (side, side), as_array=True))[..., :3]
         except DataError:
             raise
-        except Exception as error:
+        except Exception:
             raise DataError(
-                f"{self.path}: the tile at {tile.x}, {tile.y} cannot be read ({type(error).__name__}); repair the file."
+                f"{self.path}: the tile at {tile.x}, {tile.y} cannot be read (its pixels are damaged); repair the file."
             ) from None
         if side != self.settings.tile:
             again = (self.settings.tile,) * 2

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from normalcy.arrays import Indices
-from normalcy.data.dataset import DataSet
+from normalcy.data.dataset import SPLITS, DataSet
 from normalcy.errors import DataError, NormalcyWarning
 
 
@@ -123,8 +123,12 @@ def normal_training_images(data: DataSet) -> DataSet:
 
 
 def images_to_score(data: DataSet, split: str | None, seed: int = 0) -> tuple[DataSet, str | None]:
-    """The images of one split; without a choice the test split where there is one, else all. ``split`` "all" is all."""
-    data = with_split(data, seed)
+    """The images of one split; without a choice the test split where there is one, else all. ``split`` "all" is all.
+
+    ``split`` "train" or "test" of labelled data that come without splits are those that a fit with this ``seed`` makes.
+    """
+    if split in SPLITS:
+        data = with_split(data, seed)
     has_splits = any(item.split for item in data.items)
     if split == "all" or (split is None and not has_splits):
         return data, None

@@ -8,6 +8,7 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,24 @@ from normalcy.data.dataset import DataSet, Item, case_of
 from normalcy.data.dicom import decode_series, is_dicom, series_in, series_space
 from normalcy.data.formats import DICOM_SUFFIXES, LIMITS, VOLUME_SUFFIXES, Limits, is_image, is_volume, own
 from normalcy.data.images import channel_first, decode_image, decode_mask, image_size, read_mask
-from normalcy.data.volumes import Space, decode_volume, split_name, take_part, volume_space
+from normalcy.data.volumes import Selection, Space, decode_volume, distance, split_name, take_part, volume_space
 from normalcy.errors import DataError
 from normalcy.files import open_regular, read_bytes, read_head, read_member
+
+_ASIDE = 0.1
+"""Largest distance of a mask's corner from that of its image, in voxels: headers are rounded."""
+
+
+@dataclass(frozen=True)
+class SeriesPart:
+    """A part of a DICOM series: ``folder[z=42]``."""
+
+    files: tuple[str, ...]
+    part: Selection
+
+
+Named = str | tuple[str, ...] | SeriesPart
+"""The file of an image, or the files of a series."""
 
 
 class Files:
@@ -32,18 +48,26 @@ class Files:
     def __init__(
         self,
         opener: Folder | Zip,
-        images: Sequence[str | tuple[str, ...]],
+        images: Sequence[Named],
         masks: Sequence[str | None] | None = None,
     ) -> None:
         self.opener, self.images, self.masks = opener, images, masks
+        self._spaces: dict[int, Space] = {}  # of images that were read: their headers need not be read again
 
     def read(self, i: int) -> Array:
-        return self._decode(self.images[i])[0]
+        x, space = self._decode(self.images[i])
+        if space is not None:
+            self._spaces[i] = space
+        return x
 
     def space(self, i: int) -> Space | None:
+        if i in self._spaces:
+            return self._spaces[i]
         image = self.images[i]
         if isinstance(image, tuple):
             return series_space(*self._series(image))
+        if isinstance(image, SeriesPart):
+            return series_space(*self._series(image.files)).part(image.part)
         file, part = split_name(image)
         if not file.lower().endswith(VOLUME_SUFFIXES):
             return None
@@ -53,14 +77,34 @@ class Files:
         file = None if self.masks is None else self.masks[i]
         if file is None:
             return None
+        self._check_grid(i, file)
         if split_name(file)[1]:
             return np.asarray((self._decode(file)[0] != 0).any(axis=0))
         return decode_mask(self.opener.bytes(file), self.opener.full_name(file), self.opener.limits)
+
+    def _check_grid(self, i: int, mask: str) -> None:
+        """Refuses a mask of the image's shape that lies elsewhere in the patient."""
+        file, part = split_name(mask)
+        if not file.lower().endswith(VOLUME_SUFFIXES):
+            return
+        place = volume_space(self.opener.bytes(file), self.opener.full_name(file)).part(part)
+        try:
+            space = self.space(i)
+        except DataError:  # the image's own fault
+            return
+        apart = None if space is None else distance(space, place)
+        if space is not None and apart is not None and apart > _ASIDE * min(space.spacing):
+            raise DataError(
+                f"{self.opener.full_name(mask)}: expected the grid of its image, got one of the same shape that lies up to "
+                f"{apart:.3g} mm away; resample the mask to the image."
+            )
 
     def size(self, i: int) -> tuple[int, ...]:
         image = self.images[i]
         if isinstance(image, tuple):
             return series_space(*self._series(image)).size
+        if isinstance(image, SeriesPart):
+            return series_space(*self._series(image.files)).part(image.part).size
         file, part = split_name(image)
         data, name = self.opener.bytes(file), self.opener.full_name(file)
         limits = self.opener.limits
@@ -72,9 +116,12 @@ class Files:
         whole = names[0] if len(names) == 1 else f"{names[0].rpartition('/')[0]} ({len(names)} files)"
         return [self.opener.bytes(file) for file in files], names, whole
 
-    def _decode(self, image: str | tuple[str, ...]) -> tuple[Array, Space | None]:
+    def _decode(self, image: Named) -> tuple[Array, Space | None]:
         if isinstance(image, tuple):
             return decode_series(*self._series(image))
+        if isinstance(image, SeriesPart):
+            files, names, whole = self._series(image.files)
+            return take_part(*decode_series(files, names, whole), image.part, whole)
         file, part = split_name(image)
         data, name = self.opener.bytes(file), self.opener.full_name(file)
         if not is_volume(data):
@@ -83,7 +130,9 @@ class Files:
 
     def stamp(self, i: int) -> int:
         image = self.images[i]
-        files = image if isinstance(image, tuple) else (split_name(image)[0],)
+        if isinstance(image, SeriesPart):
+            image = image.files
+        files = (split_name(image)[0],) if isinstance(image, str) else image
         return sum(self.opener.stamp(file) for file in files)
 
     def data_set(self, name: str, items: Sequence[Item], ignored: Sequence[str] | Mapping[str, str] = ()) -> DataSet:
@@ -204,7 +253,7 @@ class Arrays:
 def check_stack(array: Array, name: str, masks: Any = None) -> Arrays:
     """A batch with channels last, refused where it looks like something else."""
     shape = array.shape
-    if array.ndim == 2 or (array.ndim == 3 and shape[-1] in (3, 4) and min(shape[:2]) > 4):
+    if array.ndim == 2 or (array.ndim == 3 and shape[-1] in (1, 3, 4) and min(shape[:2]) > 4):
         raise DataError(
             f"{name}: expected a batch (N, H, W) or (N, H, W, C), got shape {shape}, which looks like a single image; "
             "pass [image] or add an axis, image[None]."
@@ -236,10 +285,14 @@ def find_images(folder: Folder) -> tuple[list[Found], dict[str, str]]:
     return sorted(found, key=lambda one: one[0]), dict(sorted(passed.items()))
 
 
-def files_of(folder: Folder, name: str) -> str | tuple[str, ...]:
-    """What a row of a table names: a file, or a folder with (or one file of) a DICOM series."""
-    if is_image(split_name(name)[0]):
+def files_of(folder: Folder, name: str) -> Named:
+    """What a row of a table names: a file, or a folder with (or one file of) a DICOM series, or a part of one."""
+    whole, part = split_name(name)
+    if is_image(whole):
         return name
+    if part and not (folder.path / name).exists():
+        series = files_of(folder, whole)
+        return SeriesPart(series, part) if isinstance(series, tuple) else name
     if (folder.path / name).is_dir():
         inside = [f"{name}/{file}" for file in Folder(folder.path / name).names()]
         return tuple(file for file in inside if is_dicom(folder.head(file))) or name

@@ -4,12 +4,14 @@ import csv
 import difflib
 import io
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from normalcy.data.dataset import SPLITS, DataSet, Item, case_of
+from normalcy.data.dicom import cases_in
 from normalcy.data.formats import LIMITS, Limits
-from normalcy.data.stores import Files, Folder, files_of
+from normalcy.data.stores import Files, Folder, Named, SeriesPart, files_of
 from normalcy.errors import DataError
 from normalcy.files import open_regular, read_bytes
 
@@ -28,12 +30,13 @@ def open_table(path: Path, limits: Limits = LIMITS) -> DataSet:
 
     ``path``, and ``mask`` where there is one, are relative to the table's folder. Optional: ``split`` (train, test),
     ``label`` (0, normal, good; 1, anomalous, anomaly), ``case``, ``type``; an empty cell is unknown. Other columns are
-    passed over.
+    passed over. The case of a DICOM series is its patient unless the table names one.
     """
     header, rows = (_parquet if path.suffix.lower() == ".parquet" else _csv)(path, limits)
     _check_header(path, header)
     items: dict[str, Item] = {}
     masks: list[str | None] = []
+    own_case: set[str] = set()
     for number, row in enumerate(rows, start=1):
         if number > limits.rows:
             raise DataError(f"{path}: has more than {limits.rows:,} rows, the limit; divide the table.")
@@ -52,11 +55,27 @@ def open_table(path: Path, limits: Limits = LIMITS) -> DataSet:
             raise DataError(f"{here}: expected the split train, test or nothing, got {cell['split']!r}.")
         items[file] = Item(file, cell["case"] or case_of(file), LABELS.get(label), cell["type"] or None, split or None)
         masks.append(cell["mask"] or None)
+        if cell["case"]:
+            own_case.add(file)
     if not items:
         raise DataError(f"{path}: expected a row for each image, got none.")
     folder = Folder(path.parent, limits)
-    files = Files(folder, [files_of(folder, file) for file in items], masks if "mask" in header else None)
-    return files.data_set(path.stem, list(items.values()))
+    images = [files_of(folder, file) for file in items]
+    files = Files(folder, images, masks if "mask" in header else None)
+    # a series is one patient's: its first file tells whose
+    first = {file: one for file, image in zip(items, images) if (one := _first(image)) is not None}
+    patients = cases_in(sorted(set(first.values())), folder.bytes) if first else {}
+    named = [
+        item if file in own_case else replace(item, case=patients.get(first.get(file, ""), item.case))
+        for file, item in items.items()
+    ]
+    return files.data_set(path.stem, named)
+
+
+def _first(image: Named) -> str | None:
+    """The first file of a DICOM series, or of a part of one."""
+    files = image.files if isinstance(image, SeriesPart) else image
+    return files[0] if isinstance(files, tuple) else None
 
 
 def _csv(path: Path, limits: Limits) -> tuple[list[str], Iterable[Row]]:

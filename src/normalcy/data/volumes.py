@@ -14,6 +14,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import io
+import itertools
 import math
 import re
 import zlib
@@ -258,6 +259,20 @@ def imaged(x: Array, space: Space | None) -> Mask:
         return np.ones(x.shape[1:], bool)
     low, high = space.padding
     return np.asarray(((x < low) | (x > high)).any(axis=0))
+
+
+def distance(a: Space, b: Space) -> float | None:
+    """Largest distance in mm of the corners of two volumes of one size; None where the sizes differ, or where one of them does
+    not say where it lies."""
+    if a.size != b.size or not all(one.oriented and _says_place(one) for one in (a, b)):
+        return None
+    corners = itertools.product(*((0, n - 1) for n in a.size))
+    return max(float(np.linalg.norm(a.world(corner) - b.world(corner))) for corner in corners)
+
+
+def _says_place(space: Space) -> bool:
+    codes = space.nifti
+    return codes is None or bool(int(codes["qform_code"]) or int(codes["sform_code"]))
 
 
 def require_nibabel(who: str) -> Any:
@@ -526,5 +541,5 @@ def _unreadable(data: bytes, name: str, error: Exception) -> DataError:
     elif isinstance(error, EOFError | zlib.error | gzip.BadGzipFile):
         reason = "the compressed data are damaged or cut off"
     else:
-        reason = " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
+        reason = " ".join(str(error).split()).rstrip(".")[:200] or "the header is damaged"
     return DataError(f"{name}: cannot be read as a volume ({reason}); replace or remove the file.")

@@ -129,6 +129,8 @@ def _held_out(detector: Detector) -> DataSet | None:
         data = normal_training_images(with_split(open_data(str(known.get("name", ""))), detector.train.seed))
         if data.fingerprint() != known.get("fingerprint") or not detector.decision.calibration:
             return None
+        unused = np.array(known.get("unused", []), dtype=np.intp)  # had no part in the draw
+        data = data.subset(np.setdiff1d(np.arange(len(data)), unused))
         carved = hold_out(data.cases, detector.decision.calibration, seed=detector.train.seed)[1]
     except NormalcyError:
         return None

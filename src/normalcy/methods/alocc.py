@@ -5,7 +5,7 @@ from R(X + noise); R minimises -log D(R(X + noise)) + lambda |X - R(X + noise)|^
 reconstructs other images poorly.
 
 ==================  ====================================================================================================
-``reconstruction``  mean (x - R(x))^2, which Lin et al. (DDR-ID) report for ALOCC
+``reconstruction``  (x - R(x))^2, its mean (``reduce``), which Lin et al. (DDR-ID) report for ALOCC
 ``discriminator``   -logit D(x), computed by the authors' script
 ``refined``         -logit D(R(x)), the paper's score
 ==================  ====================================================================================================
@@ -16,7 +16,7 @@ reconstructs other images poorly.
 | reconstruction loss | squared error, lambda 0.4 | cross-entropy, weight 0.2 | squared error, ``weight`` |
 | updates of R for one of D |  | 2 | ``refiner_steps``, 1 |
 | optimiser |  | RMSprop, 2e-3 | Adam, 1e-5; ``optimiser``, ``lr`` |
-| bottleneck of R |  |  | a vector, as in DDR-ID |
+| networks | DCGAN; R without a bottleneck | the same | of DDR-ID: R with a bottleneck, ``refiner`` |
 | noise | Gaussian | digits: in [0, 1] (twice as strong), once, clipped | in [-1, 1], new at each step |
 
 Learning rate, epochs and batch size are those of DDR-ID. Images are mapped to [-1, 1] by the minimum and maximum of the training
@@ -34,7 +34,9 @@ from torch import Tensor, nn
 
 from normalcy import config
 from normalcy.method import Method, Objective, Scores, Stage
+from normalcy.nets.filters import Reduce, check_reduce, reduce_map
 from normalcy.nets.gan import Encoder, Generator, discriminator_loss, generator_loss
+from normalcy.nets.reconstruction import ReconstructionNetwork
 from normalcy.nets.scaling import Range
 
 Score = Literal["reconstruction", "discriminator", "refined"]
@@ -43,7 +45,10 @@ Score = Literal["reconstruction", "discriminator", "refined"]
 @dataclass(frozen=True)
 class ALOCCSettings:
     score: Score = "reconstruction"
-    """"reconstruction": mean (x - R(x))^2; "discriminator": -logit D(x); "refined": -logit D(R(x))."""
+    """"reconstruction": (x - R(x))^2; "discriminator": -logit D(x); "refined": -logit D(R(x))."""
+    refiner: Literal["dcgan", "ddr_id"] = "dcgan"
+    """Network R: "dcgan": halved until the longest side is below 8 pixels, two levels for 28 pixels; "ddr_id": that of table 1 of
+    DDR-ID, four levels for 28 or 32 pixels."""
     latent: int = 128
     """Latent dimension of the refiner (DDR-ID: 128 for MNIST, else 512)."""
     width: int = 64
@@ -62,10 +67,14 @@ class ALOCCSettings:
     """Learning rate of both networks (DDR-ID: 1e-5; authors' script: 2e-3)."""
     weight_decay: float = 1e-6
     """Weight decay of both networks (DDR-ID)."""
+    reduce: Reduce = "auto"
+    """Image score of "reconstruction": "mean", "max" or "top" (largest 1 %) of the error, or this quantile of it, in [0, 1];
+    "auto": "mean" up to 32 pixels a side, else "top"."""
 
     def __post_init__(self) -> None:
         positive, non_negative = ("latent", "width", "refiner_steps", "lr"), ("noise", "weight", "weight_decay")
         config.require("alocc", self, positive=positive, non_negative=non_negative)
+        check_reduce("alocc", self.reduce)
 
 
 class ALOCC(Method):
@@ -83,7 +92,12 @@ class ALOCC(Method):
         super().__init__(settings, shape)
         s = settings
         self.range = Range()
-        self.refiner = nn.Sequential(Encoder(self.shape, s.latent, s.width), Generator(self.shape, s.latent, s.width))
+        if s.refiner == "ddr_id":
+            self.refiner: nn.Module = ReconstructionNetwork(self.shape, s.latent, s.width)
+        else:
+            self.refiner = nn.Sequential(
+                Encoder(self.shape, s.latent, s.width), Generator(self.shape, s.latent, s.width)
+            )
         self.discriminator = Encoder(self.shape, 1, s.width)
 
     def stages(self) -> Sequence[Stage]:
@@ -129,7 +143,7 @@ class ALOCC(Method):
         error = (x - restored).square().mean(1)
         match self.settings.score:
             case "reconstruction":
-                image = error.flatten(1).mean(1)
+                image = reduce_map(error, self.settings.reduce)
             case "discriminator":
                 image = -self.discriminator(y).squeeze(1)
             case "refined":

@@ -45,8 +45,9 @@ class AutoencoderSettings:
     """Weight decay (Adam; Ruff et al.: 1e-6)."""
     smoothing: float = 0.0
     """Standard deviation of the Gaussian that smooths the map, in pixels."""
-    reduce: Reduce = "mean"
-    """Image score from the map: its "mean", its "max", or this quantile of it, in [0, 1]."""
+    reduce: Reduce = "auto"
+    """Image score: "mean", "max" or "top" (mean of the largest 1 %) of the map, or this quantile of it, in [0, 1]; "auto": "mean"
+    up to 32 pixels a side, else "top"."""
 
     def __post_init__(self) -> None:
         positive, non_negative = ("latent", "width", "lr"), ("weight_decay", "smoothing")

@@ -3,19 +3,22 @@
 z consists of the latent code, the relative Euclidean distance |x - x'| / |x| and the cosine similarity of the image x and its
 reconstruction x'. An estimation network predicts the membership of each z in ``components`` Gaussians; their weights, means and
 covariances are then those of the batch (equation 5). The loss is the reconstruction error |x - x'|^2, plus 0.1 times the mean
-energy E(z) = -log sum_k phi_k N(z; mu_k, Sigma_k), plus 0.005 times the sum of 1 / Sigma_k,jj, which keeps the mixture from
-collapsing (Zong et al. 2018). The score is E(z) in nats under the mixture of all training images.
+energy E(z) = -log sum_k phi_k N(z; mu_k, Sigma_k), plus 0.005 times the sum of v_j / Sigma_k,jj, with v_j the variance of
+coordinate j of z over the batch, which keeps the mixture from collapsing (Zong et al. 2018). The score is E(z) in nats under the
+mixture of all training images.
 
 | | paper | ports (the authors published no code) | normalcy |
 | --- | --- | --- | --- |
 | networks | fully connected, for tables | the same | convolutional, for images |
 | latent dimension | 1 or 2 | the same | ``latent``, 4 |
 | reconstruction error | sum over features | sum or mean | sum over pixels, in units of the training images' variance |
-| covariances | inverted as they are | 1e-12 is added | Cholesky factors in 64 bits, ``floor`` added to the variances |
+| covariances | inverted as they are | 1e-12 is added | Cholesky factors in 64 bits, relative ``floor`` added |
+| penalty | sum of 1 / Sigma_k,jj | the same | in units of the variance of each coordinate |
 | distance and cosine | of x and x' | the same | the same, although the networks see x minus the mean image |
 
-With a mean over pixels the penalty, which rewards large variances, would outweigh the reconstruction error. ``floor``, in units
-of the mean variance of z, keeps the density finite for small batches and for equal images.
+Distance and cosine vary hundreds of times less than the code. Hence penalty and floor are relative to each coordinate: a common
+floor would hide the two, and the paper's penalty rewards their variance, that is, poor reconstructions, so much that it can
+outweigh the reconstruction error. ``floor`` keeps the density finite for small batches and for equal images.
 
 The energy has no position in the image; ``map`` is the squared error. For a map of energies score patches:
 ``--method patchwise --set inner=dagmm --set inner_map=false``.
@@ -36,6 +39,9 @@ from normalcy.method import Batches, Method, Objective, Scores, Stage
 from normalcy.nets.convnets import Network, choose
 from normalcy.nets.scaling import Standardise
 
+TINY = 1e-8
+"""Added to the variances of z of a batch: coordinates of equal images have none."""
+
 
 @dataclass(frozen=True)
 class DAGMMSettings:
@@ -50,9 +56,9 @@ class DAGMMSettings:
     energy: float = 0.1
     """lambda_1, weight of the mean energy."""
     penalty: float = 0.005
-    """lambda_2, weight of the sum of inverse variances."""
+    """lambda_2, weight of the sum of inverse variances, which are in units of each coordinate's variance."""
     floor: float = 1e-3
-    """Added to all variances, in units of the mean variance of z."""
+    """Added to the variances of the components, in units of the variance of the same coordinate of z over the batch."""
     network: Network = "auto"
     """"auto": "lenet" for sides of at most 32 pixels, else "dcgan". "lenet": 5x5 convolutions and max-pooling (Ruff et al. 2018);
     "dcgan": 4x4 convolutions of stride 2 (Radford et al. 2016)."""
@@ -126,7 +132,7 @@ class DAGMM(Method):
         with torch.autocast(x.device.type, enabled=False):
             weights, means, covariances = moments(z.double(), self.memberships(z).double(), s.floor)
             energy = mixture_energy(z.double(), weights, means, torch.linalg.cholesky(covariances)).mean()
-            penalty = (1 / covariances.diagonal(dim1=1, dim2=2)).sum()
+            penalty = (variances(z.double()) / covariances.diagonal(dim1=1, dim2=2)).sum()
         loss = error + (s.energy * energy + s.penalty * penalty).float()
         return {"loss": loss, "error": error, "energy": energy, "penalty": penalty}
 
@@ -152,14 +158,18 @@ class DAGMM(Method):
 def moments(z: Tensor, gamma: Tensor, floor: float) -> tuple[Tensor, Tensor, Tensor]:
     """Weights (k,), means (k, d) and covariances (k, d, d) of points z (B, d) with memberships gamma (B, k) (equation 5).
 
-    ``floor`` times the mean variance of the points is added to all variances.
+    ``floor`` times the variance of all points along a coordinate is added to the variances along it.
     """
     total = gamma.sum(0).clamp(min=1e-9)
     means = gamma.T @ z / total[:, None]
     centred = z[:, None] - means  # (B, k, d)
     covariances = torch.einsum("bk,bki,bkj->kij", gamma, centred, centred) / total[:, None, None]
-    variance = z.detach().var(0, correction=0).mean() + 1e-6
-    return total / len(z), means, covariances + floor * variance * torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
+    return total / len(z), means, covariances + torch.diag(floor * variances(z))
+
+
+def variances(z: Tensor) -> Tensor:
+    """Variance of each coordinate of points (B, d) -> (d,), without gradients and above 0 for equal points."""
+    return z.detach().var(0, correction=0) + TINY
 
 
 def mixture_energy(z: Tensor, weights: Tensor, means: Tensor, factors: Tensor) -> Tensor:

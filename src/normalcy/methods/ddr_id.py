@@ -23,16 +23,21 @@ Algorithm 2 compares sums over latent dimensions with sums over pixels as they a
 | sigma | "a small value" | ``sigma``, 0.1 |
 | value range | tanh outputs, inputs in [0, 1] | compared and summed as they are |
 | loss of the encoder, equation 4 | log(1 - D_L) | log(1 - D_L); ``non_saturating=true``: -log D_L |
+| first weights | not given | ``first_weights``, "he" |
 | batches of D_L, which has batch norm | not given | Gaussian samples and codes in one batch (``joint_batches``) |
 
 In separate batches, batch norm would hide the difference of mean and standard deviation between Gaussian samples and codes.
+
+The first weights matter more than any other point that the paper leaves open. The batch norm behind the decoder's linear layer
+makes the scale of the codes free, so it stays what the first weights made it, and L_OC, sigma and AS_l are in that unit.
+Algorithm 2 compares AS_l with AS_r, which has the unit of the image: the scale alone can decide which of them it selects.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -42,13 +47,10 @@ from torch.nn import functional as F
 from normalcy import config
 from normalcy.errors import DataError
 from normalcy.method import Batches, Method, Objective, Scores, Stage
-from normalcy.nets.convnets import initialise
-from normalcy.nets.halving import DoublingConv2d, HalvingConv2d
+from normalcy.nets.reconstruction import FirstWeights, ReconstructionNetwork
 from normalcy.nets.schedules import drop_after
 
 Score = Literal["validation", "latent", "image", "sum"]
-SLOPE = 0.2
-"""Negative slope of the leaky ReLUs."""
 DROP = 50
 """Epochs of a stage after which the learning rate is a tenth."""
 
@@ -70,6 +72,9 @@ class DDRIDSettings:
     """The encoder minimises -log D_L instead of log(1 - D_L)."""
     joint_batches: bool = True
     """D_L sees Gaussian samples and latent codes in one batch (its batch norms share statistics)."""
+    first_weights: FirstWeights = "he"
+    """First weights of both autoencoders: "he": normal, such that the scale of activations is kept (He et al. 2015), biases 0;
+    "torch": PyTorch's default; "dcgan": normal of standard deviation 0.02, norms around 1 (Radford et al. 2016)."""
     bias: bool = True
     """E_C and E_N have biases and affine norms; false: neither, as in Deep SVDD, so that a constant code cannot be learned."""
     pretraining_epochs: int = 150
@@ -92,51 +97,6 @@ class DDRIDSettings:
         )
 
 
-class ReconstructionNetwork(nn.Module):
-    """Table 1: encoder (B, C, H, W) -> (B, latent) and decoder back, both of the DCGAN type."""
-
-    def __init__(self, shape: Sequence[int], latent: int, width: int, bias: bool = True) -> None:
-        super().__init__()
-        channels, *self.sides = shape
-        levels = max(1, math.ceil(math.log2(max(self.sides) / 4)))  # of the decoder, above its first grid: 3 for 32x32
-        self.grid = tuple(max(2, math.ceil(side / 2**levels)) for side in self.sides)
-        self.inside = [n * 2**levels for n in self.grid]  # sides that halve evenly
-        widths = [width * min(8, 2**i) for i in range(levels + 1)]
-        encoder = nn.Sequential()
-        for level, (before, after) in enumerate(zip([channels, *widths], widths)):
-            # The norm cancels a bias of the layer before it.
-            convolve = HalvingConv2d(before, after, bias=bias and level == 0)
-            encoder.append(nn.Sequential(convolve, *self._norm(after, bias)[0 if level else 1 :]))
-        last = [n // 2 for n in self.grid]
-        encoder.extend([nn.Flatten(), nn.Linear(widths[-1] * math.prod(last), latent, bias=bias)])
-        decoder = nn.Sequential(
-            # What a transposed convolution from one pixel onto the grid computes.
-            nn.Linear(latent, widths[-1] * math.prod(self.grid), bias=False),
-            nn.Sequential(nn.Unflatten(1, (widths[-1], *self.grid)), *self._norm(widths[-1])),
-        )
-        for before, after in zip(widths[:0:-1], widths[-2:0:-1]):
-            decoder.append(nn.Sequential(DoublingConv2d(before, after, bias=False), *self._norm(after)))
-        decoder.append(nn.Sequential(DoublingConv2d(widths[1], channels), nn.Tanh()))
-        self.encoder, self.decoder = initialise(encoder, SLOPE), initialise(decoder, SLOPE)
-
-    @staticmethod
-    def _norm(channels: int, affine: bool = True) -> list[nn.Module]:
-        return [nn.BatchNorm2d(channels, affine=affine), nn.LeakyReLU(SLOPE, inplace=True)]
-
-    def encode(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, latent), float32"""
-        code: Tensor = self.encoder(_resized(x, self.inside))
-        return code.float()
-
-    def decode(self, code: Tensor) -> Tensor:
-        """(B, latent) -> (B, C, H, W) in [-1, 1], float32."""
-        image: Tensor = self.decoder(code).float()
-        return _resized(image, self.sides)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.decode(self.encode(x))
-
-
 class DDRID(Method):
     name = "ddr_id"
     Settings = DDRIDSettings
@@ -157,10 +117,10 @@ class DDRID(Method):
         if min(self.shape[1:]) < 8:
             raise DataError(f"ddr_id expects images with sides of at least 8 pixels, got {self.shape}: use resize.")
         latent = settings.latent or (128 if self.shape[0] == 1 else 512)
-        self.class_specific = ReconstructionNetwork(
-            self.shape, latent, settings.width, settings.bias
-        )  # R_C = D_C(E_C(.))
-        self.residual = ReconstructionNetwork(self.shape, latent, settings.width, settings.bias)  # R_N
+        build = partial(
+            ReconstructionNetwork, self.shape, latent, settings.width, settings.bias, settings.first_weights
+        )
+        self.class_specific, self.residual = build(), build()  # R_C = D_C(E_C(.)) and R_N
         first = 64 if latent <= 128 else 128  # table 1: MNIST, others
         self.discriminator = nn.Sequential()  # D_L, up to the sigmoid
         for before, after in zip((latent, first, 32), (first, 32, 16)):
@@ -289,11 +249,3 @@ class DDRID(Method):
 def _squares(x: Tensor) -> Tensor:
     """Sum of squares of each image, (B,)."""
     return x.square().flatten(1).sum(1)
-
-
-def _resized(x: Tensor, sides: Sequence[int]) -> Tensor:
-    """(B, C, H, W) -> (B, C, *sides), bilinear in 32 bits where the sides differ"""
-    if list(x.shape[2:]) == list(sides):
-        return x
-    with torch.autocast(x.device.type, enabled=False):
-        return F.interpolate(x.float(), tuple(sides), mode="bilinear", antialias=True)

@@ -10,20 +10,24 @@ radius R^2 of a sphere around c plus the distances outside of it, and R^2 is sub
 | --- | --- | --- | --- |
 | epochs, pretraining + training | 150 + 100 (DDR-ID) | MNIST 150 + 150, CIFAR-10 350 + 150 | 150 + 100 |
 | learning rate a tenth after epoch | 50 (DDR-ID) | 50; CIFAR-10: 250 and 50 | 50 |
-| radius | line search every 5 epochs | quantile of each batch | quantile of recent distances, every 20th of the stage |
-| radius is 0 for the first | | 10 epochs | tenth of the stage |
+| radius | line search every 5 epochs | every 5 epochs (Theano); of each batch (PyTorch) | of each batch, for the next step |
+| radius is 0 for the first | | PyTorch: 10 epochs | tenth of the stage |
+| nu | the better of 0.01 and 0.1 on the test set | 0.1 | 0.05 (DDR-ID) |
 | radius of the score | | | that of all training images |
 | first layer | random | dictionary of patches (MNIST), else random | as the authors' code (``first_filters``) |
 | decoder | code as 4x4 pixels | the same | starts with a linear layer, for images of any size |
 
-The quantile is the (1 - nu)-quantile of the squared distances, the minimum that the line search finds.
+The radius is the (1 - nu)-quantile of the squared distances, at which the loss of these distances is smallest. The Theano code,
+which gave the paper's numbers, sets it after each of the first 10 epochs, then every 5, by a line search that takes the best R
+for R^2: about nu of the images are outside when distances are near 1. A radius of earlier, larger distances leaves no image
+outside: the loss then has no gradient, and training stands still.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from sklearn.decomposition import MiniBatchDictionaryLearning
@@ -37,8 +41,10 @@ from normalcy.nets.neighbours import Reservoir
 from normalcy.nets.schedules import drop_after
 from normalcy.nets.seeds import random_state
 
-RECENT = 4096
-"""Number of recent squared distances from which the radius is computed."""
+WARM_UP = 0.1
+"""Fraction of the stage in which the radius is 0 and the loss of the soft boundary is that of ``one_class``."""
+RETIRED = ("recent", "seen", "twentieth")
+"""Buffers of saved models from when the radius was that of recent batches."""
 PATCHES = 10_000
 """Number of image patches from which a dictionary is learned."""
 
@@ -86,12 +92,10 @@ class DeepSVDD(Method):
         "classification. ICML, 2018."
     )
     spatial_dims = (2, 3)
+    late_settings: ClassVar = {"objective": 1, "nu": 1, "nudge": 1}
     settings: DeepSVDDSettings
     centre: Tensor
     squared_radius: Tensor
-    recent: Tensor
-    seen: Tensor
-    twentieth: Tensor
 
     def __init__(self, settings: DeepSVDDSettings, shape: Sequence[int]) -> None:
         super().__init__(settings, shape)
@@ -106,9 +110,8 @@ class DeepSVDD(Method):
         self.decoder = net.decoder(self.shape, latent)
         self.register_buffer("centre", torch.zeros(latent))
         self.register_buffer("squared_radius", torch.zeros(()))
-        self.register_buffer("recent", torch.zeros(RECENT))
-        self.register_buffer("seen", torch.zeros((), dtype=torch.long))
-        self.register_buffer("twentieth", torch.zeros((), dtype=torch.long))
+        self.radius_follows = False  # true once the warm-up is over
+        self.register_load_state_dict_pre_hook(_drop_retired)  # type: ignore[no-untyped-call]
 
     def encode(self, x: Tensor) -> Tensor:
         """(B, C, *spatial) -> (B, latent)"""
@@ -138,21 +141,20 @@ class DeepSVDD(Method):
         return {"loss": self.distance(x).mean()}
 
     def soft_boundary(self, x: Tensor) -> Mapping[str, Tensor]:
-        """R^2 + 1/nu mean max(0, |phi(x) - c|^2 - R^2) for the current R; keeps the distances for the next one."""
+        """R^2 + 1/nu mean max(0, |phi(x) - c|^2 - R^2); in training, this batch then gives the R^2 of the next step."""
         distance = self.distance(x)
-        place = (self.seen + torch.arange(len(x), device=x.device)) % RECENT
-        self.recent[place] = distance.detach()
-        self.seen += len(x)
-        outside = (distance - self.squared_radius).clamp(min=0).mean()
-        return {"loss": self.squared_radius + outside / self.settings.nu, "squared_radius": self.squared_radius.clone()}
+        squared_radius = self.squared_radius.clone()
+        outside = (distance - squared_radius).clamp(min=0)
+        if self.training and self.radius_follows:
+            self.squared_radius.copy_(torch.quantile(distance.detach(), 1 - self.settings.nu))
+        return {
+            "loss": squared_radius + outside.mean() / self.settings.nu,
+            "squared_radius": squared_radius,
+            "outside": (outside > 0).float().mean(),
+        }
 
     def follow_radius(self, fraction: float) -> None:
-        """A new radius every 20th of the stage, after the first tenth; until then it is 0, and the loss that of one_class."""
-        now = int(20 * fraction)
-        if now >= 2 and now > int(self.twentieth):
-            known = self.recent[: min(int(self.seen), RECENT)]
-            self.squared_radius.copy_(torch.quantile(known, 1 - self.settings.nu))
-            self.twentieth.fill_(now)
+        self.radius_follows = fraction >= WARM_UP
 
     def measure_radius(self, batches: Batches) -> None:
         """The radius that leaves the fraction nu of the training images outside."""
@@ -190,6 +192,11 @@ class DeepSVDD(Method):
         code = self.encode(x)
         distance = (code - self.centre).square().sum(1)
         return Scores(image=distance - self.squared_radius, latent=code)
+
+
+def _drop_retired(method: DeepSVDD, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for name in RETIRED:
+        state.pop(prefix + name, None)
 
 
 def patch_dictionary(batches: Batches, shape: Sequence[int]) -> Tensor:

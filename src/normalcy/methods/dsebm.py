@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from normalcy import config
 from normalcy.method import Method, Objective, Scores, Stage
 from normalcy.nets.convnets import conv, initialise
-from normalcy.nets.filters import gaussian_smooth
+from normalcy.nets.filters import Reduce, check_reduce, gaussian_smooth, reduce_map
 from normalcy.nets.scaling import Standardise
 
 Score = Literal["energy", "reconstruction"]
@@ -38,7 +38,7 @@ Score = Literal["energy", "reconstruction"]
 @dataclass(frozen=True)
 class DSEBMSettings:
     score: Score = "energy"
-    """"energy": E(x); "reconstruction": |dE/dx|^2; both means over pixels."""
+    """"energy": E(x), mean over pixels; "reconstruction": |dE/dx|^2 of the pixels (``reduce``)."""
     width: int = 32
     """Channels of the first level."""
     features: int = 256
@@ -49,9 +49,13 @@ class DSEBMSettings:
     """Learning rate (Adam)."""
     smoothing: float = 0.0
     """Standard deviation of the Gaussian that smooths the map, in pixels."""
+    reduce: Reduce = "auto"
+    """Image score of "reconstruction": "mean", "max" or "top" (largest 1 %) of the error, or this quantile of it, in [0, 1];
+    "auto": "mean" up to 32 pixels a side, else "top"."""
 
     def __post_init__(self) -> None:
         config.require("dsebm", self, positive=("width", "features", "noise", "lr"), non_negative=("smoothing",))
+        check_reduce("dsebm", self.reduce)
 
 
 class DSEBM(Method):
@@ -112,6 +116,6 @@ class DSEBM(Method):
         y = self.standardise(x)
         gradient = self.step(y)
         error = gradient.square().mean(1)
-        image = self.energy(y) if self.settings.score == "energy" else error.flatten(1).mean(1)
+        image = self.energy(y) if self.settings.score == "energy" else reduce_map(error, self.settings.reduce)
         map = gaussian_smooth(error, self.settings.smoothing)
         return Scores(image=image, map=map, restored=self.standardise.inverse(y - gradient))

@@ -9,6 +9,7 @@ also the score (Schlegl et al. 2019). As in the authors' code, the codes of the 
 | networks | residual | DCGAN type, for any image size |
 | normalisation in the critic | layer norm | group norm; both keep images independent, as the gradient penalty needs |
 | value range | | mapped to [-1, 1] by the minimum and maximum of the training images |
+| optimiser of the encoder | RMSprop of TensorFlow, decay 0.9 | RMSprop of PyTorch, alpha 0.99 |
 | length | authors' code: GAN 7 passes over its images, encoder 50,000 steps | 10,000 and 5,000 steps |
 """
 

@@ -6,7 +6,7 @@ discriminator features), plus 50 times the mean |x - G(x)| ("context"), plus 1 t
 
 ===========  ===========================================================================================================
 ``latent``   mean |G_E(x) - E(G(x))| over the latent dimension (equation 5)
-``context``  mean |x - G(x)|
+``context``  |x - G(x)|, its mean up to 32 pixels a side (``reduce``)
 ===========  ===========================================================================================================
 
 | | paper | authors' code | normalcy |
@@ -17,6 +17,7 @@ discriminator features), plus 50 times the mean |x - G(x)| ("context"), plus 1 t
 | choice of epoch | | by the AUROC on test images | none |
 | batch norm in testing | | has been in training mode | evaluation mode |
 | G_E, G_D, E | DCGAN, the code as 1x1 pixels | the same | linear layers before and after the code |
+| first weights | | normal, 0.02; norms around 1; no biases | He et al. 2015; a tenth of it in the decoder's last layer |
 | value range | | | [-1, 1] by the minimum and maximum of the training images |
 | discriminator | | restarted where its loss is below 1e-5 | not restarted |
 """
@@ -32,7 +33,7 @@ from torch import Tensor
 
 from normalcy import config
 from normalcy.method import Method, Objective, Scores, Stage
-from normalcy.nets.filters import gaussian_smooth
+from normalcy.nets.filters import Reduce, check_reduce, gaussian_smooth, reduce_map
 from normalcy.nets.gan import Encoder, Generator, discriminator_loss
 from normalcy.nets.scaling import Range
 
@@ -57,10 +58,14 @@ class GANomalySettings:
     """Learning rate of generator and discriminator (Adam, betas 0.5 and 0.999)."""
     smoothing: float = 0.0
     """Standard deviation of the Gaussian that smooths the map, in pixels."""
+    reduce: Reduce = "auto"
+    """Image score of "context": "mean", "max" or "top" (mean of the largest 1 %) of the error, or this quantile of it, in [0, 1];
+    "auto": "mean" up to 32 pixels a side, else "top"."""
 
     def __post_init__(self) -> None:
         positive, non_negative = ("latent", "width", "lr"), ("adversarial", "context", "encoder", "smoothing")
         config.require("ganomaly", self, positive=positive, non_negative=non_negative)
+        check_reduce("ganomaly", self.reduce)
 
 
 class GANomaly(Method):
@@ -117,7 +122,8 @@ class GANomaly(Method):
         y = self.range(x)
         code, restored, second_code = self.codes(y)
         error = (y - restored).abs().mean(1)
-        image = (code - second_code).abs().mean(1) if self.settings.score == "latent" else error.mean((1, 2))
+        latent = self.settings.score == "latent"
+        image = (code - second_code).abs().mean(1) if latent else reduce_map(error, self.settings.reduce)
         map = gaussian_smooth(error, self.settings.smoothing)
         return Scores(image=image, map=map, restored=self.range.inverse(restored), latent=code)
 

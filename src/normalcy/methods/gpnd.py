@@ -13,8 +13,9 @@ images; the map is (x - f(g(x)))^2.
 
 | | paper | authors' code | normalcy |
 | --- | --- | --- | --- |
-| log of det S, tangent space | included | omitted, w = x - f(z) | included; ``jacobian=false``: omitted |
-| power of the norm of w | m - n | | m - n - 1, which makes it a density |
+| log of det S | of the decoder's Jacobian | of the encoder's, same sign | of the decoder's; ``jacobian=false``: omitted |
+| residual | orthogonal part w | x - f(z) | orthogonal part; ``jacobian=false``: x - f(z) |
+| power of the norm of w | m - n | 0.2 (m - n) - 1 | m - n - 1, which makes it a density; times ``power`` |
 | p_R | histogram | | Gaussian kernel density, nowhere 0 |
 | reconstruction loss | | | squared error in units of the images' variance |
 | adversarial loss of g and f | log(1 - D) | | -log D, in one update per step |
@@ -65,7 +66,9 @@ class GPNDSettings:
     fit_images: int = 2000
     """Maximum number of training images, evenly spaced, for fitting the densities; a Jacobian costs ``latent`` decodings."""
     jacobian: bool = True
-    """Include log|det S| and the tangent space (the paper); false: neither (the authors' code)."""
+    """Include log|det S| and the tangent space (the paper); false: neither, and the residual is x - f(z)."""
+    power: float = 1.0
+    """Factor of the last term, the power of the residual's norm; 0.2: the "power correction" of the authors' code."""
     network: Network = "auto"
     """"auto": "lenet" for sides of at most 32 pixels, else "dcgan". "lenet": 5x5 convolutions and max-pooling (Ruff et al. 2018);
     "dcgan": 4x4 convolutions of stride 2 (Radford et al. 2016)."""
@@ -79,7 +82,7 @@ class GPNDSettings:
     """Learning rate of both discriminators (Adam), with the same schedule."""
 
     def __post_init__(self) -> None:
-        config.require("gpnd", self, positive=("latent", "weight", "fit_images", "width", "lr", "critic_lr"))
+        config.require("gpnd", self, positive=("latent", "weight", "fit_images", "power", "width", "lr", "critic_lr"))
 
 
 class GPND(Method):
@@ -203,7 +206,8 @@ class GPND(Method):
         """log p of standardised images (B, C, *spatial) with z = g(x) and f(z), in nats, (B,)."""
         log_det, norm = self.parts(x, z, restored)
         codes = generalised_normal(z, self.location, self.scale, self.exponent).sum(1)
-        return codes - log_det + kernel_density(norm, self.norms) + direction(norm, math.prod(self.shape) - z.shape[1])
+        sphere = self.settings.power * direction(norm, math.prod(self.shape) - z.shape[1])
+        return codes - log_det + kernel_density(norm, self.norms) + sphere
 
     def _fit_densities(self, batches: Batches) -> None:
         every = math.ceil(batches.count / self.settings.fit_images)

@@ -4,9 +4,9 @@ Images are represented by their pixels or by pooled deep features (``features``)
 is the mean of Gaussians around the training images (Parzen 1962), with the protocol of Deep SVDD (Ruff et al. 2018): PCA, and
 the bandwidth by 5-fold cross-validation of the log-likelihood of the training images.
 
-| | Ruff et al. 2018 | normalcy |
-| --- | --- | --- |
-| bandwidths | 2^0.5, 2^1, ..., 2^5 | from 2^-4 on: with their MNIST protocol the likelihood still rises at 2^0.5 |
+| | Ruff et al. 2018 | authors' code | normalcy |
+| --- | --- | --- | --- |
+| bandwidths | 2^0.5, 2^1, ..., 2^5 | 20 values from 2^-4.5 to 2^5 | from 2^-4 to 2^5; at 2^0.5 the likelihood still rises |
 """
 
 from __future__ import annotations

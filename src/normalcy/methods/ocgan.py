@@ -6,15 +6,19 @@ reconstructions as positives and images of uniform codes as negatives, guides gr
 ("informative-negative mining"), on which the visual discriminator then trains. Mining starts after a tenth of the training.
 
 ==================  ====================================================================================================
-``reconstruction``  mean squared error, as in the paper
+``reconstruction``  squared error, its mean as in the paper up to 32 pixels a side (``reduce``)
 ``discriminator``   -logit of the visual discriminator on the reconstruction
 ==================  ====================================================================================================
 
-| | paper | normalcy |
-|---|---|---|
-| final weights | the epoch with the lowest error on a validation set | the last epoch |
-| networks | three and four layers, 28 pixels | DCGAN type, any size |
-| images | | scaled to [-1, 1] by the range of the training images |
+| | paper | authors' code | normalcy |
+|---|---|---|---|
+| final weights | the epoch with the lowest error on a validation set | | the last epoch |
+| networks | three and four layers, 28 pixels | | DCGAN type, any size |
+| images | | | scaled to [-1, 1] by the range of the training images |
+| latent dimension | | 16 | 64 |
+| learning rate | | 2e-4 | 1e-3 |
+| weight of the reconstruction | 10 | default 500, on half the squared error; 10 in the README | 10 |
+| mining | | from epoch 150 of 201, one step | from a tenth of the training, ``mining_steps`` |
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ from torch.nn import functional as F
 
 from normalcy.config import require
 from normalcy.method import Method, Objective, Scores, Stage
-from normalcy.nets.filters import gaussian_smooth
+from normalcy.nets.filters import Reduce, check_reduce, gaussian_smooth, reduce_map
 from normalcy.nets.gan import Encoder, Generator, discriminator_loss, generator_loss
 from normalcy.nets.scaling import Range
 
@@ -57,10 +61,14 @@ class OCGANSettings:
     """Learning rate (Adam, betas 0.5 and 0.999) of all networks."""
     smoothing: float = 0.0
     """Standard deviation of the Gaussian that smooths the map, in pixels; 0: no smoothing."""
+    reduce: Reduce = "auto"
+    """Image score of "reconstruction": "mean", "max" or "top" (largest 1 %) of the error, or this quantile of it, in [0, 1];
+    "auto": "mean" up to 32 pixels a side, else "top"."""
 
     def __post_init__(self) -> None:
         non_negative = ("noise", "weight", "mining_steps", "smoothing")
         require("ocgan", self, positive=("latent", "width", "lr", "mining_lr"), non_negative=non_negative)
+        check_reduce("ocgan", self.reduce)
 
 
 class OCGAN(Method):
@@ -162,6 +170,7 @@ class OCGAN(Method):
         code = self.encode(y)
         restored = self.decoder(code)
         error = (y - restored).square().mean(1)
-        image = error.mean((1, 2)) if self.settings.score == "reconstruction" else -self.visual(restored)[:, 0]
+        reconstruction = self.settings.score == "reconstruction"
+        image = reduce_map(error, self.settings.reduce) if reconstruction else -self.visual(restored)[:, 0]
         map = gaussian_smooth(error, self.settings.smoothing)
         return Scores(image=image, map=map, restored=self.range.inverse(restored), latent=code)

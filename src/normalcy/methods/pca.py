@@ -15,7 +15,7 @@ from torch import Tensor
 
 from normalcy.config import require, require_that
 from normalcy.method import Batches, Method, Scores, Stage
-from normalcy.nets.filters import gaussian_smooth, map_quantile
+from normalcy.nets.filters import Reduce, check_reduce, gaussian_smooth, reduce_map
 from normalcy.nets.statistics import Mapped, mean_and_std, principal_components
 
 
@@ -25,13 +25,15 @@ class PCASettings:
     """Number of principal components (1 or more), or the fraction of the variance that they explain, in (0, 1)."""
     smoothing: float = 0.0
     """Standard deviation of the Gaussian that smooths the map, in pixels; 0: no smoothing."""
-    quantile: float | None = None
-    """Image score: this quantile of the map, in [0, 1]; none: its mean."""
+    reduce: Reduce = "auto"
+    """Image score: "mean", "max" or "top" (mean of the largest 1 %) of the map, or this quantile of it, in [0, 1]; "auto": "mean"
+    up to 32 pixels a side, else "top"."""
 
     def __post_init__(self) -> None:
         valid = 0 < self.components < 1 or (self.components >= 1 and float(self.components).is_integer())
         require_that(valid, "pca", "components", "a number of them or a fraction between 0 and 1", self.components)
-        require("pca", self, non_negative=("smoothing",), unit=("quantile",))
+        require("pca", self, non_negative=("smoothing",))
+        check_reduce("pca", self.reduce)
 
 
 class PCA(Method):
@@ -65,10 +67,5 @@ class PCA(Method):
     def _score(self, x: Tensor) -> Scores:
         restored = (self.centre + (x.flatten(1) - self.centre) @ self.basis.T @ self.basis).view(x.shape)
         error = (x - restored).square().mean(1)  # (B, *spatial)
-        quantile = self.settings.quantile
         error = gaussian_smooth(error, self.settings.smoothing)
-        return Scores(
-            image=error.flatten(1).mean(1) if quantile is None else map_quantile(error, quantile),
-            map=error,
-            restored=restored,
-        )
+        return Scores(image=reduce_map(error, self.settings.reduce), map=error, restored=restored)

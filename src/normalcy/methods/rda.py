@@ -22,6 +22,7 @@ fall below what the threshold leaves of an image, so rounds usually end by c2 or
 | unit of lambda | value of a pixel | same | scale of the training images: root mean square difference from their mean |
 | norms | sums | same | root mean squares, so that one lambda suits all sizes and numbers of images |
 | constraint holds to | 1e-7 | 1e-7, never reached: a fixed number of rounds | 1 %, about the limit of mini-batch training |
+| network in a new round | goes on | starts anew (20 rounds of 50 epochs) | goes on; ``restart=true``: starts anew |
 | an anomaly is | an image whose row of S is not 0 | same | an image with a high score; ``normalcy audit`` ranks training images |
 | choice of lambda | by labels | same | setting; ``normalcy audit``: by the expected fraction of anomalies |
 | networks | fully connected | same | those of ``autoencoder`` |
@@ -58,6 +59,8 @@ class RDASettings:
     """lambda, the threshold, in units of the root mean square difference of the training images from their mean."""
     rounds: int = 5
     """Alternations between training and S; in the first S is 0."""
+    restart: bool = False
+    """Each round trains the network from new first weights (authors' code) instead of those of the round before."""
     iterations: int = 20
     """Maximum number of iterations for S and L of an image."""
     tolerance: float = 1e-3
@@ -105,12 +108,16 @@ class RDA(Method):
 
     def __init__(self, settings: RDASettings, shape: Sequence[int]) -> None:
         super().__init__(settings, shape)
-        net = choose(settings.network, self.shape, settings.width)
         self.standardise = Standardise(self.shape)
-        self.network = nn.Sequential(net.encoder(self.shape, settings.latent), net.decoder(self.shape, settings.latent))
+        self.network = self._untrained()
         self.before = copy.deepcopy(self.network)  # the network at the start of the round, which gives S and L
         self.register_buffer("share", torch.zeros(self.shape))  # "pixels": fraction of the error that goes to S
         self.register_buffer("residuals", torch.full((settings.rounds, 2), torch.inf))  # c1 and c2 after each round
+
+    def _untrained(self) -> nn.Sequential:
+        net = choose(self.settings.network, self.shape, self.settings.width)
+        latent = self.settings.latent
+        return nn.Sequential(net.encoder(self.shape, latent), net.decoder(self.shape, latent))
 
     def stages(self) -> Sequence[Stage]:
         objective = Objective(self.reconstruction, list(self.network.parameters()), lr=self.settings.lr)
@@ -180,6 +187,8 @@ class RDA(Method):
         self.residuals[done, 0] = (left / whole).sqrt()
         if done:
             self.residuals[done, 1] = (moved / whole).sqrt()
+        if self.settings.restart and not self.converged():
+            self.network.load_state_dict(self._untrained().state_dict())
 
     def clean(self, x: Tensor) -> Tensor:
         """L of images (B, C, *spatial), standardised."""

@@ -77,8 +77,9 @@ class VAESettings:
     """Weight decay (Adam)."""
     smoothing: float = 1.0
     """Standard deviation of the Gaussian that smooths the map, in pixels; 0: no smoothing."""
-    reduce: Reduce = "mean"
-    """Image score of the scores not in nats: "mean" or "max" of the map, or this quantile of it, in [0, 1]."""
+    reduce: Reduce = "auto"
+    """Image score of the scores not in nats: "mean", "max" or "top" (mean of the largest 1 %) of the map, or this quantile of it,
+    in [0, 1]; "auto": "mean" up to 32 pixels a side, else "top"."""
 
     def __post_init__(self) -> None:
         non_negative = ("beta", "weight_decay", "smoothing")

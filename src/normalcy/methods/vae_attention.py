@@ -60,8 +60,9 @@ class VAEAttentionSettings:
     """Learning rate (Adam); a tenth of it in the last third of the training."""
     smoothing: float = 1.0
     """Standard deviation of the Gaussian that smooths the map, in pixels; 0: no smoothing."""
-    reduce: Reduce = "mean"
-    """Image score of "reconstruction": "mean" or "max" of the map, or this quantile of it, in [0, 1]."""
+    reduce: Reduce = "auto"
+    """Image score of "reconstruction": "mean", "max" or "top" (mean of the largest 1 %) of the map, or this quantile of it, in
+    [0, 1]; "auto": "mean" up to 32 pixels a side, else "top"."""
 
     def __post_init__(self) -> None:
         require("vae_attention", self, positive=("latent", "lr"), non_negative=("level", "beta", "smoothing"))

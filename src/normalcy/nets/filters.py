@@ -12,8 +12,12 @@ from torch.nn import functional as F
 
 from normalcy.config import require_that
 
-Reduce = float | Literal["mean", "max"]
-"""The image score as a function of the map: its mean, its maximum or a quantile in [0, 1]."""
+Reduce = float | Literal["auto", "mean", "top", "max"]
+"""The image score as a function of the map, see :func:`reduce_map`; a number is a quantile in [0, 1]."""
+SMALL = 32
+"""Longest side of a map, in pixels, up to which "auto" is its mean."""
+TOP = 0.01
+"""Fraction of the pixels whose mean is "top"."""
 
 
 def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:
@@ -91,11 +95,21 @@ def map_quantile(maps: Tensor, quantile: float) -> Tensor:
 def check_reduce(who: str, reduce: Reduce) -> None:
     """Raises SettingsError for a number outside [0, 1]."""
     valid = isinstance(reduce, str) or 0 <= reduce <= 1
-    require_that(valid, who, "reduce", '"mean", "max" or a quantile between 0 and 1', reduce)
+    require_that(valid, who, "reduce", '"auto", "mean", "top", "max" or a quantile between 0 and 1', reduce)
 
 
 def reduce_map(maps: Tensor, reduce: Reduce) -> Tensor:
-    """Image scores (B,) from maps (B, *spatial): their mean, maximum or quantile."""
+    """Image scores (B,) from maps (B, *spatial): their mean, maximum, a quantile, or the mean of their largest pixels.
+
+    "top" is the mean of the largest 1 % of the pixels, at least one. "auto" is "mean" for maps of at most 32 pixels a side, which
+    show one object, and "top" for larger ones, whose mean a small anomaly does not change (measured by
+    ``recipes/reduction.py`` on normal images with synthetic anomalies).
+    """
+    flat = maps.flatten(1)
+    if reduce == "auto":
+        reduce = "mean" if max(maps.shape[1:]) <= SMALL else "top"
     if reduce == "mean":
-        return maps.flatten(1).mean(1)
+        return flat.mean(1)
+    if reduce == "top":
+        return flat.topk(max(1, round(TOP * flat.shape[1])), dim=1).values.mean(1)
     return map_quantile(maps, 1.0 if reduce == "max" else reduce)

@@ -16,8 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-CHANNELS = 64
-"""Layers with fewer input channels use torch's own convolutions."""
+HALVING_CHANNELS, CHANNELS = 128, 64
+"""Layers that halve, or double, with fewer input channels use torch's own convolutions (64 channels halved, 16x16 pixels, forward
+and backward: 31 ms of torch and 102 ms as a product on an Intel Xeon with AMX, 45 and 101 ms on an AMD EPYC)."""
+AT_ONCE = 64
+"""Images that are doubled at once: overlapping patches of more no longer fit the cache (256 images of 256 channels, 8x8 pixels:
+162 instead of 203 ms on the Xeon, 172 instead of 223 ms on the EPYC)."""
 
 
 def _patches(x: Tensor) -> Tensor:
@@ -107,7 +111,7 @@ class HalvingConv2d(nn.Conv2d):
         super().__init__(before, after, 4, 2, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[2] % 2 or x.shape[3] % 2 or self.in_channels < CHANNELS or not _wins(x):
+        if x.shape[2] % 2 or x.shape[3] % 2 or self.in_channels < HALVING_CHANNELS or not _wins(x):
             return super().forward(x)
         return _with_bias(halve(x.bfloat16(), self.weight.bfloat16()), self.bias)
 
@@ -124,7 +128,9 @@ class DoublingConv2d(nn.ConvTranspose2d):
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         if any(self.output_padding) or output_size or self.in_channels < CHANNELS or not _wins(x):
             return super().forward(x, output_size)
-        return _with_bias(double(x.bfloat16(), self.weight.bfloat16()), self.bias)
+        weight = self.weight.bfloat16()
+        parts = [double(part, weight) for part in torch.split(x.bfloat16(), AT_ONCE)]
+        return _with_bias(torch.cat(parts) if len(parts) > 1 else parts[0], self.bias)
 
 
 def _wins(x: Tensor) -> bool:

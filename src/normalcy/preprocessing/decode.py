@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from normalcy.arrays import Array, Float32, Indices
+from normalcy.arrays import Float32, Indices
 from normalcy.data.dataset import DataSet, Failure
 from normalcy.errors import DataError
 from normalcy.files import read_text, writing
@@ -102,31 +102,6 @@ def decode(
     return DiskImages(spill, (on_disk, *shape)), np.array(origin), failures
 
 
-def fit_preprocess(preprocess: Preprocess, data: DataSet) -> tuple[Preprocess, dict[int, Failure]]:
-    """Preprocessing with its constants measured on ``data``, and the images that could not be read, by position.
-
-    Raises DataError when more than half of the images (and more than 10) are bad.
-    """
-    bad: dict[int, Failure] = {}
-    good = list(range(len(data)))
-    while good:
-        current = [0]
-
-        def read(k: int, current: list[int] = current, good: list[int] = good) -> Array:
-            current[0] = good[k]
-            return data.read(good[k])
-
-        try:
-            return preprocess.fit(read, len(good)), bad
-        except DataError as error:
-            bad[current[0]] = Failure(data.items[current[0]].path, str(error))
-            good.remove(current[0])
-            if len(bad) > max(10, len(data) // 2):
-                break
-    reasons = "; ".join(f"{one.path}: {one.reason}" for one in list(bad.values())[:3])
-    raise DataError(f"Too few of the {len(data)} training images of {data.name} can be used: {reasons}")
-
-
 def free_memory() -> int:
     """Bytes of memory that new data can take."""
     with suppress(DataError):
@@ -138,7 +113,7 @@ def free_memory() -> int:
 
 def _one(data: DataSet, preprocess: Preprocess, views: ViewSettings, i: int) -> Float32 | DataError:
     try:
-        return views.cut(preprocess, data.read(i))[0]
+        return views.cut(preprocess, image := data.read(i), data.imaged(i, image))[0]
     except DataError as error:
         return error
 

@@ -11,20 +11,22 @@ Steps are written the same on the command line, in TOML and in Python (all of th
 (30, 50)
 
 Before all steps values are scaled: uint8 from 0..255 to 0..1; any other type from the minimum and maximum of the training
-images (or from the window, where there is one). Values outside the training range stay outside [0, 1].
+images (or from the window, where there is one). Integers of all other types go together, and with floats that hold whole
+numbers (:func:`normalcy.data.kinds.same_values`). Values outside the training range stay outside [0, 1].
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from normalcy.arrays import Array, Float32
+from normalcy.arrays import Array, Float32, Mask
+from normalcy.data.kinds import is_whole, same_values, values_of
 from normalcy.errors import DataError, ModelFileError, SettingsError
 from normalcy.preprocessing.geometry import Affine, Entry, Geometry, Move, Shape
 from normalcy.preprocessing.grammar import colon_form, read_step
@@ -84,38 +86,58 @@ class Preprocess:
 
     # -- learning from the training images
 
-    def fit(self, read: Callable[[int], Array], n: int) -> Preprocess:
+    def fit(
+        self,
+        read: Callable[[int], Array],
+        n: int,
+        known: Fitted | None = None,
+        imaged: Callable[[int, Array], Mask | None] | None = None,
+    ) -> Preprocess:
         """Learn constants from training images ``read(0) .. read(n - 1)``, each (C, *spatial); returns a fitted copy.
 
         Reads one image only, unless the range of values is needed (any type but uint8, without a window: one pass)
-        or ``gcn`` (one more pass). Memory: one image. Raises DataError for images that do not go together.
+        or ``gcn`` (one more pass). ``known``: constants of images that were read before, all but ``gcn``. ``imaged`` gives
+        where an image is no padding. Memory: one image. Raises DataError for images that do not go together.
         """
         if n < 1:
             raise DataError(f"preprocess expects at least one training image, got {n}; add images.")
-        first = np.asarray(read(0))
-        values = _kind(first)
-        if first.ndim not in (3, 4):
-            raise DataError(
-                f"preprocess expects images (C, H, W) or (C, D, H, W), got {first.shape}; add the axis of channels."
-            )
-        low, high = 0.0, 255.0
-        window = next((step for step in self.plan if isinstance(step, Window)), None)
-        if window is not None:
-            low, high = window.limits
-        fitted = Fitted(values, self._channels_after(first.shape[0]), first.ndim - 1, low, high)
+        first: list[Array] = []  # read once
+
+        def image(i: int) -> Array:
+            if i == 0:
+                first.extend([np.asarray(read(0))] if not first else [])
+                return first[0]
+            return np.asarray(read(i))
+
+        fitted = known or self._constants(image, n)
         fresh = dataclasses.replace(self, fitted=fitted)
-        if window is None and values != "8-bit":
-            low, high = _range(_finite(fresh._checked(image, i), i) for i, image in _each(read, n, first))
-            fitted = dataclasses.replace(fitted, low=low, high=high)
-            fresh = dataclasses.replace(self, fitted=fitted)
         position = next((i for i, step in enumerate(self.plan) if isinstance(step, Gcn)), None)
         if position is not None:
             # With the range (0, 1) the step leaves the contrast-normalised values as they are.
             raw = dataclasses.replace(self, fitted=dataclasses.replace(fitted, gcn=(0.0, 1.0)))
             until = self.plan[: position + 1]
-            seen = (raw._forward(raw._checked(image, i), until)[0] for i, image in _each(read, n, first))
+            seen = (raw._forward(raw._checked(image(i), i), until, imaged and imaged(i, image(i)))[0] for i in range(n))
             fresh = dataclasses.replace(self, fitted=dataclasses.replace(fitted, gcn=_range(seen)))
         return fresh
+
+    def _constants(self, read: Callable[[int], Array], n: int) -> Fitted:
+        first = read(0)
+        values = values_of(first)
+        if first.ndim not in (3, 4):
+            raise DataError(
+                f"preprocess expects images (C, H, W) or (C, D, H, W), got {first.shape}; add the axis of channels."
+            )
+        low, high = self.window_limits or (0.0, 255.0)
+        fitted = Fitted(values, self.channels_after(first.shape[0]), first.ndim - 1, low, high)
+        if self.window_limits is None and values != "8-bit":
+            fresh = dataclasses.replace(self, fitted=fitted)
+            low, high = _range(_finite(fresh._checked(read(i), i), i) for i in range(n))
+        return dataclasses.replace(fitted, low=low, high=high)
+
+    @property
+    def window_limits(self) -> tuple[float, float] | None:
+        """Values of the file that the window turns into 0 and 1; None without one."""
+        return next((step.limits for step in self.plan if isinstance(step, Window)), None)
 
     @property
     def constants(self) -> Fitted:
@@ -126,13 +148,15 @@ class Preprocess:
 
     # -- one image
 
-    def apply(self, image: Array) -> tuple[Float32, Geometry]:
+    def apply(self, image: Array, imaged: Mask | None = None) -> tuple[Float32, Geometry]:
         """Image (C, *spatial) of the training images' kind -> float32 (C, *size) and its geometry.
+
+        ``imaged`` (*spatial) is False in padding, which statistics of the body leave out.
 
         Never changes or aliases ``image``. Raises DataError for another kind of values, number of channels or
         dimensions than the training images had, and for values that are not finite.
         """
-        x, trace = self._forward(_finite(self._checked(image)), self.plan)
+        x, trace = self._forward(_finite(self._checked(image)), self.plan, imaged)
         return np.ascontiguousarray(x), Geometry(tuple(image.shape[1:]), trace)
 
     def size_of(self, shape: Iterable[int]) -> Shape:
@@ -175,7 +199,9 @@ class Preprocess:
         result[box] = values[box].astype(original.dtype)
         return result
 
-    def _forward(self, image: Array, plan: tuple[Step, ...]) -> tuple[Float32, tuple[Entry, ...]]:
+    def _forward(
+        self, image: Array, plan: tuple[Step, ...], imaged: Mask | None = None
+    ) -> tuple[Float32, tuple[Entry, ...]]:
         fitted = self.constants
         scale = Affine(fitted.low, (fitted.high - fitted.low) or 1.0)
         # Exact for integers up to 16 bit and float32 in float32; wider types are scaled in float64.
@@ -183,7 +209,7 @@ class Preprocess:
         values = np.subtract(image, work.type(scale.offset), dtype=work)
         values /= work.type(scale.scale)
         x: Float32 = values.astype(np.float32, copy=False)
-        passage = Passage(image, [scale], fitted.gcn)
+        passage = Passage(image, [scale], fitted.gcn, imaged)
         for step in plan:
             x, entry = step.apply(x, passage)
             if entry is not None:
@@ -192,19 +218,21 @@ class Preprocess:
 
     # -- checks
 
-    def _channels_after(self, channels: int) -> int:
+    def channels_after(self, channels: int) -> int:
+        """Number of channels that an image of ``channels`` gets; raises DataError where it cannot be converted."""
         for step in self.plan:
             channels = step.channels(channels)
         return channels
 
     def _checked(self, image: Array, index: int | None = None) -> Array:
-        fitted, values = self.constants, _kind(image)
-        fits = image.ndim - 1 == fitted.spatial_dims and values == fitted.values
-        if not fits or self._channels_after(image.shape[0]) != fitted.channels or 0 in image.shape:
+        fitted, values = self.constants, values_of(image)
+        alike = values == fitted.values or same_values(fitted.values, fitted.low, fitted.high, values, is_whole(image))
+        fits = image.ndim - 1 == fitted.spatial_dims and alike
+        if not fits or self.channels_after(image.shape[0]) != fitted.channels or 0 in image.shape:
             who = "preprocess" if index is None else f"preprocess (training image {index})"
             raise DataError(
-                f"{who} expects {_describe(fitted.values, fitted.channels, fitted.spatial_dims)} like the (first) "
-                f"training image, got {image.dtype} {tuple(image.shape)}; convert the image (steps grey and rgb "
+                f"{who} expects {_describe(fitted.values, fitted.channels, fitted.spatial_dims)} like the "
+                f"training images, got {image.dtype} {tuple(image.shape)}; convert the image (steps grey and rgb "
                 "convert channels) or train on images of this kind."
             )
         return image
@@ -239,15 +267,6 @@ class Preprocess:
 # -- private --------------------------------------------------------------------------------------------------------
 
 
-def _kind(image: Array) -> str:
-    if image.dtype == np.uint8:
-        return "8-bit"
-    kinds = {"u": "integer", "i": "integer", "f": "float", "b": "bool"}
-    if image.dtype.kind not in kinds:
-        raise DataError(f"preprocess expects images of numbers, got {image.dtype}; convert them to integers or floats.")
-    return kinds[image.dtype.kind]
-
-
 def _describe(values: str, channels: int, spatial_dims: int) -> str:
     return f"{values} images ({channels}, {'H, W' if spatial_dims == 2 else 'D, H, W'})"
 
@@ -257,12 +276,6 @@ def _finite(image: Array, index: int | None = None) -> Array:
         who = "preprocess" if index is None else f"preprocess (training image {index})"
         raise DataError(f"{who} expects finite values, got NaN or infinity; repair or leave out the image.")
     return image
-
-
-def _each(read: Callable[[int], Array], n: int, first: Array) -> Iterator[tuple[int, Array]]:
-    yield 0, first
-    for i in range(1, n):
-        yield i, np.asarray(read(i))
 
 
 def _range(images: Iterable[Array]) -> tuple[float, float]:

@@ -19,6 +19,7 @@ image (``Move``, ``Affine`` or ``Channels``, each with its inverse), or None whe
 ``grey``, ``rgb``           luminance of three channels (ITU-R 601); one channel repeated three times
 
 PIXELS: all by default; ``nonzero``: those that are not 0 in the file; ``body``: those above Otsu's threshold of the image.
+Neither counts padding, where the file says which values that has.
 Statistics of an image (gcn, zscore, percentile) are taken over its pixels and channels together.
 
 >>> from normalcy.preprocessing.grammar import read_step
@@ -38,7 +39,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from normalcy.arrays import Array, Float32
+from normalcy.arrays import Array, Float32, Mask
 from normalcy.data.foreground import body_mask
 from normalcy.errors import DataError
 from normalcy.preprocessing import grammar
@@ -71,12 +72,16 @@ class Passage:
     trace: list[Entry]
     gcn: tuple[float, float] | None
     """Minimum and maximum of the contrast-normalised training images."""
+    imaged: Mask | None = None
+    """(*spatial) of the original: False in padding; None where there is none."""
 
     def inside(self, x: Float32, pixels: str) -> Float32:
         """Values (C, N) of the chosen pixels of ``x``; all of x where none are chosen or none are there."""
         if not pixels:
             return x
-        chosen = body_mask(self.original) if pixels == "body" else (self.original != 0).any(axis=0)
+        chosen = body_mask(self.original, self.imaged) if pixels == "body" else (self.original != 0).any(axis=0)
+        if self.imaged is not None:
+            chosen = chosen & self.imaged
         here = Geometry(self.original.shape[1:], tuple(self.trace)).forward_mask(chosen)
         return x[:, here] if here.any() else x
 

@@ -92,14 +92,16 @@ class ViewSettings:
     body: float = 0.0
     """Least fraction of a slice that must be body."""
 
-    def cut(self, preprocess: Preprocess, image: Array) -> tuple[Float32, list[View]]:
+    def cut(self, preprocess: Preprocess, image: Array, imaged: Mask | None = None) -> tuple[Float32, list[View]]:
         """Image (C, *spatial) -> inputs of the method (T, C, *shape), of all views one after the other.
+
+        ``imaged`` (*spatial): False in padding, which is no body.
 
         Raises DataError for an image that cannot be cut this way.
         """
         if self.slices != "none":
-            return self._cut_slices(preprocess, image)
-        x, geometry = preprocess.apply(image)
+            return self._cut_slices(preprocess, image, imaged)
+        x, geometry = preprocess.apply(image, imaged)
         size = tuple(x.shape[1:])
         if self.tile is None:
             return x[None], [View(geometry, size, 1)]
@@ -133,13 +135,15 @@ class ViewSettings:
         seen: Mask = np.any([view.examined for view in views if isinstance(view, SliceView)], axis=0)
         return seen
 
-    def _cut_slices(self, preprocess: Preprocess, image: Array) -> tuple[Float32, list[View]]:
+    def _cut_slices(self, preprocess: Preprocess, image: Array, imaged: Mask | None) -> tuple[Float32, list[View]]:
         if image.ndim != 4:
             raise DataError(f"slices={self.slices} expects volumes (C, z, y, x), got {image.shape}; leave slices out.")
-        body = body_mask(image) if self.body > 0 else None
+        body = body_mask(image, imaged) if self.body > 0 else None
         inputs, views = [], list[View]()
         for axis in ("zyx".index(name) for name in sorted(self.slices, reverse=True)):
-            x, geometry = preprocess.apply(np.moveaxis(image, 1 + axis, 1))
+            x, geometry = preprocess.apply(
+                np.moveaxis(image, 1 + axis, 1), None if imaged is None else np.moveaxis(imaged, axis, 0)
+            )
             chosen = self._choose(x.shape[1], None if body is None else np.moveaxis(body, axis, 0))
             inputs.append(np.moveaxis(x, 1, 0)[chosen])  # (C, D, h, w) -> (T, C, h, w)
             views.append(SliceView(geometry, tuple(x.shape[1:]), len(chosen), axis=axis, chosen=chosen))

@@ -7,6 +7,7 @@ patient, as those images do.
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from normalcy.data.dicom import require_pydicom, sources
 from normalcy.data.images import read_raw
 from normalcy.data.volumes import Space
 from normalcy.errors import DataError
-from normalcy.files import refuse_existing, write_bytes, write_folder
+from normalcy.files import refuse_existing, remove, write_bytes, write_folder
 from normalcy.provenance import NOTICE, versions
 from normalcy.results.folder import MAPS, ResultsFolder, read_results
 from normalcy.results.inputs import reopen
@@ -136,12 +137,12 @@ def _write_one(
             source = datasets[k] if len(datasets) > 1 else datasets[0]
             one = _overlay(highdicom, source, _blend(grey[k], heat[k], grey, limits), series, number + 2, int(k) + 1)
             _save(one, folder / f"overlay-{int(k):04d}.dcm")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        missing = (
-            str(error).partition("attribute ")[2][:60] if isinstance(error, AttributeError) else type(error).__name__
-        )
+    except Exception as error:  # of pydicom and highdicom, of every type; their texts may quote the file
+        remove(folder)
+        if isinstance(error, OSError):
+            raise
         raise DataError(
-            f"{path}: the source lacks what DICOM results need ({missing}); use the NIfTI map in the results folder."
+            f"{path}: the source lacks what DICOM results need{_missing(datasets[0], error)}; use the map in the results folder."
         ) from None
 
 
@@ -149,6 +150,19 @@ def _save(dataset: Any, path: Path) -> None:
     buffer = io.BytesIO()
     dataset.save_as(buffer)
     write_bytes(path, buffer.getvalue())
+
+
+_NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "PatientID", "FrameOfReferenceUID", "ImagePositionPatient",
+           "ImageOrientationPatient", "PixelSpacing")  # fmt: skip
+
+
+def _missing(dataset: Any, error: Exception) -> str:
+    """Which attribute of the standard a source has not, by its keyword; never a text of the file."""
+    named = re.search(r"no attribute '(\w+)'", str(error)) if isinstance(error, AttributeError) else None
+    if named is not None and require_pydicom().datadict.tag_for_keyword(named[1]) is not None:
+        return f" ({named[1]})"
+    lacks = [word for word in _NEEDED if word not in dataset and "NumberOfFrames" not in dataset]
+    return f" ({', '.join(lacks)})" if lacks else ""
 
 
 def _parametric_map(highdicom: Any, datasets: list[Any], heat: Array, identity: dict[str, Any]) -> Any:

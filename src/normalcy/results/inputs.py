@@ -38,6 +38,9 @@ def reopen(run: Run) -> tuple[DataSet | None, str]:
         places = list(dict.fromkeys(str(place) for place in (Path(run.data.base or ".") / spec, Path(spec))))
     reason = ""
     for place in places:
+        if _is_special(place):
+            reason = f"{place} is no regular file or folder."
+            continue
         try:
             for data in _as_scored(open_data(place), run):
                 if data.fingerprint() == run.data.fingerprint:
@@ -50,6 +53,19 @@ def reopen(run: Run) -> tuple[DataSet | None, str]:
 
 
 # -- private -----------------------------------------------------------------------------------------------------------
+
+
+def _is_special(place: str) -> bool:
+    """Whether what a name starts or ends with is a device, a pipe or the like, which could make reading wait for ever."""
+    files = [
+        Path(place),
+        Path(place.rpartition(":")[0] or place),
+        Path(place.partition(":")[2].partition(",")[0] or place),
+    ]
+    try:
+        return any(file.exists() and not file.is_file() and not file.is_dir() for file in files)
+    except (OSError, ValueError):  # a name too long or with a null byte, which opening will say
+        return False
 
 
 def _as_scored(data: DataSet, run: Run) -> Iterator[DataSet]:

@@ -149,8 +149,7 @@ class Run:
     commit: str | None = None
     """Of the repository of normalcy, if it runs from one; "+" with changes."""
     device: str = ""
-    """And, in brackets, the engine: torch, onnxruntime or openvino."""
-    """Of the method: ``cpu``, ``cuda:0`` ..."""
+    """Of the method (``cpu``, ``cuda:0``), and in brackets the engine: torch, onnxruntime or openvino."""
     seconds: Positive | None = None
     """Of scoring, including reading and writing."""
     images_per_second: Positive | None = None

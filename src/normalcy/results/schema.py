@@ -114,17 +114,6 @@ def read_json(path: Path, remedy: str) -> Any:
         raise DataError(f"{path}: is not valid JSON ({reason}); {remedy}.") from None
 
 
-def get_in(tree: object, *keys: str) -> Any:
-    """The value under these keys of nested JSON objects of another program; None as soon as one is missing.
-
-    >>> get_in({"a": {"b": 3}}, "a", "b"), get_in({"a": None}, "a", "b")
-    (3, None)
-    """
-    for key in keys:
-        tree = tree.get(key) if isinstance(tree, dict) else None
-    return tree
-
-
 # -- for the documentation ---------------------------------------------------------------------------------------------
 
 

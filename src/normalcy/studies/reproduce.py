@@ -2,7 +2,8 @@
 is there is not run twice.
 
 A cell is a fit, the scores of the test images and the AUROC of the raw scores; for tables of other metrics also what the maps
-give, at thresholds that held-out normal images give.
+give, at thresholds that held-out normal images give. The scores are kept beside the cells (:mod:`normalcy.studies.kept_scores`):
+a cell of the same fit, with another of its scores or fewer test images, needs no fit of its own.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ from normalcy.report.text import MISSING, markdown_table, metric, signed, value_
 from normalcy.results.schema import FORMAT, Count, Positive, Rate, dumps, from_json, load, to_json, was
 from normalcy.results.writer import Writer
 from normalcy.scoring import Result
-from normalcy.studies.tables import METRICS, Cell, Json, Row, Table, cells_of
+from normalcy.studies.kept_scores import KeptScores, read_scores
+from normalcy.studies.tables import METRICS, Cell, Json, Row, Table, cells_of, classes_of
 from normalcy.training.settings import FitSummary
 
 REMEDY = "remove it, and run its cell again"
@@ -123,11 +125,15 @@ class Line:
     metric: str
     published: float | None
     measured: Measured | None = field(default=None, metadata=was("ours"))
+    published_same_classes: float | None = None
+    """Published, over the classes that were measured."""
     difference: float | None = None
-    """Measured minus published."""
+    """Measured minus published over the same classes."""
     cells: CellCount = CellCount(0, 0, 0.0)
     classes: Mapping[str, ClassMean] = field(default_factory=dict)
     """Class that was normal -> mean over seeds."""
+    published_classes: Mapping[str, float] = field(default_factory=dict)
+    """Class -> published number, where the classes are published one by one."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +194,8 @@ def reproduce(
     tell = on_cell or (lambda cell, record: None)
     chosen = cells_of(table) if cells is None else cells
     pending = [cell for cell in chosen if overwrite or not _read(out, cell).done]
+    for cell in pending if overwrite else ():
+        remove(out / cell.scores_file)
     absent = {}
     for cell in {cell.column: cell for cell in reversed(pending)}.values():  # now, not once for each of many fits
         try:
@@ -204,6 +212,9 @@ def reproduce(
     for fit, records in side_by_side(work, jobs or len(_gpus()) or max(min(2, _cores()), _cores() // 2)):
         for cell, record in zip(fit.cells, records):
             tell(cell, record)
+    for fit in work:
+        remove(_shared_stages(out, fit.cells[0]))
+    remove_empty(out / "running" / "shared")
     remove_empty(out / "running")
     found = tabulate(table, out)
     writer = Writer(out)
@@ -222,42 +233,47 @@ class _Fit:
     data_root: Path
 
     def run(self) -> list[CellRecord]:
-        """The records of the cells, written to their files."""
-        first = self.cells[0]
+        """The records of the cells, written to their files, from the scores that are kept or from a fit."""
+        first, detector, held_out = self.cells[0], None, None
         run_dir = self.out / "running" / first.fit_key
         try:
-            detector = Detector(first.method, **{**first.given, "seed": first.seed})
             data = with_split(_open(first, self.data_root), first.seed)
-            train, held_out = normal_training_images(data), None
-            if first.minimum_area is not None:
-                kept, carved = hold_out(train.cases, 0.1, minimum=1, seed=first.seed)
-                train, held_out = train.subset(kept), train.subset(carved)
-            detector.fit(train, run_dir=run_dir, resume=True)
+            test, _ = images_to_score(data, None, first.seed)
+            labels = [-1 if item.label is None else item.label for item in test.items]
+            kept = read_scores(self.out / first.scores_file) or KeptScores([])
+            if list(kept.labels) != labels or not all(_is_kept(cell, kept, test) for cell in self.cells):
+                kept = KeptScores(labels, facts=_identity(first))
+                detector = Detector(first.method, **{**first.given, "seed": first.seed})
+                train = normal_training_images(data)
+                if first.minimum_area is not None:
+                    keep, carved = hold_out(train.cases, 0.1, minimum=1, seed=first.seed)
+                    train, held_out = train.subset(keep), train.subset(carved)
+                detector.fit(train, run_dir=run_dir, resume=True, shared=_shared_stages(self.out, first))
+                kept.facts |= {
+                    "train": {key: detector.facts["data"][key] for key in ("name", "count", "fingerprint")},
+                    "fit": detector.facts["fit"],
+                }
         except Exception as error:
             return [_write_failure(self.table, self.out, cell, _reason(error)) for cell in self.cells]
         finally:
             if not isinstance(sys.exc_info()[1], KeyboardInterrupt):
                 remove(run_dir)
-        return [self._measure(cell, detector, data, held_out) for cell in self.cells]
+        return [self._measure(cell, detector, test, held_out, kept) for cell in self.cells]
 
-    def _measure(self, cell: Cell, detector: Detector, data: DataSet, held_out: DataSet | None) -> CellRecord:
-        started = time.perf_counter()
+    def _measure(
+        self, cell: Cell, detector: Detector | None, test: DataSet, held_out: DataSet | None, kept: KeptScores
+    ) -> CellRecord:
         try:
-            scored = detector.with_score(cell.score) if cell.score is not None else detector
-            test, _ = images_to_score(data, None, cell.seed)
-            if cell.test_images is not None and cell.test_images < len(test):
-                test = test.subset(np.sort(np.random.default_rng(cell.seed).permutation(len(test))[: cell.test_images]))
-            found = _scored(scored, test, cell.maps)
-            labels, scores = [f.label for f in found if f.label is not None], [f.score for f in found]
-            if not 0 < sum(labels) < len(labels) or len(labels) < len(scores):
+            images = _chosen(cell, test)
+            more: Json = {}
+            if detector is not None:
+                for name in dict.fromkeys([cell.score, *cell.keep]):
+                    more |= self._score(cell, name, detector, test.subset(images), images, held_out, kept)
+                kept.write(self.out / cell.scores_file)
+            labels, scores = kept.of(cell.score or "", images)
+            if not 0 < sum(labels) < len(labels) or min(labels) < 0:
                 raise DataError(f"{cell.spec}: expected labelled test images, normal and anomalous ones.")
             auroc = delong_interval(labels, scores)
-            decision = None
-            if cell.minimum_area is not None and held_out is not None:
-                maps = [f.map for f in _scored(scored, held_out, True) if f.map is not None]
-                area = max(1, round(cell.minimum_area * maps[0].size)) if maps else 1
-                decision = decide_on_validation(f"minimum_area:{area}", [], None, maps, None)
-            more = {"metrics": _of_maps(found, decision)} if cell.maps else {}
         except Exception as error:
             return _write_failure(self.table, self.out, cell, _reason(error))
         half = max(auroc.value - auroc.low, auroc.high - auroc.value)  # an end may be cut off at 0 or 1
@@ -274,17 +290,49 @@ class _Fit:
                 "test": {
                     "normal": len(labels) - sum(labels),
                     "anomalous": sum(labels),
-                    "unread": len(test) - len(found),
+                    "unread": len(images) - len(labels),
                 },
-                "train": {key: detector.facts["data"][key] for key in ("name", "count", "fingerprint")},
-                "fit": detector.facts["fit"],
-                "score_seconds": round(time.perf_counter() - started, 2),
+                "train": kept.facts["train"],
+                "fit": kept.facts["fit"],
+                "score_seconds": kept.seconds[cell.score or ""],
             },
         )
+
+    def _score(
+        self,
+        cell: Cell,
+        name: str | None,
+        detector: Detector,
+        test: DataSet,
+        images: Sequence[int],
+        held_out: DataSet | None,
+        kept: KeptScores,
+    ) -> Json:
+        """Score the images, unless their scores are kept; of the cell's own score also what the maps give."""
+        maps = cell.maps and name == cell.score
+        if not maps and kept.covers(name or "", images):
+            return {}
+        started = time.perf_counter()
+        scored = detector.with_score(name) if name is not None else detector
+        found = _scored(scored, test, maps)
+        metrics: Json = {}
+        if maps:
+            decision = None
+            if cell.minimum_area is not None and held_out is not None:
+                normal_maps = [f.map for f in _scored(scored, held_out, True) if f.map is not None]
+                area = max(1, round(cell.minimum_area * normal_maps[0].size)) if normal_maps else 1
+                decision = decide_on_validation(f"minimum_area:{area}", [], None, normal_maps, None)
+            metrics = {"metrics": _of_maps(found, decision)}
+        read = [images[f.place] for f in found]
+        kept.unread = sorted({*kept.unread, *set(images).difference(read)})
+        kept.add(name or "", read, [f.score for f in found], time.perf_counter() - started)
+        return metrics
 
 
 @dataclass(frozen=True)
 class _ScoredImage:
+    place: int
+    """Index in the data set."""
     label: int | None
     score: float
     map: Float32 | None
@@ -296,8 +344,30 @@ def _scored(detector: Detector, data: DataSet, maps: bool) -> list[_ScoredImage]
     found = []
     for i, r in enumerate(detector.stream(data, batch_size=256)):
         if isinstance(r, Result):
-            found.append(_ScoredImage(r.item.label, r.score, r.map if maps else None, data.mask(i) if maps else None))
+            map, mask = (r.map, data.mask(i)) if maps else (None, None)
+            found.append(_ScoredImage(i, r.item.label, r.score, map, mask))
     return found
+
+
+def _chosen(cell: Cell, test: DataSet) -> list[int]:
+    """Indices of the test images that the cell is about."""
+    count = len(test)
+    if cell.test_images is None or cell.test_images >= count:
+        return list(range(count))
+    return sorted(np.random.default_rng(cell.seed).permutation(count)[: cell.test_images].tolist())
+
+
+def _is_kept(cell: Cell, kept: KeptScores, test: DataSet) -> bool:
+    return not cell.maps and kept.covers(cell.score or "", _chosen(cell, test))
+
+
+def _shared_stages(out: Path, cell: Cell) -> Path:
+    """Folder of the stages that fits of one method on one training set have in common."""
+    return out / "running" / "shared" / f"{cell.method}-{cell.column}-{cell.normal}-{cell.seed}"
+
+
+def _identity(cell: Cell) -> Json:
+    return {"data": cell.spec, "seed": cell.seed, "method": cell.method, "settings": cell.settings}
 
 
 def _of_maps(found: Sequence[_ScoredImage], decision: Decision | None) -> dict[str, float | None]:
@@ -504,10 +574,23 @@ def _line(table: Table, row: Row, column: str, pairs: Sequence[tuple[Cell, CellR
         normal: ClassMean(round(unit * _mean_of(seeds.values()), 3), len(seeds)) for normal, seeds in by_class.items()
     }
     cells = CellCount(len(done), len(pairs), round(sum(record.seconds for _, record in done), 1))
-    return _with_difference(
-        Line(row.name, column, row.method, metric, row.published.get(column), cells=cells, classes=classes),
-        interval(list(by_class.values()), unit, most),
+    measured = interval(list(by_class.values()), unit, most)
+    same = None if measured is None else comparable(table, row, column, list(classes))
+    line = Line(row.name, column, row.method, metric, row.published.get(column), measured, same, cells=cells)
+    return replace(
+        _with_difference(line), classes=classes, published_classes=dict(row.published_classes.get(column, {}))
     )
+
+
+def comparable(table: Table, row: Row, column: str, classes: Sequence[str]) -> float | None:
+    """The published number for these classes: the mean over all where no class is missing, the mean over them where they are
+    published one by one; none where there is no number over the same classes."""
+    by_class, given = row.published_classes.get(column, {}), table.columns[column]
+    if set(classes) == set(given.unreduced or classes_of(given)) and column in row.published:
+        return row.published[column]
+    if classes and all(normal in by_class for normal in classes):
+        return round(statistics.fmean(by_class[normal] for normal in classes), 3)
+    return None
 
 
 def _mean_line(table: Table, row: Row, own: Sequence[Line]) -> Line:
@@ -515,20 +598,17 @@ def _mean_line(table: Table, row: Row, own: Sequence[Line]) -> Line:
     values = [line.measured.value for line in own if line.measured is not None]
     whole = Measured(round(statistics.fmean(values), 3), None, None, "columns") if len(values) == len(own) else None
     done, of, seconds = (sum(getattr(line.cells, name) for line in own) for name in ("done", "of", "seconds"))
-    published = row.published.get("mean")
-    line = Line(row.name, "mean", row.method, table.metric_of(row), published, cells=CellCount(done, of, seconds))
-    return _with_difference(line, whole)
-
-
-def _with_difference(line: Line, measured: Measured | None) -> Line:
-    known = measured is not None and line.published is not None
-    return replace(
-        line,
-        measured=measured,
-        difference=round(measured.value - line.published, 3)
-        if known and measured and line.published is not None
-        else None,
+    published, cells = row.published.get("mean"), CellCount(done, of, seconds)
+    same = None if whole is None else published
+    return _with_difference(
+        Line(row.name, "mean", row.method, table.metric_of(row), published, whole, same, cells=cells)
     )
+
+
+def _with_difference(line: Line) -> Line:
+    if line.measured is None or line.published_same_classes is None:
+        return line
+    return replace(line, difference=round(line.measured.value - line.published_same_classes, 3))
 
 
 def _number(record: CellRecord, metric: str) -> Number | None:
@@ -571,7 +651,7 @@ def interval(classes: Sequence[Mapping[int, Number]], unit: float = 100.0, most:
     return Measured(round(unit * value, 3), round(unit * low, 3), round(unit * high, 3), over)
 
 
-HEAD = ("method", "data", "published", "measured [95 %]", "difference", "cells")
+HEAD = ("method", "data", "published", "same classes", "measured [95 %]", "difference", "cells")
 
 
 def markdown(found: Reproduced) -> str:
@@ -585,10 +665,8 @@ def markdown(found: Reproduced) -> str:
         here = [line for line in found.lines if line.column == column and line.classes]
         classes = list(dict.fromkeys(normal for line in here for normal in line.classes))
         if classes and classes != [""]:
-            means = [[line.classes.get(normal) for normal in classes] for line in here]
-            cells = [["" if one is None else metric(one.mean, 1) for one in row] for row in means]
             lines += ["", f"## {column}, class by class", ""]
-            lines += markdown_table(["normal", *classes], [[line.row, *row] for line, row in zip(here, cells)])
+            lines += markdown_table(["normal", *classes], [row for line in here for row in _by_class(line, classes)])
     for title, points in (
         ("Failed", [f"{one.reason} Cells: {one.cells}." for one in found.failed]),
         ("Notes", found.notes),
@@ -606,6 +684,7 @@ def cells_as_text(line: Line) -> list[str]:
         line.row,
         line.column,
         metric(line.published, 1),
+        metric(line.published_same_classes, 1),
         MISSING if found is None else value_with_ends(found.value, found.low, found.high, 1),
         signed(line.difference, 1),
         f"{cells.done}/{cells.of}" if cells.of else MISSING,
@@ -621,12 +700,25 @@ def explained(found: Reproduced) -> str:
     }
     intervals = " or ".join(how[kind] for kind in sorted(kinds) if kind in how) or ("none" if kinds else "none yet")
     part = any(0 < line.cells.done < line.cells.of for line in found.lines)
-    rest = " Where cells are missing, the number is the mean of those that are there." if part else ""
+    rest = (
+        " Where cells are missing, the number is the mean of those that are there; the difference is to the published mean over "
+        "the same classes, and is not given where that is not known."
+        if part
+        else ""
+    )
     what = f"{'; '.join(found.metrics)} in {found.unit}, mean over classes of the mean over seeds"
     return f"{what}; intervals: {intervals}.{rest}"
 
 
 # -- private ---------------------------------------------------------------------------------------------------------
+
+
+def _by_class(line: Line, classes: Sequence[str]) -> list[list[str]]:
+    """The measured numbers, and the published ones below them where there are any."""
+    measured = {normal: one.mean for normal, one in line.classes.items()}
+    rows = [(line.row, measured), (f"{line.row}, published", line.published_classes)]
+    spelled = [[name, *("" if n not in numbers else metric(numbers[n], 1) for n in classes)] for name, numbers in rows]
+    return spelled if any(n in line.published_classes for n in classes) else spelled[:1]
 
 
 def _mean_of(numbers: Iterable[Number]) -> float:

@@ -31,9 +31,13 @@ T = TypeVar("T")
 Json = dict[str, Any]
 Settings = Mapping[str, Any]
 
+USUAL_SEEDS = 3
+"""Seeds that the command line runs unless others are asked for; Student's interval needs two, and the published ten take long."""
 PACKAGED = Path(__file__).parent / "tables"
 IDLE = {"seed", "device", "devices", "compile", "checkpoint_seconds", "checkpoint_steps", "log_steps"}
 """Settings that are no part of a cell's settings: the seed is named beside them, the others change no number."""
+ADDED = {"max_skipped": 0.1}
+"""Settings that came after the first cells -> default; left out of a cell's settings there, so that its file keeps its name."""
 METRICS: Mapping[str, str] = {
     "image_auroc": "Image AUROC",
     "image_ap": "Average precision over images",
@@ -65,6 +69,8 @@ class Column:
     settings: Settings = field(default_factory=dict)
     where: str = ""
     """Where to get the data and how to lay them out, in a sentence or two."""
+    unreduced: tuple[str, ...] = ()
+    """Of a quick version: the classes of the table as published, which the published means are over."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +89,12 @@ class Row:
     """Where not the table's: 1 for what does not depend on the seed."""
     metric: str = ""
     """One of METRICS, where not the table's."""
+    keep: tuple[str, ...] = ()
+    """Further scores of the method that are kept with each fit, for other tables."""
     published: Mapping[str, float] = field(default_factory=dict)
     """Column -> number; "mean" of the columns where the table has it."""
+    published_classes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Column -> class -> number, where the classes are published one by one."""
     note: str = ""
 
 
@@ -144,7 +154,11 @@ class Table:
                 f"{self.name} has no quick version: choose with --rows, --columns, --classes and --seeds."
             )
         columns = {
-            name: replace(column, classes=tuple(quick.classes.get(name, ())) or classes_of(column))
+            name: replace(
+                column,
+                classes=tuple(quick.classes.get(name, ())) or classes_of(column),
+                unreduced=classes_of(column),
+            )
             for name, column in self.columns.items()
             if name in (quick.columns or self.columns)
         }
@@ -244,6 +258,8 @@ class Cell:
     maps: bool
     """Metrics of maps are wanted."""
     minimum_area: float | None
+    keep: tuple[str, ...]
+    """Further scores of the method that are kept with the fit."""
 
     @property
     def spec(self) -> str:
@@ -260,6 +276,11 @@ class Cell:
         maps = [f"maps, smallest area {self.minimum_area}"] if self.maps else []
         key = _hash(self.fit_key, self.score, self.test_images, *maps)
         return Path("cells", self.method, f"{_slug(self.spec)}-seed-{self.seed}-{key}.json")
+
+    @property
+    def scores_file(self) -> Path:
+        """Where the scores of the fit are kept, relative to the folder of results."""
+        return Path("scores", self.method, f"{_slug(self.spec)}-seed-{self.seed}-{self.fit_key}.json")
 
 
 def cells_of(table: Table) -> list[Cell]:
@@ -288,6 +309,7 @@ def cells_of(table: Table) -> list[Cell]:
             table.test_images,
             table.needs_maps,
             table.minimum_area,
+            row.keep,
         )
         for seed in range(max(row.seeds or table.seeds for row in table.rows))
         for name, column in table.columns.items()
@@ -354,13 +376,15 @@ def _checked(table: Table) -> Table:
         raise SettingsError(f"{who}: {', '.join(AT_THRESHOLD)} need minimum_area, a share of an image.")
     if len(rows) < len(table.rows):
         raise SettingsError(f"{who}: every row needs a name of its own.")
-    named = [name for row in table.rows for name in (*row.published, *row.settings_on)]
+    named = [name for row in table.rows for name in (*row.published, *row.published_classes, *row.settings_on)]
     named = [name for name in named if not (table.mean and name == "mean")]
     _known(who, "column", [*named, *quick.columns, *quick.classes], table.columns)
     _known(who, "row", [*quick.rows, *quick.settings_of], rows)
     for name, column in table.columns.items():
         if column.data in CLASSES:
             _known(f"{who}: {name}", "class", column.classes, CLASSES[column.data])
+        for row in table.rows:
+            _known(f"{who}: {row.name}", "class", row.published_classes.get(name, ()), classes_of(column))
         _known(f"{who}: {name}", "class", tuple(quick.classes.get(name, ())), classes_of(column))
     return table
 
@@ -384,7 +408,11 @@ def _resolved(method: str, given: Settings) -> Json:
         settings = Detector(method, **given).all_settings()
     except SettingsError:
         settings = dict(given)
-    return {name: value for name, value in settings.items() if name not in IDLE}
+    return {
+        name: value
+        for name, value in settings.items()
+        if name not in IDLE and not (name in ADDED and value == ADDED[name])
+    }
 
 
 def _merged(*parts: Settings) -> Json:

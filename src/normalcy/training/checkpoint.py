@@ -34,6 +34,8 @@ class Job:
     augment: Augment | None
     run_dir: Path | None
     resume: bool
+    shared: Path | None = None
+    """Folder of stages that several fits have in common."""
 
 
 @dataclass
@@ -53,7 +55,7 @@ class Checkpoint:
     """``checkpoint.pt`` in the run folder: written whole or not at all, read without running code from it."""
 
     def __init__(self, job: Job, steps: Sequence[int]) -> None:
-        self.method = job.method
+        self.method, self.shared = job.method, job.shared
         self.path = job.run_dir / "checkpoint.pt" if job.run_dir is not None else None
         kept = replace(
             job.settings, checkpoint_seconds=60.0, checkpoint_steps=None, log_steps=50, devices=1, device="auto"
@@ -68,20 +70,48 @@ class Checkpoint:
         }
 
     def save(self, state: State, optimisers: Sequence[Mapping[str, Any]]) -> None:
-        if self.path is None:
-            return
+        if self.path is not None:
+            self._write(self.path, state, optimisers)
+
+    def _write(self, path: Path, state: State, optimisers: Sequence[Mapping[str, Any]]) -> None:
         content = {
             "identity": self.identity,
             "state": dict(vars(state)),
             "weights": self.method.state_dict(),
             "optimisers": list(optimisers),
         }
-        with writing(self.path, durable=True) as file:
+        with writing(path, durable=True) as file:
             torch.save(content, file)
+
+    def share(self, state: State) -> None:
+        """Keep the end of a stage for fits that differ only in settings that later stages read (:attr:`Method.late_settings`)."""
+        if (path := self._shared(state.stage)) is not None:
+            self._write(path, state, [])
+
+    def load_shared(self, device: torch.device) -> State:
+        """The latest stage that another fit has kept, with its weights; a state at the start where there is none."""
+        for stage in sorted(set(self.method.late_settings.values()), reverse=True):
+            path = self._shared(stage)
+            if path is not None and path.exists():
+                with open_regular(path) as file:
+                    content = torch.load(file, map_location=device, weights_only=True)
+                self.method.load_state_dict(content["weights"])
+                return State(**content["state"])
+        return State()
+
+    def _shared(self, stage: int) -> Path | None:
+        """File of the fits that are the same up to this stage; none where nothing is shared there."""
+        late = {name for name, first in self.method.late_settings.items() if first >= stage}
+        if self.shared is None or stage not in self.method.late_settings.values():
+            return None
+        settings = {name: value for name, value in to_dict(self.method.settings).items() if name not in late}
+        identity = {**self.identity, "settings": settings, "steps": json.loads(self.identity["steps"])[:stage]}
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        return self.shared / f"{self.method.name}-{digest}.pt"
 
     def load(self, device: torch.device) -> tuple[State, list[Mapping[str, Any]]]:
         if self.path is None or not self.path.exists():
-            return State(), []
+            return self.load_shared(device), []
         try:
             with open_regular(self.path) as file:
                 content = torch.load(file, map_location=device, weights_only=True)

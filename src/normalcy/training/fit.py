@@ -39,12 +39,14 @@ def fit(
     augment: Augment | None = None,
     run_dir: Path | None = None,
     resume: bool = False,
+    shared: Path | None = None,
     log: Log | None = None,
 ) -> FitSummary:
     """Train ``method`` in place on normal ``images`` (N, C, *spatial), float32.
 
     ``held_out`` normal images serve early stopping and ``Stage.finalise`` only. With ``run_dir`` there is a checkpoint at an
-    interval and after each stage, and ``resume=True`` continues from it. ``log`` gets one record (JSON values) at each
+    interval and after each stage, and ``resume=True`` continues from it. ``shared`` is a folder of stages that fits on
+    the same images have in common (:attr:`Method.late_settings`). ``log`` gets one record (JSON values) at each
     ``log_steps``. Afterwards the method is in evaluation mode and the global random generators are as they were.
 
     Raises SettingsError when the settings do not go together or the checkpoint belongs to another run, TrainingError when a
@@ -59,7 +61,7 @@ def fit(
     if (dtype := first_image(images).dtype) != np.float32:
         raise SettingsError(f"{method.name} learns from float32 images, got {dtype}: convert them first.")
     accelerator = accelerator_of(settings.device)
-    job = Job(method, images, settings, accelerator, held_out, augment, run_dir, resume)
+    job = Job(method, images, settings, accelerator, held_out, augment, run_dir, resume, shared)
     if settings.devices > 1:
         return _launch(job, log)
     fabric = Fabric(accelerator=accelerator, devices=1, precision=precision_of(settings, accelerator))
@@ -156,7 +158,9 @@ def _train(fabric: Fabric, job: Job, log: Log | None) -> FitSummary:
     steps = plan_steps(stages, settings, len(job.images))
     checkpoint = Checkpoint(job, steps)
     method.mark_fitted(False)
-    state, optimiser_states = checkpoint.load(fabric.device) if job.resume else (State(), [])
+    state, optimiser_states = (
+        checkpoint.load(fabric.device) if job.resume else (checkpoint.load_shared(fabric.device), [])
+    )
     if state.stage == 0 and state.step == -1:
         method.load_pretrained()
         method.to(fabric.device)
@@ -173,6 +177,7 @@ def _train(fabric: Fabric, job: Job, log: Log | None) -> FitSummary:
         optimiser_states = []
         if fabric.global_rank == 0:
             checkpoint.save(state, [])
+            checkpoint.share(state)
     method.eval()
     precision = str(precision_of(settings, job.accelerator)) if any(steps) else "32-true"  # prepare works in 32 bits
     return FitSummary(state.seconds, state.total_steps, precision, str(fabric.device))
