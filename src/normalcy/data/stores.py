@@ -129,7 +129,9 @@ class Files:
 
     def stamp(self, i: int) -> int:
         image = self.images[i]
-        files = (split_name(image)[0],) if isinstance(image, str) else getattr(image, "files", image)
+        if isinstance(image, SeriesPart):
+            image = image.files
+        files = (split_name(image)[0],) if isinstance(image, str) else image
         return sum(self.opener.stamp(file) for file in files)
 
     def data_set(self, name: str, items: Sequence[Item], ignored: Sequence[str] = ()) -> DataSet:
