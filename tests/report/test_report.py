@@ -667,3 +667,33 @@ def test_pictures_stand_between_input_and_conclusion(tmp_path):
     names = re.findall(r'<span class="name">([^<]*)</span>', figure)
     wanted = ["input", "reconstruction", "restored", "changed codes", "code nll", "map", "overlay", "uncertainty"]
     assert names == wanted
+
+
+@pytest.mark.parametrize("radiological", [True, False])
+@pytest.mark.parametrize("flat", [None, 0, 1, 2])
+def test_sides_of_a_patient(tmp_path, flat, radiological):
+    """A bright voxel at the right, the front and the head is shown where the letters say, for every plane."""
+    from normalcy.data.volumes import Space, write_volume
+
+    shape = [6, 8, 10]  # z, y, x
+    if flat is not None:
+        shape[flat] = 1
+    space = Space((shape[2], shape[1], shape[0]), np.diag([1.0, 1.0, 1.0, 1.0]))
+    volume = np.zeros(shape, np.float32)
+    volume[-1, -1, -1] = 5
+    values = volume if flat is None else volume.squeeze(flat)
+    make(tmp_path, [row("scan", 0.5)])
+    (tmp_path / "maps").mkdir()
+    write_volume(tmp_path / "maps/scan.nii.gz", values, space)
+    picture = load_picture(read_results(tmp_path), 0, None, None, radiological)
+    left, right, top, bottom = picture.letters
+    expected = {None: "ALPR", 0: "ALPR", 1: "ILRS", 2: "AIPS"}
+    assert "".join(sorted(picture.letters)) == expected[flat]
+    assert top in "AS"
+    assert bottom in "PI"
+    assert (left, right) == (("A", "P") if flat == 2 else ("R", "L") if radiological else ("L", "R"))
+    line, column = np.argwhere(picture.map == 5)[0]
+    assert line == 0
+    assert column == (0 if left in "RA" else picture.map.shape[1] - 1)
+    page = write_report(tmp_path, radiological=radiological).read_text()
+    assert all(f'class="side">{letter}</text>' in page for letter in picture.letters)

@@ -91,6 +91,10 @@ AnyResults = Annotated[Path, Argument(metavar="RESULTS", help="Results folder, o
 DicomOut = Annotated[Path, Option(help="Folder for the DICOM files, with a folder for each image.")]
 SourceImages = Annotated[str | None, Option("--data", help="The images, if they are not found or have changed.")]
 
+Neurological = Annotated[
+    bool, Option("--neurological", help="Show the patient's left on the left, instead of the right as radiologists do.")
+]
+
 DemoMethods = Annotated[list[str], Option("--method", metavar="NAME", help="Method to run; repeatable [five methods].")]
 Full = Annotated[bool, Option("--full", help="Include methods that train longer.")]
 OverwriteDemo = Annotated[bool, Option(help="Replace an earlier demo.")]

@@ -26,7 +26,12 @@ def evaluate(results: o.Results, limit: o.Limit = 0.3, patch: o.Patch = None, pa
         complain(f"Note: {note}")
 
 
-def report(results: o.AnyResults, data: o.SourceImages = None, data_root: o.DataRoot = None) -> None:
+def report(
+    results: o.AnyResults,
+    data: o.SourceImages = None,
+    data_root: o.DataRoot = None,
+    neurological: o.Neurological = False,
+) -> None:
     """Write a self-contained HTML report.
 
     Shows the input images if they are found and have not changed, or are given with --data.
@@ -36,7 +41,7 @@ def report(results: o.AnyResults, data: o.SourceImages = None, data_root: o.Data
     if (results / "compare.json").exists():
         page = write_comparison(results)
     else:
-        page = write_report(results, None if data is None else o.open_data(data, data_root))
+        page = write_report(results, None if data is None else o.open_data(data, data_root), not neurological)
     show(str(page))
 
 

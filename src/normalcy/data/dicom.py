@@ -130,10 +130,10 @@ def _headers(files: Sequence[str], read: Callable[[str], bytes]) -> dict[str, _H
     for file in files:
         try:
             header = pydicom.dcmread(io.BytesIO(read(file)), stop_before_pixels=True, specific_tags=list(_SERIES))
-            patient, issuer = (str(header.get(tag) or "").strip() for tag in _SERIES[1:3])
+            who, issuer = (str(header.get(tag) or "").strip() for tag in ("PatientID", "IssuerOfPatientID"))
             # frames of a file with several have their places in groups
             place = header.get("ImagePositionPatient") or header.get("PerFrameFunctionalGroupsSequence")
-            found[file] = _Header(str(header.SeriesInstanceUID), patient, issuer, bool(place))
+            found[file] = _Header(str(header.SeriesInstanceUID), who, issuer, bool(place))
         except Exception:  # listed when it is read
             continue
     return found

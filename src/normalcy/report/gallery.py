@@ -20,7 +20,9 @@ GALLERY = 12  # images in each, at most
 MOST_NORMAL = 6
 
 
-def images_section(results: ResultsFolder, dataset: DataSet | None, why_no_inputs: str) -> Content:
+def images_section(
+    results: ResultsFolder, dataset: DataSet | None, why_no_inputs: str, radiological: bool = True
+) -> Content:
     """All galleries with their key; the pixels of every image shown stand once, at the end."""
     galleries = _galleries(results)
     shown = sorted({int(i) for gallery in galleries for i in gallery.images})
@@ -32,7 +34,7 @@ def images_section(results: ResultsFolder, dataset: DataSet | None, why_no_input
         if dataset is not None
         else {}
     )
-    pictures = {i: load_picture(results, i, dataset, places.get(results.paths[i])) for i in shown}
+    pictures = {i: load_picture(results, i, dataset, places.get(results.paths[i]), radiological) for i in shown}
     if dataset is None:
         for picture in pictures.values():
             picture.missing = ""  # said once, above
@@ -157,12 +159,12 @@ class _Drawing:
         panels = []
         for name, identifier, words, pixels in names:
             self._keep(identifier, pixels, picture.size, crisp)
-            panels.append((name, _picture(width, height, words, _use(identifier))))
+            panels.append((name, _picture(width, height, words, _use(identifier), _letters(picture))))
         if picture.input is not None and (picture.map is not None or picture.mask is not None):
-            layers = [_use(f"input-{i}"), *self._layers(i, picture)]
+            layers = [_use(f"input-{i}"), *self._layers(i, picture), _letters(picture)]
             panels.append(("overlay", _picture(width, height, f"{path} under its anomaly map, with outlines", layers)))
         elif picture.map is not None:
-            outlines = [_use(f"map-{i}"), *self._outlines(picture)]
+            outlines = [_use(f"map-{i}"), *self._outlines(picture), _letters(picture)]
             panels[-1] = ("map", _picture(width, height, f"anomaly map of {path}, with outlines", outlines))
         if picture.uncertainty is not None and self.uncertainty_range is not None:
             self._keep(
@@ -172,7 +174,7 @@ class _Drawing:
                 crisp,
             )
             words = f"uncertainty of the map of {path}"
-            panels.append(("uncertainty", _picture(width, height, words, _use(f"uncertainty-{i}"))))
+            panels.append(("uncertainty", _picture(width, height, words, _use(f"uncertainty-{i}"), _letters(picture))))
         # From what came in, over what explains it, to what is concluded.
         order = {"input": 0, "restored": 2, "map": 4, "overlay": 5, "uncertainty": 6}
         ranked = [(order[name], (name, drawn)) for name, drawn in panels]
@@ -181,7 +183,7 @@ class _Drawing:
             pixels = coloured(values, limits, "viridis") if values.ndim == 2 else display(values, limits)[0]
             self._keep(f"{name}-{i}", pixels, picture.size, crisp)
             title = name.replace("_", " ")
-            panel = title, _picture(width, height, f"{title} of {path}", _use(f"{name}-{i}"))
+            panel = title, _picture(width, height, f"{title} of {path}", _use(f"{name}-{i}"), _letters(picture))
             ranked.append((3 if values.ndim == 2 else 1, panel))
         return [panel for _, panel in sorted(ranked, key=lambda pair: pair[0])]
 
@@ -290,6 +292,19 @@ _HEAT = tag(
 
 def _picture(width: int, height: int, words: str, *content: Content) -> Markup:
     return tag("svg", content, viewBox=f"0 0 {width} {height}", role="img", aria_label=words)
+
+
+def _letters(picture: Picture) -> Content:
+    """Where the borders lie in the patient."""
+    if picture.letters is None:
+        return None
+    height, width = picture.size
+    size = min(height, width) / 12
+    places = ((size, height / 2), (width - size, height / 2), (width / 2, size), (width / 2, height - size))
+    return [
+        tag("text", letter, x=f"{x:.4g}", y=f"{y:.4g}", font_size=f"{size:.3g}", class_="side")
+        for letter, (x, y) in zip(picture.letters, places)
+    ]
 
 
 def _use(identifier: str, **attributes: Content) -> Markup:

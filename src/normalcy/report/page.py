@@ -33,8 +33,10 @@ LATENT_POINTS = 2000
 LISTED = 100  # failed files
 
 
-def write_report(results: Path, dataset: DataSet | None = None) -> Path:
+def write_report(results: Path, dataset: DataSet | None = None, radiological: bool = True) -> Path:
     """Writes ``report.html`` into a results folder and returns its path.
+
+    ``radiological``: of medical images, the patient's right is shown on the left; else on the right. Letters say which.
 
     The inputs are read from ``dataset``; by default from the data set that run.json names, if it has the same fingerprint as the
     one that was scored (:func:`~normalcy.results.inputs.reopen`). Without them the page shows the maps alone and says so. Only
@@ -45,7 +47,7 @@ def write_report(results: Path, dataset: DataSet | None = None) -> Path:
     about = "Inputs: the data set that was given."
     if dataset is None:
         dataset, about = reopen(read.run)
-    page = _page(read, dataset, about)
+    page = _page(read, dataset, about, radiological)
     return Writer(folder).bytes("report.html", page.encode("utf-8"))
 
 
@@ -114,7 +116,7 @@ class _Counts:
 # --- the page
 
 
-def _page(results: ResultsFolder, dataset: DataSet | None, about_inputs: str) -> str:
+def _page(results: ResultsFolder, dataset: DataSet | None, about_inputs: str, radiological: bool) -> str:
     run = results.run
     method, data = run.model.method, run.data.name or results.folder.name
     sections: list[tuple[str, str, Content]] = [
@@ -122,7 +124,7 @@ def _page(results: ResultsFolder, dataset: DataSet | None, about_inputs: str) ->
         ("summary", "Summary", _summary(results)),
         ("curves", "Scores and curves", _curves(results)),
         ("types", "Types of anomaly", _types(results)),
-        ("images", "Images", images_section(results, dataset, about_inputs)),
+        ("images", "Images", images_section(results, dataset, about_inputs, radiological)),
         ("latent", "Latent space", _latent(results)),
         ("training", "Training", _training(results)),
         ("details", "Settings, data and notes", _details(results, about_inputs)),

@@ -16,8 +16,9 @@ from skimage import measure
 from normalcy.arrays import Array, Float64, Indices
 from normalcy.data.dataset import DataSet
 from normalcy.data.images import read_image, read_mask, read_raw
+from normalcy.data.volumes import Space, volume_space
 from normalcy.errors import DataError
-from normalcy.files import read_array
+from normalcy.files import read_array, read_bytes
 from normalcy.results.folder import MAPS, MASKS, ResultsFolder
 from normalcy.results.names import NIFTI
 
@@ -47,10 +48,17 @@ class Picture:
     slice: tuple[int, int] | None = None  # shown, of how many
     shown_as: str = ""  # what display did to the values
     missing: str = ""  # why there is no input
+    letters: tuple[str, str, str, str] | None = None  # where the left, right, upper and lower border lie in the patient
 
 
-def load_picture(results: ResultsFolder, i: int, dataset: DataSet | None, place: int | None) -> Picture:
-    """Reads the files of image ``i``; ``place`` is its index in ``dataset``. Of a volume, the slice with the peak."""
+def load_picture(
+    results: ResultsFolder, i: int, dataset: DataSet | None, place: int | None, radiological: bool = True
+) -> Picture:
+    """Reads the files of image ``i``; ``place`` is its index in ``dataset``. Of a volume, the slice with the peak.
+
+    Of an image that says how it lies, the front or the head of the patient is above. ``radiological``: the patient's right is on
+    the left, as in viewers and in the overlays of ``normalcy dicom``; else on the right.
+    """
     whole: Array | None = None
     missing = "" if dataset is not None and place is not None else "not in the data set"
     if dataset is not None and place is not None:
@@ -66,20 +74,27 @@ def load_picture(results: ResultsFolder, i: int, dataset: DataSet | None, place:
     if spatial is None or not math.prod(spatial):
         return Picture((1, 1), missing=missing or "nothing to show")
     space = dataset.space(place) if dataset is not None and place is not None and not missing else None
-    upright = space is not None and space.oriented
+    space = _written_space(results.file("maps", i, *MAPS)) if space is None else space
+    view = None if space is None or not space.oriented else _view(space, len(spatial) == 3, radiological)
     cut: int | None = None
     if len(spatial) == 3:
         cut = _peak_slice(volume_map, volume_mask, spatial[0])
 
     def plane(volume: Array | None) -> Array | None:
         """The last two axes, at the slice shown."""
-        if volume is None or cut is None:
-            return volume
-        shown = volume[..., min(cut, volume.shape[-3] - 1), :, :] if volume.ndim > 2 else volume
-        return shown[..., ::-1, :] if upright else shown  # the front of a patient is shown above
+        if volume is None:
+            return None
+        deep = cut is not None and volume.ndim > 2
+        shown = volume[..., min(cut or 0, volume.shape[-3] - 1), :, :] if deep else volume
+        if view is None:
+            return shown
+        return shown[..., ::-1, ::-1] if view.mirrored else shown[..., ::-1, :]
 
     picture = Picture(
-        (int(spatial[-2]), int(spatial[-1])), slice=None if cut is None else (cut, spatial[0]), missing=missing
+        (int(spatial[-2]), int(spatial[-1])),
+        slice=None if cut is None else (cut, spatial[0]),
+        missing=missing,
+        letters=None if view is None else view.letters,
     )
     limits: Range | None = None
     if whole is not None:
@@ -100,6 +115,32 @@ def load_picture(results: ResultsFolder, i: int, dataset: DataSet | None, place:
     mask = plane(volume_mask)
     picture.mask = None if mask is None or not mask.any() else reduce(mask, np.max)
     return picture
+
+
+@dataclass(frozen=True)
+class _View:
+    mirrored: bool  # columns from the last to the first; rows always are, since axes run to the front and the head
+    letters: tuple[str, str, str, str]
+
+
+def _view(space: Space, volume: bool, radiological: bool) -> _View:
+    """How to show the last two axes of a volume or image, which run to the head, the front or the right of the patient."""
+    rows, columns = [axis for axis in range(3) if axis != (0 if volume else space.flat)][-2:]
+    ends = (("I", "S"), ("P", "A"), ("L", "R"))  # of z, y and x
+    low, high = ends[columns]
+    mirrored = radiological or columns != 2  # of a sagittal image the front is on the left in both conventions
+    sides = (high, low) if mirrored else (low, high)
+    return _View(mirrored, (*sides, ends[rows][1], ends[rows][0]))
+
+
+def _written_space(path: Path | None) -> Space | None:
+    """Of a map as NIfTI: where the image lies, if that itself is not there."""
+    if path is None or not path.name.endswith(NIFTI):
+        return None
+    try:
+        return volume_space(read_bytes(path), path.name)
+    except (DataError, OSError):
+        return None
 
 
 def restored_thumbnails(results: ResultsFolder, rows: Indices) -> Float64:
