@@ -260,9 +260,8 @@ def writing(path: Path | str, durable: bool = False) -> Iterator[BinaryIO]:
     partial = path.parent / f".normalcy-{os.urandom(8).hex()}"  # short: a long name leaves no room for more
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666)
         try:
-            with os.fdopen(handle, "wb") as file:
+            with open(partial, "xb") as file:  # by name: some libraries ask a file for it
                 yield file
                 if durable:
                     file.flush()

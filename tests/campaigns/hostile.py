@@ -109,6 +109,14 @@ def make_templates(folder: Path) -> None:
 Mutation = Callable[[Path, random.Random], str]
 
 
+def mutated(way: Mutation, root: Path, rng: random.Random) -> str:
+    """What was changed; nothing where an earlier change left no structure to change."""
+    try:
+        return way(root, rng)
+    except (ValueError, OSError, KeyError, IndexError, TypeError, struct.error) as error:
+        return f"nothing more ({type(error).__name__})"
+
+
 def json_file(root: Path, rng: random.Random, names: tuple[str, ...]) -> str:
     path = root / rng.choice([name for name in names if (root / name).exists()])
     tree = json.loads(path.read_text())
@@ -434,7 +442,8 @@ def prepare(number: int, seed: int, templates: Path, root: Path) -> tuple[str, s
     target = rng.choice(list(TARGETS))
     ways, commands = TARGETS[target]
     how = "; ".join(
-        rng.choice(ways)(root, rng) for _ in range(rng.choice((1, 1, 2)) if target in ("model", "results") else 1)
+        mutated(rng.choice(ways), root, rng)
+        for _ in range(rng.choice((1, 1, 2)) if target in ("model", "results") else 1)
     )
     return target, how, rng.choice(commands)
 

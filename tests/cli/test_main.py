@@ -45,8 +45,14 @@ def test_a_stopped_command_says_so(run: Run, monkeypatch: pytest.MonkeyPatch, nu
         time.sleep(5)
 
     before = signal.getsignal(signal.SIGTERM)
+    interrupts = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # ignored where the tests run in the background
     instead_of_reading(monkeypatch, stop)
-    assert run("check", "anything") == code
+    try:
+        assert run("check", "anything") == code
+    finally:
+        signal.signal(signal.SIGINT, interrupts)
     assert run.err == "Stopped. Interrupted training resumes with --resume.\n"
     assert signal.getsignal(signal.SIGTERM) is before
 
