@@ -11,6 +11,7 @@ own, with bounds on memory and time. What fails is written with its number, so t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gzip
 import hashlib
 import io
@@ -57,7 +58,7 @@ from normalcy.provenance import write_record
 SECONDS = 5.0
 """Processor time that a command may take."""
 IDLE = 20.0
-"""Seconds without any processor time after which a command is stopped: it waits for something."""
+"""Seconds in which all threads sleep, after which a command is stopped: it waits for something."""
 MEMORY = 3 * 2**30
 """Bytes of address space beyond those of the process before the command."""
 TOKEN = "content-of-a-private-file"
@@ -498,21 +499,25 @@ def run(command: tuple[str, ...], root: Path, said: Path) -> tuple[int, float, f
         pid, status, usage = os.wait4(child, os.WNOHANG)
         if pid:
             break
-        now, ticks = time.monotonic(), ticks_of(child)
-        moved, spent = (now, ticks) if ticks != spent else (moved, spent)
+        now, (ticks, ready) = time.monotonic(), ticks_of(child)
+        moved, spent = (now, ticks) if ready or ticks != spent else (moved, spent)
         if now - moved > IDLE or ticks > 4 * SECONDS * os.sysconf("SC_CLK_TCK"):
             os.kill(child, signal.SIGKILL)
             usage = os.wait4(child, 0)[2]
             return (-1 if now - moved > IDLE else 0), usage.ru_utime + usage.ru_stime, now - started, 0
-        time.sleep(0.005)
+        time.sleep(0.01)
     cpu = usage.ru_utime + usage.ru_stime
     return status, cpu, time.monotonic() - started, usage.ru_maxrss * 1024
 
 
-def ticks_of(process: int) -> int:
-    """Processor time so far, in ticks of the clock."""
+def ticks_of(process: int) -> tuple[int, bool]:
+    """Processor time so far, in ticks of the clock; and whether a thread could run if it had a processor."""
     fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    return int(fields[11]) + int(fields[12])
+    ready = fields[0] in "RD"
+    for thread in Path(f"/proc/{process}/task").glob("*/stat"):
+        with contextlib.suppress(OSError):  # one that ends just now
+            ready = ready or thread.read_text().rpartition(")")[2].split()[0] in "RD"
+    return int(fields[11]) + int(fields[12]), ready
 
 
 def judge(status: int, cpu: float, text: str, before: Any, after: Any, root: Path) -> str:

@@ -23,9 +23,9 @@ from normalcy.engines.probe import largest_differences, probes
 from normalcy.engines.trace import check_exportable, to_onnx
 from normalcy.errors import DataError, NormalcyError, SettingsError
 from normalcy.files import (
+    prepare_target,
     read_bytes,
     read_json,
-    refuse_existing,
     temporary_folder,
     write_bytes,
     write_folder,
@@ -68,7 +68,7 @@ def export(
         raise SettingsError(f"precision must be 32 or bf16, got {precision!r}.")
     if precision == "bf16" and to != "openvino":
         raise SettingsError("bf16 runs by OpenVINO alone: export with --to openvino.")
-    refuse_existing(out, overwrite)
+    prepare_target(out, overwrite)
     if isinstance(model, Detector):
         with temporary_folder() as folder:
             saved = model.save(Path(folder) / "model")

@@ -32,7 +32,7 @@ from normalcy.data.splits import folds as part_cases
 from normalcy.data.splits import normal_training_images
 from normalcy.detector import Detector
 from normalcy.errors import SettingsError
-from normalcy.files import refuse_existing
+from normalcy.files import prepare_target
 from normalcy.methods import get
 from normalcy.report import write_report
 from normalcy.results.names import readable
@@ -105,7 +105,7 @@ def audit(
     folds = folds if folds is not None else 1 if cls.sparse_weight else 5
     _check(method, given, fraction, weights, folds, show)
     given["calibration"] = 0.0
-    refuse_existing(out, overwrite)
+    prepare_target(out, overwrite)
     images = normal_training_images(as_dataset(data))
     images = images.with_items([replace(item, label=None) for item in images.items])
     tell = on_step or (lambda what: None)
