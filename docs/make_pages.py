@@ -49,10 +49,8 @@ FILES = {
 def pages() -> dict[Path, str]:
     """Every file with made parts -> its whole content as it should be."""
     made = {DOCS / "methods" / f"{name}.md": method_page(name) for name in METHODS}
-    readme = ROOT / "README.md"
-    short = "<!-- families -->" in readme.read_text(encoding="utf-8")
     parts = {
-        readme: {"families": families_table("docs/methods")} if short else {"methods": methods_table("docs/methods")},
+        ROOT / "README.md": {"families": families_table("docs/methods")},
         DOCS / "reference" / "methods.md": {"methods": methods_table("../methods")},
         DOCS / "reference" / "papers.md": {"methods": papers()},
         DOCS / "reference" / "settings.md": {name: settings_table(cls) for name, cls in COMMON.items()},
