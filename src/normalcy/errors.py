@@ -1,5 +1,7 @@
 """Errors and warnings of normalcy: each message says who, expected, got and what to do, in one sentence."""
 
+from __future__ import annotations
+
 
 class NormalcyError(Exception):
     """Base of all errors of normalcy; the command line prints the message and exits with ``exit_code``."""

@@ -174,7 +174,7 @@ def read_arrays(path: Path, limit: int = MAX_BYTES, decoded: int = 2**32) -> dic
                     if math.prod(shape) * dtype.itemsize > one.file_size:
                         raise ValueError(f"{one.filename} claims the shape {shape}, more than it holds")
                     with archive.open(one) as member:
-                        arrays[one.filename[:-4]] = np.lib.format.read_array(cast(Any, member), allow_pickle=False)
+                        arrays[one.filename[:-4]] = np.lib.format.read_array(cast("Any", member), allow_pickle=False)
                 return arrays
     except (OSError, EOFError, MemoryError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as fault:
         raise ValueError(" ".join(str(fault).split()) or type(fault).__name__) from None
@@ -279,7 +279,7 @@ def writing(path: Path | str, durable: bool = False) -> Iterator[BinaryIO]:
 def writing_text(path: Path | str) -> Iterator[TextIO]:
     """As :func:`writing`, for UTF-8 text and tables of the csv module; surrogates become the bytes they stand for."""
     with writing(path) as file:
-        text = io.TextIOWrapper(cast(IO[bytes], file), encoding="utf-8", errors="surrogateescape", newline="")
+        text = io.TextIOWrapper(cast("IO[bytes]", file), encoding="utf-8", errors="surrogateescape", newline="")
         yield text
         text.flush()
         text.detach()

@@ -248,7 +248,7 @@ class Method(nn.Module):
 
     def mark_fitted(self, fitted: bool) -> None:
         """Set by the training loop: only a fitted method scores. Saved with the weights."""
-        cast(Tensor, self._fitted).fill_(fitted)
+        cast("Tensor", self._fitted).fill_(fitted)
 
     @classmethod
     def separates(cls, settings: Mapping[str, Any]) -> bool:
@@ -283,7 +283,7 @@ class Method(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return cast(Tensor, self._fitted).device
+        return cast("Tensor", self._fitted).device
 
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -301,7 +301,7 @@ def evaluation_copy(module: ModuleT) -> ModuleT:
             twin._modules = {name: inner if inner is None else copied(inner) for name, inner in part._modules.items()}
         return copies[id(part)]
 
-    return cast(ModuleT, copied(module).eval())
+    return cast("ModuleT", copied(module).eval())
 
 
 def _load_pretrained(part: nn.Module) -> None:

@@ -48,7 +48,7 @@ def test_gradient_penalty_of_a_linear_critic(length: float) -> None:
     penalty = gradient_penalty(critic, torch.rand(5, *SHAPE), torch.rand(5, *SHAPE))
     assert penalty.item() == pytest.approx((length - 1) ** 2, abs=1e-5)
     penalty.backward()  # type: ignore[no-untyped-call]
-    gradient = cast(Tensor, critic.w.grad)
+    gradient = cast("Tensor", critic.w.grad)
     expected = 2 * (length - 1) * w / length if length else torch.zeros_like(w)
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
 
@@ -85,7 +85,7 @@ def test_signs_of_the_game() -> None:
     x = smooth_textures(8, SHAPE, seed=0)
     terms = method.critic_loss(x)
     torch.testing.assert_close(terms["loss"], -terms["wasserstein"])
-    method.critic = cast(Any, _Linear(torch.ones(SHAPE)))  # likes bright images
+    method.critic = cast("Any", _Linear(torch.ones(SHAPE)))  # likes bright images
     bright, dark = x + 10, x - 10
     assert method.critic_loss(bright)["loss"] < method.critic_loss(dark)["loss"]
     torch.manual_seed(3)

@@ -1,5 +1,7 @@
 """Problems of a data set, before any training: ``normalcy check DATA``."""
 
+from __future__ import annotations
+
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator

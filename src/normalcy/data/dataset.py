@@ -1,5 +1,7 @@
 """What every source of images becomes: a list of named items, and functions that read one image or mask at a time."""
 
+from __future__ import annotations
+
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -139,19 +141,19 @@ class DataSet:
     def cases(self) -> list[str]:
         return [item.case for item in self.items]
 
-    def subset(self, indices: Sequence[int] | Array) -> "DataSet":
+    def subset(self, indices: Sequence[int] | Array) -> DataSet:
         """The images at these positions, or where a bool array is True, in this order; nothing is copied."""
         chosen = np.arange(len(self))[np.asarray(indices, dtype=None if len(indices) else np.intp)]
         return self._view([self.items[i] for i in chosen], self._positions[chosen])
 
-    def remembering(self, images: Mapping[int, Array]) -> "DataSet":
+    def remembering(self, images: Mapping[int, Array]) -> DataSet:
         """The same images, of which those at these positions are in memory."""
         known = {int(self._positions[i]): image for i, image in images.items()}
         other = self._view(self.items, self._positions)
         other._read = lambda place: known[place] if place in known else self._read(place)
         return other
 
-    def select(self, split: str | None = None, label: int | None = None) -> "DataSet":
+    def select(self, split: str | None = None, label: int | None = None) -> DataSet:
         """The images of one split, of one label, or of both."""
         return self.subset(
             [
@@ -161,13 +163,13 @@ class DataSet:
             ]
         )
 
-    def with_items(self, items: Sequence[Item]) -> "DataSet":
+    def with_items(self, items: Sequence[Item]) -> DataSet:
         """The same images under new items, one for one: how splits and labels are assigned."""
         if len(items) != len(self):
             raise DataError(f"{self.name}: expected {len(self)} items, one for each image, got {len(items)}.")
         return self._view(items, self._positions)
 
-    def _view(self, items: Sequence[Item], positions: Indices) -> "DataSet":
+    def _view(self, items: Sequence[Item], positions: Indices) -> DataSet:
         return DataSet(
             self.name,
             items,

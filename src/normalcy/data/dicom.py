@@ -20,7 +20,8 @@ import logging
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -160,7 +161,7 @@ def _cases(headers: Mapping[str, _Header]) -> dict[str, str]:
 
 def decode_series(files: Sequence[bytes], names: Sequence[str], name: str) -> tuple[Array, Space]:
     """The volume (C, *size) in the files of a series, and where it lies. Raises DataError with one sentence."""
-    with _sentence(name):
+    with _faults_without_values(name):
         slices = _sorted([_read(data, file) for data, file in zip(files, names)])
         space = _space(slices)
         first = slices[0]
@@ -174,13 +175,13 @@ def decode_series(files: Sequence[bytes], names: Sequence[str], name: str) -> tu
 
 def series_space(files: Sequence[bytes], names: Sequence[str], name: str) -> Space:
     """The space of :func:`decode_series` from the headers alone."""
-    with _sentence(name):
+    with _faults_without_values(name):
         return _space(_sorted([_read(data, file, pixels=False) for data, file in zip(files, names)]))
 
 
 def windows(data: bytes) -> list[tuple[float, float]]:
     """Centre and width of the windows that a file offers for display, for the preprocessing step ``window``."""
-    with _sentence("DICOM"):
+    with _faults_without_values("DICOM"):
         header = require_pydicom().dcmread(io.BytesIO(data), stop_before_pixels=True)
         centres, widths = (np.atleast_1d(header.get(tag) or []) for tag in ("WindowCenter", "WindowWidth"))
         return [(float(centre), float(width)) for centre, width in zip(centres, widths)]
@@ -190,7 +191,7 @@ def sources(space: Space, name: str) -> tuple[list[Any], Indices]:
     """The data sets that a volume was read from, in the order of its slices (one where it is multi-frame), and the place of
     each of its slices in them: writers refer to both."""
     files = [read_bytes(file) for file in space.files]
-    with _sentence(name):
+    with _faults_without_values(name):
         slices = _sorted([_read(data, file) for data, file in zip(files, space.files)])
         order = slices[0].order
         return [one.dataset for one in slices], np.arange(space.shape[2]) if order is None else order
@@ -203,20 +204,16 @@ class _Fault(ValueError):
     """A reason in words of ours."""
 
 
-class _sentence:
+@contextmanager
+def _faults_without_values(name: str) -> Iterator[None]:
     """Any fault inside becomes a DataError without values of the file."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if error is None or isinstance(error, DataError) or not isinstance(error, Exception):
-            return
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
         reason = str(error) if isinstance(error, _Fault) else "the header or the pixels are damaged"
-        raise DataError(f"{self.name}: cannot be read as DICOM ({reason}); replace or remove it.") from None
+        raise DataError(f"{name}: cannot be read as DICOM ({reason}); replace or remove it.") from None
 
 
 class _Slice:

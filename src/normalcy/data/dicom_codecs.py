@@ -5,6 +5,8 @@ Baseline, extended (8 and 12 bits) and lossless JPEG (2 to 16 bits) are all libj
 https://pydicom.github.io/pydicom/stable/guides/decoding/decoder_plugins.html
 """
 
+from __future__ import annotations
+
 import struct
 import threading
 from typing import Any

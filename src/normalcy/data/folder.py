@@ -1,5 +1,7 @@
 """Folders of images: the layout of MVTec AD, or any other, where nothing is known of the images but their pixels."""
 
+from __future__ import annotations
+
 import re
 from pathlib import Path
 

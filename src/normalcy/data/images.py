@@ -11,6 +11,8 @@ Formats are recognised by content, not by name. All faults, hostile files includ
 :class:`~normalcy.data.formats.Limits` before it is decoded.
 """
 
+from __future__ import annotations
+
 import io
 import logging
 import math
@@ -243,7 +245,7 @@ def _plugins() -> dict[str, Callable[[bytes], Any]]:
     for name, plugin in _PILLOW_FORMATS.items():
         if find_spec(f"PIL.{plugin}ImagePlugin") is not None:  # AVIF since Pillow 11.3
             import_module(f"PIL.{plugin}ImagePlugin")
-            found[name] = cast(Callable[[bytes], Any], Image.OPEN[name][1])
+            found[name] = cast("Callable[[bytes], Any]", Image.OPEN[name][1])
     return found
 
 

@@ -14,6 +14,8 @@ split: the normal images sorted by name and shuffled with ``random.Random(0)`` g
 the rest and all defective ones are the test set.
 """
 
+from __future__ import annotations
+
 import csv
 import difflib
 import importlib.util
@@ -110,7 +112,7 @@ class _Part:
     types: Array | None = None
     splits: Array | None = None
 
-    def all_of(self, k: int) -> "_Part":
+    def all_of(self, k: int) -> _Part:
         return _Part(self.prefix, self.split, self.images, np.full(len(self.images), k))
 
 

@@ -1,6 +1,8 @@
 """Splits that keep the images of a case (a patient, a part) together. The same input and seed give the same split,
 whatever the order of the images."""
 
+from __future__ import annotations
+
 import random
 import warnings
 from collections import Counter

@@ -13,6 +13,8 @@
 (True, 0.02)
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 

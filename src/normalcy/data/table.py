@@ -1,5 +1,7 @@
 """Tables that name images, with what is known of each."""
 
+from __future__ import annotations
+
 import csv
 import difflib
 import io

@@ -79,6 +79,6 @@ def get(name: str) -> type[Method]:
         raise SettingsError(f"There is no method {name!r}{hint} Available: {', '.join(sorted(known))}.")
     module, _, attribute = known[name].partition(":")
     try:
-        return cast(type[Method], getattr(import_module(module), attribute))
+        return cast("type[Method]", getattr(import_module(module), attribute))
     except (ImportError, AttributeError) as error:
         raise SettingsError(f"The method {name!r} ({known[name]}) cannot be imported: {error}.") from error

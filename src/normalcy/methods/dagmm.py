@@ -114,7 +114,7 @@ class DAGMM(Method):
         """Of images (B, C, *spatial): z (B, latent + 2), the standardised images and their reconstruction."""
         y = self.standardise(x)
         code = self.encoder(y).float()
-        restored = cast(Tensor, self.decoder(code)).float()
+        restored = cast("Tensor", self.decoder(code)).float()
         a, b = x.flatten(1), self.standardise.inverse(restored).flatten(1)
         relative = (a - b).norm(dim=1) / a.norm(dim=1).clamp(min=1e-6)
         cosine = nn.functional.cosine_similarity(a, b, dim=1, eps=1e-6)

@@ -72,7 +72,7 @@ class OCCNN(Method):
 
     def logit(self, features: Tensor) -> Tensor:
         """Logit of the noise class: (B, D) -> (B,)"""
-        return cast(Tensor, self.classifier(features)).float().squeeze(1)
+        return cast("Tensor", self.classifier(features)).float().squeeze(1)
 
     def cross_entropy(self, features: Tensor) -> Mapping[str, Tensor]:
         """Binary cross-entropy of features (B, D) and as many pseudo-negatives, in nats."""

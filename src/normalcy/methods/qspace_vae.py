@@ -162,12 +162,12 @@ class QSpaceVAE(Method):
 
     def encode(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(z|y), each (B, latent, *spatial)."""
-        mean, logvar = cast(Tensor, self.encoder(y)).float().chunk(2, dim=1)
+        mean, logvar = cast("Tensor", self.encoder(y)).float().chunk(2, dim=1)
         return mean, logvar.clamp(-30, 30)
 
     def decode(self, z: Tensor) -> Tensor:
         """(B, latent, *spatial) -> standardised signals (B, directions, *spatial)."""
-        return cast(Tensor, self.decoder(z)).float()
+        return cast("Tensor", self.decoder(z)).float()
 
     def kl(self, mean: Tensor, logvar: Tensor) -> Tensor:
         """KL(q(z|y) || N(0, I)) of each voxel in nats, (B, *spatial)."""

@@ -196,7 +196,7 @@ class RDA(Method):
 
     def reconstruct(self, low: Tensor, network: nn.Module | None = None) -> Tensor:
         """D(E(L)) of standardised L (B, C, *spatial), by ``network`` or by the one that the round started with."""
-        return cast(Tensor, (network or self.before)(low)).float()
+        return cast("Tensor", (network or self.before)(low)).float()
 
     def threshold(self, error: Tensor) -> Tensor:
         """The S of errors (B, C, *spatial): the proximal operator of lambda times the penalty."""

@@ -120,7 +120,7 @@ class VAE(Method):
         with (
             torch.no_grad()
         ):  # the posterior starts near the prior; extreme variances at the start can spoil the training
-            cast(nn.Linear, self.encoder[-1]).weight.mul_(0.1)
+            cast("nn.Linear", self.encoder[-1]).weight.mul_(0.1)
         if settings.sigma is None:
             # In units of the images' scale. Adam moves a parameter by about lr a step: with a tenth of the logarithm sigma
             # keeps up with the falling error.

@@ -4,6 +4,8 @@ A case is what was sampled from the world: an image, or all images of one patien
 replacement, since images of one case resemble each other and would make an interval too narrow.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from statistics import NormalDist

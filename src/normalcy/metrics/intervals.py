@@ -1,5 +1,7 @@
 """Intervals of proportions."""
 
+from __future__ import annotations
+
 import math
 
 

@@ -4,6 +4,8 @@
 that is too much, use `StreamingAUROC`. For several metrics of the same maps sort once: ``pixel_ranking(maps, masks)``.
 """
 
+from __future__ import annotations
+
 import numpy as np
 from numpy.typing import NDArray
 

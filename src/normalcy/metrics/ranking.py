@@ -7,6 +7,8 @@ When one of the two classes is missing, a number is ``nan``, which means "cannot
 `DataError`. Scores that are not finite are always a `DataError`.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -167,13 +169,13 @@ class Ranking:
     normal: int
 
     @classmethod
-    def of(cls, labels: ArrayLike, scores: ArrayLike) -> "Ranking":
+    def of(cls, labels: ArrayLike, scores: ArrayLike) -> Ranking:
         """Of labels and scores of one shape; labels bool or 0 and 1."""
         truth, values = checked_scores("Ranking", labels, scores)
         return cls.of_classes(values[truth], values[~truth])
 
     @classmethod
-    def of_classes(cls, anomalous: Floats, normal: Floats) -> "Ranking":
+    def of_classes(cls, anomalous: Floats, normal: Floats) -> Ranking:
         """Of two 1D arrays of finite scores of one dtype, both of which are **sorted in place**."""
         anomalous.sort()
         normal.sort()

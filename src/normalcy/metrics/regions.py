@@ -6,6 +6,8 @@ once, in order, and may be generators. A region is a connected component, by def
 MVTec's evaluation, 26 in 3D; ``connectivity`` 1 joins faces only (4 in 2D, 6 in 3D).
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -291,7 +293,7 @@ class _Streaming:
     def _weights(self, mask: Bools) -> NDArray[np.float64] | None:
         return None
 
-    def merge(self, other: "_Streaming") -> None:
+    def merge(self, other: _Streaming) -> None:
         """Add the images that another one of the same settings has counted, for example in another process."""
         if type(other) is not type(self) or (other.limit, other.bits) != (self.limit, self.bits):
             raise SettingsError(f"merge expects another {type(self).__name__} with the same limit and bits.")

@@ -1,5 +1,7 @@
 """Learning-rate schedules: fraction of the stage done -> factor, independent of the length of the training."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 LATE = 2 / 3

@@ -4,6 +4,8 @@ page from light to dark and to paper, and its text stays text: readable, searcha
 Colours are Okabe and Ito's, told apart by colour-blind readers; lines and markers differ in form as well.
 """
 
+from __future__ import annotations
+
 import io
 import math
 import re

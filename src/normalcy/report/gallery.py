@@ -1,5 +1,7 @@
 """Galleries of a report: which images to show, each as a card with input, restoration, map, overlay and what is known."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """HTML and SVG built so that text cannot become markup: all but `Markup` is escaped."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from functools import cache
 from html import escape

@@ -1,5 +1,7 @@
 """Images, maps and masks of a results folder, made small enough to show: pixels as data URIs, contours as SVG paths."""
 
+from __future__ import annotations
+
 import base64
 import io
 import math

@@ -78,7 +78,7 @@ def to_json(value: Any) -> Any:
 def from_json(cls: type[T], tree: Any, who: str, remedy: str) -> T:
     """An instance of ``cls`` from JSON values. Raises DataError with ``who`` (the file), the key and what to do."""
     try:
-        return cast(T, _read(cls, tree, ()))
+        return cast("T", _read(cls, tree, ()))
     except _Fault as fault:
         raise DataError(f"{who}: {fault}; {remedy}.") from None
 
@@ -133,7 +133,7 @@ def describe(cls: type, above: str = "") -> list[tuple[str, str, str]]:
 def _object_in(hint: Any) -> type | None:
     """The dataclass of which a field holds one, some or none."""
     if is_dataclass(hint):
-        return cast(type, hint)
+        return cast("type", hint)
     if get_origin(hint) is Annotated:
         return None
     return next((found for arg in get_args(hint) if (found := _object_in(arg)) is not None), None)
@@ -157,8 +157,8 @@ def _values(hint: Any) -> str:
     if origin is not None and issubclass(origin, Mapping):
         return f"object: name to {_values(args[1])}"
     if is_dataclass(hint):
-        names = ", ".join(f"`{f.name}`" for f, _ in _fields(cast(type, hint)))
-        return f"{{{names}}}" if _is_small(cast(type, hint)) else "object"
+        names = ", ".join(f"`{f.name}`" for f, _ in _fields(cast("type", hint)))
+        return f"{{{names}}}" if _is_small(cast("type", hint)) else "object"
     return {bool: "true, false", int: "whole number", float: "number", str: "text", Any: "any"}[hint]
 
 
@@ -210,7 +210,7 @@ def _read(hint: Any, value: Any, key: _Key) -> Any:
     if hint is Any:
         return _plain(value, key, 0)
     if is_dataclass(hint):
-        return _instance(cast(type, hint), value, key)
+        return _instance(cast("type", hint), value, key)
     return _scalar(hint, value, key)
 
 

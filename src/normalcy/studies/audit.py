@@ -118,7 +118,7 @@ def audit(
     chosen = tried[k]
     of_image = {image: score for part in chosen for image, score in part.scores.items()}
     decision = _decide(np.array(list(of_image.values())), fraction)
-    threshold = cast(float, decision.threshold)
+    threshold = cast("float", decision.threshold)
     ranked = np.sort(list(of_image.values()))[::-1]
     lowest = -math.inf if show >= len(ranked) else float(ranked[show])
     tell("writing")

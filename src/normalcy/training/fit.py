@@ -118,7 +118,7 @@ def _launch(job: Job, log: Log | None) -> FitSummary:
         with open_regular(weights) as file:
             job.method.load_state_dict(torch.load(file, weights_only=True))
         job.method.eval()
-    return FitSummary(**cast(Any, summary))
+    return FitSummary(**cast("Any", summary))
 
 
 def _pass_on(records: Any, log: Log | None, errors: list[Exception]) -> None:
