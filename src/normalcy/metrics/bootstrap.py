@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import rankdata
 
 from normalcy.errors import DataError, SettingsError
 from normalcy.metrics.overlap import pixel_average_precision
@@ -327,17 +328,11 @@ def delong_interval(labels: ArrayLike, scores: ArrayLike, level: float = 0.95) -
 def _placements(who: str, labels: ArrayLike, scores: ArrayLike) -> tuple[Floats, Floats]:
     """Per anomalous image the fraction of normal ones below it, per normal image that of anomalous ones above it."""
     truth, values = checked_scores(who, labels, scores)
-    ranks = _midranks(values)
+    ranks = rankdata(values)
     normal, anomalous = max(int(np.sum(~truth)), 1), max(int(np.sum(truth)), 1)  # 1: nothing is divided by it
-    wins = (ranks[truth] - _midranks(values[truth])) / normal
-    losses = 1 - (ranks[~truth] - _midranks(values[~truth])) / anomalous
+    wins = (ranks[truth] - rankdata(values[truth])) / normal
+    losses = 1 - (ranks[~truth] - rankdata(values[~truth])) / anomalous
     return wins, losses
-
-
-def _midranks(values: Floats) -> Floats:
-    """Ranks from 1, equal values sharing the mean of theirs."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[place])
 
 
 def _mean_and_error(wins: Floats, losses: Floats) -> tuple[float, float]:
