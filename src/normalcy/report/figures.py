@@ -67,9 +67,9 @@ class Curve:
 def roc_figure(
     curves: Sequence[Curve], point: tuple[float, float] | None = None, size: tuple[float, float] | None = None
 ) -> Markup:
-    """ROC curves; ``point`` is the share of false alarms and of finds at the threshold in use, ``size`` is in inches."""
+    """ROC curves; ``point`` is (false-positive rate, true-positive rate) at the threshold in use, ``size`` is in inches."""
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _square("share of normal images flagged", "share of anomalous images found", size)
+        figure, axes = _square("false-positive rate (images)", "true-positive rate (images)", size)
         axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1.5, linestyle="--")
         _curves(axes, curves)
         if point is not None:
@@ -83,9 +83,7 @@ def roc_figure(
 
 def precision_recall_figure(curve: Curve, prevalence: float) -> Markup:
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _square(
-            "recall: share of anomalous images found", "precision: share of flagged that are anomalous"
-        )
+        figure, axes = _square("recall", "precision")
         axes.axhline(prevalence, color=FAINT, linewidth=1.5, linestyle="--")
         _curves(axes, [curve])
         low_line = prevalence < 0.85
@@ -98,7 +96,7 @@ def precision_recall_figure(curve: Curve, prevalence: float) -> Markup:
 
 def pro_figure(curve: Curve, limit: float) -> Markup:
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _square("share of normal pixels flagged", "mean overlap with true regions (PRO)")
+        figure, axes = _square("false-positive rate (pixels)", "mean overlap with true regions (PRO)")
         axes.set_xlim(0, max(limit, 1e-6) * 1.02)
         inside = np.asarray(curve.x, float) <= limit
         axes.fill_between(
@@ -111,7 +109,7 @@ def pro_figure(curve: Curve, limit: float) -> Markup:
 def froc_figure(curve: Curve) -> Markup:
     """False regions per image on a logarithmic axis from 1/16 on; what is below stands at its left end."""
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _square("false regions per image", "share of true regions found")
+        figure, axes = _square("false regions per image", "sensitivity (regions)")
         x = np.maximum(np.asarray(curve.x, float), 1 / 16)
         axes.set_xscale("log", base=2)
         axes.set_xlim(1 / 16, max(16.0, float(x.max())))
@@ -155,7 +153,7 @@ def score_figure(scores: Float64, labels: npt.NDArray[np.int8], threshold: float
 def p_value_figure(
     p_values: Float64, labels: npt.NDArray[np.int8], calibrated_on: int, false_alarms: float | None
 ) -> Markup:
-    """The share of images with a p-value up to x. Normal images should follow the diagonal, within a band that holds 95 %
+    """The fraction of images with a p-value up to x. Normal images should follow the diagonal, within a band that holds 95 %
     of such curves (two-sample Kolmogorov-Smirnov: the calibration images are few as well); anomalous rise at once."""
     known = np.isfinite(p_values)
     p_values, labels = p_values[known], labels[known]
@@ -163,7 +161,7 @@ def p_value_figure(
     n = int((labels == judged).sum())
     grid = np.linspace(0, 1, 101)
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _square("p-value", "share of images with at most this p-value")
+        figure, axes = _square("p-value", "fraction of images with at most this p-value")
         if n:
             half = 1.358 * math.sqrt(1 / n + (1 / calibrated_on if calibrated_on else 0))
             axes.fill_between(
