@@ -270,7 +270,7 @@ def _peak_slice(volume: Array | None, mask: Array | None, depth: int) -> int:
 
 
 def _array(path: Path | None, axes: tuple[int, ...] = (2, 3)) -> Array | None:
-    """An array in a file, of so many axes; None where there is none that can be read."""
+    """An array in a file, of one of these numbers of axes; None where there is none that can be read."""
     if path is None:
         return None
     try:

@@ -6,7 +6,7 @@ take part in nothing but this choice; images of the test split are refused. (The
 the normal images against part k of the anomalies.) Without anomalies, ``"synthetic"`` plants defects in the left-out images.
 
 Optuna searches what the method declares (``Method.search``) or what is asked for. After each fit a setting that is below the
-median of earlier ones at the same point is given up. The study lies in a database: a second call goes on with it, and several
+median of earlier ones at the same point is given up. The study lies in a database: a second call resumes it, and several
 workers can share it. Everything is written to ``out``: ``study.db``, ``trials.csv``, ``select.json``, ``best.toml``,
 ``report.html``.
 """

@@ -124,13 +124,13 @@ class Table:
     metric: str = "image_auroc"
     """One of METRICS."""
     minimum_area: float | None = None
-    """Threshold of maps: the smallest at which no region on held-out normal images (a tenth) is larger than this share of an
+    """Threshold of maps: the smallest at which no region on held-out normal images (a tenth) is larger than this fraction of an
     image (Wang et al. 2020, section 4.2; Bergmann et al. 2019)."""
     mean: bool = False
     """Show the mean over columns, too."""
     seeds: int = 10
     test_images: int | None = None
-    """So many test images at random, others for each seed; none: all."""
+    """Number of test images drawn at random, others for each seed; none: all."""
     settings: Settings = field(default_factory=dict)
     """Settings of all rows; those of a column, a row, and a row on a column win over them, in this order."""
     notes: tuple[str, ...] = ()
@@ -216,7 +216,7 @@ def read_table(name: str) -> Table:
     path = Path(name) if name.endswith(".toml") else PACKAGED / f"{name}.toml"
     if path != Path(name) and name not in tables():
         raise SettingsError(
-            f"There is no table {name!r}: known are {', '.join(tables())}, or give a TOML file of your own."
+            f"There is no table {name!r}. Available: {', '.join(tables())}, or give a TOML file of your own."
         )
     content = read_toml(path)
     columns = {
@@ -373,7 +373,7 @@ def _checked(table: Table) -> Table:
     who, rows, quick = table.name, {row.name for row in table.rows}, table.quick or Quick()
     _known(who, "metric", {table.metric_of(row) for row in table.rows} | {table.metric}, METRICS)
     if table.minimum_area is None and {table.metric_of(row) for row in table.rows} & set(AT_THRESHOLD):
-        raise SettingsError(f"{who}: {', '.join(AT_THRESHOLD)} need minimum_area, a share of an image.")
+        raise SettingsError(f"{who}: {', '.join(AT_THRESHOLD)} need minimum_area, a fraction of an image.")
     if len(rows) < len(table.rows):
         raise SettingsError(f"{who}: every row needs a name of its own.")
     named = [name for row in table.rows for name in (*row.published, *row.published_classes, *row.settings_on)]
