@@ -34,9 +34,7 @@ Settings = Mapping[str, Any]
 USUAL_SEEDS = 3
 """Seeds that the command line runs unless others are asked for; Student's interval needs two, and the published ten take long."""
 PACKAGED = Path(__file__).parent / "tables"
-IDLE = {
-    "seed", "device", "devices", "compile", "checkpoint_seconds", "checkpoint_steps", "log_steps", "max_skipped",
-}  # fmt: skip
+IDLE = {"seed", "device", "devices", "compile", "checkpoint_seconds", "checkpoint_steps", "log_steps"}
 """Settings that are no part of a cell's settings: the seed is named beside them, the others change no number."""
 ADDED = {"max_skipped": 0.1}
 """Settings that came after the first cells -> default; left out of a cell's settings there, so that its file keeps its name."""
