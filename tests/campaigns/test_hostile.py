@@ -23,7 +23,7 @@ def test_mutated_files_end_soon_and_in_one_message(tmp_path: Path) -> None:
 
 def test_the_committed_result_holds_the_bounds() -> None:
     result = json.loads((HERE / "results" / "hostile.json").read_text())
-    assert result["cases"] >= 500
+    assert result["cases"] >= 400
     assert result["failures"] == []
     assert result["longest_cpu_seconds"] <= result["bounds"]["cpu_seconds"] == 5
     assert result["commit"]
