@@ -37,7 +37,7 @@ from normalcy.preprocessing.steps import STEPS, Gcn, Geometric, Passage, Resize,
 class Fitted:
     """Constants of the training images.
 
-    ``values``: "8-bit" (uint8), "integer", "float" or "bool"; ``channels``: after ``grey`` or ``rgb``.
+    ``values``: "8-bit" (uint8), "integer", "float" or "bool"; ``channels``: after ``grey``, ``rgb`` or ``drop_alpha``.
     ``low``, ``high``: values of the file that become 0 and 1. ``gcn``: range of the contrast-normalised values.
     """
 
@@ -195,7 +195,7 @@ class Preprocess:
         elif original.dtype.kind == "b":
             values = np.where(values >= 0.5, 1, 0)
         result: Array = np.array(original)
-        box = (slice(None), *geometry.examined)
+        box = (slice(len(values)), *geometry.examined)  # fewer channels where drop_alpha left one out
         result[box] = values[box].astype(original.dtype)
         return result
 
@@ -232,8 +232,8 @@ class Preprocess:
             who = "preprocess" if index is None else f"preprocess (training image {index})"
             raise DataError(
                 f"{who} expects {_describe(fitted.values, fitted.channels, fitted.spatial_dims)} like the "
-                f"training images, got {image.dtype} {tuple(image.shape)}; convert the image (steps grey and rgb "
-                "convert channels) or train on images of this kind."
+                f"training images, got {image.dtype} {tuple(image.shape)}; convert the image (steps grey, rgb and "
+                "drop_alpha convert channels) or train on images of this kind."
             )
         return image
 

@@ -17,6 +17,7 @@ image (``Move``, ``Affine`` or ``Channels``, each with its inverse), or None whe
 ``zscore[:PIXELS]``         mean 0 and standard deviation 1 over PIXELS of the image
 ``percentile[:LOW:HIGH][:PIXELS]``  these percentiles (1 and 99) over PIXELS of the image to [0, 1], clipped
 ``grey``, ``rgb``           luminance of three channels (ITU-R 601); one channel repeated three times
+``drop_alpha``              RGBA to RGB, grey with alpha to grey; images of one or three channels stay as they are
 
 PIXELS: all by default; ``nonzero``: those that are not 0 in the file; ``body``: those above Otsu's threshold of the image.
 Neither counts padding, where the file says which values that has.
@@ -311,7 +312,7 @@ class Colour(Step):
         if before not in (1, 3):
             raise DataError(
                 f"preprocess expects images with 1 or 3 channels for {self.name}, got {before}; "
-                "leave the step out or choose channels first."
+                "leave the step out, or put drop_alpha before it if the last channel is an alpha channel."
             )
         return self.wanted
 
@@ -333,7 +334,22 @@ class Rgb(Colour):
     wanted = 3
 
 
+class DropAlpha(Step):
+    name = "drop_alpha"
+
+    def channels(self, before: int) -> int:
+        if before > 4:
+            raise DataError(
+                f"preprocess expects images with 1 to 4 channels for drop_alpha, got {before}; leave it out."
+            )
+        return before - 1 if before in (2, 4) else before
+
+    def apply(self, x: Float32, passage: Passage) -> tuple[Float32, Entry | None]:
+        return x[: self.channels(len(x))], None  # restored images take this channel from the original
+
+
 STEPS = by_name(
-    Resize, CentreCrop, Pad, PadTo, ResizePlane, HistogramEqualisation, Clahe, Gcn, Window, ZScore, Percentile, Grey, Rgb
+    Resize, CentreCrop, Pad, PadTo, ResizePlane, HistogramEqualisation, Clahe, Gcn, Window, ZScore, Percentile, Grey, Rgb,
+    DropAlpha,
 )  # fmt: skip
 """Name -> step."""
