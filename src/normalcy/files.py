@@ -308,6 +308,18 @@ def append_text(path: Path, text: str) -> None:
         raise _cannot_write(path, fault) from fault
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """The regular file ``source`` also as ``target``, which does not exist yet: a hard link where possible, else a copy."""
+    make_folder(target.parent)
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except FileExistsError as fault:
+        raise _cannot_write(target, fault) from fault
+    except OSError:  # another file system, or one without links
+        with open_regular(source) as opened, writing(target) as file:
+            shutil.copyfileobj(opened, file)
+
+
 def new_array(path: Path, shape: tuple[int, ...], dtype: str = "<f4") -> Any:
     """A new ``.npy`` file, mapped for writing. Its blocks are taken now: a full disk met later would kill the process."""
     import numpy as np

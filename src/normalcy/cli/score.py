@@ -30,6 +30,7 @@ def score(
     device: o.Device = None,
     engine: o.Engine = "auto",
     maps: o.Maps = True,
+    shard: o.OneShard = None,
     overwrite: o.Overwrite = False,
 ) -> None:
     """Score images: scores.csv, anomaly maps, restored images.
@@ -39,13 +40,15 @@ def score(
     from normalcy.data.splits import images_to_score
     from normalcy.provenance import NOTICE
     from normalcy.results.predict import score_into
+    from normalcy.results.run import read_shard
 
     o.at_least_one(batch_size, "--batch-size")
+    part = None if shard is None else read_shard(shard)
     detector = _load(model, device, engine)
     if score_name is not None:
         detector = detector.with_score(score_name)
     data, chosen = images_to_score(_open_all(inputs, data_root), split, detector.train.seed)
-    engine = detector.use_engine(engine, images=len(data))
+    engine = detector.use_engine(engine, images=len(data))  # of all shards: they take the same one
     if split is None and chosen is None and {0, 1} <= {*data.labels.tolist()}:
         complain(
             f"Note: {data.name} has no splits: all {len(data)} images are scored. If the model was fitted on these very data, "
@@ -63,6 +66,7 @@ def score(
             tile=tile,
             batch_size=batch_size,
             maps=maps,
+            shard=part,
             overwrite=overwrite,
             on_progress=on_progress,
         )
@@ -85,6 +89,7 @@ def slides(
     batch_size: o.BatchSize = 32,
     device: o.Device = None,
     engine: o.Engine = "auto",
+    shard: o.OneShard = None,
     overwrite: o.Overwrite = False,
 ) -> None:
     """Score whole-slide images: heat maps, regions, scores.
@@ -94,9 +99,11 @@ def slides(
     from normalcy.config import parse_settings
     from normalcy.engines.cached import WORTH
     from normalcy.provenance import NOTICE
+    from normalcy.results.run import read_shard
     from normalcy.results.slides import open_for_scoring, score_slides
 
     o.at_least_one(batch_size, "--batch-size")
+    part = None if shard is None else read_shard(shard)
     detector = _load(model, device, engine)
     with progress("scoring tiles") as on_progress:
         files = open_for_scoring(inputs, detector, parse_settings(set_))
@@ -108,6 +115,7 @@ def slides(
             quantile=quantile,
             cell=cell,
             batch_size=batch_size,
+            shard=part,
             overwrite=overwrite,
             on_progress=on_progress,
         )
@@ -116,6 +124,17 @@ def slides(
         complain(f"Skipped {failure.reason}")
     for name, slide_score in scored:
         show(f"{name}: {slide_score:.6g}")
+
+
+def merge(results: o.Shards, out: o.Out, overwrite: o.Overwrite = False) -> None:
+    """Merge the results of all shards into one results folder.
+
+    It holds the rows, maps and images that one run would have written.
+    """
+    from normalcy.results.shards import merge as merge_shards
+
+    count = merge_shards(results, out, overwrite)
+    show(f"Merged {count} results of {len(results)} shards -> {out}")
 
 
 # -- private ---------------------------------------------------------------------------------------------------------

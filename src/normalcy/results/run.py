@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -9,6 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
+from normalcy.arrays import Indices
 from normalcy.calibrate import Calibration, Decision
 from normalcy.data.dataset import DataSet, Failure
 from normalcy.errors import SettingsError
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
     from normalcy.detector import Detector
 
 RUN = "run.json"
+POSITIONS = "positions.npy"
+"""Of a shard: place of each row of scores.csv in the whole data set."""
 REMEDY = "score the images again with 'normalcy score'"
 
 MapRange = tuple[float, float]
@@ -48,6 +54,16 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Shard:
+    """The part of a data set that was scored; ``positions.npy`` has the place of each row of scores.csv in the whole."""
+
+    index: Count
+    """From 1."""
+    of: Count
+    """Number of parts."""
+
+
+@dataclass(frozen=True)
 class Scored:
     """The data set that was scored."""
 
@@ -71,6 +87,8 @@ class Scored:
     """Images that could not be scored: path and reason."""
     incomplete: tuple[Failure, ...] = ()
     """Images that were scored, but of which a file could not be written or the mask not be used: path and reason."""
+    shard: Shard | None = field(default=None, metadata=ABSENT)
+    """For a shard only."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +191,7 @@ def describe(
     tile: bool = False,
     spec: str | None = None,
     split: str | None = None,
+    shard: Shard | None = None,
 ) -> Run:
     """The run of scoring ``data``, before any image is scored. ``tile`` and ``decision`` as for the scores."""
     method = detector.method
@@ -198,6 +217,7 @@ def describe(
             fingerprint=data.fingerprint(),
             medical=data.is_medical,
             has_masks=data.has_masks,
+            shard=shard,
         ),
         calibration=thresholds(calibration, decision),
         map_range=None if calibration is None else calibration.map_range,
@@ -209,6 +229,26 @@ def describe(
         device=f"{method.device} ({detector.engine})",
         versions=versions(),
     )
+
+
+def read_shard(text: str) -> Shard:
+    """``K/N``: part K of N, from 1.
+
+    >>> read_shard("2/7")
+    Shard(index=2, of=7)
+    """
+    index, slash, of = text.partition("/")
+    if not (slash and index.isascii() and of.isascii() and index.isdigit() and of.isdigit() and len(of) < 10):
+        raise SettingsError(f"--shard expects K/N, such as 2/7 for the second of seven parts, got {text!r}.")
+    if not 1 <= int(index) <= int(of):
+        raise SettingsError(f"--shard expects K/N with K from 1 to N, got {text!r}.")
+    return Shard(int(index), int(of))
+
+
+def shard_of(cases: Sequence[str], shard: Shard) -> Indices:
+    """Positions of the images that a shard scores: by a checksum of the case, which is never divided."""
+    parts = {case: int(hashlib.sha256(readable(case).encode()).hexdigest()[:15], 16) % shard.of for case in set(cases)}
+    return np.array([i for i, case in enumerate(cases) if parts[case] == shard.index - 1], np.intp)
 
 
 def thresholds(calibration: Calibration | None, decision: Decision | None) -> Thresholds | None:

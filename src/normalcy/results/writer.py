@@ -54,6 +54,12 @@ class Writer:
         write_bytes(path, data)
         return path
 
+    def array(self, name: str, values: Array) -> Path:
+        """As ``.npy``."""
+        buffer = io.BytesIO()
+        np.save(buffer, values, allow_pickle=False)
+        return self.bytes(name, buffer.getvalue())
+
     def csv(self, name: str, head: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
         text = io.StringIO()
         csv.writer(text).writerows([head, *rows])
@@ -89,7 +95,8 @@ class ImageWriter:
         paths = [item.path for item in data.items]
         self.names: Mapping[str, str] = dict(zip(paths, file_names(paths)))
         self.incomplete: list[Failure] = []
-        self._places = {path: i for i, path in enumerate(paths)}
+        self.places = {path: i for i, path in enumerate(paths)}
+        """Position of each image in the data set."""
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1)
         self._waiting: deque[tuple[Future[None], int]] = deque()
         self._held = 0
@@ -120,8 +127,9 @@ class ImageWriter:
             self._finish_first()
         if self._unpictured:
             self.span = (self._low, self._high)
-            deque(self._pool.map(self._picture_later, sorted(self._unpictured)), maxlen=0)
-        self.incomplete.sort(key=lambda one: self._places[one.path])
+            span = self.span
+            deque(self._pool.map(lambda base: picture_map(self.writer, base, span), sorted(self._unpictured)), maxlen=0)
+        self.incomplete.sort(key=lambda one: self.places[one.path])
 
     def _finish_first(self) -> None:
         future, size = self._waiting.popleft()
@@ -166,13 +174,6 @@ class ImageWriter:
             self._unpictured.append(base)
             self._low, self._high = min(self._low, float(values.min())), max(self._high, float(values.max()))
 
-    def _picture_later(self, base: str) -> None:
-        """From the map as it was written."""
-        for suffix in (".npy", NIFTI):
-            file = self.writer.path("maps", named(base, suffix))
-            if file.exists():
-                self._picture(base, np.asarray(read_raw(file), np.float32))
-
     def _write_restored(self, base: str, image: Array) -> None:
         """PNG for what PNG holds, TIFF for other bit depths and channels, .npy for volumes; never another value range."""
         if image.ndim == 3 and image.dtype == np.uint8 and len(image) in (1, 3, 4):
@@ -186,13 +187,11 @@ class ImageWriter:
             )
             self.writer.bytes(f"restored/{base}.tiff", buffer.getvalue())
         else:
-            buffer = io.BytesIO()
-            np.save(buffer, image, allow_pickle=False)
-            self.writer.bytes(f"restored/{base}.npy", buffer.getvalue())
+            self.writer.array(f"restored/{base}.npy", image)
 
     def _write_mask(self, base: str, r: Result) -> None:
         """The mask of an image, unless it is empty; never one of another size than the image's."""
-        i = self._places[r.path]
+        i = self.places[r.path]
         mask = self.data.mask(i)
         if mask is None or not mask.any():
             return
@@ -235,6 +234,14 @@ def picture(values: Float32, span: MapRange) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", compress_type=3)  # run lengths: fast
     return buffer.getvalue()
+
+
+def picture_map(writer: Writer, base: str, span: MapRange) -> None:
+    """Write the picture of a map from the map as it was written."""
+    for suffix in (".npy", NIFTI):
+        file = writer.path("maps", named(base, suffix))
+        if file.exists():
+            writer.bytes(f"maps/{base}.png", picture(np.asarray(read_raw(file), np.float32), span))
 
 
 # -- private -----------------------------------------------------------------------------------------------------------
