@@ -49,11 +49,8 @@ def score(
         detector = detector.with_score(score_name)
     data, chosen = images_to_score(_open_all(inputs, data_root), split, detector.train.seed)
     engine = detector.use_engine(engine, images=len(data))  # of all shards: they take the same one
-    if split is None and chosen is None and {0, 1} <= {*data.labels.tolist()}:
-        complain(
-            f"Note: {data.name} has no splits: all {len(data)} images are scored. If the model was fitted on these very data, "
-            "--split test scores those that it has not seen."
-        )
+    if split is None and chosen is None:
+        _note_labels_without_splits(data)
     decision = _decide(detector, rule, validation, inputs, data_root, false_alarms)
     with progress("scoring") as on_progress:
         run = score_into(
@@ -138,6 +135,14 @@ def merge(results: o.Shards, out: o.Out, overwrite: o.Overwrite = False) -> None
 
 
 # -- private ---------------------------------------------------------------------------------------------------------
+
+
+def _note_labels_without_splits(data: DataSet) -> None:
+    if {0, 1} <= {*data.labels.tolist()}:
+        complain(
+            f"Note: {data.name} has no splits: all {len(data)} images are scored. If the model was fitted on these very data, "
+            "--split test scores those that it has not seen."
+        )
 
 
 def _load(model: Path, device: str | None, engine: str) -> Detector:

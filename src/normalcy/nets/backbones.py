@@ -141,7 +141,7 @@ def _create(architecture: str, pretrained: bool = False, file: str | None = None
     flexible: dict[str, Any] = (
         {"dynamic_img_size": True} if timm.models.is_model(name) and name.startswith("vit_") else {}
     )
-    local = {"pretrained_cfg_overlay": {"file": file}} if file else {}
+    local: dict[str, Any] = {"pretrained_cfg_overlay": {"file": file}} if file else {}
     network = timm.create_model(name, pretrained=pretrained, num_classes=0, **flexible, **local)
     if not hasattr(network, "forward_intermediates"):
         raise SettingsError(f"Backbone {architecture}: this timm model returns no feature maps; choose another.")
