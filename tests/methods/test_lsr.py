@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 from typing import Any
@@ -11,9 +12,11 @@ import torch
 from torch import Tensor
 
 from normalcy.errors import DataError, SettingsError
-from normalcy.methods.lsr import ETAS, LSR, LSRSettings, _auroc
+from normalcy.methods.lsr import ETAS, LSR, MAPS, LSRSettings, _auroc
 from normalcy.metrics import auroc
-from normalcy.nets.filters import bilateral
+from normalcy.nets.filters import bilateral, gaussian_smooth
+from normalcy.nets.masked import MaskedPrior
+from normalcy.nets.pixelsnail import PixelSNAIL
 from normalcy.testing import smooth_textures
 from normalcy.training.fit import fit
 from normalcy.training.settings import TrainSettings
@@ -54,7 +57,7 @@ def _stripes(count: int, seed: int = 0) -> Tensor:
 
 @pytest.fixture(scope="module")
 def method(fitted: Callable[..., LSR]) -> LSR:
-    settings = {**SMALL, "eta": "quantile", "quantile": 0.002, "filter": False}
+    settings = {**SMALL, "score": "restored", "reduce": "max", "eta": "quantile", "quantile": 0.002, "filter": False}
     return fitted(LSR, _stripes(64), validation=_stripes(16, seed=1), steps=400, **settings)
 
 
@@ -117,9 +120,9 @@ def test_map_is_equation_6(method: LSR) -> None:
     torch.testing.assert_close(scores.map, distance)
     torch.testing.assert_close(scores.image, distance.flatten(1).amax(1))
     torch.testing.assert_close(scores.extra_maps["reconstruction"], method.decode(codes))
-    filtered = LSR(LSRSettings(**SMALL), SHAPE)
+    filtered = LSR(LSRSettings(**SMALL, score="restored"), SHAPE)
     filtered.load_state_dict(method.state_dict())
-    torch.testing.assert_close(filtered.score(x).map, bilateral(distance, 10, 75.0, 75 / 255))
+    torch.testing.assert_close(filtered.score(x).map, bilateral(distance, 1, 75 / 16, 75 / 255))  # 10 of 256 pixels
 
 
 def test_quantile_is_of_held_out_codes(method: LSR) -> None:
@@ -131,8 +134,17 @@ def test_quantile_is_of_held_out_codes(method: LSR) -> None:
 
 
 def test_search_takes_one_of_its_choices(method: LSR) -> None:
+    twin = copy.deepcopy(method)
     with torch.no_grad():
-        assert float(method._search_eta(_stripes(8, seed=4))) in [pytest.approx(eta) for eta in ETAS]
+        twin._search_eta(_stripes(8, seed=4))
+    assert float(twin.eta) in [pytest.approx(eta) for eta in ETAS]
+
+
+def test_eta_is_the_papers_multiple_of_the_uniform_probability() -> None:
+    assert float(LSR(LSRSettings(), (1, 64, 64)).eta) == pytest.approx(0.0005)
+    assert float(LSR(LSRSettings(codes=64), (1, 64, 64)).eta) == pytest.approx(0.004)
+    assert LSRSettings(preset="small").eta_rule == "quantile"
+    assert LSRSettings(preset="small", prior="causal").eta_rule == pytest.approx(0.004)
 
 
 def test_its_auroc_is_that_of_metrics() -> None:
@@ -148,8 +160,11 @@ def test_sizes_and_presets() -> None:
     assert LSRSettings(preset="small", width=20).number("width") == 20
     assert LSRSettings(preset="small").number("prior_width") == 48
     small = LSR(LSRSettings(preset="small"), (3, 64, 64))
+    assert small.grid == (16, 16)
     assert small.quantiser.book.shape == (64, 32)
-    assert [stage.epochs for stage in small.stages()] == [175, 75]
+    assert isinstance(small.prior, MaskedPrior)
+    assert isinstance(paper.prior, PixelSNAIL)
+    assert [stage.epochs for stage in small.stages()] == [200, 100]
     assert [stage.objectives[0].lr for stage in small.stages()] == [1e-3, 1.5e-3]
     assert [stage.objectives[0].lr for stage in paper.stages()] == [3e-4, 3e-4]
     with pytest.raises(DataError, match=r"^lsr halves images 3 times.*size=96"):
@@ -189,3 +204,76 @@ def test_codes_do_not_collapse_at_the_start_of_training() -> None:
             (method.standardise(images) - method.standardise(method.decode(method.to_codes(images)))).square().mean()
         )
     assert float(error) < 0.6
+
+
+@pytest.fixture(scope="module")
+def bidirectional(fitted: Callable[..., LSR]) -> LSR:
+    settings = {**SMALL, "prior": "masked", "eta": "quantile", "quantile": 0.002, "filter": False}
+    return fitted(LSR, _stripes(64), validation=_stripes(16, seed=1), steps=400, **settings)
+
+
+def test_the_masked_prior_restores_the_inside_of_a_break(bidirectional: LSR) -> None:
+    normal = _stripes(8, seed=2)
+    broken, mask = _with_break(normal)
+    with torch.no_grad():
+        codes = bidirectional.to_codes(broken)
+        restored = bidirectional.restore(codes)
+    assert (bidirectional.decode(restored.codes) - normal).square().mean() < 0.5 * (broken - normal).square().mean()
+    again = bidirectional.restore(codes)
+    assert torch.equal(restored.codes, again.codes)
+    good, bad = (bidirectional.with_score("restored").score(x) for x in (normal, broken))
+    assert (bad.image > good.image.max()).float().mean() > 0.8
+    assert bad.map is not None
+    assert (bad.map[:, mask].mean(1) > 3 * bad.map[:, ~mask].mean(1)).float().mean() > 0.8
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_every_map_shows_the_break(bidirectional: LSR, name: str) -> None:
+    broken, mask = _with_break(_stripes(8, seed=2))
+    map = bidirectional.with_score(name).score(broken).map
+    assert map is not None
+    if name == "residual":  # the codes of both stripes are known, so that they are reconstructed wherever they are
+        return
+    assert map[:, mask].mean() > 1.5 * map[:, ~mask].mean()
+
+
+def test_surprise_is_the_likelihood_beyond_what_was_expected(method: LSR) -> None:
+    x = _stripes(3, seed=3)
+    with torch.no_grad():
+        codes = method.to_codes(x)
+        logs = method.prior(codes).log_softmax(1)
+    nll = -logs.gather(1, codes[:, None])[:, 0]
+    expected = nll + (logs.exp() * logs).sum(1)
+    size = {"size": (16, 16), "mode": "bilinear"}
+    torch.testing.assert_close(
+        method.with_score("surprise").score(x).map, torch.nn.functional.interpolate(expected[:, None], **size)[:, 0]
+    )
+    smooth = LSR(LSRSettings(**SMALL, score="surprise"), SHAPE)
+    smooth.load_state_dict(method.state_dict())
+    wanted = torch.nn.functional.interpolate(gaussian_smooth(expected, 1.0)[:, None], **size)[:, 0]
+    torch.testing.assert_close(smooth.score(x).map, gaussian_smooth(wanted, 0.5))
+
+
+def test_fused_maps_are_in_units_of_held_out_normal_images(method: LSR) -> None:
+    held_out = _stripes(16, seed=1)
+    with torch.no_grad():
+        reconstruction = method.decode(method.to_codes(held_out))
+    error = (held_out - reconstruction).square().sum(1)
+    residual, surprise = error.sqrt(), method.with_score("surprise").score(held_out).map
+    assert surprise is not None
+    assert float(method.spread[0]) == pytest.approx(float(residual.std()), rel=1e-3)
+    assert float(method.spread[2]) == pytest.approx(float(surprise.std()), rel=1e-3)
+    torch.testing.assert_close(
+        method.with_score("mixed").score(held_out).map,
+        residual / residual.std() + 0.5 * surprise / surprise.std(),
+        rtol=1e-3,
+        atol=1e-3,
+    )
+
+
+def test_the_default_map_is_chosen_on_synthetic_anomalies_in_held_out_images(bidirectional: LSR) -> None:
+    with torch.no_grad():
+        assert int(bidirectional.chosen) == bidirectional._best_map(_stripes(16, seed=1))
+    x = _with_break(_stripes(3, seed=3))[0]
+    chosen = MAPS[int(bidirectional.chosen)]
+    torch.testing.assert_close(bidirectional.score(x).map, bidirectional.with_score(chosen).score(x).map)

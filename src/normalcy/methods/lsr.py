@@ -1,23 +1,40 @@
-"""LSR (latent space resampling): unlikely VQ-VAE codes are replaced; scored by the distance to the original reconstruction.
+"""LSR (latent space resampling): unlikely VQ-VAE codes are replaced; scored by likelihoods and by what the replacement changes.
 
-Wang et al. 2020. A VQ-VAE encodes an image as a grid of discrete codes; PixelSNAIL learns the distribution of such grids over
-normal images. In raster order, a code less likely than eta becomes the likeliest one if one of its later neighbours is
-unlikely too (equation 5). The map is the distance between the images decoded from the restored and from the original codes
-(equation 6), after a bilateral filter. The restoration is exact and takes one pass through the prior for each changed code
-(:mod:`normalcy.nets.restore`).
+Wang et al. 2020. A VQ-VAE encodes an image as a grid of discrete codes; a prior learns the distribution of such grids over normal
+images. The paper: PixelSNAIL, an autoregressive prior (``prior="causal"``). In raster order, a code less likely than eta becomes
+the likeliest one if one of its later neighbours is unlikely too (equation 5). The map is the distance between the images decoded
+from the restored and from the original codes (equation 6), after a bilateral filter. The restoration is exact and takes one pass
+through the prior for each changed code (:mod:`normalcy.nets.restore`).
+
+``prior="masked"``, our own: a bidirectional prior (:mod:`normalcy.nets.masked`). The likelihood of a code is conditioned on the
+codes on all sides, without its own block; unlikely codes are hidden with their neighbours and refilled, in a fixed number of
+passes. Inside a homogeneous anomaly each code is likely after the one before: an autoregressive prior sees nothing there.
+
+Maps of a fit, each a score of its own; ``score="auto"`` is the one that finds synthetic anomalies in held-out normal images best:
+
+| score | map |
+|---|---|
+| ``restored`` | distance of the images decoded from restored and from original codes (equation 6) |
+| ``input`` | distance of the restored image to the input |
+| ``residual`` | distance of the reconstruction to the input |
+| ``likelihood`` | negative log-likelihood of the codes, in nats |
+| ``surprise`` | negative log-likelihood of the codes minus the entropy of their distribution, as texture is hard to predict |
+| ``fused`` | squared residual relative to the usual one of its code, plus surprise, in units of their standard deviations |
+| ``mixed`` | residual, plus half the surprise, in the same units, which are measured on held-out normal images |
 
 | | paper | normalcy |
 |---|---|---|
-| encoder | six strided layers; 32x32 codes for 256x256 pixels | three strided layers, which give 32x32 codes |
+| encoder | six strided layers; 32x32 codes for 256x256 pixels | three strided layers; ``"small"``: two, for thin defects |
 | images | | standardised by the mean training image, so that the terms of equation 3 have one scale; terms are means |
 | augmentation | random rotations and flips | none by default; ``augment=rotate90,flip`` |
 | codebook | starts from N(0, 1) | starts from encoded training images; unused codes are reset |
 | encoded vectors | | normalised at each position; otherwise they outgrow the codebook at first and most collapse to a few codes |
-| widths | not given | ``preset="paper"``, or ``"small"`` for CPUs: narrow, 64 codes instead of 512 |
+| widths | not given | ``preset="paper"``, or ``"small"`` for CPUs: narrow, 64 codes instead of 512, masked prior |
 | learning rates | | ``"small"``: 3 times for the VQ-VAE, 5 times for the prior, a tenth of that in its last third |
-| training steps | | ``"small"``: 70 % of them for the VQ-VAE; ``"paper"``: 40 % |
+| training steps | | ``"small"``: two thirds for the VQ-VAE (a third of the time); ``"paper"``: 40 % |
 | prior kept | | that with the best likelihood of held-out normal codes, since it memorises few images |
-| eta | 0.0005 | 0.0005, or a quantile of held-out normal codes, or by search on held-out images with rectangles (section 4.3.3) |
+| eta | 0.0005, K = 512 | 0.256 / K; or a quantile of held-out normal codes; or by search with rectangles (section 4.3.3) |
+| bilateral filter | diameter 20 of 256 pixels | the same fraction of the image's longer side |
 
 With ``"small"`` there are fewer codes because a small prior cannot predict the texture noise that more codes represent.
 """
@@ -25,30 +42,39 @@ With ``"small"`` there are fewer codes because a small prior cannot predict the 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normalcy.config import require, require_that
+from normalcy.data.synthetic import SYNTHETIC, make_set
+from normalcy.errors import DataError
 from normalcy.method import Batches, EarlyStop, Method, Objective, Scores, Stage
-from normalcy.nets import vqvae
-from normalcy.nets.filters import Reduce, bilateral, check_reduce, reduce_map
+from normalcy.nets import masked, vqvae
+from normalcy.nets.filters import Reduce, bilateral, check_reduce, gaussian_smooth, reduce_map
+from normalcy.nets.masked import MaskedPrior
 from normalcy.nets.pixelsnail import Memory, PixelSNAIL, mean_nats
 from normalcy.nets.quantise import Quantised, Quantiser
-from normalcy.nets.restore import LikelyCodes, Restored, limit_of, negative_log_likelihood, restore
+from normalcy.nets.restore import LikelyCodes, Restored, limit_of, restore
 from normalcy.nets.scaling import Standardise
 from normalcy.nets.schedules import LATE, late_drop
 
-Score = Literal["restored", "input", "likelihood"]
-PRESETS: Mapping[str, Mapping[str, float]] = {
+Map = Literal["restored", "input", "residual", "likelihood", "surprise", "fused", "mixed"]
+Score = Literal["auto", Map]
+MAPS: tuple[Map, ...] = get_args(Map)
+PRESETS: Mapping[str, Mapping[str, float | str]] = {
     "paper": {
         "codes": 512,
+        "halvings": 3,
         "width": 128,
         "residuals": 8,
+        "prior": "causal",
         "prior_width": 128,
         "prior_blocks": 3,
         "lr": 3e-4,
@@ -56,36 +82,53 @@ PRESETS: Mapping[str, Mapping[str, float]] = {
     },
     "small": {
         "codes": 64,
-        "width": 48,
+        "halvings": 2,
+        "width": 32,
         "residuals": 2,
+        "prior": "masked",
         "prior_width": 48,
         "prior_blocks": 2,
         "lr": 1e-3,
         "prior_lr": 1.5e-3,
     },
 }
-ETAS = tuple(10.0**k for k in (-6, -5, -4.5, -4, -3.5, -3, -2.5, -2, -1.5, -1))
+ETAS = tuple(10.0**k for k in (-6, -5, -4.5, -4, -3.5, -3, -2.75, -2.5, -2.25, -2, -1.75, -1.5, -1.25, -1))
 """Values tried by ``eta="search"``."""
+PAPER_ETA = 0.0005 * 512
+"""eta of the paper times its number of codes."""
+CHOICE = 48
+"""Held-out images at most, by which score="auto" and eta="search" choose."""
+AREAS = (0.005, 0.02)
+"""Of the synthetic anomalies, as fractions of the image, by which score="auto" chooses."""
 
 
 @dataclass(frozen=True)
 class LSRSettings:
-    score: Score = "restored"
-    """The map: "restored", distance between the images decoded from restored and from original codes (equation 6); "input",
-    distance between the restored image and the input; "likelihood", negative log-likelihood of the codes, in nats."""
-    eta: float | Literal["quantile", "search"] = 0.0005
+    score: Score = "auto"
+    """The map, see the table above; "auto": the one with the best mean pixel AUROC over kinds and sizes of synthetic anomalies in
+    held-out normal images."""
+    prior: Literal["causal", "masked"] | None = None
+    """"causal": PixelSNAIL, as in the paper; "masked": bidirectional; none: "causal", or "masked" with preset="small"."""
+    eta: float | Literal["quantile", "search"] | None = None
     """Likelihood below which a code is replaced (equation 5), in (0, 1); "quantile": so that the fraction ``quantile`` of
-    held-out normal codes is less likely; "search": best pixel AUROC on held-out images with rectangles (section 4.3.3)."""
-    quantile: float = 0.01
+    held-out normal codes is less likely; "search": best pixel AUROC on held-out images with rectangles (section 4.3.3), tried
+    with and without ``local``; none: 0.256 divided by the number of codes (the paper's 0.0005 for 512), or "quantile" with the
+    masked prior."""
+    quantile: float = 0.03
     """Fraction of held-out normal codes less likely than eta, with eta="quantile"."""
     local: bool = True
-    """Replace a code only if one of its later neighbours is unlikely too (equation 5)."""
+    """Causal prior: replace a code only if one of its later neighbours is unlikely too (equation 5)."""
+    rounds: int = 3
+    """Masked prior: passes in which the hidden codes are filled in."""
+    reach: int = 1
+    """Masked prior: codes within this distance of an unlikely one are replaced with it."""
     codes: int | None = None
     """K, the number of codes in the codebook; none: 512, or 64 with preset="small"."""
     dimension: int = 32
     """D, the dimension of a code vector."""
-    halvings: int = 3
-    """Strided layers of the encoder: the grid of codes has 1 / 2^halvings of the image's sides."""
+    halvings: int | None = None
+    """Strided layers of the encoder: the grid of codes has 1 / 2^halvings of the image's sides; none: 3, or 2 with
+    preset="small"."""
     beta: float = 0.25
     """Weight of the commitment loss (equation 3)."""
     ema: float | None = None
@@ -93,27 +136,32 @@ class LSRSettings:
     preset: Literal["paper", "small"] = "paper"
     """Defaults of the settings that are none: "paper", or "small" for CPUs."""
     width: int | None = None
-    """Channels of the VQ-VAE; none: 128, or 48 with preset="small"."""
+    """Channels of the VQ-VAE; none: 128, or 32 with preset="small"."""
     residuals: int | None = None
     """Residual blocks of the encoder and of the decoder; none: 8, or 2 with preset="small"."""
     prior_width: int | None = None
-    """Channels of PixelSNAIL; none: 128, or 48 with preset="small"."""
+    """Channels of the prior; none: 128, or 48 with preset="small"."""
     prior_blocks: int | None = None
-    """Pairs of a gated residual block and an attention block in PixelSNAIL; none: 3, or 2 with preset="small"."""
+    """Blocks of the prior, each with gated residual layers and attention; none: 3, or 2 with preset="small"."""
+    dropout: float = 0.0
+    """Dropout rate in the prior, in [0, 1) (paper: 0.1)."""
     lr: float | None = None
     """Learning rate of the VQ-VAE (Adam); none: 0.0003, or 0.001 with preset="small"."""
     prior_lr: float | None = None
     """Learning rate of the prior (Adam); none: 0.0003, or 0.0015 with preset="small", a tenth of it in the last third."""
     filter: bool = True
-    """Bilateral filter of the map: diameter 20 pixels, standard deviations of 75 pixels and of 75/255 in value."""
-    reduce: Reduce = "max"
-    """Image score of "restored" and "input": "mean" or "max" of the map, or this quantile of it, in [0, 1]. That of "likelihood"
-    is the sum over the codes."""
+    """Filter of the maps: "restored" and "input" bilateral, diameter 20 of 256 pixels, standard deviations of 75 of 256 pixels
+    and of 75/255 in value; the others Gaussian, with a standard deviation of 1/32 of the longer side ("residual": 1/64)."""
+    reduce: Reduce = "auto"
+    """Image score: "mean", "max" or "top" (mean of the largest 1 %) of the map, or this quantile of it, in [0, 1]; "auto": "mean"
+    up to 32 pixels a side, else "top". That of "likelihood" is the sum over the codes."""
 
     def __post_init__(self) -> None:
-        positive = ("dimension", "halvings", "beta", *PRESETS["paper"])
-        require("lsr", self, positive=positive, fraction=("quantile", "ema"))
-        valid = isinstance(self.eta, str) or 0 < self.eta < 1
+        numbers = [name for name in PRESETS["paper"] if name != "prior"]
+        positive = ("dimension", "beta", "rounds", *numbers)
+        require("lsr", self, positive=positive, non_negative=("reach",), fraction=("quantile", "ema"))
+        require_that(0 <= self.dropout < 1, "lsr", "dropout", "at least 0 and below 1", self.dropout)
+        valid = self.eta is None or isinstance(self.eta, str) or 0 < self.eta < 1
         require_that(valid, "lsr", "eta", '"quantile", "search" or between 0 and 1, both excluded', self.eta)
         check_reduce("lsr", self.reduce)
 
@@ -121,6 +169,13 @@ class LSRSettings:
         """A setting's value, or the preset's where it is none."""
         value = getattr(self, name)
         return PRESETS[self.preset][name] if value is None else value
+
+    @property
+    def eta_rule(self) -> float | str:
+        """eta, or how it is chosen."""
+        if self.eta is not None:
+            return self.eta
+        return "quantile" if self.number("prior") == "masked" else min(0.5, PAPER_ETA / self.number("codes"))
 
 
 class LSR(Method):
@@ -131,7 +186,9 @@ class LSR(Method):
         "L. Wang, D. Zhang, J. Guo, Y. Han. Image anomaly detection using normal data only by latent space "
         "resampling. Applied Sciences 10(23):8660, 2020. doi:10.3390/app10238660\n"
         "Prior: X. Chen, N. Mishra, M. Rohaninejad, P. Abbeel. PixelSNAIL: an improved autoregressive generative "
-        "model. ICML, 2018. arXiv:1712.09763"
+        "model. ICML, 2018. arXiv:1712.09763\n"
+        "Masked prior: H. Chang, H. Zhang, L. Jiang, C. Liu, W. T. Freeman. MaskGIT: masked generative image transformer. "
+        "CVPR, 2022. arXiv:2202.04200"
     )
     scores = get_args(Score)
     not_exportable: ClassVar = dict.fromkeys(
@@ -139,18 +196,31 @@ class LSR(Method):
     )
     settings: LSRSettings
     eta: Tensor
+    local: Tensor
+    code_error: Tensor
+    spread: Tensor
+    chosen: Tensor
 
     def __init__(self, settings: LSRSettings, shape: Sequence[int]) -> None:
         super().__init__(settings, shape)
-        s, channels = settings, self.shape[0]
-        self.grid = vqvae.code_grid(self.name, self.shape[1:], s.halvings)
-        parts = (2, channels, s.number("width"), s.halvings, s.number("residuals"), s.dimension)
+        s, channels, codes = settings, self.shape[0], settings.number("codes")
+        self.grid = vqvae.code_grid(self.name, self.shape[1:], s.number("halvings"))
+        parts = (2, channels, s.number("width"), s.number("halvings"), s.number("residuals"), s.dimension)
         self.standardise = Standardise(self.shape)
         self.encoder: nn.Module = vqvae.encoder(*parts, normalise=True)
-        self.quantiser = Quantiser(s.number("codes"), s.dimension, s.ema)
+        self.quantiser = Quantiser(codes, s.dimension, s.ema)
         self.decoder: nn.Module = vqvae.decoder(*parts)
-        self.prior = PixelSNAIL(self.grid, s.number("codes"), s.number("prior_width"), s.number("prior_blocks"))
-        self.register_buffer("eta", torch.tensor(s.eta if not isinstance(s.eta, str) else 0.0005))
+        network = MaskedPrior if s.number("prior") == "masked" else PixelSNAIL
+        width, blocks = s.number("prior_width"), s.number("prior_blocks")
+        self.prior: MaskedPrior | PixelSNAIL = network(self.grid, codes, width, blocks, dropout=s.dropout)
+        rule = s.eta_rule
+        self.register_buffer("eta", torch.tensor(PAPER_ETA / 512 if isinstance(rule, str) else rule))
+        self.register_buffer("local", torch.tensor(s.local))
+        self.register_buffer("code_error", torch.ones(codes))  # mean squared residual of each code
+        self.register_buffer(
+            "spread", torch.ones(3)
+        )  # standard deviations on held-out images: residual, relative, surprise
+        self.register_buffer("chosen", torch.tensor(MAPS.index("surprise")))
 
     # -- stage 1
 
@@ -182,21 +252,64 @@ class LSR(Method):
         return self.quantiser.nearest(self.encode(x))
 
     def prior_likelihood(self, codes: Tensor) -> Mapping[str, Tensor]:
-        """Negative log-likelihood of codes (B, *grid), nats per code."""
-        nats = mean_nats(self.prior(codes), codes)
+        """Negative log-likelihood of codes (B, *grid), nats per code: of random hidden ones while a masked prior trains."""
+        if isinstance(self.prior, MaskedPrior) and self.prior.training:
+            hidden = masked.draw_hidden(len(codes), self.grid, codes.device)
+            nats = masked.masked_nats(self.prior(codes, hidden), codes, hidden)
+        else:
+            nats = mean_nats(self.logits(codes), codes)
         return {"loss": nats, "bits_per_code": nats.detach() / math.log(2)}
 
-    def choose_eta(self, batches: Batches) -> None:
-        """Set eta from held-out normal images."""
-        if self.settings.eta == "quantile":
+    def choose(self, batches: Batches) -> None:
+        """Set eta, the units of the maps and the default map from held-out normal images."""
+        if self.settings.eta_rule == "quantile":
             nll = torch.cat([self._nll(self.to_codes(x)).flatten() for x in batches])
             self.eta.copy_((-limit_of(nll, self.settings.quantile)).exp())
-        elif self.settings.eta == "search":
-            self.eta.copy_(self._search_eta(torch.cat(list(batches))))
+        elif self.settings.eta_rule == "search":
+            self._search_eta(torch.cat(list(batches))[:CHOICE])
+        self._measure(batches)
+        score = self.settings.score
+        first = torch.cat([x for x, _ in zip(batches, range(CHOICE))])[:CHOICE]
+        self.chosen.fill_(self._best_map(first) if score == "auto" else MAPS.index(score))
 
-    def _search_eta(self, x: Tensor) -> Tensor:
-        """Section 4.3.3: the eta with the best pixel AUROC on images with a rectangle of 1 % of the area, black or grey."""
-        x = x[:64]
+    def _measure(self, batches: Batches) -> None:
+        """The mean squared residual of each code, and the standard deviations of the maps that are added."""
+        total, count = torch.zeros_like(self.code_error), torch.zeros_like(self.code_error)
+        for x in batches:
+            codes = self.to_codes(x)
+            error = F.adaptive_avg_pool2d((x - self.decode(codes)).square().sum(1, keepdim=True), self.grid)
+            total.index_add_(0, codes.flatten(), error.flatten())
+            count.index_add_(0, codes.flatten(), torch.ones_like(error.flatten()))
+        mean = total.sum() / count.sum()
+        usual = (total + mean) / (count + 1)  # rare codes lean on the mean of all
+        self.code_error.copy_(usual.clamp(min=1e-3 * float(mean) + 1e-12))
+        self.spread.fill_(1)
+        parts = [[_Maps(self, x).residual, _Maps(self, x).relative, _Maps(self, x).surprise] for x in batches]
+        for k in range(len(self.spread)):
+            self.spread[k] = torch.cat([part[k].flatten() for part in parts]).std().clamp(min=1e-6)
+
+    def _best_map(self, x: Tensor) -> int:
+        """Place in MAPS of the map with the best pixel AUROC, mean over kinds and sizes of synthetic anomalies in ``x``."""
+        low, high = float(x.min()), float(x.max())
+        images = ((x - low) / max(high - low, 1e-6)).cpu().numpy()
+        totals = torch.zeros(len(MAPS))
+        for k, area in enumerate(AREAS):
+            for kind in SYNTHETIC:
+                try:
+                    made, marked, _ = make_set(images, [kind], np.random.default_rng(k), area=area)
+                except DataError:  # constant images, which some kinds cannot change
+                    continue
+                changed = torch.from_numpy(made).to(x) * (high - low) + low
+                maps = [_Maps(self, part) for part in changed.split(8)]
+                anomalous = torch.from_numpy(marked).flatten()
+                for place, name in enumerate(MAPS):
+                    values = torch.cat([part.of(name) for part in maps]).cpu().flatten()
+                    totals[place] += _auroc(values, anomalous)
+        return int(totals.argmax())
+
+    def _search_eta(self, x: Tensor) -> None:
+        """Section 4.3.3: the eta with the best pixel AUROC on images with a rectangle of 1 % of the area, black or grey; with the
+        causal prior, for both values of ``local``."""
         height, width = self.shape[1:]
         sides = max(1, round(0.1 * height)), max(1, round(0.1 * width))
         mask = torch.zeros(len(x), height, width, dtype=torch.bool)
@@ -208,11 +321,15 @@ class LSR(Method):
         shade = torch.where(torch.arange(len(x)) % 2 == 0, low, (low + high) / 2).to(x)
         defective = torch.where(mask[:, None].to(x.device), shade[:, None, None, None], x)
         codes = self.to_codes(defective)
-        aurocs = []
-        for eta in ETAS:
-            map = self._distance(self.decode(self.restore(codes, eta).codes), self.decode(codes))
-            aurocs.append(_auroc(map.cpu().flatten(), mask.flatten()))
-        return torch.tensor(ETAS[max(range(len(ETAS)), key=aurocs.__getitem__)])
+        best = -1.0
+        for local in (True, False) if isinstance(self.prior, PixelSNAIL) else (self.settings.local,):
+            for eta in ETAS:
+                map = self._distance(self.decode(self.restore(codes, eta, local).codes), self.decode(codes))
+                auroc = _auroc(map.cpu().flatten(), mask.flatten())
+                if auroc > best:
+                    best = auroc
+                    self.eta.fill_(eta)
+                    self.local.fill_(local)
 
     def stages(self) -> Sequence[Stage]:
         s, small = self.settings, self.settings.preset == "small"
@@ -221,7 +338,7 @@ class LSR(Method):
             Stage(
                 "vqvae",
                 [Objective(self.reconstruction, autoencoder, lr=s.number("lr"))],
-                epochs=175 if small else 100,
+                epochs=200 if small else 100,
                 batch_size=32,
                 prepare=self.begin,
             ),
@@ -236,55 +353,125 @@ class LSR(Method):
                         schedule=late_drop if small else None,
                     )
                 ],
-                epochs=75 if small else 150,
+                epochs=100 if small else 150,
                 batch_size=32,
                 derive=self.to_codes,
                 early_stop=EarlyStop(self.prior_likelihood, every=3, patience=5, after=LATE if small else 0.0),
-                finalise=None if not isinstance(s.eta, str) else self.choose_eta,
+                finalise=self.choose,
             ),
         ]
 
     # -- testing
 
-    def restore(self, codes: Tensor, eta: float | None = None) -> Restored:
-        """Equation 5 over codes (B, *grid)."""
-        rule = LikelyCodes(float(self.eta) if eta is None else eta, self.grid, self.settings.local)
+    def logits(self, codes: Tensor) -> Tensor:
+        """Logits (B, K, *grid) of codes (B, *grid): given the earlier ones, or with the masked prior given those around."""
+        if isinstance(self.prior, MaskedPrior):
+            return masked.conditionals(self.prior, codes)
+        logits: Tensor = self.prior(codes)
+        return logits
+
+    def restore(
+        self, codes: Tensor, eta: float | None = None, local: bool | None = None, nll: Tensor | None = None
+    ) -> Restored:
+        """Equation 5 over codes (B, *grid), or the refilling of the masked prior; ``nll`` of the codes, if it is known."""
+        eta = float(self.eta) if eta is None else eta
+        if isinstance(self.prior, MaskedPrior):
+            nll = self._nll(codes) if nll is None else nll
+            s = self.settings
+            return masked.refill(self.prior, codes, nll, -math.log(eta), rounds=s.rounds, reach=s.reach)
+        rule = LikelyCodes(eta, self.grid, bool(self.local) if local is None else local)
         return restore(Memory(self.prior, ahead=rule.ahead), codes, rule)
 
     def _nll(self, codes: Tensor) -> Tensor:
         """Negative log-likelihood of each code, in nats, (B, *grid)."""
-        logits = self.prior(codes).flatten(2)
-        return negative_log_likelihood(logits, codes.flatten(1)).view(codes.shape)
+        return masked.pseudo_likelihood(self.logits(codes), codes)[0]
 
     def _distance(self, a: Tensor, b: Tensor) -> Tensor:
         """Equation 6, filtered if the settings say so: two images (B, C, H, W) -> (B, H, W)."""
         map = (a - b).square().sum(1).sqrt()
-        return bilateral(map, 10, 75.0, 75 / 255) if self.settings.filter else map
+        side = max(self.shape[1:]) / 256
+        return bilateral(map, max(1, round(10 * side)), 75.0 * side, 75 / 255) if self.settings.filter else map
+
+    def _smooth(self, map: Tensor, fraction: float) -> Tensor:
+        """A Gaussian with this fraction of the longer side as standard deviation, if the settings say so."""
+        return gaussian_smooth(map, fraction * max(self.shape[1:])) if self.settings.filter else map
 
     def _score(self, x: Tensor) -> Scores:
-        codes = self.to_codes(x)
-        result = self.restore(codes)
-        restored, reconstruction = self.decode(result.codes), self.decode(codes)
-        nll = self._to_pixels(result.nll)
-        match self.settings.score:
-            case "restored":
-                map = self._distance(restored, reconstruction)
-            case "input":
-                map = self._distance(restored, x)
-            case "likelihood":
-                map = nll
-        likelihood = self.settings.score == "likelihood"
+        maps = _Maps(self, x)
+        name = MAPS[int(self.chosen)] if self.settings.score == "auto" else self.settings.score
+        map = maps.of(name)
         extra_maps: dict[str, Any] = {
-            "reconstruction": reconstruction,
-            "code_nll": nll,
-            "changed_codes": self._to_pixels(result.changed.float()),
+            "reconstruction": maps.reconstruction,
+            "code_nll": self._to_pixels(maps.likelihoods[0]),
+            "surprise": maps.surprise,
+            "changed_codes": self._to_pixels(maps.resampled.changed.float()),
         }
-        image = result.nll.flatten(1).sum(1) if likelihood else reduce_map(map, self.settings.reduce)
-        return Scores(image=image, map=map, restored=restored, extra_maps=extra_maps)
+        image = maps.likelihoods[0].flatten(1).sum(1) if name == "likelihood" else reduce_map(map, self.settings.reduce)
+        return Scores(image=image, map=map, restored=maps.restored, extra_maps=extra_maps)
 
-    def _to_pixels(self, values: Tensor) -> Tensor:
+    def _to_pixels(self, values: Tensor, mode: str = "nearest") -> Tensor:
         """(B, *grid) -> (B, H, W)"""
-        return F.interpolate(values[:, None], size=self.shape[1:], mode="nearest")[:, 0]
+        return F.interpolate(values[:, None], size=self.shape[1:], mode=mode)[:, 0]
+
+
+class _Maps:
+    """What an LSR finds in images ``x`` (B, C, H, W), each part computed once, when it is asked for; maps are (B, H, W)."""
+
+    def __init__(self, method: LSR, x: Tensor) -> None:
+        self.method, self.x = method, x
+
+    def of(self, name: Map) -> Tensor:
+        m = self.method
+        choices: Mapping[Map, Callable[[], Tensor]] = {
+            "restored": lambda: m._distance(self.restored, self.reconstruction),
+            "input": lambda: m._distance(self.restored, self.x),
+            "residual": lambda: self.residual,
+            "likelihood": lambda: m._to_pixels(self.likelihoods[0]),
+            "surprise": lambda: self.surprise,
+            "fused": lambda: self.relative / m.spread[1] + self.surprise / m.spread[2],
+            "mixed": lambda: self.residual / m.spread[0] + 0.5 * self.surprise / m.spread[2],
+        }
+        return choices[name]()
+
+    @cached_property
+    def codes(self) -> Tensor:
+        return self.method.to_codes(self.x)
+
+    @cached_property
+    def reconstruction(self) -> Tensor:
+        return self.method.decode(self.codes)
+
+    @cached_property
+    def likelihoods(self) -> tuple[Tensor, Tensor]:
+        """Negative log-likelihood and entropy of the codes, in nats, (B, *grid)."""
+        return masked.pseudo_likelihood(self.method.logits(self.codes), self.codes)
+
+    @cached_property
+    def resampled(self) -> Restored:
+        return self.method.restore(self.codes, nll=self.likelihoods[0])
+
+    @cached_property
+    def restored(self) -> Tensor:
+        return self.method.decode(self.resampled.codes)
+
+    @cached_property
+    def residual(self) -> Tensor:
+        error = (self.x - self.reconstruction).square().sum(1).sqrt()
+        return self.method._smooth(error, 1 / 64)
+
+    @cached_property
+    def relative(self) -> Tensor:
+        """Squared residual in units of the mean of its code."""
+        usual = self.method._to_pixels(self.method.code_error[self.codes])
+        return self.method._smooth((self.x - self.reconstruction).square().sum(1) / usual, 1 / 32)
+
+    @cached_property
+    def surprise(self) -> Tensor:
+        nll, expected = self.likelihoods
+        values = nll - expected
+        if self.method.settings.filter:
+            values = gaussian_smooth(values, 1.0)
+        return self.method._smooth(self.method._to_pixels(values, "bilinear"), 1 / 32)
 
 
 def _auroc(scores: Tensor, anomalous: Tensor) -> float:
