@@ -27,9 +27,12 @@ SHAPE = (1, 32, 32)
 SMALL: dict[str, Any] = {"latent": 4, "width": 4, "lr": 5e-3}
 
 
-@pytest.mark.parametrize("level", [0, 1])
-def test_attention_is_grad_cam_image_by_image(fitted: Callable[..., VAEAttention], level: int) -> None:
-    method = fitted(VAEAttention, SHAPE, **SMALL | {"level": level})
+@pytest.mark.parametrize(("level", "sign"), [(0, "relu"), (1, "relu"), (None, "absolute")])
+def test_attention_is_grad_cam_image_by_image(
+    fitted: Callable[..., VAEAttention], level: int | None, sign: str
+) -> None:
+    method = fitted(VAEAttention, SHAPE, **SMALL | {"level": level, "sign": sign})
+    level = method.level
     y = method.standardise(smooth_textures(3, SHAPE, seed=1))
     found = method.attention(y)
     assert found.shape == (3, 16 >> level, 16 >> level)
@@ -44,7 +47,8 @@ def test_attention_is_grad_cam_image_by_image(fitted: Callable[..., VAEAttention
         code = h[0, :4]
         total = 0.5 * ((code - method.code_mean) / method.code_std).square().sum()
         (gradient,) = torch.autograd.grad(total, maps)
-        expected = sum(gradient[0, k].mean() * maps[0, k] for k in range(maps.shape[1])).clamp(min=0)
+        expected = sum(gradient[0, k].mean() * maps[0, k] for k in range(maps.shape[1]))
+        expected = expected.abs() if sign == "absolute" else expected.clamp(min=0)
         torch.testing.assert_close(attention, expected.detach(), rtol=1e-3, atol=1e-6)
 
 

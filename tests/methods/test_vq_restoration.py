@@ -13,6 +13,7 @@ from torch import Tensor
 
 from normalcy.errors import DataError, SettingsError
 from normalcy.methods.vq_restoration import VQRestoration, VQRestorationSettings
+from normalcy.nets.filters import gaussian_smooth, mean_filter, min_filter
 from normalcy.testing import check_method
 
 CONTRACT: dict[str, Any] = {
@@ -55,7 +56,7 @@ def method(fitted: Callable[..., VQRestoration]) -> VQRestoration:
         **SMALL,
         "pixel_quantile": 0.99,
         "sample_quantile": 0.998,
-        "filter": False,
+        "filter": "none",
         "steps": 600,
         "batch_size": 4,
     }
@@ -83,6 +84,8 @@ def test_scores_are_those_of_the_paper(method: VQRestoration) -> None:
     x = _volumes(2, seed=3)
     x[:, :, 2] = x[:, :, 5]
     scores, s = method.score(x), method.settings
+    std = float(_volumes(64).std())
+    assert float(method.deviation) == pytest.approx(std, rel=1e-3)
     with torch.no_grad():
         codes = method.to_codes(x)
         nll = method.nll(codes)
@@ -95,7 +98,10 @@ def test_scores_are_those_of_the_paper(method: VQRestoration) -> None:
             images = [method.images(restored[:, j], number)[0] for j in range(s.copies)]
             distances = [(x[1, :, z] - image).abs().mean(0) for image in images]
             weights = np.exp(
-                [s.sharpness / float(d.mean()) - s.sharpness / float(distances[0].mean()) for d in distances]
+                [
+                    s.sharpness * std / float(d.mean()) - s.sharpness * std / float(distances[0].mean())
+                    for d in distances
+                ]
             )
             weights = weights / weights.sum()
             expected = sum(w * d.numpy() for w, d in zip(weights, distances))
@@ -169,3 +175,73 @@ def test_sizes() -> None:
 def test_impossible_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=f"^vq_restoration: {re.escape(message)}$"):
         VQRestorationSettings(**settings)
+
+
+@pytest.fixture(scope="module")
+def bidirectional(fitted: Callable[..., VQRestoration]) -> VQRestoration:
+    settings = {
+        **SMALL,
+        "prior": "masked",
+        "pixel_quantile": 0.99,
+        "sample_quantile": 0.998,
+        "filter": "none",
+        "steps": 600,
+        "batch_size": 4,
+    }
+    return fitted(VQRestoration, _volumes(64), validation=_volumes(8, seed=1), **settings)
+
+
+def test_the_masked_prior_restores_a_square_out_of_place(bidirectional: VQRestoration) -> None:
+    normal = _volumes(3, seed=2)
+    wrong, inside = normal.clone(), (slice(None), slice(None), 1, slice(2, 12), slice(4, 14))
+    wrong[inside] = normal[:, :, 4, 2:12, 4:14]
+    good, bad = bidirectional.score(normal), bidirectional.score(wrong)
+    assert bad.map is not None
+    assert bad.restored is not None
+    assert float(bad.image.min()) > float(good.image.max())
+    assert (bad.map.mean((2, 3)).argmax(1) == 1).all()
+    assert (bad.restored - normal)[inside].abs().mean() < 0.5 * (wrong - normal)[inside].abs().mean()
+    again = bidirectional.score(wrong)
+    assert torch.equal(again.restored, bad.restored)
+    surprise = bidirectional.with_score("surprise").score(wrong).map
+    assert surprise is not None
+    assert (surprise.mean((2, 3)).argmax(1) == 1).all()
+
+
+def test_masked_true_3d_passes_the_contract_checks() -> None:
+    words = {
+        **SMALL,
+        "prior": "masked",
+        "volumes": "whole",
+        "prior_width": 8,
+        "copies": 3,
+        "steps": 200,
+        "batch_size": 8,
+    }
+    check_method(VQRestoration, words, shapes=[(1, 16, 16, 16)])
+
+
+def test_copies_differ_where_codes_are_drawn_anew(bidirectional: VQRestoration) -> None:
+    x = _volumes(2, seed=5)
+    x[:, :, 1, 4:12, 4:12] = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        tables, numbers = bidirectional._tables(bidirectional.to_codes(x))
+        restored, changed = bidirectional.restore(tables, numbers)
+    assert restored.shape == (12, 4, 8, 8)
+    same = (restored == restored[:, :1]).all(1)
+    assert not bool((~same & ~changed.any(1)).any())
+
+
+def test_the_filter_of_the_paper_and_the_mean_of_the_map(method: VQRestoration) -> None:
+    x = _volumes(1, seed=6)
+    plain = method.score(x).map
+    assert plain is not None
+    for name, wanted in (
+        ("paper", mean_filter(min_filter(plain, (3, 3, 3)), (3, 7, 7))),
+        ("gaussian", gaussian_smooth(plain, 1.5)),
+    ):
+        twin = VQRestoration(VQRestorationSettings(**SMALL, filter=name, sample="map"), VOLUME)
+        twin.load_state_dict(method.state_dict())
+        scores = twin.score(x)
+        torch.testing.assert_close(scores.map, wanted)
+        torch.testing.assert_close(scores.image, wanted.flatten(1).mean(1))

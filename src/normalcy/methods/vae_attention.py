@@ -12,8 +12,10 @@ level, averaged over the map, gives weights alpha_k; M = ReLU(sum_k alpha_k A_k)
 
 | | paper | authors' code | normalcy |
 |---|---|---|---|
-| attention of | codes drawn from the difference to the posteriors of normal images | sum of a drawn code | the image score |
+| attention of | codes drawn from the difference to the posteriors of normal images | sum of the posterior mean | the image score |
 | image score | none | | as above |
+| feature maps | | second convolution, a quarter of the side | ``level`` |
+| sign of the map | ReLU | absolute value | ``sign`` |
 | size of the map | | | bilinear interpolation to the image's size |
 
 The sum of a code can be small or large for anomalous images, so it is no score; the attention of the squared difference
@@ -50,8 +52,10 @@ class VAEAttentionSettings:
     """"attention": how unlikely the code is, with its Grad-CAM as map; "reconstruction": squared error."""
     latent: int = 32
     """Latent dimension."""
-    level: int = 0
-    """Encoder level of the feature maps: 0 has half the image's sides, 1 a quarter ..."""
+    level: int | None = None
+    """Encoder level of the feature maps: 0 has half the image's sides, 1 a quarter ...; none: 1, if there are two levels."""
+    sign: Literal["absolute", "relu"] = "absolute"
+    """Map from the weighted sum of feature maps: its absolute value, as in the authors' code, or its positive part ("relu")."""
     width: int | None = None
     """Channels of the first level; none: 32."""
     beta: float = 1.0
@@ -88,8 +92,9 @@ class VAEAttention(Method):
     def __init__(self, settings: VAEAttentionSettings, shape: Sequence[int]) -> None:
         super().__init__(settings, shape)
         net: ConvNet = choose("dcgan", self.shape, settings.width)
+        self.level = min(1, len(net.channels) - 1) if settings.level is None else settings.level
         expected = f"one of the levels 0 to {len(net.channels) - 1} of the encoder of images {self.shape}"
-        require_that(settings.level < len(net.channels), "vae_attention", "level", expected, settings.level)
+        require_that(self.level < len(net.channels), "vae_attention", "level", expected, self.level)
         self.standardise = Standardise(self.shape)
         self.encoder = net.encoder(self.shape, 2 * settings.latent)
         self.decoder = net.decoder(self.shape, settings.latent)
@@ -138,11 +143,12 @@ class VAEAttention(Method):
         return 0.5 * ((mean - self.code_mean) / self.code_std).square().sum(1)
 
     def attention(self, y: Tensor) -> Tensor:
-        """ReLU(sum_k alpha_k A_k) for ``atypicality``: standardised images -> (B, *grid of the level)."""
-        after = self.settings.level + 1
+        """|sum_k alpha_k A_k|, or its positive part, for ``atypicality``: standardised images -> (B, *grid of the level)."""
+        after = self.level + 1
         with torch.enable_grad():
             maps = self.encoder[:after](y).detach().requires_grad_()
-            return grad_cam(self.atypicality(self.posterior(maps, after)[0]), maps).detach().clamp(min=0)
+            attended = grad_cam(self.atypicality(self.posterior(maps, after)[0]), maps).detach()
+        return attended.abs() if self.settings.sign == "absolute" else attended.clamp(min=0)
 
     def _score(self, x: Tensor) -> Scores:
         s, y = self.settings, self.standardise(x)

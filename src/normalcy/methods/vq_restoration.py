@@ -6,6 +6,9 @@ score is the sum of the negative log-likelihoods of the most unlikely codes, tho
 lambda_p nats, given the earlier codes as restored, are resampled from their conditional distribution, 15 times; the map is the
 mean distance of these restorations to the image, weighted by softmax(k / mean distance), after a minimum and a mean filter.
 
+``prior="masked"``, our own: a bidirectional prior (:mod:`normalcy.nets.masked`), whose likelihoods are conditioned on the codes
+on all sides; unlikely codes are hidden with their neighbours and drawn anew in a fixed number of passes.
+
 Volumes are processed slice by slice (``volumes="slices"``), with the position of a slice along the first spatial axis, from
 -0.5 to 0.5, as a condition of encoder, decoder and prior; or as a whole by 3D networks. Images have no condition. Restoration is
 exact, with all copies of all slices in one batch (:mod:`normalcy.nets.restore`).
@@ -14,6 +17,9 @@ exact, with all copies of all slices in one batch (:mod:`normalcy.nets.restore`)
 |---|---|---|
 | lambda_s, lambda_p | 7, 5 nats: about the percentiles 98, 90 of normal codes | these percentiles of held-out normal codes |
 | prior kept | | that with the best likelihood of held-out normal codes: it memorises few images; whole volumes need many |
+| distances in softmax(k / distance) | of images as z-scores | divided by the standard deviation of the training images |
+| filter | 3x3x3 minimum, 3x7x7 mean, for 32x160x160 voxels | Gaussian of 1.5 voxels, which small volumes bear; ``filter=paper`` |
+| sample score | likelihoods above lambda_s | this, or the mean of the map (``sample=map``) |
 | random numbers | | belong to copy, slice and position, and are the same for every image |
 | images | | standardised by the mean training image |
 | codebook | | starts from encoded images; unused codes are reset |
@@ -25,7 +31,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -33,24 +39,35 @@ from torch.nn import functional as F
 
 from normalcy.config import require, require_that
 from normalcy.method import Batches, EarlyStop, Method, Objective, Scores, Stage
-from normalcy.nets import vqvae
-from normalcy.nets.filters import mean_filter, min_filter
+from normalcy.nets import masked, vqvae
+from normalcy.nets.filters import gaussian_smooth, mean_filter, min_filter
+from normalcy.nets.masked import MaskedPrior
 from normalcy.nets.pixelsnail import Memory, PixelSNAIL, mean_nats
 from normalcy.nets.quantise import Quantised, Quantiser
-from normalcy.nets.restore import SampledCodes, limit_of, negative_log_likelihood, restore
+from normalcy.nets.restore import SampledCodes, limit_of, restore
 from normalcy.nets.scaling import Standardise
 
-Score = Literal["restored", "reconstruction", "likelihood"]
+Score = Literal["restored", "reconstruction", "likelihood", "surprise"]
 AT_ONCE = 2**24
 """Logits in memory at once when scoring: grids x codes x positions."""
+SIGMA = 1.5
+"""Of the Gaussian filter, in pixels or voxels."""
 
 
 @dataclass(frozen=True)
 class VQRestorationSettings:
     score: Score = "restored"
-    """The map: "restored", weighted distance to the restorations; "reconstruction", distance to the reconstruction; or
-    "likelihood", negative log-likelihood of the codes, in nats. The image score is the sum over codes above lambda_s, but with
-    "reconstruction" the mean of the map."""
+    """The map: "restored", weighted distance to the restorations; "reconstruction", distance to the reconstruction; "likelihood",
+    negative log-likelihood of the codes, in nats; "surprise", the same minus the entropy of the codes' distributions."""
+    sample: Literal["likelihood", "map"] = "likelihood"
+    """Image score: "likelihood", sum over codes above lambda_s, except for "reconstruction" and "surprise"; "map", mean of the
+    map, always so for these two."""
+    prior: Literal["causal", "masked"] = "causal"
+    """"causal": PixelSNAIL, as in the paper; "masked": bidirectional."""
+    rounds: int = 3
+    """Masked prior: passes in which the hidden codes are filled in."""
+    reach: int = 1
+    """Masked prior: codes within this distance of an unlikely one are replaced with it."""
     volumes: Literal["slices", "whole"] = "slices"
     """Volumes: "slices", slice by slice through 2D networks; "whole", through 3D networks."""
     slices_per_step: int = 16
@@ -66,7 +83,7 @@ class VQRestorationSettings:
     pixel_quantile: float = 0.9
     """Quantile of held-out normal codes that pixel_limit="quantile" takes, in (0, 1)."""
     sharpness: float = 3.0
-    """k of softmax(k / mean distance) over the restorations, with distances in the value range of the images."""
+    """k of softmax(k / mean distance) over the restorations, with distances in standard deviations of the training images."""
     codes: int = 128
     """K, the number of codes in the codebook."""
     dimension: int = 256
@@ -82,20 +99,29 @@ class VQRestorationSettings:
     residuals: int = 2
     """Gated residual blocks of the encoder and of the decoder."""
     prior_width: int = 128
-    """Channels of PixelSNAIL."""
+    """Channels of the prior."""
     prior_blocks: int = 4
-    """Pairs of a gated residual block and an attention block in PixelSNAIL."""
+    """Blocks of the prior, each with gated residual layers and attention."""
+    prior_residuals: int = 1
+    """Gated residual layers in each block of the causal prior (authors' code: 4)."""
     dropout: float = 0.1
-    """Dropout rate in PixelSNAIL, in [0, 1)."""
+    """Dropout rate in the prior, in [0, 1)."""
     lr: float = 1e-4
     """Learning rate (Adam) of both stages; gradients are clipped at 1 by value."""
-    filter: bool = True
-    """Minimum over 3x3x3 and mean over 3x7x7 voxels of the map (3x3 and 7x7 pixels of an image)."""
+    filter: Literal["gaussian", "paper", "none"] = "gaussian"
+    """Filter of the map: "gaussian", standard deviation 1.5 pixels or voxels; "paper", minimum over 3x3x3 and mean over 3x7x7
+    voxels (3x3 and 7x7 pixels of an image)."""
 
     def __post_init__(self) -> None:
         counts = ("slices_per_step", "copies", "codes", "dimension", "halvings", "width", "residuals")
-        positive = (*counts, "prior_width", "prior_blocks", "lr", "beta", "sharpness")
-        require("vq_restoration", self, positive=positive, fraction=("sample_quantile", "pixel_quantile", "ema"))
+        positive = (*counts, "rounds", "prior_width", "prior_blocks", "prior_residuals", "lr", "beta", "sharpness")
+        require(
+            "vq_restoration",
+            self,
+            positive=positive,
+            non_negative=("reach",),
+            fraction=("sample_quantile", "pixel_quantile", "ema"),
+        )
         require_that(0 <= self.dropout < 1, "vq_restoration", "dropout", "at least 0 and below 1", self.dropout)
         for name in ("sample_limit", "pixel_limit"):
             limit = getattr(self, name)
@@ -109,7 +135,9 @@ class VQRestoration(Method):
     family = "restoration"
     reference = (
         "S. Naval Marimont, G. Tarroni. Anomaly detection through latent space restoration using vector quantized "
-        "variational autoencoders. ISBI, 2021. arXiv:2012.06765"
+        "variational autoencoders. ISBI, 2021. arXiv:2012.06765\n"
+        "Masked prior: H. Chang, H. Zhang, L. Jiang, C. Liu, W. T. Freeman. MaskGIT: masked generative image transformer. "
+        "CVPR, 2022. arXiv:2202.04200"
     )
     scores = get_args(Score)
     spatial_dims = (2, 3)
@@ -119,6 +147,7 @@ class VQRestoration(Method):
     settings: VQRestorationSettings
     sample_limit: Tensor
     pixel_limit: Tensor
+    deviation: Tensor
 
     def __init__(self, settings: VQRestorationSettings, shape: Sequence[int]) -> None:
         super().__init__(settings, shape)
@@ -133,9 +162,12 @@ class VQRestoration(Method):
         self.encoder: nn.Module = vqvae.encoder(len(plane), channels + conditions, *parts, s.dimension, gated=True)
         self.quantiser = Quantiser(s.codes, s.dimension, s.ema)
         self.decoder: nn.Module = vqvae.decoder(len(plane), channels, *parts, s.dimension + conditions, gated=True)
-        self.prior = PixelSNAIL(
-            self.grid, s.codes, s.prior_width, s.prior_blocks, dropout=s.dropout, conditions=conditions
+        prior = (self.grid, s.codes, s.prior_width, s.prior_blocks)
+        shared: dict[str, Any] = {"dropout": s.dropout, "conditions": conditions}
+        self.prior: MaskedPrior | PixelSNAIL = (
+            MaskedPrior(*prior, **shared) if s.prior == "masked" else PixelSNAIL(*prior, s.prior_residuals, **shared)
         )
+        self.register_buffer("deviation", torch.ones(()))  # standard deviation of the training images
         for name, limit, paper in (("sample_limit", s.sample_limit, 7.0), ("pixel_limit", s.pixel_limit, 5.0)):
             self.register_buffer(name, torch.tensor(paper if isinstance(limit, str) else limit))
 
@@ -177,6 +209,7 @@ class VQRestoration(Method):
     def begin(self, batches: Batches) -> None:
         """Measure the standardisation and initialise the codebook from the first 16 batches."""
         self.standardise.measure(batches)
+        self.deviation.copy_(_deviation(batches))
         drawn = (self.draw(*self.planes(self.standardise(x))) for x, _ in zip(batches, range(16)))
         self.quantiser.seed(self.encode(planes, numbers) for planes, numbers in drawn)
 
@@ -196,9 +229,13 @@ class VQRestoration(Method):
         return codes.view(-1, self.depth, *self.grid)
 
     def prior_likelihood(self, codes: Tensor) -> Mapping[str, Tensor]:
-        """Negative log-likelihood of codes (B, depth, *grid), nats per code."""
+        """Negative log-likelihood of codes (B, depth, *grid), nats per code: of hidden ones while a masked prior trains."""
         tables, numbers = self.draw(*self._tables(codes))
-        nats = mean_nats(self.prior(tables, self.condition(numbers)), tables)
+        if isinstance(self.prior, MaskedPrior) and self.prior.training:
+            hidden = masked.draw_hidden(len(tables), self.grid, tables.device)
+            nats = masked.masked_nats(self.prior(tables, hidden, self.condition(numbers)), tables, hidden)
+        else:
+            nats = mean_nats(self.logits(tables, numbers), tables)
         return {"loss": nats, "bits_per_code": nats.detach() / math.log(2)}
 
     def choose_limits(self, batches: Batches) -> None:
@@ -237,21 +274,42 @@ class VQRestoration(Method):
 
     # -- testing
 
+    def logits(self, tables: Tensor, numbers: Tensor) -> Tensor:
+        """Logits (n, K, *grid) of codes (n, *grid): given the earlier ones, or with the masked prior given those around."""
+        if isinstance(self.prior, MaskedPrior):
+            return masked.conditionals(self.prior, tables, self.condition(numbers))
+        logits: Tensor = self.prior(tables, self.condition(numbers))
+        return logits
+
     def nll(self, codes: Tensor) -> Tensor:
         """Negative log-likelihood of codes (B, depth, *grid), in nats."""
-        parts = []
-        for tables, numbers in self._split(*self._tables(codes)):
-            logits = self.prior(tables, self.condition(numbers)).flatten(2)
-            parts.append(negative_log_likelihood(logits, tables.flatten(1)).view(tables.shape))
-        return torch.cat(parts).view(codes.shape)
+        return self.likelihoods(codes)[0]
+
+    def likelihoods(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Negative log-likelihood of codes (B, depth, *grid) and entropy of their distributions, in nats."""
+        parts = [
+            masked.pseudo_likelihood(self.logits(tables, numbers), tables)
+            for tables, numbers in self._split(*self._tables(codes))
+        ]
+        nll, entropy = (torch.cat(part).view(codes.shape) for part in zip(*parts))
+        return nll, entropy
 
     def restore(self, tables: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """Codes of planes (n, *grid) -> restored codes (n, copies, *grid), int64, and which were changed, bool."""
         copies = self.settings.copies
         condition = self.condition(numbers).repeat_interleave(copies, 0)
-        rule = SampledCodes(float(self.pixel_limit), self._uniform()[numbers].flatten(0, 1))
-        prior = Memory(self.prior, condition, copies=copies)
-        result = restore(prior, tables.repeat_interleave(copies, 0), rule)
+        many, uniform = tables.repeat_interleave(copies, 0), self._uniform()[numbers].flatten(0, 1)
+        if isinstance(self.prior, MaskedPrior):
+            nll, _ = masked.pseudo_likelihood(self.logits(tables, numbers), tables)
+            s, limit = self.settings, float(self.pixel_limit)
+            some = condition if self.sliced else None
+            result = masked.refill(
+                self.prior, many, nll.repeat_interleave(copies, 0), limit,
+                conditions=some, uniform=uniform, rounds=s.rounds, reach=s.reach,
+            )  # fmt: skip
+        else:
+            prior = Memory(self.prior, condition, copies=copies)
+            result = restore(prior, many, SampledCodes(float(self.pixel_limit), uniform))
         shape = (-1, copies, *self.grid)
         return result.codes.view(shape), result.changed.view(shape)
 
@@ -262,7 +320,7 @@ class VQRestoration(Method):
 
     def _score(self, x: Tensor) -> Scores:
         s, codes = self.settings, self.to_codes(x)
-        nll = self.nll(codes)
+        nll, entropy = self.likelihoods(codes)
         planes, numbers = self.planes(x)
         tables, _ = self._tables(codes)
         reconstruction = torch.cat([self.images(*part) for part in self._split(tables, numbers)])
@@ -270,15 +328,19 @@ class VQRestoration(Method):
         nats = self._to_pixels(nll.flatten(0, 1))
         extra_maps = {"reconstruction": self.whole(reconstruction), "code_nll": nats}
         if s.score == "likelihood":
-            return Scores(sample, map=nats, extra_maps=extra_maps)
+            return Scores(sample if s.sample == "likelihood" else _mean(nats), map=nats, extra_maps=extra_maps)
+        if s.score == "surprise":
+            map = self._map(self._to_pixels((nll - entropy).flatten(0, 1), whole=False))
+            return Scores(_mean(map), map=map, extra_maps=extra_maps)
         if s.score == "reconstruction":
             map = self._map((planes - reconstruction).abs().mean(1))
-            return Scores(map.flatten(1).mean(1), map=map, restored=extra_maps["reconstruction"], extra_maps=extra_maps)
+            return Scores(_mean(map), map=map, restored=extra_maps["reconstruction"], extra_maps=extra_maps)
         parts = [self._weigh(*part) for part in self._split(planes, tables, numbers, copies=s.copies)]
         distance, spread, restored, changed = (torch.cat(part) for part in zip(*parts))
+        map = self._map(distance)
         return Scores(
-            sample,
-            map=self._map(distance),
+            sample if s.sample == "likelihood" else _mean(map),
+            map=map,
             restored=self.whole(restored),
             uncertainty=self.whole(spread[:, None])[:, 0],
             extra_maps={**extra_maps, "changed_codes": self._to_pixels(changed)},
@@ -292,7 +354,8 @@ class VQRestoration(Method):
         images = self.images(restored.flatten(0, 1), numbers.repeat_interleave(s.copies))
         images = images.view(len(planes), s.copies, *images.shape[1:])
         distance = (planes[:, None] - images).abs().mean(2)  # (n, copies, *plane)
-        weight = (s.sharpness / distance.flatten(2).mean(2).clamp(min=1e-6)).softmax(1)  # (n, copies)
+        relative = distance.flatten(2).mean(2) / self.deviation
+        weight = (s.sharpness / relative.clamp(min=1e-6)).softmax(1)  # (n, copies)
         return (
             torch.einsum("nj,nj...->n...", weight, distance),
             distance.std(1, correction=0),
@@ -303,14 +366,17 @@ class VQRestoration(Method):
     def _map(self, distance: Tensor) -> Tensor:
         """(N, *plane) -> (B, *spatial), filtered if the settings say so."""
         map = self.whole(distance[:, None])[:, 0]
-        if not self.settings.filter:
+        if self.settings.filter == "none":
             return map
+        if self.settings.filter == "gaussian":
+            return gaussian_smooth(map, SIGMA)
         return mean_filter(min_filter(map, (3,) * (map.ndim - 1)), (3, 7, 7)[-map.ndim + 1 :])
 
-    def _to_pixels(self, values: Tensor) -> Tensor:
-        """(N, *grid) -> (B, *spatial)"""
+    def _to_pixels(self, values: Tensor, whole: bool = True) -> Tensor:
+        """(N, *grid) -> (B, *spatial), or (N, *plane)"""
         sides = tuple(n * 2**self.settings.halvings for n in self.grid)
-        return self.whole(F.interpolate(values[:, None], size=sides, mode="nearest"))[:, 0]
+        planes = F.interpolate(values[:, None], size=sides, mode="nearest")
+        return (self.whole(planes) if whole else planes)[:, 0]
 
     def _tables(self, codes: Tensor) -> tuple[Tensor, Tensor]:
         """(B, depth, *grid) -> (N, *grid), and the planes' indices (N,)."""
@@ -326,6 +392,18 @@ class VQRestoration(Method):
         generator = torch.Generator().manual_seed(0)
         shape = (self.depth, self.settings.copies, math.prod(self.grid))
         return torch.rand(shape, generator=generator).to(self.device)
+
+
+def _mean(map: Tensor) -> Tensor:
+    """(B, *spatial) -> (B,)"""
+    return map.flatten(1).mean(1)
+
+
+def _deviation(batches: Batches) -> Tensor:
+    """Standard deviation of all values of the images."""
+    moments = torch.stack([torch.stack([x.sum(), x.square().sum(), x.new_tensor(x.numel())]).double() for x in batches])
+    total, squares, count = moments.sum(0)
+    return (squares / count - (total / count) ** 2).clamp(min=1e-12).sqrt().float()
 
 
 def _with(x: Tensor, condition: Tensor) -> Tensor:
