@@ -128,8 +128,8 @@ def test_a_set_takes_the_kinds_in_turn():
 def test_wrong_kinds_areas_and_images_are_refused():
     rng = np.random.default_rng(0)
     image = texture(1, 16, 16)
-    with pytest.raises(SettingsError, match="rectangle, blob, intensity, displace, mirror, got 'scratch'"):
-        make(image, "scratch", rng)
+    with pytest.raises(SettingsError, match="rectangle, blob, intensity, displace, mirror, scratch, got 'stain'"):
+        make(image, "stain", rng)
     with pytest.raises(SettingsError, match="area between 0 and 1"):
         make(image, "blob", rng, area=2)
     with pytest.raises(DataError, match=r"values in \[0, 1\]"):

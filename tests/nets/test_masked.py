@@ -164,7 +164,7 @@ def test_training_hides_blocks():
     assert 0.3 < float(fractions.mean()) < 0.4
     assert float(fractions.min()) < 0.15
     alike = (hidden[:, :, 1:] == hidden[:, :, :-1]).float().mean((1, 2))
-    assert float(alike.max()) > 0.9  # blocks of four
+    assert float(alike.max()) > 0.9  # blocks of eight
     logits, codes = torch.randn(2, 3, 4, 4), torch.randint(0, 3, (2, 4, 4))
     some = torch.rand(2, 4, 4) < 0.5
     exact = -logits.log_softmax(1).gather(1, codes[:, None])[:, 0][some].mean()

@@ -5,6 +5,7 @@
 ``intensity``  a shift of intensity in an ellipse: sharp, or slow, falling off from the centre to the edge
 ``displace``   a patch copied from elsewhere in the image
 ``mirror``     a patch mirrored in place
+``scratch``    a thin, bent line, darker or brighter, forty times as long as wide
 
 >>> rng = np.random.default_rng(0)
 >>> image = rng.random((1, 64, 64), dtype=np.float32)
@@ -15,10 +16,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy import ndimage
 
 from normalcy.arrays import Float32, Float64, Mask
 from normalcy.errors import DataError, SettingsError
@@ -28,6 +31,7 @@ Box = tuple[slice, ...]
 VISIBLE = 0.02  # the least change at a soft edge, about 5 of 255 grey levels
 TOLERANCE = 0.25  # of the asked area; attempts nearer to it than this are taken at once
 ATTEMPTS = 50
+ASPECT = 40  # length of a scratch in widths
 
 
 class Ask(NamedTuple):
@@ -124,12 +128,35 @@ def _intensity(image: Float32, rng: np.random.Generator, ask: Ask) -> tuple[Box,
     return _shifted(image, rng, ask, softness=rng.choice((0.0, 1.0)), noise=0.0)
 
 
+def _scratch(image: Float32, rng: np.random.Generator, ask: Ask) -> tuple[Box, Float32]:
+    shape, dims = image.shape[1:], image.ndim - 1
+    length = min(ASPECT ** ((dims - 1) / dims) * ask.pixels ** (1 / dims), 0.9 * max(shape))
+    steps = np.linspace(-0.5, 0.5, max(2, math.ceil(2 * length)))[:, None]
+    across = np.linalg.qr(rng.standard_normal((dims, dims)))[0]
+    line = length * (steps * across[0] + rng.uniform(-0.3, 0.3) * (4 * steps**2 - 0.5) * across[1])
+    room = np.array(shape) - 1 - np.ptp(line, axis=0)
+    points = line - line.min(axis=0) + rng.uniform(np.minimum(room, 0), np.maximum(room, 0))
+    missed = np.ones(shape, bool)
+    inside = points[((points >= -0.5) & (points <= np.array(shape) - 0.5)).all(axis=1)]
+    missed[tuple(np.rint(inside if len(inside) else points.clip(0, np.array(shape) - 1)).astype(int).T)] = False
+    distance = ndimage.distance_transform_edt(missed)
+    marked = np.zeros(shape, bool)
+    marked.ravel()[np.argpartition(distance, min(ask.pixels, distance.size) - 1, axis=None)[: ask.pixels]] = True
+    content = image.copy()
+    mean = float(image[:, marked].mean())
+    amount = max(VISIBLE, ask.strength * rng.uniform(0.7, 1.3))
+    up = mean < amount or (mean < 1 - amount and rng.random() < 0.5)
+    content[:, marked] = np.clip(content[:, marked] + (amount if up else -amount), 0, 1)
+    return (slice(None), *(slice(0, n) for n in shape)), content
+
+
 SYNTHETIC: Mapping[str, Callable[[Float32, np.random.Generator, Ask], tuple[Box, Float32]]] = {
     "rectangle": _rectangle,
     "blob": _blob,
     "intensity": _intensity,
     "displace": _displace,
     "mirror": _mirror,
+    "scratch": _scratch,
 }
 
 

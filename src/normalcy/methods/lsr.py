@@ -59,7 +59,7 @@ from normalcy.method import Batches, EarlyStop, Method, Objective, Scores, Stage
 from normalcy.nets import masked, vqvae
 from normalcy.nets.filters import Reduce, bilateral, check_reduce, gaussian_smooth, reduce_map
 from normalcy.nets.masked import MaskedPrior
-from normalcy.nets.pixelsnail import Memory, PixelSNAIL, mean_nats
+from normalcy.nets.pixelsnail import Memory, PixelSNAIL
 from normalcy.nets.quantise import Quantised, Quantiser
 from normalcy.nets.restore import LikelyCodes, Restored, limit_of, restore
 from normalcy.nets.scaling import Standardise
@@ -257,7 +257,7 @@ class LSR(Method):
             hidden = masked.draw_hidden(len(codes), self.grid, codes.device)
             nats = masked.masked_nats(self.prior(codes, hidden), codes, hidden)
         else:
-            nats = mean_nats(self.logits(codes), codes)
+            nats = self.likelihoods(codes)[0].mean()
         return {"loss": nats, "bits_per_code": nats.detach() / math.log(2)}
 
     def choose(self, batches: Batches) -> None:
@@ -363,12 +363,12 @@ class LSR(Method):
 
     # -- testing
 
-    def logits(self, codes: Tensor) -> Tensor:
-        """Logits (B, K, *grid) of codes (B, *grid): given the earlier ones, or with the masked prior given those around."""
+    def likelihoods(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Negative log-likelihood of codes (B, *grid) and entropy of their distributions, in nats: given the earlier codes, or
+        with the masked prior given those around."""
         if isinstance(self.prior, MaskedPrior):
-            return masked.conditionals(self.prior, codes)
-        logits: Tensor = self.prior(codes)
-        return logits
+            return masked.likelihoods(self.prior, codes)
+        return masked.pseudo_likelihood(self.prior(codes), codes)
 
     def restore(
         self, codes: Tensor, eta: float | None = None, local: bool | None = None, nll: Tensor | None = None
@@ -384,7 +384,7 @@ class LSR(Method):
 
     def _nll(self, codes: Tensor) -> Tensor:
         """Negative log-likelihood of each code, in nats, (B, *grid)."""
-        return masked.pseudo_likelihood(self.logits(codes), codes)[0]
+        return self.likelihoods(codes)[0]
 
     def _distance(self, a: Tensor, b: Tensor) -> Tensor:
         """Equation 6, filtered if the settings say so: two images (B, C, H, W) -> (B, H, W)."""
@@ -444,7 +444,7 @@ class _Maps:
     @cached_property
     def likelihoods(self) -> tuple[Tensor, Tensor]:
         """Negative log-likelihood and entropy of the codes, in nats, (B, *grid)."""
-        return masked.pseudo_likelihood(self.method.logits(self.codes), self.codes)
+        return self.method.likelihoods(self.codes)
 
     @cached_property
     def resampled(self) -> Restored:

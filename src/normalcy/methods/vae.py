@@ -4,8 +4,8 @@ Prior N(0, I), posterior N(mean(x), diag(exp(logvar(x)))), observations N(decode
 pixels, learned by default ("sigma-VAE", Rybkin et al. 2021), so that the data determine the balance of error and KL, and
 everything is in nats per image.
 
-Scores (x^ decodes the posterior mean; expectations over q(z|x) are means over ``samples`` draws, the same for all images; gradients
-are taken at the posterior mean, as in the authors' code):
+Scores (x^ decodes the posterior mean; expectations over q(z|x) are means over ``samples`` draws, the same for all images;
+gradients are taken at the posterior mean, as in the authors' code):
 
 =============================  =========================================================================================
 ``reconstruction``             (x - x^)^2
@@ -198,8 +198,8 @@ class VAE(Method):
         return Scores(image=reduce_map(map, self.settings.reduce), map=map, restored=restored, latent=mean)
 
     def gradient(self, x: Tensor, *, kl: bool, likelihood: bool) -> Tensor:
-        """|d(-ELBO)/dx| at the posterior mean, or of its KL or its likelihood alone, mean over channels, (B, *spatial), in nats per
-        unit of x."""
+        """|d(-ELBO)/dx| at the posterior mean, or of its KL or its likelihood alone, mean over channels, (B, *spatial), nats
+        per unit of x."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             mean, logvar = self.encode(x)

@@ -12,7 +12,7 @@ level, averaged over the map, gives weights alpha_k; M = ReLU(sum_k alpha_k A_k)
 
 | | paper | authors' code | normalcy |
 |---|---|---|---|
-| attention of | codes drawn from the difference to the posteriors of normal images | sum of the posterior mean | the image score |
+| attention of | codes drawn from the difference to posteriors of normal images | sum of the posterior mean | the image score |
 | image score | none | | as above |
 | feature maps | | second convolution, a quarter of the side | ``level`` |
 | sign of the map | ReLU | absolute value | ``sign`` |

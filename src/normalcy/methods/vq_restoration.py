@@ -42,7 +42,7 @@ from normalcy.method import Batches, EarlyStop, Method, Objective, Scores, Stage
 from normalcy.nets import masked, vqvae
 from normalcy.nets.filters import gaussian_smooth, mean_filter, min_filter
 from normalcy.nets.masked import MaskedPrior
-from normalcy.nets.pixelsnail import Memory, PixelSNAIL, mean_nats
+from normalcy.nets.pixelsnail import Memory, PixelSNAIL
 from normalcy.nets.quantise import Quantised, Quantiser
 from normalcy.nets.restore import SampledCodes, limit_of, restore
 from normalcy.nets.scaling import Standardise
@@ -235,7 +235,7 @@ class VQRestoration(Method):
             hidden = masked.draw_hidden(len(tables), self.grid, tables.device)
             nats = masked.masked_nats(self.prior(tables, hidden, self.condition(numbers)), tables, hidden)
         else:
-            nats = mean_nats(self.logits(tables, numbers), tables)
+            nats = self._likelihoods(tables, numbers)[0].mean()
         return {"loss": nats, "bits_per_code": nats.detach() / math.log(2)}
 
     def choose_limits(self, batches: Batches) -> None:
@@ -274,23 +274,20 @@ class VQRestoration(Method):
 
     # -- testing
 
-    def logits(self, tables: Tensor, numbers: Tensor) -> Tensor:
-        """Logits (n, K, *grid) of codes (n, *grid): given the earlier ones, or with the masked prior given those around."""
+    def _likelihoods(self, tables: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`likelihoods`, of codes (n, *grid)."""
         if isinstance(self.prior, MaskedPrior):
-            return masked.conditionals(self.prior, tables, self.condition(numbers))
-        logits: Tensor = self.prior(tables, self.condition(numbers))
-        return logits
+            return masked.likelihoods(self.prior, tables, self.condition(numbers))
+        return masked.pseudo_likelihood(self.prior(tables, self.condition(numbers)), tables)
 
     def nll(self, codes: Tensor) -> Tensor:
         """Negative log-likelihood of codes (B, depth, *grid), in nats."""
         return self.likelihoods(codes)[0]
 
     def likelihoods(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Negative log-likelihood of codes (B, depth, *grid) and entropy of their distributions, in nats."""
-        parts = [
-            masked.pseudo_likelihood(self.logits(tables, numbers), tables)
-            for tables, numbers in self._split(*self._tables(codes))
-        ]
+        """Negative log-likelihood of codes (B, depth, *grid) and entropy of their distributions, in nats: given the earlier
+        codes, or with the masked prior given those around."""
+        parts = [self._likelihoods(*part) for part in self._split(*self._tables(codes))]
         nll, entropy = (torch.cat(part).view(codes.shape) for part in zip(*parts))
         return nll, entropy
 
@@ -300,7 +297,7 @@ class VQRestoration(Method):
         condition = self.condition(numbers).repeat_interleave(copies, 0)
         many, uniform = tables.repeat_interleave(copies, 0), self._uniform()[numbers].flatten(0, 1)
         if isinstance(self.prior, MaskedPrior):
-            nll, _ = masked.pseudo_likelihood(self.logits(tables, numbers), tables)
+            nll, _ = self._likelihoods(tables, numbers)
             s, limit = self.settings, float(self.pixel_limit)
             some = condition if self.sliced else None
             result = masked.refill(

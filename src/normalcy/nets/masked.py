@@ -32,8 +32,11 @@ COARSE = 8
 """Sides of the grid of means that attention sees, at most."""
 HIDDEN = (0.1, 0.6)
 """Fraction of the codes that are hidden in training, drawn uniformly."""
-LARGEST_BLOCK = 4
-"""Sides of the hidden blocks in training, in codes, drawn uniformly from 1."""
+BLOCKS = (1, 2, 3, 4, 6, 8)
+"""Sides of the hidden blocks in training, in codes."""
+SCALES = (2, 6)
+"""Sides of the blocks that are hidden together for the likelihood of a code, whose mean it is: a small anomaly is unlikely given
+what is near, a large one only given what is far."""
 
 
 class MaskedPrior(nn.Module):
@@ -78,7 +81,7 @@ class MaskedPrior(nn.Module):
 def draw_hidden(count: int, grid: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
     """Which codes a training step hides: (count, *grid), bool. Blocks of one size for each grid, at random places."""
     masks = torch.zeros(count, *grid, dtype=torch.bool)
-    sizes = torch.randint(1, LARGEST_BLOCK + 1, (count,)).tolist()
+    sizes = [BLOCKS[k] for k in torch.randint(0, len(BLOCKS), (count,)).tolist()]
     rates = torch.empty(count).uniform_(*HIDDEN).tolist()
     for mask, size, rate in zip(masks, sizes, rates):
         cells = torch.rand([-(-n // size) + 1 for n in grid]) < rate
@@ -108,7 +111,7 @@ def lattice(grid: Sequence[int], block: int, device: torch.device | str = "cpu")
     return (parity == torch.arange(2 ** len(grid)).view(-1, *[1] * len(grid))).to(device)
 
 
-def conditionals(prior: MaskedPrior, codes: Tensor, conditions: Tensor | None = None, block: int = 3) -> Tensor:
+def conditionals(prior: MaskedPrior, codes: Tensor, conditions: Tensor | None = None, block: int = 2) -> Tensor:
     """Logits (B, K, *grid) of each code of (B, *grid) given the others, except those of its own block, of side ``block``."""
     logits = torch.zeros(len(codes), prior.codes, *prior.grid, device=codes.device)
     for mask in lattice(prior.grid, block, codes.device):
@@ -122,6 +125,15 @@ def pseudo_likelihood(logits: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood of codes (B, *grid) and entropy of their distributions, from logits (B, K, *grid), in nats."""
     nll = negative_log_likelihood(logits.flatten(2), codes.flatten(1)).view(codes.shape)
     return nll, entropy(logits)
+
+
+def likelihoods(
+    prior: MaskedPrior, codes: Tensor, conditions: Tensor | None = None, scales: Sequence[int] = SCALES
+) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood of codes (B, *grid) and entropy of their distributions, in nats, means over ``scales``."""
+    found = [pseudo_likelihood(conditionals(prior, codes, conditions, block), codes) for block in scales]
+    nll, expected = (torch.stack(part).mean(0) for part in zip(*found))
+    return nll, expected
 
 
 def entropy(logits: Tensor) -> Tensor:
