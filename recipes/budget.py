@@ -38,13 +38,18 @@ def steps_in(method: str, words: dict[str, Any], data: DataSet, seconds: float) 
     return max(8, round(seconds / each))
 
 
-def arguments(description: str, rows: Iterable[str], minutes: float, result: Path) -> argparse.Namespace:
-    """The command line of a recipe on tiles."""
+def arguments(
+    description: str, rows: Iterable[str], minutes: float, result: Path, sizes: bool = False
+) -> argparse.Namespace:
+    """The command line of a recipe on tiles; ``sizes``: of several sizes and seeds."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data-root", type=Path, default=None)
     parser.add_argument("--minutes", type=float, default=minutes, help="training of each row")
     parser.add_argument("--images", type=int, default=None, help="maximum number of images, for a trial run")
     parser.add_argument("--rows", default=";".join(rows), help="some of them, separated by ;")
+    if sizes:
+        parser.add_argument("--size", type=int, default=128, help="side of the images, in pixels")
+        parser.add_argument("--seeds", default="0", help="seeds of the fits, separated by commas")
     parser.add_argument("--resamples", type=int, default=1000)
     parser.add_argument("--out", type=Path, default=None, help="keep models and results here")
     parser.add_argument("--result", type=Path, default=result)

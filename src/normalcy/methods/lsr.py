@@ -31,7 +31,8 @@ Maps of a fit, each a score of its own; ``score="auto"`` is the one that finds s
 | encoded vectors | | normalised at each position; otherwise they outgrow the codebook at first and most collapse to a few codes |
 | widths | not given | ``preset="paper"``, or ``"small"`` for CPUs: narrow, 64 codes instead of 512, masked prior |
 | learning rates | | ``"small"``: 3 times for the VQ-VAE, 5 times for the prior, a tenth of that in its last third |
-| training steps | | ``"small"``: two thirds for the VQ-VAE (a third of the time); ``"paper"``: 40 % |
+| training steps | epochs over an augmented set whose size is not given | 3,900 and 23,400: 100 and 150 epochs of 10,000 images |
+| batches | 256 and 64 | the same; ``"small"``: 32, 200 epochs of the VQ-VAE and 100 of the prior, about a third of the time |
 | prior kept | | that with the best likelihood of held-out normal codes, since it memorises few images |
 | eta | 0.0005, K = 512 | 0.256 / K; or a quantile of held-out normal codes; or by search with rectangles (section 4.3.3) |
 | bilateral filter | diameter 20 of 256 pixels | the same fraction of the image's longer side |
@@ -338,8 +339,9 @@ class LSR(Method):
             Stage(
                 "vqvae",
                 [Objective(self.reconstruction, autoencoder, lr=s.number("lr"))],
-                epochs=200 if small else 100,
-                batch_size=32,
+                epochs=200 if small else None,
+                steps=None if small else 3_900,
+                batch_size=32 if small else 256,
                 prepare=self.begin,
             ),
             Stage(
@@ -353,10 +355,13 @@ class LSR(Method):
                         schedule=late_drop if small else None,
                     )
                 ],
-                epochs=100 if small else 150,
-                batch_size=32,
+                epochs=100 if small else None,
+                steps=None if small else 23_400,
+                batch_size=32 if small else 64,
                 derive=self.to_codes,
-                early_stop=EarlyStop(self.prior_likelihood, every=3, patience=5, after=LATE if small else 0.0),
+                early_stop=EarlyStop(
+                    self.prior_likelihood, every=3 if small else 500, patience=5, after=LATE if small else 0.0
+                ),
                 finalise=self.choose,
             ),
         ]

@@ -97,7 +97,9 @@ class VQRestorationSettings:
     width: int = 128
     """Channels of the VQ-VAE."""
     residuals: int = 2
-    """Gated residual blocks of the encoder and of the decoder."""
+    """Gated residual blocks of the encoder and of the decoder, at each grid that has some."""
+    residual_grids: Literal["coarsest", "all"] = "coarsest"
+    """Grids with residual blocks: the "coarsest", or "all", as in the authors' code."""
     prior_width: int = 128
     """Channels of the prior."""
     prior_blocks: int = 4
@@ -157,11 +159,15 @@ class VQRestoration(Method):
         plane = self.shape[2:] if self.sliced else self.shape[1:]
         self.depth, conditions = (self.shape[1], 1) if self.sliced else (1, 0)
         self.grid = vqvae.code_grid(self.name, plane, s.halvings)
-        parts = (s.width, s.halvings, s.residuals)
+        parts, everywhere = (s.width, s.halvings, s.residuals), s.residual_grids == "all"
         self.standardise = Standardise(self.shape)
-        self.encoder: nn.Module = vqvae.encoder(len(plane), channels + conditions, *parts, s.dimension, gated=True)
+        self.encoder: nn.Module = vqvae.encoder(
+            len(plane), channels + conditions, *parts, s.dimension, gated=True, everywhere=everywhere
+        )
         self.quantiser = Quantiser(s.codes, s.dimension, s.ema)
-        self.decoder: nn.Module = vqvae.decoder(len(plane), channels, *parts, s.dimension + conditions, gated=True)
+        self.decoder: nn.Module = vqvae.decoder(
+            len(plane), channels, *parts, s.dimension + conditions, gated=True, everywhere=everywhere
+        )
         prior = (self.grid, s.codes, s.prior_width, s.prior_blocks)
         shared: dict[str, Any] = {"dropout": s.dropout, "conditions": conditions}
         self.prior: MaskedPrior | PixelSNAIL = (
@@ -257,14 +263,14 @@ class VQRestoration(Method):
             Stage(
                 "vqvae",
                 [Objective(self.reconstruction, autoencoder, lr=s.lr, clip_value=1.0)],
-                epochs=100,
+                epochs=125,
                 batch_size=size,
                 prepare=self.begin,
             ),
             Stage(
                 "prior",
                 [Objective(self.prior_likelihood, self.prior.parameters(), lr=s.lr, clip_value=1.0)],
-                epochs=150,
+                epochs=125,
                 batch_size=size,
                 derive=self.to_codes,
                 early_stop=EarlyStop(self.prior_likelihood, every=3, patience=5),

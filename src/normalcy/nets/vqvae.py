@@ -75,13 +75,16 @@ def encoder(
     dimension: int,
     gated: bool = False,
     normalise: bool = False,
+    everywhere: bool = False,
 ) -> nn.Sequential:
-    """(B, channels, *spatial) -> z_e (B, dimension, *grid)"""
+    """(B, channels, *spatial) -> z_e (B, dimension, *grid). ``everywhere``: residual blocks at all grids, not only the coarsest."""
     block = GatedResidual if gated else Residual
     net = nn.Sequential()
     for level in range(levels):
         before, after = (channels if level == 0 else width // 2 ** (level < 2), width // 2 ** (level < 1))
         net.extend([conv(dims)(before, after, 4, 2, 1), nn.ReLU()])
+        if everywhere and level < levels - 1:
+            net.extend(block(dims, after) for _ in range(residuals))
     net.append(conv(dims)(width if levels > 1 else width // 2, width, 3, padding=1))
     net.extend([*(block(dims, width) for _ in range(residuals)), nn.ReLU(), conv(dims)(width, dimension, 1)])
     if normalise:
@@ -90,9 +93,16 @@ def encoder(
 
 
 def decoder(
-    dims: int, channels: int, width: int, levels: int, residuals: int, dimension: int, gated: bool = False
+    dims: int,
+    channels: int,
+    width: int,
+    levels: int,
+    residuals: int,
+    dimension: int,
+    gated: bool = False,
+    everywhere: bool = False,
 ) -> nn.Sequential:
-    """(B, dimension, *grid) -> (B, channels, *spatial), no final activation"""
+    """(B, dimension, *grid) -> (B, channels, *spatial), no final activation. ``everywhere`` as for :func:`encoder`."""
     block = GatedResidual if gated else Residual
     net = nn.Sequential(conv(dims)(dimension, width, 3, padding=1))
     net.extend([*(block(dims, width) for _ in range(residuals)), nn.ReLU()])
@@ -100,6 +110,8 @@ def decoder(
         before = width if level == levels - 1 else width // 2 ** (level < 1)
         after = channels if level == 0 else width // 2 ** (level < 2)
         net.append(transposed_conv(dims)(before, after, 4, 2, 1))
+        if level and everywhere:
+            net.extend(block(dims, after) for _ in range(residuals))
         if level:
             net.append(nn.ReLU())
     return net
