@@ -3,7 +3,7 @@
     python recipes/lsr_tiles.py --data-root DIR [--minutes 25] [--size 128] [--seeds 0,1,2] [--rows NAMES]   (one thread)
 
 Data and split as in recipes/magnetic_tile.py (Huang et al. 2020): defect-free tiles sorted by name, shuffled with
-random.Random(0), the first 80 % for training (761); the other 191 and all 392 defective ones for testing; all resized to a square.
+random.Random(0), the first 80 % for training (761); the other 191 and all 392 defective ones for testing; resized to squares.
 Every network trains for the same processor time: a short run measures its speed, which determines the number of steps. LSR with
 ``preset="small"``, once with the bidirectional and once with the paper's autoregressive prior, whose eta comes from a search on
 held-out normal images with synthetic rectangles (section 4.3.3 of Wang et al. 2020). Score "auto" is the map that finds synthetic
@@ -15,8 +15,8 @@ have 70 % of all marked pixels, so results are also given for each type of defec
 Rows "images as they are" train without augmentation, the others with rotations by multiples of 90 degrees and flips, as the
 papers of LSR and of the autoencoders do with textures. The number of steps indicates the load of the machine.
 
-Wanted: the default map of LSR above the best VAE and autoencoder of equal training time in AUPRO by 0.04, not below in pixel AUROC;
-image AUROC above 0.65. (The paper, on MVTec AD: pixel AUROC 0.94 against 0.82 for the autoencoder with L2; an independent
+Wanted: the default map of LSR above the best VAE and autoencoder of equal training time in AUPRO by 0.04, not below in pixel
+AUROC; image AUROC above 0.65. (The paper, on MVTec AD: pixel AUROC 0.94 against 0.82 for the autoencoder with L2; an independent
 replication: 0.74.)
 """
 

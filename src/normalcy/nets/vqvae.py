@@ -77,7 +77,7 @@ def encoder(
     normalise: bool = False,
     everywhere: bool = False,
 ) -> nn.Sequential:
-    """(B, channels, *spatial) -> z_e (B, dimension, *grid). ``everywhere``: residual blocks at all grids, not only the coarsest."""
+    """(B, channels, *spatial) -> z_e (B, dimension, *grid). ``everywhere``: residual blocks at all grids, not one alone."""
     block = GatedResidual if gated else Residual
     net = nn.Sequential()
     for level in range(levels):
