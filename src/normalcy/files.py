@@ -325,6 +325,14 @@ def new_array(path: Path, shape: tuple[int, ...], dtype: str = "<f4") -> Any:
         raise _cannot_write(path, fault) from fault
 
 
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a file lies in ``folder`` or below, links followed."""
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # a name too long or with a null byte, a circle of links
+        return False
+
+
 def inside(folder: Path, name: str) -> Path:
     """``folder / name``. Raises SettingsError where that is not below ``folder``: absolute, with "..", or through a link.
 

@@ -48,7 +48,7 @@ def write_dicom(
     prepare_target(out, overwrite)
     read = read_results(results)
     if data is None:
-        data, reason = reopen(read.run)
+        data, reason = reopen(read)
         if data is None:
             raise DataError(f"{results}: {reason}")
     refuse_inputs(out, data)

@@ -39,6 +39,15 @@ def readable(path: str) -> str:
     return path.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def original(text: str) -> str:
+    """The path of which :func:`readable` made this text.
+
+    >>> original("caf\\\\udce9.png") == "caf\\udce9.png"
+    True
+    """
+    return re.sub(r"\\udc([89a-f][0-9a-f])", lambda found: chr(0xDC00 + int(found[1], 16)), text)
+
+
 def file_names(paths: Sequence[str]) -> list[str]:
     """A base name for each of the images with these (different) paths; see :func:`named`.
 

@@ -102,7 +102,13 @@ def predict(
         whole = as_read(
             replace(
                 run,
-                data=replace(run.data, count=tables.count, failed=tuple(failed), incomplete=incomplete),
+                data=replace(
+                    run.data,
+                    count=tables.count,
+                    fingerprint=tables.fingerprint() or run.data.fingerprint,
+                    failed=tuple(failed),
+                    incomplete=incomplete,
+                ),
                 map_range=images.span,
                 extra_maps_with_channels=tuple(sorted(tables.with_channels)),
                 seconds=round(seconds, 3),
@@ -126,6 +132,7 @@ class _Tables:
         self.count = 0
         self.with_channels: set[str] = set()
         """Of volumes: extra maps with channels (in a file one channel cannot be told from none)."""
+        self._paths: list[str] = []
         self._cases: dict[str, list[InCase]] = {}
         self._latents: Array | None = None
 
@@ -162,8 +169,16 @@ class _Tables:
             self.writer.bytes(LATENTS, buffer.getvalue())
         return failed
 
+    def fingerprint(self) -> str | None:
+        """Of the images of the table in its order; None where they are all of the data set in its own."""
+        if self._paths == [item.path for item in self.data.items]:
+            return None
+        places = {item.path: i for i, item in enumerate(self.data.items)}
+        return self.data.subset([places[path] for path in self._paths]).fingerprint()
+
     def _remember(self, r: Result) -> None:
         item = r.item
+        self._paths.append(item.path)
         self._cases.setdefault(item.case, []).append(InCase(r.score, r.p_value, r.flagged, item.label))
         if r.space is not None:
             self.with_channels |= {name for name, x in r.extra_maps.items() if x.ndim > len(r.space.size)}

@@ -60,7 +60,7 @@ class Scored:
     split: str | None = None
     """``train``, ``test`` or ``all`` of it; null where it has no split."""
     fingerprint: str = ""
-    """Inputs are opened again only where it is the same."""
+    """Of the images that were scored: inputs are opened again only where it is the same."""
     medical: bool = False
     """Volumes, DICOM images or slides: shown with the notice that results are no diagnosis."""
     has_masks: bool = False
