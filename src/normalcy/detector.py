@@ -354,7 +354,10 @@ class Detector:
             return {path.name: path.stat().st_size for path in sorted(saved.iterdir())}
 
     def push_to_hub(self, repo: str, private: bool = True) -> str:
-        """Upload the model folder to the Hugging Face hub; returns its address. Needs a login there."""
+        """Upload the model folder to the Hugging Face hub; returns its address. Needs a login there.
+
+        Only the files that :meth:`hub_files` lists are sent.
+        """
         from huggingface_hub import HfApi
 
         with temporary_folder() as folder:

@@ -357,6 +357,22 @@ def remove(path: Path) -> None:
             path.unlink()
 
 
+def own_secret(path: Path) -> bytes:
+    """32 random bytes in a file that only this user may read, made at the first use. Raises OSError where that cannot be."""
+    with contextlib.suppress(FileExistsError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o600)
+        with os.fdopen(handle, "wb") as file:
+            file.write(os.urandom(32))
+    try:
+        secret = read_bytes(path, 32)
+    except DataError as fault:
+        raise OSError(errno.EINVAL, str(fault)) from None
+    if len(secret) != 32:  # a process was killed in between
+        raise OSError(errno.EINVAL, "is no secret", str(path))
+    return secret
+
+
 def remove_empty(folder: Path) -> None:
     """Delete a folder unless something is in it."""
     with contextlib.suppress(OSError):

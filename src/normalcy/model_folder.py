@@ -166,8 +166,9 @@ def card(
     lines = [
         f"# {name} detector",
         "",
-        f"Trained on {data.get('count')} normal images of {data.get('name')} (fingerprint {data.get('fingerprint')}), "
-        f"in {fit.get('seconds', 0):.0f} s on {fit.get('device')} in {fit.get('precision')}.",
+        f"Trained on {data.get('count')} normal images of {literal(data.get('name'))} (fingerprint "
+        f"{literal(data.get('fingerprint'))}), in {fit.get('seconds', 0):.0f} s on {literal(fit.get('device'))} in "
+        f"{literal(fit.get('precision'))}.",
         "",
         f"Input: images of shape {tuple(shape)} (channels, then space). Higher scores are more anomalous.",
     ]
@@ -182,8 +183,21 @@ def card(
     if data.get("medical"):
         lines += ["", NOTICE]
     lines += ["", "## Use", "", "```", "normalcy score MODEL IMAGES --out RESULTS", "```", "", "## Settings", ""]
-    lines += [f"- {setting}: {value}" for setting, value in settings.items()]
+    lines += [f"- {setting}: {literal(value)}" for setting, value in settings.items()]
     return "\n".join(lines) + "\n"
+
+
+def literal(value: Any) -> str:
+    """Text from elsewhere in a Markdown file, where it can be nothing but text.
+
+    >>> literal("mnist:3"), literal(0.5), literal("[a](http://b)")
+    ('mnist:3', '0.5', '`[a](http://b)`')
+    """
+    text = str(value)
+    if re.fullmatch(r"[A-Za-z0-9]?[\w:-]*|-?[0-9.e+-]+", text, re.ASCII):
+        return text
+    shown = "".join(c if c.isprintable() and c != "`" else ascii(c)[1:-1] if c != "`" else "'" for c in text)
+    return f"`{shown[:500]}`"
 
 
 def without_folders(value: Any) -> Any:

@@ -17,7 +17,7 @@ from normalcy.errors import DataError
 from normalcy.files import is_inside, read_bytes
 from normalcy.results.metrics import METRICS, Metrics, read_metrics
 from normalcy.results.names import LATENTS as LATENTS
-from normalcy.results.names import NIFTI, named
+from normalcy.results.names import NIFTI, meant, named
 from normalcy.results.run import COLUMNS, Run, read_run
 from normalcy.results.schema import LARGEST
 
@@ -134,7 +134,7 @@ def _read_scores(path: Path) -> dict[str, list[str]]:
                     "score the images again."
                 )
             for name, place in places.items():
-                columns[name].append("" if place is None else row[place])
+                columns[name].append("" if place is None else meant(row[place]))
     except csv.Error as error:
         raise DataError(f"{path}: is not a table of scores ({error}); score the images again.") from None
     if not columns["path"]:

@@ -26,7 +26,7 @@ from normalcy.data.images import read_raw, write_image, write_raw
 from normalcy.data.volumes import split_name, write_volume
 from normalcy.errors import DataError, SettingsError
 from normalcy.files import write_bytes, writing_text
-from normalcy.results.names import NIFTI, file_names, named
+from normalcy.results.names import NIFTI, file_names, harmless, named
 from normalcy.results.run import MapRange
 from normalcy.scoring import Result
 
@@ -56,7 +56,7 @@ class Writer:
 
     def csv(self, name: str, head: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
         text = io.StringIO()
-        csv.writer(text).writerows([head, *rows])
+        csv.writer(text).writerows([head, *(map(_cell, row) for row in rows)])
         return self.bytes(name, text.getvalue().encode("utf-8"))
 
     @contextmanager
@@ -70,7 +70,7 @@ class Writer:
                 if file is None:
                     file = stack.enter_context(writing_text(self.path(name)))
                     csv.writer(file).writerow(head)
-                csv.writer(file).writerow(row)
+                csv.writer(file).writerow(map(_cell, row))
 
             yield add
 
@@ -238,6 +238,10 @@ def picture(values: Float32, span: MapRange) -> bytes:
 
 
 # -- private -----------------------------------------------------------------------------------------------------------
+
+
+def _cell(value: object) -> object:
+    return harmless(value) if isinstance(value, str) else value
 
 
 @cache
