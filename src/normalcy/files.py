@@ -21,6 +21,7 @@ import shutil
 import stat
 import tempfile
 import threading
+import tokenize
 import tomllib
 import zipfile
 import zlib
@@ -190,7 +191,13 @@ def npy_header(file: Any) -> tuple[tuple[int, ...], Any, bool]:
         raise ValueError(f"a .npy file of version {version}, which does not hold images")
     try:
         shape, fortran, dtype = readers[version](file)
-    except (SyntaxError, TypeError, RecursionError, MemoryError) as fault:  # it is parsed as Python text
+    except (
+        SyntaxError,
+        TypeError,
+        RecursionError,
+        MemoryError,
+        tokenize.TokenError,
+    ) as fault:  # it is parsed as Python text
         raise ValueError(f"damaged header ({type(fault).__name__})") from None
     if dtype.hasobject:
         raise ValueError("holds Python objects, not numbers")

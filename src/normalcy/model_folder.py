@@ -129,19 +129,24 @@ def read_weights(folder: Path, description: Mapping[str, Any], build: Callable[[
     if not path.exists():
         raise ModelFileError(f"Cannot read {path}: there is no such file; copy the model again.")
     try:
-        if _digest(path) != description.get("weights_sha256"):
-            raise ModelFileError(f"{path} is damaged or was exchanged (its checksum is another): copy the model again.")
+        open_regular(path, ModelFileError).close()
         with safe_open(path, "pt") as file:
             parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
             stored = {name: (tuple(part.get_shape()), _TYPES.get(part.get_dtype())) for name, part in parts.items()}
-            _compare(folder, stored, build)
+            _compare(folder, stored, build)  # first: the checksum of a file that claims much takes long
+            if _digest(path) != description.get("weights_sha256"):
+                raise ModelFileError(
+                    f"{path} is damaged or was exchanged (its checksum is another): copy the model again."
+                )
             method = build()
             method.load_state_dict({name: file.get_tensor(name) for name in stored})
         return method
     except OSError as error:
         raise ModelFileError(f"Cannot read {path}: {error.strerror or error}.") from error
     except SafetensorError as error:
-        raise ModelFileError(f"{path} is not a valid safetensors file ({error}).") from error
+        raise ModelFileError(
+            f"{path} is damaged or was exchanged (no safetensors file: {error}): copy the model again."
+        ) from error
 
 
 def read_calibrations(folder: Path) -> dict[str, Any]:

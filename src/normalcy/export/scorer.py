@@ -26,7 +26,6 @@ from normalcy.preprocessing.views import ViewSettings
 from normalcy.scoring import Pipeline, Result, Results, stream
 from normalcy.settings import DecisionSettings, InputSettings
 
-
 _PARTS = ("settings", "input", "train", "decision", "data", "preprocess", "views", "graph")
 """Objects of ``detector.json``."""
 
