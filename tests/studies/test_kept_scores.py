@@ -78,8 +78,9 @@ def test_files_that_are_no_scores(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"labels": None}, {"labels": "0x1"}, {"scores": 3}, {"scores": {"": {}}}, {"scores": {"": {"data": 5}}}, {"unread": [10**9]},
-        {"unread": "x"}, {"seconds": {}}, {"seconds": {"": [1]}}, {"format": 2}, {"scores": {"": {"data": "!"}}},
+        {"labels": None}, {"labels": "0x1"}, {"scores": 3}, {"scores": {"": {}}}, {"scores": {"": {"data": 5}}},
+        {"unread": [10**9]}, {"unread": "x"}, {"seconds": {}}, {"seconds": {"": [1]}}, {"format": 2},
+        {"scores": {"": {"data": "!"}}},
     ],
     ids=str,
 )  # fmt: skip

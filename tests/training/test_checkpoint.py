@@ -119,7 +119,8 @@ def test_checkpoint_of_another_kind_runs_no_code(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("part", "value"),
-    [("weights", {}), ("weights", 3), ("state", {"stage": "x"}), ("state", {"none": 1}), ("state", 3), ("identity", 3), ("optimisers", 3)],
+    [("weights", {}), ("weights", 3), ("state", {"stage": "x"}), ("state", {"none": 1}), ("state", 3), ("identity", 3),
+     ("optimisers", 3)],
 )  # fmt: skip
 def test_parts_of_another_type(part: str, value: Any, tmp_path: Path):
     train(staged(), train_killed.images(), run_dir=tmp_path, steps=4)
