@@ -205,6 +205,11 @@ class Detector:
         return method.graph.engine if isinstance(method, GraphMethod) else "torch"
 
     @property
+    def folder(self) -> Path | None:
+        """The model folder that it was loaded from."""
+        return self._source[0]
+
+    @property
     def calibration(self) -> Calibration | None:
         """Of the score in use; None where no images were held out."""
         return self.calibrations.get(getattr(self.settings, "score", "") if self._fitted.scores else "")

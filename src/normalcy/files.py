@@ -430,6 +430,13 @@ def refuse_existing(folder: Path, overwrite: bool) -> None:
         raise SettingsError(f"{folder} exists and is not empty: choose another folder or pass --overwrite.")
 
 
+def refuse_source(folder: Path, *sources: Path | None) -> None:
+    """Raise SettingsError where one of ``sources``, which are read, is ``folder`` or lies in it."""
+    for source in sources:
+        if source is not None and is_inside(source, folder):
+            raise SettingsError(f"{folder} holds {source}, which is read: choose another folder.")
+
+
 def prepare_target(folder: Path, overwrite: bool = False) -> Target:
     """Decide, before any work, that ``folder`` can be written, and keep other processes from writing it.
 

@@ -39,12 +39,15 @@ def score(
     from normalcy.data.splits import images_to_score
     from normalcy.provenance import NOTICE
     from normalcy.results.predict import score_into
+    from normalcy.results.writer import refuse_inputs
 
     o.at_least_one(batch_size, "--batch-size")
     detector = _load(model, device, engine)
     if score_name is not None:
         detector = detector.with_score(score_name)
-    data, chosen = images_to_score(_open_all(inputs, data_root), split, detector.train.seed)
+    whole = _open_all(inputs, data_root)
+    refuse_inputs(out, whole)
+    data, chosen = images_to_score(whole, split, detector.train.seed)
     engine = detector.use_engine(engine, images=len(data))
     if split is None and chosen is None and {0, 1} <= {*data.labels.tolist()}:
         complain(

@@ -25,6 +25,7 @@ from normalcy.files import (
     prepare_target,
     read_bytes,
     read_json,
+    refuse_source,
     temporary_folder,
     write_bytes,
     write_folder,
@@ -32,6 +33,7 @@ from normalcy.files import (
 )
 from normalcy.model_folder import CALIBRATION, DESCRIPTION, literal
 from normalcy.provenance import versions
+from normalcy.results.writer import refuse_inputs
 from normalcy.scoring import Results
 
 PARITY = "parity.json"
@@ -76,12 +78,15 @@ def export(
     if engine not in available():
         raise SettingsError(f"Exporting to {to} needs {engine}: pip install 'normalcy[export]' {engine}.")
     model, detector = Path(model), Detector.load(model)
+    refuse_source(out, model)
     if score is not None:
         detector = detector.with_score(score)
     method = detector.method
     assert method is not None
     check_exportable(method)
     held_out = None if calibrate is None else as_dataset(calibrate)
+    if held_out is not None:
+        refuse_inputs(out, held_out)
     if precision == "bf16" and held_out is None:
         raise SettingsError(
             "bf16 changes scores in the third digit, so p-values and thresholds must be computed on the exported graph: give "

@@ -16,7 +16,7 @@ from normalcy.arrays import Array
 from normalcy.calibrate import Decision
 from normalcy.data.dataset import DataSet, Failure
 from normalcy.errors import DataError
-from normalcy.files import new_array, prepare_target, refuse_existing, write_folder
+from normalcy.files import new_array, prepare_target, refuse_existing, refuse_source, write_folder
 from normalcy.results.names import LATENTS
 from normalcy.results.run import CASE_COLUMNS, COLUMNS, RUN, SLICE_COLUMNS, CaseRow, InCase, Run, ScoreRow, describe
 from normalcy.results.schema import as_read, dumps
@@ -53,6 +53,7 @@ def score_into(
     if tile and not detector.tiled:  # thresholds of whole images do not hold for tiles
         decision = None
     prepare_target(out, overwrite)
+    refuse_source(out, detector.folder)
     run = describe(detector, data, decision, tile=tile, spec=spec, split=split)
     results = detector.stream(data, batch_size=batch_size, tile=tile, decision=decision)
     return predict(
