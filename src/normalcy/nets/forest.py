@@ -74,7 +74,7 @@ class IsolationTrees(nn.Module):
         return self.path_length[node].mean(1)
 
 
-def _refuse_wrong(forest: Forest, _: object) -> None:
+def _refuse_wrong(forest: IsolationTrees, _: object) -> None:
     """Numbers of nodes from a file that lead out of the trees."""
     count = len(forest.links)
     nodes = torch.cat([forest.roots.flatten(), forest.links[:, 1:].flatten()]) if count else forest.roots
