@@ -301,10 +301,10 @@ def files_of(folder: Folder, name: str) -> Named:
     whole, part = split_name(name)
     if is_image(whole):
         return name
-    if part and not (folder.path / name).exists():
+    if part and not os.path.exists(folder.path / name):
         series = files_of(folder, whole)
         return SeriesPart(series, part) if isinstance(series, tuple) else name
-    if (folder.path / name).is_dir():
+    if os.path.isdir(folder.path / name):  # of a name too long or with a null byte, too
         inside = [f"{name}/{file}" for file in Folder(folder.path / name, folder.limits).names()]
         return tuple(file for file in inside if is_dicom(folder.head(file))) or name
     return (name,) if is_dicom(folder.head(name)) else name

@@ -25,7 +25,7 @@ from normalcy.data.dataset import DataSet, Failure
 from normalcy.data.images import read_raw, write_image, write_raw
 from normalcy.data.volumes import split_name, write_volume
 from normalcy.errors import DataError, SettingsError
-from normalcy.files import write_bytes, writing_text
+from normalcy.files import is_inside, write_bytes, writing_text
 from normalcy.results.names import NIFTI, file_names, harmless, named
 from normalcy.results.run import MapRange
 from normalcy.scoring import Result
@@ -216,13 +216,12 @@ def refuse_inputs(out: Path, data: DataSet) -> None:
     inside = {_identity(Path(folder, name)) for folder, _, names in os.walk(out) for name in names} - {None}
     if not inside:
         return
-    real = out.resolve()
     for i in range(len(data)):
         source = data.source(i)
         if source is None:
             continue
         file = Path(split_name(str(source))[0])
-        if _identity(file) in inside or file.resolve().is_relative_to(real):
+        if _identity(file) in inside or is_inside(file, out):
             raise SettingsError(f"{out} holds {file}, an image to score: choose another folder for the results.")
 
 
