@@ -63,7 +63,8 @@ def open_regular(path: Path | str, error: type[NormalcyError] = DataError) -> Bi
         if isinstance(fault, NormalcyError):
             raise
         reason = (fault.strerror if isinstance(fault, OSError) else None) or str(fault)
-        raise error(f"{path}: cannot be opened ({reason}); check the name and the access rights.") from None
+        shown = str(path) if len(str(path)) < 500 else f"{str(path)[:100]}...{str(path)[-100:]}"
+        raise error(f"{shown}: cannot be opened ({reason}); check the name and the access rights.") from None
 
 
 def read_bytes(path: Path | str, limit: int = MAX_BYTES, error: type[NormalcyError] = DataError) -> bytes:
