@@ -24,7 +24,7 @@ def test_mutated_folders_work_or_are_refused(tmp_path: Path) -> None:
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     folders = json.loads((tmp_path / "r.json").read_text())["folders"]
-    assert {kind: part["cases"] for kind, part in folders.items()} == {"models": 24, "results": 24, "exported": 2}
+    assert {kind: part["cases"] for kind, part in folders.items()} == {"models": 12, "results": 12, "exported": 1}
     assert set().union(*(part["outcomes"] for part in folders.values())) == {"worked", "refused"}
 
 

@@ -33,7 +33,7 @@ class IsolationTrees(nn.Module):
             self.register_buffer(name, torch.empty(0, dtype=torch.long if whole else torch.float32))
         self.register_buffer("expected_length", torch.tensor(1.0))
 
-        self.register_load_state_dict_post_hook(_refuse_wrong)
+        self.register_load_state_dict_post_hook(_refuse_wrong)  # type: ignore[no-untyped-call]
 
     def learn(self, x: Tensor) -> None:
         """Grow the trees on vectors (N, k), each on a random subset of ``per_tree``."""
