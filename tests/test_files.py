@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import socket
+import struct
 import subprocess
 import sys
 import textwrap
@@ -436,3 +437,15 @@ def test_arrays_that_claim_too_much(tmp_path: Path) -> None:
     np.save(tmp_path / "c.npy", np.array([Path("x")], object), allow_pickle=True)
     with pytest.raises(DataError, match="Python objects"):
         files.read_array(tmp_path / "c.npy")
+
+
+@pytest.mark.parametrize(
+    "text", ["{" * 3000, "{'a': " + "[" * 200, "", "\xff" * 100, "'" + "1" * 5000, "{'descr': '|O'}"]
+)
+def test_headers_of_arrays_are_never_python(tmp_path: Path, text: str) -> None:
+    """NumPy parses them as Python text."""
+    for version, form in ((b"\x01\x00", "<H"), (b"\x02\x00", "<I"), (b"\x03\x00", "<I")):
+        header = text.encode("latin-1") + b"\n"
+        (tmp_path / "a.npy").write_bytes(b"\x93NUMPY" + version + struct.pack(form, len(header)) + header + bytes(64))
+        with pytest.raises(DataError, match=r"a\.npy: cannot be read as \.npy"):
+            files.read_array(tmp_path / "a.npy")

@@ -21,6 +21,7 @@ import shutil
 import stat
 import tempfile
 import threading
+import tokenize
 import tomllib
 import zipfile
 import zlib
@@ -62,7 +63,8 @@ def open_regular(path: Path | str, error: type[NormalcyError] = DataError) -> Bi
         if isinstance(fault, NormalcyError):
             raise
         reason = (fault.strerror if isinstance(fault, OSError) else None) or str(fault)
-        raise error(f"{path}: cannot be opened ({reason}); check the name and the access rights.") from None
+        shown = str(path) if len(str(path)) < 500 else f"{str(path)[:100]}...{str(path)[-100:]}"
+        raise error(f"{shown}: cannot be opened ({reason}); check the name and the access rights.") from None
 
 
 def read_bytes(path: Path | str, limit: int = MAX_BYTES, error: type[NormalcyError] = DataError) -> bytes:
@@ -190,7 +192,13 @@ def npy_header(file: Any) -> tuple[tuple[int, ...], Any, bool]:
         raise ValueError(f"a .npy file of version {version}, which does not hold images")
     try:
         shape, fortran, dtype = readers[version](file)
-    except (SyntaxError, TypeError, RecursionError, MemoryError) as fault:  # it is parsed as Python text
+    except (
+        SyntaxError,
+        TypeError,
+        RecursionError,
+        MemoryError,
+        tokenize.TokenError,
+    ) as fault:  # it is parsed as Python text
         raise ValueError(f"damaged header ({type(fault).__name__})") from None
     if dtype.hasobject:
         raise ValueError("holds Python objects, not numbers")
@@ -337,6 +345,14 @@ def new_array(path: Path, shape: tuple[int, ...], dtype: str = "<f4") -> Any:
         raise _cannot_write(path, fault) from fault
 
 
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a file lies in ``folder`` or below, links followed."""
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # a name too long or with a null byte, a circle of links
+        return False
+
+
 def inside(folder: Path, name: str) -> Path:
     """``folder / name``. Raises SettingsError where that is not below ``folder``: absolute, with "..", or through a link.
 
@@ -359,6 +375,22 @@ def remove(path: Path) -> None:
     else:
         with contextlib.suppress(OSError):
             path.unlink()
+
+
+def own_secret(path: Path) -> bytes:
+    """32 random bytes in a file that only this user may read, made at the first use. Raises OSError where that cannot be."""
+    with contextlib.suppress(FileExistsError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o600)
+        with os.fdopen(handle, "wb") as file:
+            file.write(os.urandom(32))
+    try:
+        secret = read_bytes(path, 32)
+    except DataError as fault:
+        raise OSError(errno.EINVAL, str(fault)) from None
+    if len(secret) != 32:  # a process was killed in between
+        raise OSError(errno.EINVAL, "is no secret", str(path))
+    return secret
 
 
 def remove_empty(folder: Path) -> None:
@@ -409,6 +441,13 @@ def refuse_existing(folder: Path, overwrite: bool) -> None:
         raise SettingsError(f"{folder} is a file: choose another folder.")
     if not overwrite and folder.is_dir() and _entries(folder):
         raise SettingsError(f"{folder} exists and is not empty: choose another folder or pass --overwrite.")
+
+
+def refuse_source(folder: Path, *sources: Path | None) -> None:
+    """Raise SettingsError where one of ``sources``, which are read, is ``folder`` or lies in it."""
+    for source in sources:
+        if source is not None and is_inside(source, folder):
+            raise SettingsError(f"{folder} holds {source}, which is read: choose another folder.")
 
 
 def prepare_target(folder: Path, overwrite: bool = False) -> Target:

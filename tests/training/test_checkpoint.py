@@ -117,6 +117,20 @@ def test_checkpoint_of_another_kind_runs_no_code(tmp_path: Path):
         train(staged(), train_killed.images(), run_dir=tmp_path, resume=True)
 
 
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [("weights", {}), ("weights", 3), ("state", {"stage": "x"}), ("state", {"none": 1}), ("state", 3), ("identity", 3),
+     ("optimisers", 3)],
+)  # fmt: skip
+def test_parts_of_another_type(part: str, value: Any, tmp_path: Path):
+    train(staged(), train_killed.images(), run_dir=tmp_path, steps=4)
+    path = tmp_path / "checkpoint.pt"
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, part: value}, path)
+    with pytest.raises(TrainingError, match="cannot be read"):
+        train(staged(), train_killed.images(), run_dir=tmp_path, steps=4, resume=True)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="kills forked processes")
 def test_killed_twice_and_resumed_bit_for_bit(tmp_path: Path):

@@ -41,13 +41,16 @@ def score(
     from normalcy.provenance import NOTICE
     from normalcy.results.predict import score_into
     from normalcy.results.run import read_shard
+    from normalcy.results.writer import refuse_inputs
 
     o.at_least_one(batch_size, "--batch-size")
     part = None if shard is None else read_shard(shard)
     detector = _load(model, device, engine)
     if score_name is not None:
         detector = detector.with_score(score_name)
-    data, chosen = images_to_score(_open_all(inputs, data_root), split, detector.train.seed)
+    whole = _open_all(inputs, data_root)
+    refuse_inputs(out, whole)
+    data, chosen = images_to_score(whole, split, detector.train.seed)
     engine = detector.use_engine(engine, images=len(data))  # of all shards: they take the same one
     if split is None and chosen is None:
         _note_labels_without_splits(data)

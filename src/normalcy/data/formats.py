@@ -53,6 +53,8 @@ class Limits:
     """Pages of a TIFF, which are its channels."""
     rows: int = 2**22
     """Rows of a table (4 million)."""
+    entries: int = 2**22
+    """Files and folders below a folder."""
 
     def check(self, shape: tuple[int, ...], dtype: npt.DTypeLike = "u1") -> None:
         """Raises ValueError for an image of this shape and type that is too large.

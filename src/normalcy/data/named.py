@@ -63,6 +63,10 @@ USAGE = ("mnist:3", "fashion_mnist:0", "cifar10:cat", "svhn:7", "gtsrb:14", "elp
 _TRAIN_FRACTION = 0.8
 
 
+LOCAL = ("elpv", "magnetic_tile")
+"""Named sets that are never fetched."""
+
+
 def open_named(name: str, choice: str, data_root: Path) -> DataSet:
     """A named set; ``choice`` is what follows the colon, empty if there is none."""
     if name == "elpv":

@@ -34,6 +34,7 @@ from normalcy.config import build, parse_settings
 from normalcy.data.dataset import DataSet, Item
 from normalcy.data.foreground import otsu
 from normalcy.data.stain import Stain, normalise
+from normalcy.data.stores import Folder
 from normalcy.errors import DataError
 from normalcy.files import open_regular
 
@@ -205,18 +206,23 @@ class Slide:
 def open_slides(spec: str) -> DataSet:
     """The tiles that ``PATH,option=value,...`` stands for, see this module. Raises DataError where there are none."""
     path, *options = spec.split(",")
-    settings = build(TileSettings, parse_settings(options), "slides")
     root = Path(path).expanduser()
     files = slide_files(root)
     base = root.parent if root.is_file() else root
-    return tiles_of(
-        [Slide(file, settings) for file in files], [f.relative_to(base).as_posix() for f in files], root.stem
-    )
+    return open_files(files, [file.relative_to(base).as_posix() for file in files], options, root.stem)
+
+
+def open_files(files: Sequence[Path], names: Sequence[str], options: Sequence[str], name: str = "slides") -> DataSet:
+    """The tiles of these slides, which are called ``names``; ``options`` as above."""
+    settings = build(TileSettings, parse_settings(options), "slides")
+    return tiles_of([Slide(file, settings) for file in files], names, name)
 
 
 def slide_files(path: Path) -> list[Path]:
     """A slide, or the slides in a folder and its folders. Raises DataError where there are none."""
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() in SLIDE_SUFFIXES)
+    files = [path]
+    if not path.is_file():
+        files = sorted(path / name for name in Folder(path).names() if name.lower().endswith(SLIDE_SUFFIXES))
     if not files:
         raise DataError(f"{path}: expected a slide or a folder with some ({' '.join(SLIDE_SUFFIXES)}), got none.")
     return files

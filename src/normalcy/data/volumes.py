@@ -151,7 +151,9 @@ class Space:
 
 Selection = dict[str, tuple[int, int]]
 """Axis (x, y, z or t) -> first index and the one after the last."""
-_PART = re.compile(r"\[(\s*[xyzt]\s*=\s*\d+\s*(:\s*\d+\s*)?(,\s*[xyzt]\s*=\s*\d+\s*(:\s*\d+\s*)?)*)\]$")
+_PART = re.compile(
+    r"\[(\s*[xyzt]\s*=\s*\d{1,18}\s*(:\s*\d{1,18}\s*)?(,\s*[xyzt]\s*=\s*\d{1,18}\s*(:\s*\d{1,18}\s*)?)*)\]$"
+)
 
 
 def split_name(name: str) -> tuple[str, Selection]:

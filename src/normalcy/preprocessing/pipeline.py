@@ -156,7 +156,9 @@ class Preprocess:
         Never changes or aliases ``image``. Raises DataError for another kind of values, number of channels or
         dimensions than the training images had, and for values that are not finite.
         """
-        x, trace = self._forward(_finite(self._checked(image)), self.plan, imaged)
+        image = self._checked(image)
+        self._refuse_large(image)
+        x, trace = self._forward(_finite(image), self.plan, imaged)
         return np.ascontiguousarray(x), Geometry(tuple(image.shape[1:]), trace)
 
     def size_of(self, shape: Iterable[int]) -> Shape:
@@ -224,6 +226,17 @@ class Preprocess:
             channels = step.channels(channels)
         return channels
 
+    def _refuse_large(self, image: Array) -> None:
+        """Before memory is taken: a setting of a few digits can ask for any number of values."""
+        size, most = tuple(image.shape[1:]), max(_FEW, _MAGNIFIED * math.prod(image.shape[1:]))
+        for step in self.plan:
+            size = step.size(size)
+            if math.prod(size) > most:
+                raise DataError(
+                    f"preprocess makes {math.prod(size):,} pixels of an image {tuple(image.shape)} by {step}, at most "
+                    f"{most:,} are made; choose a smaller size."
+                )
+
     def _checked(self, image: Array, index: int | None = None) -> Array:
         fitted, values = self.constants, values_of(image)
         alike = values == fitted.values or same_values(fitted.values, fitted.low, fitted.high, values, is_whole(image))
@@ -254,6 +267,8 @@ class Preprocess:
             fitted = data["fitted"]
             if fitted is not None:
                 gcn = fitted["gcn"] and (float(fitted["gcn"][0]), float(fitted["gcn"][1]))
+                if fitted["values"] not in ("8-bit", "integer", "float", "bool"):
+                    raise ValueError("values are of an unknown type")
                 whole = int(fitted["channels"]), int(fitted["spatial_dims"])
                 fitted = Fitted(str(fitted["values"]), *whole, float(fitted["low"]), float(fitted["high"]), gcn)
             steps = tuple(colon_form(str(step)) for step in data["steps"])
@@ -265,6 +280,9 @@ class Preprocess:
 
 
 # -- private --------------------------------------------------------------------------------------------------------
+
+_FEW, _MAGNIFIED = 2**26, 64
+"""Pixels that any image may become, and how many times its own."""
 
 
 def _describe(values: str, channels: int, spatial_dims: int) -> str:

@@ -20,7 +20,7 @@ from normalcy.data.dicom import require_pydicom, sources
 from normalcy.data.images import read_raw
 from normalcy.data.volumes import Space
 from normalcy.errors import DataError
-from normalcy.files import prepare_target, remove, write_bytes, write_folder
+from normalcy.files import prepare_target, refuse_source, remove, write_bytes, write_folder
 from normalcy.provenance import NOTICE, versions
 from normalcy.results.folder import MAPS, ResultsFolder, read_results
 from normalcy.results.inputs import reopen
@@ -46,9 +46,10 @@ def write_dicom(
     ``data`` is opened again as run.json names it unless given (:func:`~normalcy.results.inputs.reopen`).
     """
     prepare_target(out, overwrite)
+    refuse_source(out, results)
     read = read_results(results)
     if data is None:
-        data, reason = reopen(read.run)
+        data, reason = reopen(read)
         if data is None:
             raise DataError(f"{results}: {reason}")
     refuse_inputs(out, data)

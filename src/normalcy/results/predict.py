@@ -15,7 +15,7 @@ from normalcy.arrays import Array
 from normalcy.calibrate import Decision
 from normalcy.data.dataset import DataSet, Failure
 from normalcy.errors import DataError
-from normalcy.files import new_array, prepare_target, refuse_existing, write_folder
+from normalcy.files import new_array, prepare_target, refuse_existing, refuse_source, write_folder
 from normalcy.results.names import LATENTS
 from normalcy.results.run import (
     CASE_COLUMNS,
@@ -66,6 +66,7 @@ def score_into(
     if tile and not detector.tiled:  # thresholds of whole images do not hold for tiles
         decision = None
     prepare_target(out, overwrite)
+    refuse_source(out, detector.folder)
     run = describe(detector, data, decision, tile=tile, spec=spec, split=split, shard=shard)
     part = data if shard is None else data.subset(shard_of(data.cases, shard))
     results = detector.stream(part, batch_size=batch_size, tile=tile, decision=decision)
@@ -114,7 +115,7 @@ def predict(
         writer = Writer(folder)
         started = time.monotonic()
         with ImageWriter(writer, data, maps, run.map_range) as images:
-            tables = _Tables(writer, len(data) if count is None else count, images.names, images.places)
+            tables = _Tables(writer, data, len(data) if count is None else count, images.names, images.places)
             failed = tables.fill(results, images.add, on_progress)
             if run.data.shard is not None:
                 tables.write_positions()
@@ -129,7 +130,13 @@ def predict(
         whole = as_read(
             replace(
                 run,
-                data=replace(run.data, count=tables.count, failed=tuple(failed), incomplete=incomplete),
+                data=replace(
+                    run.data,
+                    count=tables.count,
+                    fingerprint=tables.fingerprint() or run.data.fingerprint,
+                    failed=tuple(failed),
+                    incomplete=incomplete,
+                ),
                 map_range=images.span,
                 extra_maps_with_channels=tuple(sorted(tables.with_channels)),
                 seconds=round(seconds, 3),
@@ -148,8 +155,10 @@ def predict(
 class _Tables:
     """``scores.csv``, ``cases.csv``, ``slices.csv`` and ``latents.npy``, row by row."""
 
-    def __init__(self, writer: Writer, most: int, names: Mapping[str, str], places: Mapping[str, int]) -> None:
-        self.writer, self.most, self.names, self.places = writer, most, names, places
+    def __init__(
+        self, writer: Writer, data: DataSet, most: int, names: Mapping[str, str], places: Mapping[str, int]
+    ) -> None:
+        self.writer, self.data, self.most, self.names, self.places = writer, data, most, names, places
         self.count = 0
         self.positions: list[int] = []
         """Of the scored images in the data set."""
@@ -194,6 +203,12 @@ class _Tables:
         self.writer.array(POSITIONS, np.array(self.positions, np.int64))
         if not self.count:
             self.writer.csv("scores.csv", COLUMNS, [])
+
+    def fingerprint(self) -> str | None:
+        """Of the images of the table in its order; None where they are all of the data set in its own."""
+        if self.positions == list(range(len(self.data))):
+            return None
+        return self.data.subset(self.positions).fingerprint()
 
     def _remember(self, r: Result) -> None:
         item = r.item

@@ -61,6 +61,8 @@ class Shard:
     """From 1."""
     of: Count
     """Number of parts."""
+    whole: str = ""
+    """Fingerprint of the whole data set."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Scored:
     split: str | None = None
     """``train``, ``test`` or ``all`` of it; null where it has no split."""
     fingerprint: str = ""
-    """Inputs are opened again only where it is the same."""
+    """Of the images that were scored: inputs are opened again only where it is the same."""
     medical: bool = False
     """Volumes, DICOM images or slides: shown with the notice that results are no diagnosis."""
     has_masks: bool = False
@@ -198,7 +200,7 @@ def describe(
     if method is None:
         raise SettingsError(f"The {detector.name} detector is not fitted yet: call fit() or load one.")
     calibration = None if tile and not detector.tiled else detector.calibration  # that of whole images
-    settings = detector.all_settings()
+    settings, fingerprint = detector.all_settings(), data.fingerprint()
     return Run(
         model=Model(
             method=detector.name,
@@ -214,10 +216,10 @@ def describe(
             spec=spec,
             base=None if spec is None else str(Path.cwd()),
             split=split,
-            fingerprint=data.fingerprint(),
+            fingerprint=fingerprint,
             medical=data.is_medical,
             has_masks=data.has_masks,
-            shard=shard,
+            shard=None if shard is None else replace(shard, whole=fingerprint),
         ),
         calibration=thresholds(calibration, decision),
         map_range=None if calibration is None else calibration.map_range,

@@ -15,9 +15,9 @@ import numpy as np
 from normalcy.arrays import Indices
 from normalcy.data.dataset import Failure
 from normalcy.errors import DataError, SettingsError
-from normalcy.files import link_or_copy, prepare_target, read_array, read_bytes, write_folder
+from normalcy.files import link_or_copy, prepare_target, read_array, read_bytes, refuse_source, write_folder
 from normalcy.results.folder import LARGEST_TABLE
-from normalcy.results.names import LATENTS
+from normalcy.results.names import LATENTS, meant
 from normalcy.results.run import (
     CASE_COLUMNS,
     COLUMNS,
@@ -49,9 +49,7 @@ def merge(folders: Sequence[Path], out: Path, overwrite: bool = False) -> int:
     if not folders:
         raise SettingsError("merge expects the results folders of all shards, got none.")
     prepare_target(out, overwrite)
-    for folder in folders:
-        if folder.resolve() == out.resolve() or folder.resolve().is_relative_to(out.resolve()):
-            raise SettingsError(f"{out} holds {folder}, a shard to merge: choose another folder for the results.")
+    refuse_source(out, *folders)
     if any((folder / SLIDES).exists() for folder in folders):
         return _merge_slides(folders, out, overwrite)
     runs = [read_run(folder) for folder in folders]
@@ -123,7 +121,7 @@ def _what(run: Run) -> dict[str, Any]:
     """What must be the same in all shards: words of an error -> value."""
     return {
         "model": (run.model, run.score, run.calibration),
-        "data set": (run.data.name, run.data.fingerprint, run.data.split),
+        "data set": (run.data.name, run.data.shard and run.data.shard.whole, run.data.split),
         "version of normalcy": run.normalcy,
     }
 
@@ -173,7 +171,7 @@ def _table(path: Path, head: Sequence[str]) -> list[list[str]]:
     reader = csv.reader(io.StringIO(read_bytes(path, LARGEST_TABLE).decode("utf-8"), newline=""))
     try:
         found = next(reader, [])
-        rows = list(reader)
+        rows = [[meant(cell) for cell in row] for row in reader]
     except csv.Error as error:
         raise DataError(f"{path}: is not a table ({error}); {REMEDY}.") from None
     if found != list(head) or any(len(row) != len(head) for row in rows):
@@ -237,6 +235,7 @@ def _merged(runs: Sequence[Run], count: int) -> Run:
         first,
         data=replace(
             first.data,
+            fingerprint=first.data.shard.whole if first.data.shard else "",
             shard=None,
             count=count,
             failed=listed(lambda run: run.data.failed),

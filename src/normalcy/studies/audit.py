@@ -38,7 +38,7 @@ from normalcy.report import write_report
 from normalcy.results.names import readable
 from normalcy.results.predict import predict
 from normalcy.results.run import AuditRun, SparseFit, describe
-from normalcy.results.writer import Writer
+from normalcy.results.writer import Writer, refuse_inputs
 from normalcy.scoring import Result
 
 BAR = 3.5
@@ -106,7 +106,9 @@ def audit(
     _check(method, given, fraction, weights, folds, show)
     given["calibration"] = 0.0
     prepare_target(out, overwrite)
-    images = normal_training_images(as_dataset(data))
+    data = as_dataset(data)
+    refuse_inputs(out, data)
+    images = normal_training_images(data)
     images = images.with_items([replace(item, label=None) for item in images.items])
     tell = on_step or (lambda what: None)
 
