@@ -21,6 +21,7 @@ import shutil
 import stat
 import tempfile
 import threading
+import tokenize
 import tomllib
 import zipfile
 import zlib
@@ -177,7 +178,9 @@ def read_arrays(path: Path, limit: int = MAX_BYTES, decoded: int = 2**32) -> dic
                         arrays[one.filename[:-4]] = np.lib.format.read_array(cast("Any", member), allow_pickle=False)
                 return arrays
     except (OSError, EOFError, MemoryError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as fault:
-        raise ValueError(" ".join(str(fault).split()) or type(fault).__name__) from None
+        if isinstance(fault, OSError) and fault.strerror:
+            raise ValueError(f"damaged: {fault.strerror.lower()}") from None
+        raise ValueError(" ".join(str(fault).split()) or "damaged") from None
 
 
 def npy_header(file: Any) -> tuple[tuple[int, ...], Any, bool]:
@@ -190,8 +193,8 @@ def npy_header(file: Any) -> tuple[tuple[int, ...], Any, bool]:
         raise ValueError(f"a .npy file of version {version}, which does not hold images")
     try:
         shape, fortran, dtype = readers[version](file)
-    except (SyntaxError, TypeError, RecursionError, MemoryError) as fault:  # it is parsed as Python text
-        raise ValueError(f"damaged header ({type(fault).__name__})") from None
+    except (SyntaxError, TypeError, RecursionError, MemoryError, tokenize.TokenError) as fault:  # parsed as Python text
+        raise ValueError("its header is damaged") from None
     if dtype.hasobject:
         raise ValueError("holds Python objects, not numbers")
     if min(shape, default=1) < 0:

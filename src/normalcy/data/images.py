@@ -222,7 +222,7 @@ def _unreadable(data: bytes, name: str, error: Exception) -> DataError:
         known = ", ".join(sorted(suffix[1:] for suffix in (*IMAGE_SUFFIXES, *VOLUME_SUFFIXES)))
         reason = f"not in a known format: {known}"
     else:
-        reason = " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
+        reason = " ".join(str(error).split()).rstrip(".")[:200] or "damaged"
     return DataError(f"{name}: cannot be read as an image ({reason}); replace or remove the file.")
 
 

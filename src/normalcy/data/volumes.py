@@ -131,7 +131,9 @@ class Space:
         return np.asarray(self.affine[:3, :3] @ in_file + self.affine[:3, 3])
 
     def part(self, selection: Selection) -> Space:
-        """The space of what :func:`select` leaves."""
+        """The space of what :func:`take_part` leaves."""
+        if not selection:
+            return self
         shape, origin = list(self.shape), np.zeros(3)
         for name, (first, stop) in selection.items():
             if name == "t":
@@ -254,11 +256,33 @@ def write_volume(path: Path | str, x: Array, space: Space, like_file: bool = Fal
 
 
 def imaged(x: Array, space: Space | None) -> Mask:
-    """(*size): where a volume (C, *size) holds what was imaged; False where all channels are padding."""
-    if space is None or space.padding is None:
+    """(*size): where a volume (C, *size) holds what was imaged; False where all channels are padding.
+
+    Padding is what the file declares, or else a usual fill of CT below all other values.
+    """
+    padding = None if space is None else space.padding or _usual_fill(x)
+    if padding is None:
         return np.ones(x.shape[1:], bool)
-    low, high = space.padding
-    return np.asarray(((x < low) | (x > high)).any(axis=0))
+    return np.asarray(((x < padding[0]) | (x > padding[1])).any(axis=0))
+
+
+def as_darkest(x: Array, inside: Mask | None) -> Array:
+    """(C, *size) to look at: padding, which is not ``inside`` (*size), gets the least value of the rest."""
+    return x if inside is None else np.where(inside, x, x[:, inside].min())
+
+
+def _usual_fill(x: Array) -> tuple[float, float] | None:
+    least = float(x.min()) if x.dtype.kind in "if" else 0.0
+    if least not in _FILLS:
+        return None
+    above = x[x > least]
+    return (least, least) if above.size and float(above.min()) >= _LEAST_HU else None
+
+
+_FILLS = (-2000.0, -2048.0, -3024.0, -32768.0)
+"""What scanners and converters write outside of the circle of a CT slice, in Hounsfield units."""
+_LEAST_HU = -1200.0
+"""Air is -1000; with the noise of its values."""
 
 
 def distance(a: Space, b: Space) -> float | None:
@@ -349,7 +373,11 @@ def _moved(nifti: Mapping[str, Any], origin: Float64, first: int) -> dict[str, A
     for field in _PLACES:
         header[field] = nifti[field]
     moved = dict(nifti)
-    for axis, (by_q, by_s) in enumerate(zip(header.get_qform()[:3, :3] @ origin, header.get_sform()[:3, :3] @ origin)):
+    try:
+        qform = header.get_qform()
+    except ValueError:  # no rotation, in a file that is placed by the other form
+        qform, moved["qform_code"] = np.eye(4), np.zeros_like(nifti["qform_code"])
+    for axis, (by_q, by_s) in enumerate(zip(qform[:3, :3] @ origin, header.get_sform()[:3, :3] @ origin)):
         name = WORLD[axis]
         moved[f"qoffset_{name}"] = nifti[f"qoffset_{name}"] + by_q
         moved[f"srow_{name}"] = nifti[f"srow_{name}"] + np.array([0, 0, 0, by_s])
