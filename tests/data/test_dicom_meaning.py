@@ -393,6 +393,8 @@ def test_padding_is_told_in_the_values_that_are_read():
     np.testing.assert_array_equal(imaged(x, space), (x[0] > 9))
     x, space = read(series(volume, np.eye(3)))
     assert space.padding is None
+    np.testing.assert_array_equal(imaged(x, space), (x[0] != -2000))  # not declared, but a usual fill
+    x, space = read(series(np.maximum(volume, -1000), np.eye(3)))
     assert imaged(x, space).all()
 
 

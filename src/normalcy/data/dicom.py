@@ -42,7 +42,9 @@ _SERIES = (
     "SeriesInstanceUID",
     "PatientID",
     "IssuerOfPatientID",
+    "SeriesNumber",
     "ImagePositionPatient",
+    "ImageOrientationPatient",
     "PerFrameFunctionalGroupsSequence",
 )
 
@@ -83,13 +85,15 @@ class _Header:
     patient: str
     issuer: str
     has_place: bool
+    words: tuple[str, ...]
+    """The number and the plane of its series, as far as it tells them."""
 
 
 def series_in(files: Sequence[str], read: Callable[[str], bytes], root: str) -> list[tuple[str, str, tuple[str, ...]]]:
     """DICOM files below a folder called ``root`` as (path, case, files of the series), one for each series of each folder.
 
-    The path is the file's where it is alone, the folder's where all its files are of one series, else the folder's with a hash
-    of the series. A file that cannot be read is a series of its own, so that it is listed as bad; and so are the files of a
+    The path is the file's where it is alone, the folder's where all its files are of one series, else the folder's with the
+    number and plane of the series and a hash of its identifier (``study/series-3-axial-1f2e3d4c``). A file that cannot be read is a series of its own, so that it is listed as bad; and so are the files of a
     series of which none says where it lies: radiographs, ultrasound.
 
     Raises DataError where one series is of two patients.
@@ -115,7 +119,8 @@ def series_in(files: Sequence[str], read: Callable[[str], bytes], root: str) -> 
         elif in_folder[folder] == 1:
             path = folder or root
         else:
-            path = f"{folder}/" * bool(folder) + "series-" + hashlib.sha256(series.encode()).hexdigest()[:8]
+            words = ["series", *headers[members[0]].words, hashlib.sha256(series.encode()).hexdigest()[:8]]
+            path = f"{folder}/" * bool(folder) + "-".join(words)
         found.append((path, case_of_file.get(members[0], path), tuple(sorted(members))))
     return sorted(found)
 
@@ -134,10 +139,21 @@ def _headers(files: Sequence[str], read: Callable[[str], bytes]) -> dict[str, _H
             who, issuer = (str(header.get(tag) or "").strip() for tag in ("PatientID", "IssuerOfPatientID"))
             # frames of a file with several have their places in groups
             place = header.get("ImagePositionPatient") or header.get("PerFrameFunctionalGroupsSequence")
-            found[file] = _Header(str(header.SeriesInstanceUID), who, issuer, bool(place))
+            found[file] = _Header(str(header.SeriesInstanceUID), who, issuer, bool(place), _series_words(header))
         except Exception:  # listed when it is read
             continue
     return found
+
+
+def _series_words(header: Any) -> tuple[str, ...]:
+    """Nothing but a short number and the name of a plane: what a person may look for, and no name of one."""
+    number = re.fullmatch(r"[0-9]{1,4}", str(header.get("SeriesNumber") or "").strip())
+    cosines = _cosines(header.get("ImageOrientationPatient"))
+    words = [number[0]] if number else []
+    if cosines is not None:
+        normal = np.abs(np.cross(cosines[:3], cosines[3:]))
+        words.append(("sagittal", "coronal", "axial")[int(normal.argmax())])
+    return tuple(words)
 
 
 def _cases(headers: Mapping[str, _Header]) -> dict[str, str]:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from normalcy.arrays import Array, Float64, Mask
-from normalcy.data.formats import LIMITS, Limits, is_nifti, own
+from normalcy.data.formats import LIMITS, Limits, is_gzip, is_mgh, is_nifti, own
 from normalcy.errors import DataError
 from normalcy.files import bounded_gunzip, write_bytes
 
@@ -197,7 +197,10 @@ def take_part(x: Array, space: Space, selection: Selection, name: str) -> tuple[
 def decode_volume(data: bytes, name: str, limits: Limits = LIMITS) -> tuple[Array, Space]:
     """The volume in the bytes of a file, (C, *size) in the file's own type (float32 where it has a slope), and its space."""
     try:
-        if is_nifti(data) or data.startswith(b"\x1f\x8b"):
+        raw = bounded_gunzip(data, _LARGEST_HEADER, whole=False)
+        if is_mgh(raw):
+            return _mgh(data, limits)
+        if is_nifti(raw) or is_gzip(data):
             return _nifti(data, limits)
         x, space = (_nrrd if data.startswith(b"NRRD") else _meta_image)(data, limits)
         return own(space.from_file(x), name), space
@@ -210,8 +213,11 @@ def decode_volume(data: bytes, name: str, limits: Limits = LIMITS) -> tuple[Arra
 def volume_space(data: bytes, name: str, limits: Limits = LIMITS) -> Space:
     """The space of :func:`decode_volume` from the header alone."""
     try:
-        if is_nifti(data) or data.startswith(b"\x1f\x8b"):
-            return _nifti_space(_nifti_header(bounded_gunzip(data, _LARGEST_HEADER, whole=False)), limits)
+        raw = bounded_gunzip(data, _LARGEST_HEADER, whole=False)
+        if is_mgh(raw):
+            return _mgh_header(data, limits)[1]
+        if is_nifti(raw) or is_gzip(data):
+            return _nifti_space(_nifti_header(raw), limits)
         return (_nrrd if data.startswith(b"NRRD") else _meta_image)(data, limits)[1]
     except DataError:
         raise
@@ -388,6 +394,36 @@ def _moved(nifti: Mapping[str, Any], origin: Float64, first: int) -> dict[str, A
 def _is_orthogonal(affine: Float64) -> bool:
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     return bool(np.abs(axes.T @ axes - np.eye(3)).max() < 1e-4)
+
+
+def _mgh(data: bytes, limits: Limits) -> tuple[Array, Space]:
+    """FreeSurfer's volumes, compressed or not."""
+    header, space = _mgh_header(data, limits)
+    kind, count, start = header.get_data_dtype(), math.prod(header.get_data_shape()), header.get_data_offset()
+    limits.check((count,), kind)
+    raw = bounded_gunzip(data, start + count * kind.itemsize + _MGH_END + 1, whole=False)  # + 1: verifies the checksum
+    if len(raw) < start + count * kind.itemsize:
+        raise ValueError(f"truncated: {count:,} voxels of {kind} need more bytes than the file has")
+    flat = np.frombuffer(raw, kind, count, start)
+    return own(space.from_file(flat.reshape(header.get_data_shape(), order="F")), "volume"), space
+
+
+def _mgh_header(data: bytes, limits: Limits) -> tuple[Any, Space]:
+    begin = bounded_gunzip(data, _MGH_BEGIN, whole=False)
+    header = require_nibabel("MGH").freesurfer.mghformat.MGHHeader(begin[:_MGH_BEGIN].ljust(_MGH_BEGIN + _MGH_END, b"\0"))
+    shape, kind = tuple(int(n) for n in header.get_data_shape()), header.get_data_dtype()
+    limits.check(shape, kind)
+    space = _make_space(shape, np.asarray(header.get_affine(), np.float64), kind.newbyteorder("="), None)
+    if space.rest:  # the repetition time in ms is behind the voxels
+        end = header.get_data_offset() + math.prod(shape) * kind.itemsize
+        time = bounded_gunzip(data, end + 4, whole=False)[end : end + 4]
+        step = float(np.frombuffer(time, ">f4")[0]) / 1e3 if len(time) == 4 else 0.0
+        space = replace(space, step=step if 0 < step < math.inf else None)
+    return header, space
+
+
+_MGH_BEGIN, _MGH_END = 90, 20
+"""Bytes of the header before the voxels, and of the five numbers that files have after them."""
 
 
 def _nrrd(data: bytes, limits: Limits) -> tuple[Array, Space]:

@@ -18,7 +18,7 @@ from normalcy.arrays import Array
 from normalcy.data.dataset import DataSet, Failure
 from normalcy.data.dicom import require_pydicom, sources
 from normalcy.data.images import read_raw
-from normalcy.data.volumes import Space
+from normalcy.data.volumes import Space, as_darkest
 from normalcy.errors import DataError
 from normalcy.files import prepare_target, remove, write_bytes, write_folder
 from normalcy.provenance import NOTICE, versions
@@ -67,7 +67,9 @@ def write_dicom(
                 space = None if place is None else chosen.space(place)
                 if place is None or space is None or not space.files:
                     raise DataError(f"{path}: is no DICOM image of {chosen.name}; only those get DICOM results.")
-                _write_one(writer.path(names[i]), path, _map(read, i), chosen.read(place), space, read.run.calibration)
+                image = chosen.read(place)
+                image = as_darkest(image, chosen.imaged(place, image))
+                _write_one(writer.path(names[i]), path, _map(read, i), image, space, read.run.calibration)
             except DataError as error:
                 failed.append(Failure(path, str(error)))
         if len(failed) == len(read):
