@@ -72,7 +72,9 @@ def folder_of(kind: str, root: Path, fill: float) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("kind", "fill"), [("declared", -3024), ("declared", -1500), ("other", -3024), ("nifti", -2000)])
+@pytest.mark.parametrize(
+    ("kind", "fill"), [("declared", -3024), ("declared", -1500), ("other", -3024), ("nifti", -2000)]
+)
 def test_the_range_of_values_is_that_of_what_was_imaged(kind: str, fill: float, tmp_path: Path, run: Run):
     folder = folder_of(kind, tmp_path, fill)
     data = open_data(folder)

@@ -13,7 +13,10 @@ _DETACHED = {".mhd": ("MetaImage", ".mha"), ".nhdr": ("NRRD", ".nrrd"), ".hdr": 
 _VALUES = (".raw", ".zraw", ".img", ".img.gz", ".raw.gz")
 _OTHER = {
     (".mnc", ".mnc.gz"): "a MINC volume; convert it to NIfTI, for example with mnc2nii",
-    (".par", ".rec"): "a volume of Philips as PAR/REC; convert it to NIfTI, for example with dcm2niix or nibabel's parrec2nii",
+    (
+        ".par",
+        ".rec",
+    ): "a volume of Philips as PAR/REC; convert it to NIfTI, for example with dcm2niix or nibabel's parrec2nii",
     (".head", ".brik", ".brik.gz"): "a volume of AFNI; convert it to NIfTI, for example with 3dAFNItoNIFTI",
     (".v", ".ecat"): "a volume of ECAT; convert it to NIfTI",
     (".gii", ".gii.gz"): "a surface (GIFTI), which is no image",
@@ -42,7 +45,9 @@ def reason(name: str, head: Callable[[str, int], bytes], is_there: Callable[[str
             return f"a detached header of {kind} whose data file {shown} is missing; add it and save both as one {whole} file"
         return f"a detached header of {kind}, its values are in another file; save both as one {whole} file"
     if lower.endswith(_VALUES):
-        return "values without a header (.mhd, .nhdr or .hdr) beside them; save the volume as one .nii, .nrrd or .mha file"
+        return (
+            "values without a header (.mhd, .nhdr or .hdr) beside them; save the volume as one .nii, .nrrd or .mha file"
+        )
     return NO_IMAGE
 
 

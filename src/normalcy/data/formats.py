@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from normalcy.arrays import Array
-from normalcy.errors import DataError
+from normalcy.errors import DataError, Reason
 from normalcy.files import MAX_BYTES
 
 IMAGE_SUFFIXES = frozenset(
@@ -56,19 +56,19 @@ class Limits:
     """Rows of a table (4 million)."""
 
     def check(self, shape: tuple[int, ...], dtype: npt.DTypeLike = "u1") -> None:
-        """Raises ValueError for an image of this shape and type that is too large.
+        """Raises Reason for an image of this shape and type that is too large.
 
         >>> Limits(values=100).check((3, 10, 10))
         Traceback (most recent call last):
         ...
-        ValueError: claims the shape (3, 10, 10), 300 values, more than the limit of 100
+        normalcy.errors.Reason: claims the shape (3, 10, 10), 300 values, more than the limit of 100
         """
         values = math.prod(shape)
         if values > self.values:
-            raise ValueError(f"claims the shape {shape}, {values:,} values, more than the limit of {self.values:,}")
+            raise Reason(f"claims the shape {shape}, {values:,} values, more than the limit of {self.values:,}")
         if values * np.dtype(dtype).itemsize > self.decoded_bytes:
             size = values * np.dtype(dtype).itemsize
-            raise ValueError(
+            raise Reason(
                 f"claims the shape {shape}, {size:,} bytes when decoded, more than the limit of {self.decoded_bytes:,}"
             )
 
