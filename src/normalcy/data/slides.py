@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,12 +36,14 @@ from normalcy.config import build, parse_settings
 from normalcy.data.dataset import DataSet, Item
 from normalcy.data.foreground import otsu
 from normalcy.data.stain import BLACK, Stain, normalise
-from normalcy.errors import DataError
+from normalcy.errors import DataError, Reason
 from normalcy.files import open_regular
 
 SLIDE_SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif")
 _FINEST = 0.95
 """Least mpp that is asked for, in that of the slide: scanners of one magnification differ by a few percent."""
+_PAGES = 1000
+"""Of a file: levels, label, macro picture."""
 _LARGEST = 2**40
 """Pixels of a slide: a million by a million."""
 _OVERVIEW = 1024  # pixels along the longer side of the picture that tissue is looked for in
@@ -100,7 +103,11 @@ class Slide:
                 raise DataError('Slides need tiffslide; pip install "normalcy[medical]".') from None
             open_regular(self.path).close()  # a pipe would be waited for
             with self._faults():
-                self._local.file = tiffslide.TiffSlide(self.path)
+                file = tiffslide.TiffSlide(self.path)
+                for page in islice(file.ts_tifffile.pages, _PAGES):
+                    if math.prod(page.chunked) > len(page.dataoffsets):  # else each missing tile is looked for
+                        raise Reason("claims more tiles than it has")
+                self._local.file = file
         return self._local.file
 
     @contextmanager

@@ -170,9 +170,9 @@ class Folder:
         except OSError:
             return -1
 
-    def names(self) -> list[str]:
-        """All files below, sorted; hidden ones are left out, links are followed."""
-        return _walk(self.path)[0]
+    def names(self, most: int | None = None) -> list[str]:
+        """All files below, sorted; hidden ones are left out, links are followed. Raises DataError for more than ``most``."""
+        return _walk(self.path, most)[0]
 
 
 class Zip:
@@ -299,12 +299,13 @@ def files_of(folder: Folder, name: str) -> Named:
         series = files_of(folder, whole)
         return SeriesPart(series, part) if isinstance(series, tuple) else name
     if (folder.path / name).is_dir():
-        inside = [f"{name}/{file}" for file in Folder(folder.path / name).names()]
+        inside = [f"{name}/{file}" for file in Folder(folder.path / name).names(_SERIES_FILES)]
         return tuple(file for file in inside if is_dicom(folder.head(file))) or name
     return (name,) if is_dicom(folder.head(name)) else name
 
 
 _DEEPEST = 100
+_SERIES_FILES = 10_000
 _OURS = {
     ("run.json", "scores.csv"): "a results folder of normalcy",
     ("run.json", "slides.csv"): "a results folder of normalcy",
@@ -313,7 +314,7 @@ _OURS = {
 """Files that are together in folders that normalcy writes -> what those are."""
 
 
-def _walk(root: Path) -> tuple[list[str], dict[str, str]]:
+def _walk(root: Path, most: int | None = None) -> tuple[list[str], dict[str, str]]:
     """Files below a folder, by their paths relative to it, sorted; and folders that were not entered, with the reason."""
     names: list[str] = []
     passed: dict[str, str] = {}
@@ -338,6 +339,10 @@ def _walk(root: Path) -> tuple[list[str], dict[str, str]]:
             continue
         folders = [entry.name for entry in entries if not entry.name.startswith(".") and _is_folder(entry)]
         names += [below + name for name in here.difference(folders) if not name.startswith(".")]
+        if most is not None and len(names) > most:
+            raise DataError(
+                f"{root}: expected the files of one DICOM series, got more than {most:,}; name a folder of one."
+            )
         if depth == _DEEPEST and folders:
             passed[below] = f"folders nested more than {_DEEPEST} deep"
             continue
