@@ -945,7 +945,11 @@ def campaign(numbers: list[int], seed: int, show: Callable[[str], object]) -> di
         surroundings(folder)
         kept = sorted(path for path in folder.rglob("*"))
         for first in range(0, len(numbers), BLOCK):
-            results += block(numbers[first : first + BLOCK], seed, files, folder)
+            found = block(numbers[first : first + BLOCK], seed, files, folder)
+            for one in found:
+                if "failure" in one:
+                    show(json.dumps(one))
+            results += found
             failed = [one for one in results if "failure" in one]
             show(f"{len(results)} of {len(numbers)}, {len(failed)} failed, {time.monotonic() - started:.0f} s")
         left = sorted(path for path in folder.rglob("*"))
@@ -1007,8 +1011,6 @@ def main() -> None:
         print(f"{key}: {how}")
     numbers = list(range(words.count)) if words.only is None else [words.only]
     result = campaign(numbers, words.seed, lambda text: print(text, file=sys.stderr, flush=True))
-    for one in result["failures"]:
-        print(json.dumps(one), file=sys.stderr)
     if words.out is not None:
         words.out.write_text(json.dumps({**provenance(), **result}, indent=1) + "\n")
     print(

@@ -21,6 +21,9 @@ _OTHER = {
     (".v", ".ecat"): "a volume of ECAT; convert it to NIfTI",
     (".gii", ".gii.gz"): "a surface (GIFTI), which is no image",
     (".trk", ".tck"): "streamlines, which are no image",
+    (".dcm.gz", ".ima.gz"): "a compressed DICOM file; decompress it",
+    (".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar"): "an archive; unpack it, and name the folder",
+    ("dicomdir",): "an index of DICOM files, which are read without it; name their folder",
 }
 _BESIDE = (".bval", ".bvec", ".json")
 """What stands beside a volume of the same name: diffusion weighting and description (BIDS)."""

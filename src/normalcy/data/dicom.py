@@ -266,7 +266,9 @@ class _Slice:
         grouped = bool(frames) or any(group.get("PlanePositionSequence") for group in shared)
         self.positions = self._frame_places(places[0]) if self.frames > 1 and not grouped else places
         self.oriented = self.orientation is not None and all(p is not None for p in self.positions)
-        if not self.oriented and self.spacing is not None and min(self.spacing) <= 0:
+        if self.spacing is not None and min(self.spacing) <= 0:
+            if self.oriented:
+                raise Reason(f"its pixel spacing is {_spelled(self.spacing)} mm, expected positive numbers")
             self.spacing = None  # a radiograph or photograph that does not know its scale
         self.order: Indices | None = None
         if self.oriented and self.frames > 1 and len(self.positions) == 1:
@@ -640,6 +642,8 @@ def _cosines(value: Any) -> tuple[float, ...] | None:
         return None
     directions = np.reshape(numbers, (2, 3))
     lengths = np.linalg.norm(directions, axis=1, keepdims=True)
+    if abs(float(directions[0] @ directions[1])) > 0.01 * float(lengths.prod()) > 0:
+        raise Reason(f"its rows and columns are not at right angles: {_spelled(numbers)}")
     return tuple((directions / np.where(lengths > 0, lengths, 1)).ravel().tolist())
 
 

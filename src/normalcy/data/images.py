@@ -22,6 +22,7 @@ from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from mmap import mmap
 from pathlib import Path
 from typing import Any, cast
 
@@ -220,6 +221,8 @@ def _decode(data: bytes, name: str, limits: Limits) -> Array:
 def _unreadable(data: bytes, name: str, error: Exception) -> DataError:
     if not data:
         reason = "the file has zero bytes"
+    elif data[128:132] == b"DICM":
+        reason = "a DICOM file by its content; give it the suffix .dcm"
     elif isinstance(error, UnidentifiedImageError):
         known = ", ".join(sorted(suffix[1:] for suffix in (*IMAGE_SUFFIXES, *VOLUME_SUFFIXES)))
         reason = f"not in a known format: {known}"
@@ -343,7 +346,7 @@ def _tiff(data: bytes, limits: Limits) -> tuple[Array, int]:
     """TIFF: the samples ``(C, H, W)``, palette and "white is zero" resolved, and the orientation tag."""
     import tifffile
 
-    _check_pages(data, limits.pages)
+    check_pages(data, limits.pages)
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         first, *others = file.series
         if any(not series.keyframe.is_reduced for series in others):  # reduced: a thumbnail
@@ -372,7 +375,7 @@ def _tiff(data: bytes, limits: Limits) -> tuple[Array, int]:
     return array, int(orientation)
 
 
-def _check_pages(data: bytes, most: int) -> None:
+def check_pages(data: bytes | mmap, most: int) -> None:
     """Follows the chain of directories (TIFF 6.0, section 2; BigTIFF), which reading them would take seconds for."""
     order = "<" if data[:2] == b"II" else ">"
     big = data[2:4] in (b"+\0", b"\0+")

@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import islice
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +36,7 @@ from normalcy.arrays import Array, Mask
 from normalcy.config import build, parse_settings
 from normalcy.data.dataset import DataSet, Item
 from normalcy.data.foreground import otsu
+from normalcy.data.images import check_pages
 from normalcy.data.stain import BLACK, Stain, normalise
 from normalcy.errors import DataError, Reason
 from normalcy.files import open_regular
@@ -101,8 +103,10 @@ class Slide:
                 import tiffslide
             except ImportError:
                 raise DataError('Slides need tiffslide; pip install "normalcy[medical]".') from None
-            open_regular(self.path).close()  # a pipe would be waited for
-            with self._faults():
+            with open_regular(self.path) as opened, self._faults():  # a pipe would be waited for
+                if self.path.suffix.lower() != ".ndpi":  # whose offsets may have more than 32 bits
+                    with mmap(opened.fileno(), 0, access=ACCESS_READ) as data:
+                        check_pages(data, _PAGES)
                 file = tiffslide.TiffSlide(self.path)
                 for page in islice(file.ts_tifffile.pages, _PAGES):
                     if math.prod(page.chunked) > len(page.dataoffsets):  # else each missing tile is looked for

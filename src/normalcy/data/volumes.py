@@ -318,7 +318,8 @@ def _nifti(data: bytes, limits: Limits) -> tuple[Array, Space]:
     space = _nifti_space(header, limits)
     stored_type, start = header.get_data_dtype(), int(header["vox_offset"])
     if stored_type.kind not in "uif":
-        raise Reason(f"voxels are {stored_type}, expected integers or real numbers")
+        kind = "colours" if stored_type.names else f"{stored_type}"
+        raise Reason(f"voxels are {kind}, expected integers or real numbers")
     count = math.prod(header.get_data_shape())
     limits.check((count,), np.float64 if space.scale is not None and stored_type.itemsize > 2 else stored_type)
     if not 0 <= start <= 2**24:
@@ -339,6 +340,10 @@ def _nifti(data: bytes, limits: Limits) -> tuple[Array, Space]:
 
 def _nifti_header(raw: bytes) -> Any:
     nibabel = require_nibabel("NIfTI")
+    if not is_nifti(raw):
+        raise Reason(
+            "compressed twice; decompress it once" if is_gzip(raw) else "what is compressed is no NIfTI or MGH volume"
+        )
     kind = nibabel.Nifti1Header if is_nifti(raw) == 1 else nibabel.Nifti2Header
     if bytes(raw[344:348] if kind is nibabel.Nifti1Header else raw[4:8])[:3] not in (b"n+1", b"n+2"):
         raise Reason("a NIfTI header whose voxels are in another file; convert the pair to one .nii file")
