@@ -297,3 +297,20 @@ def test_a_row_that_names_a_folder_of_much_is_refused_soon(tmp_path: Path, monke
     for k in range(25):
         (tmp_path / f"all/below/{k}").touch()
     assert "more than 20; name a folder of one" in refused(b"path\nall\n", "a.csv", tmp_path)
+
+
+def test_circles_of_directories_in_a_slide_end(tmp_path: Path) -> None:
+    """A chain that leads back to a directory but the first."""
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as file:
+        for _ in range(3):
+            file.write(readers.tissue(), tile=(32, 32), photometric="rgb", metadata=None, contiguous=False)
+    data = bytearray(buffer.getvalue())
+    with tifffile.TiffFile(io.BytesIO(data)) as read:
+        second, last = read.pages[1].offset, read.pages[2].offset
+    struct.pack_into("<I", data, last + 2 + 12 * struct.unpack_from("<H", data, last)[0], second)
+    (tmp_path / "a.tif").write_bytes(data)
+    started = readers.time.process_time()
+    with pytest.raises(DataError, match=r"a\.tif: cannot be read as a slide"):
+        open_data(f"slides:{tmp_path / 'a.tif'},tile=32,tissue=0.1").read(0)
+    assert readers.time.process_time() - started < 1

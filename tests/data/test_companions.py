@@ -116,13 +116,30 @@ def test_detached_headers_are_listed_with_their_reason_and_their_data_files_are_
         ("c.img", "c.img: is values without a header"),
         ("a.raw", "a.raw: is values without a header (.mhd, .nhdr or .hdr) beside them; save the volume as one .nii"),
         ("scan.PAR", "scan.PAR: is a volume of Philips as PAR/REC; convert it to NIfTI, for example with dcm2niix"),
+        ("study.zip", "study.zip: is an archive; unpack it, and name the folder"),
+        ("scan.dcm.gz", "scan.dcm.gz: is a compressed DICOM file; decompress it"),
+        ("DICOMDIR", "DICOMDIR: is an index of DICOM files, which are read without it"),
+        ("twice.nii.gz", "twice.nii.gz: cannot be read as a volume (compressed twice; decompress it once)"),
+        ("text.nii.gz", "text.nii.gz: cannot be read as a volume (what is compressed is no NIfTI or MGH volume)"),
+        ("dicom.nii", "dicom.nii: cannot be read as an image (a DICOM file by its content; give it the suffix .dcm)"),
+        (
+            "colour.nii",
+            "colour.nii: cannot be read as a volume (voxels are colours, expected integers or real numbers)",
+        ),
     ],
 )
 def test_one_such_file_on_the_command_line(tmp_path: Path, run: Run, name: str, said: str):
     volumes_in_two_files(tmp_path)
     (tmp_path / "scan.PAR").write_text("# general information\n")
+    for other in ("study.zip", "scan.dcm.gz", "DICOMDIR"):
+        (tmp_path / other).write_bytes(b"x" * 200)
+    (tmp_path / "twice.nii.gz").write_bytes(gzip.compress((tmp_path / "whole.nii.gz").read_bytes()))
+    (tmp_path / "text.nii.gz").write_bytes(gzip.compress(b"hello" * 100))
+    (tmp_path / "dicom.nii").write_bytes(bytes(128) + b"DICM" + bytes(100))
+    colours = np.zeros((4, 4, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nibabel.save(nibabel.Nifti1Image(colours, np.eye(4)), tmp_path / "colour.nii")
     assert run("check", tmp_path / name) == 1
-    assert said in run.err
+    assert said in run.out + run.err
 
 
 @pytest.mark.parametrize(
