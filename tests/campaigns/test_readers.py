@@ -314,3 +314,23 @@ def test_circles_of_directories_in_a_slide_end(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.tif: cannot be read as a slide"):
         open_data(f"slides:{tmp_path / 'a.tif'},tile=32,tissue=0.1").read(0)
     assert readers.time.process_time() - started < 1
+
+
+def test_a_tiff_that_claims_more_strips_than_it_has_is_refused_soon(tmp_path: Path) -> None:
+    data = readers.tiff(np.zeros((64, 64), np.uint8), tile=(16, 16))
+    started = readers.time.process_time()
+    assert "claims more tiles or strips than it has" in refused(tagged(data, 256, 60_000), "a.tif", tmp_path)
+    assert readers.time.process_time() - started < 1
+
+
+def test_names_of_columns_stay_on_one_line(tmp_path: Path) -> None:
+    assert "\n" not in refused(b'"a\nb",label\n1,2\n', "a.csv", tmp_path)
+
+
+def test_arrays_of_too_few_axes_are_refused(tmp_path: Path) -> None:
+    for shape in ((), (5,), (8, 9)):
+        buffer = io.BytesIO()
+        np.savez(buffer, images=np.zeros(shape, np.uint8), labels=np.zeros(5))
+        assert "expected images (N, H, W) or (N, H, W, C), got an array" in refused(
+            buffer.getvalue(), "a.npz", tmp_path
+        )

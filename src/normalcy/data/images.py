@@ -355,6 +355,8 @@ def _tiff(data: bytes, limits: Limits) -> tuple[Array, int]:
         if sorted(axes.translate(_TIFF_CHANNELS)) not in (["X", "Y"], ["S", "X", "Y"]):
             raise Reason(f"expected one 2D image with channels, got a stack with the axes {axes}")
         limits.check(tuple(first.shape), first.dtype)
+        if math.prod(page.chunked) > len(page.dataoffsets):  # else each missing one is looked for
+            raise Reason("damaged: it claims more tiles or strips than it has")
         for offset, count in zip(page.dataoffsets, page.databytecounts):
             if offset + count > len(data):
                 raise Reason("truncated: some pixels lie beyond the end of the file")

@@ -158,7 +158,7 @@ def _check_header(path: Path, header: list[str]) -> None:
         if column not in header and near:  # "labels" passed over in silence would be a bad surprise
             raise DataError(f"{path}: the column {near[0]!r} is close to {column!r}; rename it to be one or the other.")
     if "path" not in header:
-        got = ", ".join(name[:50] for name in header[:20]) or "an empty table"
+        got = ", ".join(" ".join(name[:50].split()) for name in header[:20]) or "an empty table"
         raise DataError(f"{path}: expected a column 'path' and perhaps {', '.join(COLUMNS[1:])}, got {got}.")
 
 
