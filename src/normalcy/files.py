@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, BinaryIO, TextIO, cast
 
-from normalcy.errors import DataError, ModelFileError, NormalcyError, SettingsError, WriteError
+from normalcy.errors import DataError, ModelFileError, NormalcyError, Reason, SettingsError, WriteError
 
 try:
     import fcntl
@@ -156,7 +156,7 @@ def read_array(path: Path, error: type[NormalcyError] = DataError) -> Any:
 def read_arrays(path: Path, limit: int = MAX_BYTES, decoded: int = 2**32) -> dict[str, Any]:
     """The arrays in an ``.npz`` file, by name. Never unpickles.
 
-    Raises ValueError where the file has more than ``limit`` bytes, or its arrays more than ``decoded`` when they are
+    Raises Reason where the file has more than ``limit`` bytes, or its arrays more than ``decoded`` when they are
     decompressed; that is seen from their headers.
     """
     import numpy as np
@@ -164,46 +164,65 @@ def read_arrays(path: Path, limit: int = MAX_BYTES, decoded: int = 2**32) -> dic
     try:
         with open_regular(path) as file:
             if (size := os.fstat(file.fileno()).st_size) > limit:
-                raise ValueError(f"it has {size:,} bytes, at most {limit:,} are read")
+                raise Reason(f"it has {size:,} bytes, at most {limit:,} are read")
             with zipfile.ZipFile(file) as archive:
                 members = [one for one in archive.infolist() if one.filename.endswith(".npy")]
                 if (size := sum(one.file_size for one in members)) > decoded:
-                    raise ValueError(f"its arrays have {size:,} bytes when decompressed, at most {decoded:,} are read")
+                    raise Reason(f"its arrays have {size:,} bytes when decompressed, at most {decoded:,} are read")
                 arrays = {}
                 for one in members:
                     with archive.open(one) as member:
                         shape, dtype = npy_header(member)[:2]
                     if math.prod(shape) * dtype.itemsize > one.file_size:
-                        raise ValueError(f"{one.filename} claims the shape {shape}, more than it holds")
+                        raise Reason(f"{one.filename} claims the shape {shape}, more than it holds")
                     with archive.open(one) as member:
                         arrays[one.filename[:-4]] = np.lib.format.read_array(cast("Any", member), allow_pickle=False)
                 return arrays
-    except (OSError, EOFError, MemoryError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as fault:
-        raise ValueError(" ".join(str(fault).split()) or type(fault).__name__) from None
+    except (
+        OSError,
+        EOFError,
+        MemoryError,
+        KeyError,
+        RuntimeError,
+        ValueError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as fault:
+        if isinstance(fault, NormalcyError | Reason):
+            raise
+        if not zipfile.is_zipfile(path):
+            raise Reason("not a zip file, or one that is cut off") from None
+        raise Reason(
+            "too large for the memory" if isinstance(fault, MemoryError) else "its members are damaged"
+        ) from None
 
 
 def npy_header(file: Any) -> tuple[tuple[int, ...], Any, bool]:
-    """Shape, type, and whether the values lie in Fortran's order. Raises ValueError for what is no array of numbers."""
+    """Shape, type, and whether the values lie in Fortran's order. Raises Reason for what is no array of numbers."""
     import numpy as np
 
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    version = np.lib.format.read_magic(file)
+    try:
+        version = np.lib.format.read_magic(file)
+    except ValueError:
+        raise Reason("it does not begin as an array of NumPy does") from None
     if version not in readers:  # 3.0 exists for field names of structured arrays
-        raise ValueError(f"a .npy file of version {version}, which does not hold images")
+        raise Reason(f"a .npy file of version {version}, which does not hold images")
     try:
         shape, fortran, dtype = readers[version](file)
     except (
+        ValueError,
         SyntaxError,
         TypeError,
         RecursionError,
         MemoryError,
         tokenize.TokenError,
-    ) as fault:  # it is parsed as Python text
-        raise ValueError(f"damaged header ({type(fault).__name__})") from None
+    ):  # parsed as Python text
+        raise Reason("its header is damaged or cut off") from None
     if dtype.hasobject:
-        raise ValueError("holds Python objects, not numbers")
+        raise Reason("holds Python objects, not numbers")
     if min(shape, default=1) < 0:
-        raise ValueError(f"truncated or damaged: it claims the shape {shape}")
+        raise Reason(f"truncated or damaged: it claims the shape {shape}")
     return shape, dtype, fortran
 
 
@@ -222,7 +241,7 @@ def bounded_gunzip(data: bytes, limit: int, whole: bool = True) -> bytes:
                 parts.append(part)
                 size += len(part)
     if whole and size > limit:
-        raise ValueError(f"decompressed it has more than {limit:,} bytes, the limit")
+        raise Reason(f"decompressed it has more than {limit:,} bytes, the limit")
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 

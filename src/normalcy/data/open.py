@@ -14,6 +14,7 @@ import numpy as np
 
 from normalcy.arrays import Array
 from normalcy.data import diffusion, folder, named, slides, table
+from normalcy.data.companions import NO_IMAGE, reason
 from normalcy.data.dataset import DataSet, Item, case_of, unnamed
 from normalcy.data.dicom import is_dicom, series_in
 from normalcy.data.formats import IMAGE_SUFFIXES, LIMITS, VOLUME_SUFFIXES, Limits, is_image
@@ -61,6 +62,9 @@ def open_data(spec: str | Path, data_root: Path | str | None = None, *, limits: 
             return named.open_npz(path, limits=limits)
         if is_image(path.name) or is_dicom(Folder(path.parent).head(path.name)):
             return open_files([path], limits)
+        below = Folder(path.parent)
+        if (why := reason(path.name, below.head, below.has)) != NO_IMAGE:
+            raise DataError(f"{path}: is {why}.")
         raise DataError(
             f"{path}: expected a folder, an image ({' '.join(sorted((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES)))}), a table "
             f"({' '.join(sorted(table.TABLE_SUFFIXES))}) or .npz, got a file of another kind."

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from normalcy.arrays import Array, Mask
+from normalcy.data.companions import reasons
 from normalcy.data.dataset import DataSet, Item, case_of
 from normalcy.data.dicom import decode_series, is_dicom, series_in, series_space
 from normalcy.data.formats import DICOM_SUFFIXES, LIMITS, VOLUME_SUFFIXES, Limits, is_image, is_volume, own
@@ -116,7 +117,8 @@ class Files:
     def _series(self, files: tuple[str, ...]) -> tuple[list[bytes], list[str], str]:
         """Bytes and names of the files of a series, and what to call it in errors."""
         names = [self.opener.full_name(file) for file in files]
-        whole = names[0] if len(names) == 1 else f"{names[0].rpartition('/')[0]} ({len(names)} files)"
+        where, _, first = names[0].rpartition("/")
+        whole = names[0] if len(names) == 1 else f"{where} ({len(names)} files, {first} the first)"
         return [self.opener.bytes(file) for file in files], names, whole
 
     def _decode(self, image: Named) -> tuple[Array, Space | None]:
@@ -158,9 +160,12 @@ class Folder:
     def bytes(self, file: str) -> bytes:
         return read_bytes(self.path / file, self.limits.file_bytes)
 
-    def head(self, file: str) -> builtins.bytes:
+    def head(self, file: str, count: int = 132) -> builtins.bytes:
         """The first bytes of a file, by which its format is known; empty where it cannot be read."""
-        return read_head(self.path / file, 132)
+        return read_head(self.path / file, count)
+
+    def has(self, file: str) -> bool:
+        return (self.path / file).is_file()
 
     def stamp(self, file: str) -> int:
         try:
@@ -168,9 +173,9 @@ class Folder:
         except OSError:
             return -1
 
-    def names(self) -> list[str]:
-        """All files below, sorted; hidden ones are left out, links are followed."""
-        return _walk(self.path, self.limits.entries)[0]
+    def names(self, most: int | None = None) -> list[str]:
+        """All files below, sorted; hidden ones are left out, links are followed. Raises DataError for more than ``most``."""
+        return _walk(self.path, self.limits.entries if most is None else min(most, self.limits.entries))[0]
 
     def names_in(self, below: str) -> list[str]:
         """Files directly in a folder below, sorted, without hidden ones. Raises DataError for more than the limit."""
@@ -292,7 +297,7 @@ def find_images(folder: Folder) -> tuple[list[Found], dict[str, str]]:
     found: list[Found] = [(name, case_of(name), name) for name in names if is_image(name)]
     if dicom:
         found += series_in(dicom, folder.bytes, folder.path.resolve().name)
-    passed |= dict.fromkeys(set(others) - set(dicom), "not an image that can be read")
+    passed |= reasons(set(others) - set(dicom), [name for name, _, _ in found], folder.head, folder.has)
     return sorted(found, key=lambda one: one[0]), dict(sorted(passed.items()))
 
 
@@ -305,7 +310,7 @@ def files_of(folder: Folder, name: str) -> Named:
         series = files_of(folder, whole)
         return SeriesPart(series, part) if isinstance(series, tuple) else name
     if os.path.isdir(folder.path / name):  # of a name too long or with a null byte, too
-        inside = [f"{name}/{file}" for file in Folder(folder.path / name, folder.limits).names()]
+        inside = [f"{name}/{file}" for file in Folder(folder.path / name, folder.limits).names(_SERIES_FILES)]
         return tuple(file for file in inside if is_dicom(folder.head(file))) or name
     return (name,) if is_dicom(folder.head(name)) else name
 
@@ -359,6 +364,7 @@ def recorded(folder: Folder, paths: Sequence[str]) -> list[Named] | None:
 
 
 _DEEPEST = 100
+_SERIES_FILES = 10_000
 _OURS = {
     ("run.json", "scores.csv"): "a results folder of normalcy",
     ("run.json", "slides.csv"): "a results folder of normalcy",

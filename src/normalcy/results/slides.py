@@ -101,7 +101,7 @@ def score_slides(
                 side = cell * slide.downsample
                 write_pyramid(own.path("heatmap.tif"), heat, None if slide.mpp is None else slide.mpp * side)
                 if pixel_threshold is not None and np.isfinite(pixel_threshold):
-                    own.bytes("regions.geojson", json.dumps(outlines(heat, pixel_threshold, side)).encode())
+                    own.bytes("regions.geojson", json.dumps(outlines(heat, pixel_threshold, side, slide.size)).encode())
                 fraction = "" if decision is None else repr(flagged / len(scores))
                 add([readable(name), repr(score), len(scores), fraction])
                 scored.append((name, score))

@@ -27,6 +27,7 @@ import optuna
 from normalcy import config
 from normalcy.arrays import Array, Float64
 from normalcy.data.dataset import DataSet, Item
+from normalcy.data.kinds import range_of
 from normalcy.data.open import as_dataset
 from normalcy.data.splits import folds, normal_training_images, with_split
 from normalcy.data.synthetic import SYNTHETIC, make
@@ -338,7 +339,7 @@ def synthetic_anomalies(data: DataSet, seed: int = 0) -> DataSet:
         low, high = (
             (0.0, float(np.iinfo(image.dtype).max))
             if image.dtype.kind == "u"
-            else (float(image.min()), float(image.max()))
+            else range_of(image, data.imaged(i, image))
         )
         unit = ((image.astype(np.float32) - low) / max(high - low, 1e-12)).clip(0, 1)
         for kind in [*kinds[i % len(kinds) :], *kinds[: i % len(kinds)]]:
