@@ -257,20 +257,23 @@ def writing(path: Path | str, durable: bool = False) -> Iterator[BinaryIO]:
     there before is then unchanged.
     """
     path = Path(path)
-    partial = path.parent / f".normalcy-{os.urandom(8).hex()}"  # short: a long name leaves no room for more
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(partial, "xb") as file:  # by name: some libraries ask a file for it
+        with _partial_file(path) as file:  # has its name: some libraries ask for it
+            try:
                 yield file
+                file.flush()
                 if durable:
-                    file.flush()
                     os.fsync(file.fileno())
-            os.replace(partial, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                partial.unlink()
-            raise
+                if fcntl is None:
+                    file.close()  # Windows renames no open file
+                else:
+                    os.close(os.dup(file.fileno()))  # what a network's disk says when a file is closed, before renaming it
+                os.replace(file.name, path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(file.name)
+                raise
     except OSError as fault:
         raise _cannot_write(path, fault) from fault
 
@@ -283,6 +286,41 @@ def writing_text(path: Path | str) -> Iterator[TextIO]:
         yield text
         text.flush()
         text.detach()
+
+
+def _partial_file(path: Path) -> BinaryIO:
+    """A new file beside ``path``, locked while it is open.
+
+    Its name depends on that of ``path`` alone, so that what a killed process left there is found, and removed. Where
+    another writes the same file now, or there are no locks, it is a random one.
+    """
+    # Short: a long name leaves no room for more.
+    place = path.parent / f".normalcy-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}"
+    if fcntl is not None:
+        with contextlib.suppress(OSError):
+            handle = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                if _locked(handle, place):
+                    os.unlink(place)
+            finally:
+                os.close(handle)
+        with contextlib.suppress(FileExistsError):
+            file = open(place, "xb")
+            if _locked(file.fileno(), place) is not False:
+                return file
+            file.close()  # another has taken it for one that was left, and removes it
+    return open(path.parent / f".normalcy-{os.urandom(8).hex()}", "xb")
+
+
+def _locked(handle: int, path: Path) -> bool | None:
+    """Whether an open file could be locked, and is still the one of that name; None where the system has no locks."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.stat(path, follow_symlinks=False).st_ino == os.fstat(handle).st_ino
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    except OSError:
+        return None
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:
@@ -478,6 +516,11 @@ class Target:
                 parent.rmdir()
         self.made = []
 
+    @property
+    def unfinished(self) -> Path:
+        """Where work is kept that the next start continues: ``<folder>.run`` beside it, hidden inside where it stays."""
+        return self.path / ".normalcy-run" if self.in_place else self.path.with_name(f"{self.path.name}.run")
+
     def hidden(self, kind: str) -> Path:
         """A new name for a folder on the way in ("partial", and in place "complete", "moving") or out ("old")."""
         return self._beside / f"{self._prefix}{kind}-{os.urandom(4).hex()}"
@@ -486,7 +529,7 @@ class Target:
         """Give a complete folder its name."""
         if self.path.is_dir() and (self.in_place or not _entries(self.path)):
             self._refuse()
-            if partial.parent != self.path:  # made empty meanwhile, by another hand: rename() may replace that
+            if not partial.is_relative_to(self.path):  # made empty meanwhile, by another hand: rename() may replace that
                 os.rename(partial, self.path)
                 return
             complete = self.hidden("complete")

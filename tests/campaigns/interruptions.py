@@ -151,6 +151,7 @@ class Clock:
             time.monotonic = time.perf_counter = lambda: 1000.0
         for module in (normalcy.detector, normalcy.results.run, normalcy.export.command, normalcy.provenance):
             module.datetime = Watch  # type: ignore[attr-defined]
+        normalcy.results.run.commit = lambda: "0" * 40
         count = itertools.count(1)
         highdicom.UID = lambda: pydicom.uid.UID(f"1.2.3.{next(count)}")
 
@@ -437,10 +438,12 @@ def judge_unfinished(command: Command, known: Undisturbed, now: Tree) -> str:
 
 def repeat(command: Command, known: Undisturbed, place: Path) -> str:
     """What is wrong with the repeated command or its files; empty if nothing is."""
-    done = below(command.target, tree(place)) == below(command.target, known.after) != below(command.target, known.before)
     ended = traced.run(command.work(*command.again), place)
-    if ended.code == 2 and done and not command.overwrites and "exists and is not empty" in ended.said:
-        ended = traced.run(command.work(*command.again, "--overwrite"), place)  # it was complete when it was killed
+    if ended.code == 2 and not command.overwrites and "exists and is not empty" in ended.said:
+        # It was complete when it was killed, or is now that the start of this one has finished it.
+        if wrong := differences(below(command.target, tree(place)), below(command.target, known.after), command.varies):
+            return f"repeated, it is refused, but differs: {wrong}"
+        ended = traced.run(command.work(*command.again, "--overwrite"), place)
     if ended.code != 0:
         return f"repeated, it ends with {ended.code}: {last_line(ended)}"
     if wrong := differences(tree(place), known.after, command.varies):

@@ -49,6 +49,8 @@ class State:
     best: float = math.inf
     looks_since_best: int = 0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
+    averages: dict[str, Any] = field(default_factory=dict)
+    """Of the loss terms since the last record, see :meth:`~normalcy.training.log.Meter.kept`."""
 
 
 class Checkpoint:
@@ -66,6 +68,7 @@ class Checkpoint:
             "training": json.dumps(to_dict(kept), sort_keys=True),
             "images": json.dumps([*job.images.shape]),
             "first image": hashlib.sha256(np.ascontiguousarray(first_image(job.images)).tobytes()).hexdigest()[:16],
+            "content of the images": _digest(job.images) if job.run_dir or job.shared else "",
             "steps": json.dumps(list(steps)),
         }
 
@@ -130,3 +133,13 @@ class Checkpoint:
                 )
         self.method.load_state_dict(content["weights"])
         return state, optimisers
+
+
+def _digest(images: Images) -> str:
+    """Changes with any value of any image; reads them once."""
+    digest = hashlib.sha256()
+    at_once = max(1, 2**24 // max(1, math.prod(images.shape[1:])))
+    for first in range(0, len(images), at_once):
+        part = images[np.arange(first, min(first + at_once, len(images)))]
+        digest.update(np.ascontiguousarray(part))
+    return digest.hexdigest()[:16]
