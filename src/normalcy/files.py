@@ -18,6 +18,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import stat
 import tempfile
 import threading
@@ -259,21 +260,32 @@ def writing(path: Path | str, durable: bool = False) -> Iterator[BinaryIO]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _partial_file(path) as file:  # has its name: some libraries ask for it
-            try:
-                yield file
-                file.flush()
-                if durable:
-                    os.fsync(file.fileno())
-                if fcntl is None:
-                    file.close()  # Windows renames no open file
-                else:
-                    os.close(os.dup(file.fileno()))  # what a network's disk says when a file is closed, before renaming it
-                os.replace(file.name, path)
-            except BaseException:
+        file: BinaryIO | None = None
+        try:
+            with uninterrupted():
+                file = _partial_file(path)  # has its name: some libraries ask for it
+            yield file
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+            if fcntl is None:
+                file.close()  # Windows renames no open file
+            else:
+                os.close(
+                    os.dup(file.fileno())
+                )  # a disk on a network says now, before the renaming, what it cannot take
+            os.replace(file.name, path)
+        except BaseException as fault:
+            if file is not None:
                 with contextlib.suppress(OSError):
                     os.unlink(file.name)
-                raise
+            if isinstance(fault, RuntimeError) and isinstance(fault.__context__, OSError):
+                raise fault.__context__ from None  # torch.save() hides the reason behind one of its own
+            raise
+        finally:
+            if file is not None:
+                with contextlib.suppress(OSError):
+                    file.close()
     except OSError as fault:
         raise _cannot_write(path, fault) from fault
 
@@ -305,7 +317,7 @@ def _partial_file(path: Path) -> BinaryIO:
             finally:
                 os.close(handle)
         with contextlib.suppress(FileExistsError):
-            file = open(place, "xb")
+            file = open(place, "xb")  # noqa: SIM115
             if _locked(file.fileno(), place) is not False:
                 return file
             file.close()  # another has taken it for one that was left, and removes it
@@ -464,13 +476,34 @@ def write_folder(folder: Path, fill: Callable[[Path], None], overwrite: bool = F
             fill(partial)
             target.put(partial)
         except OSError as fault:
-            remove(partial)
+            with uninterrupted():
+                remove(partial)
             if fault.errno not in (*_FULL, errno.EROFS):
                 raise
             raise _cannot_write(folder, OSError(fault.errno, os.strerror(fault.errno or 0))) from fault
         except BaseException:
-            remove(partial)
+            with uninterrupted():
+                remove(partial)
             raise
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait until the block ends: a short one that must not be half done."""
+    if threading.current_thread() is not threading.main_thread():  # signals are handled in the main thread
+        yield
+        return
+    waiting = list[int]()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for number in before:
+            signal.signal(number, lambda number, _: waiting.append(number))
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for number in waiting[:1]:
+            signal.raise_signal(number)
 
 
 class Target:
@@ -480,22 +513,26 @@ class Target:
         self.name, self.overwrite, self.made = folder, overwrite, list[Path]()
         self._lock: Path | None = None
         try:
-            self.path = Path(os.path.realpath(folder))
-            if self.path.is_symlink():  # a circle of links
-                raise SettingsError(f"{folder} is a link that leads nowhere: choose another folder.")
-            refuse_existing(self.path, True)
-            try:
-                self._make_parents()
-                self.in_place = self.path.is_dir() and not self._renameable()
-                if self._take_lock():
-                    self._repair()
-                self._probe()
-            except OSError as fault:
-                raise _cannot_write(folder, fault) from fault
-            self._refuse()
+            with uninterrupted():
+                self._prepare(folder)
         except BaseException:
             self.close()
             raise
+
+    def _prepare(self, folder: Path) -> None:
+        self.path = Path(os.path.realpath(folder))
+        if self.path.is_symlink():  # a circle of links
+            raise SettingsError(f"{folder} is a link that leads nowhere: choose another folder.")
+        refuse_existing(self.path, True)
+        try:
+            self._make_parents()
+            self.in_place = self.path.is_dir() and not self._renameable()
+            if self._take_lock():
+                self._repair()
+            self._probe()
+        except OSError as fault:
+            raise _cannot_write(folder, fault) from fault
+        self._refuse()
 
     def __enter__(self) -> Target:
         return self
@@ -508,13 +545,14 @@ class Target:
 
     def close(self) -> None:
         """Let others write the folder."""
-        lock, self._lock = self._lock, None
-        if lock is not None:
-            _unlock(lock)
-        for parent in reversed(self.made):
-            with contextlib.suppress(OSError):  # not empty: used
-                parent.rmdir()
-        self.made = []
+        with uninterrupted():
+            lock, self._lock = self._lock, None
+            if lock is not None:
+                _unlock(lock)
+            for parent in reversed(self.made):
+                with contextlib.suppress(OSError):  # not empty: used
+                    parent.rmdir()
+            self.made = []
 
     @property
     def unfinished(self) -> Path:
@@ -527,9 +565,15 @@ class Target:
 
     def put(self, partial: Path) -> None:
         """Give a complete folder its name."""
+        with uninterrupted():
+            self._put(partial)
+
+    def _put(self, partial: Path) -> None:
         if self.path.is_dir() and (self.in_place or not _entries(self.path)):
             self._refuse()
-            if not partial.is_relative_to(self.path):  # made empty meanwhile, by another hand: rename() may replace that
+            if not partial.is_relative_to(
+                self.path
+            ):  # made empty meanwhile, by another hand: rename() may replace that
                 os.rename(partial, self.path)
                 return
             complete = self.hidden("complete")
@@ -681,7 +725,8 @@ def _unlock(path: Path) -> None:
             with contextlib.suppress(OSError):
                 path.unlink()
         if handle >= 0:
-            os.close(handle)
+            with contextlib.suppress(OSError):  # what was written is written
+                os.close(handle)
 
 
 def _entries(folder: Path) -> list[str]:

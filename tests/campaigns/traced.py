@@ -38,7 +38,8 @@ CALLS: dict[int, tuple[str, str, str]] = {
 CHANGING = ("write", "fsync", "truncate", "allocate", "create", "rename", "unlink", "rmdir", "mkdir", "link", "chmod")
 """Events that change what is on the disk."""
 KILL = -1
-"""Answer to an event: SIGKILL before the call is made. 0 makes it; a positive number is the error that it gives instead."""
+"""Answer to an event: SIGKILL before the call is made. 0 makes it, a positive number is the error that it gives instead, and
+-1 - n sends the signal n and makes it."""
 
 _REGISTERS = 27
 _RAX, _RDX, _RSI, _RDI, _ORIG = 10, 12, 13, 14, 15
@@ -73,14 +74,15 @@ def run(
     answer: Callable[[int, Event], int] | None = None,
     seconds: float = 120.0,
     kinds: tuple[str, ...] = CHANGING,
+    said: str = "said",
 ) -> Ended:
     """``work`` in a child whose working directory is ``place``. ``answer`` gets each event of these kinds below ``place``, with
     its number from 0, while the child waits; without it, nothing is traced."""
-    said = place.parent / f"{place.name}.said"
+    output = place.parent / f"{place.name}.{said}"
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
-        _child(work, place, said, answer is not None)
+        _child(work, place, output, answer is not None)
     late = threading.Event()
 
     def stop() -> None:
@@ -95,7 +97,7 @@ def run(
     finally:
         timer.cancel()
     code = os.waitstatus_to_exitcode(status)
-    text = said.read_text(errors="replace")
+    text = output.read_text(errors="replace")
     return Ended(code, text, usage.ru_maxrss * 1024, usage.ru_utime + usage.ru_stime, late.is_set())
 
 
@@ -138,7 +140,9 @@ def _filter() -> None:
     load = struct.pack("=HBBI", 0x20, 0, 0, 0)  # the number of the call
     numbers = sorted(CALLS)
     tests = [struct.pack("=HBBI", 0x15, len(numbers) - i, 0, number) for i, number in enumerate(numbers)]
-    program = b"".join([load, *tests, struct.pack("=HBBI", 6, 0, 0, 0x7FFF0000), struct.pack("=HBBI", 6, 0, 0, 0x7FF00000)])
+    program = b"".join(
+        [load, *tests, struct.pack("=HBBI", 6, 0, 0, 0x7FFF0000), struct.pack("=HBBI", 6, 0, 0, 0x7FF00000)]
+    )
     buffer = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("=HxxxxxxQ", len(numbers) + 3, ctypes.addressof(buffer))
     libc = ctypes.CDLL(None, use_errno=True)
@@ -178,9 +182,9 @@ def _follow(child: int, place: Path, answer: Callable[[int, Event], int], kinds:
                         registers[_ORIG] = 2**64 - 1  # no call
                         registers[_RAX] = 2**64 - reply
                         libc.ptrace(13, task, None, ctypes.addressof(registers))
-        elif forwarded == signal.SIGSTOP:  # a new thread
-            forwarded = 0
-        elif forwarded == signal.SIGTRAP:
+                    elif reply < 0:
+                        os.kill(child, -reply - 1)
+        elif forwarded in (signal.SIGSTOP, signal.SIGTRAP):  # a new thread; an exec
             forwarded = 0
         libc.ptrace(7, task, None, forwarded)
 

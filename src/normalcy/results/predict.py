@@ -76,8 +76,8 @@ def predict(
 
     ``run`` says how they are made (:func:`~normalcy.results.run.describe`); returned and written is this with counts, failures
     and times. ``maps=False`` writes the tables alone; a function tells for each image whether its maps and images are written.
-    ``records`` is the training log. ``finish`` adds files to the folder before it gets its name. Files are written in threads while the next images are scored; memory does not grow with
-    the number of images.
+    ``records`` is the training log. ``finish`` adds files to the folder before it gets its name. Files are written in threads
+    while the next images are scored; memory does not grow with the number of images.
 
     Images that cannot be used are listed in ``run.json``; raises DataError when all are bad.
     """

@@ -45,9 +45,9 @@ def compare(
 
     ``settings``: see :func:`~normalcy.settings.settings_for_method`. ``on_method`` gets (method, "fit" | "score" | "evaluate"). A
     method that fails is listed with its reason, the others continue. Until the comparison is complete it is kept in
-    ``<out>.run``, where the same call continues with the methods that are missing. The paired test against the best is DeLong's on image
-    AUROC; the best is the best on these test images, so the comparison describes, it does not select. Returns the content of
-    ``compare.json``.
+    ``<out>.run``, where the same call continues with the methods that are missing. The paired test against the best is
+    DeLong's on image AUROC; the best is the best on these test images, so the comparison describes, it does not select.
+    Returns the content of ``compare.json``.
 
     Raises SettingsError where ``out`` is in use or holds something, or an unfinished comparison of something else is kept, and
     DataError where the images change meanwhile.
@@ -104,8 +104,8 @@ def _begun(target: Target, identity: Sequence[object]) -> Path:
     if any(path != work for path in target.unfinished.glob("*")):
         if not target.overwrite:
             raise SettingsError(
-                f"{target.unfinished} holds an unfinished comparison of other images, methods or settings: repeat that command to "
-                "continue it, or pass --overwrite to start again."
+                f"{target.unfinished} holds an unfinished comparison of other images, methods or settings: repeat that "
+                "command to continue it, or pass --overwrite to start again."
             )
         remove(target.unfinished)
     make_folder(work)
