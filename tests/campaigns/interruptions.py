@@ -207,7 +207,7 @@ COMMANDS = (
 )  # fmt: skip
 
 
-# -- templates -----------------------------------------------------------------------------------------------------------------
+# -- templates -------------------------------------------------------------------------------------------------------
 
 
 def make_templates(folder: Path, needed: Collection[str]) -> None:
@@ -321,7 +321,7 @@ def make_unfinished(bench: Bench) -> None:
     (bench.place / "out.run").rename(bench.templates / "unfinished")
 
 
-# -- what is on the disk ---------------------------------------------------------------------------------------------------------
+# -- what is on the disk ---------------------------------------------------------------------------------------------
 
 
 def tree(folder: Path) -> Tree:
@@ -413,7 +413,7 @@ class Bench:
         return self.known[command.name]
 
 
-# -- kills -----------------------------------------------------------------------------------------------------------------------
+# -- kills -----------------------------------------------------------------------------------------------------------
 
 ALL_OF = ("rename", "fsync", "rmdir")
 """Events of which each is a point; and each append."""
@@ -500,7 +500,7 @@ def kills(bench: Bench, others: int) -> Iterator[tuple[str, str, str]]:
             yield command.name, seen[-1].kind, f"killed at {where}: {wrong}" if wrong else ""
 
 
-# -- a disk that refuses -----------------------------------------------------------------------------------------------------------
+# -- a disk that refuses ---------------------------------------------------------------------------------------------
 
 
 def one_message(ended: traced.Ended, codes: Sequence[int] = (1, 2)) -> str:
@@ -588,7 +588,7 @@ def small_disks(bench: Bench, _: int) -> Iterator[tuple[str, str, str]]:
         yield command.name, "small disk" if size else "disk mounted read-only", f"{name}: {wrong}" if wrong else ""
 
 
-# -- two processes -------------------------------------------------------------------------------------------------------------------
+# -- two processes ---------------------------------------------------------------------------------------------------
 
 
 def rivals(bench: Bench, each: int) -> Iterator[tuple[str, str, str]]:
@@ -639,7 +639,7 @@ def rivals(bench: Bench, each: int) -> Iterator[tuple[str, str, str]]:
             yield name, "two processes", f"at {changing[number]} ({number}): {wrong}" if wrong else ""
 
 
-# -- a clock that is wrong -------------------------------------------------------------------------------------------------------------
+# -- a clock that is wrong -------------------------------------------------------------------------------------------
 
 
 def clocks(bench: Bench, _: int) -> Iterator[tuple[str, str, str]]:
@@ -657,7 +657,7 @@ def clocks(bench: Bench, _: int) -> Iterator[tuple[str, str, str]]:
         yield command.name, "clock", f"files of {stamp}: {wrong}" if wrong else ""
 
 
-# -- a folder that changes ---------------------------------------------------------------------------------------------------------------
+# -- a folder that changes -------------------------------------------------------------------------------------------
 
 
 def change(way: str, path: Path) -> None:
@@ -747,7 +747,7 @@ def whole(target: Path) -> str:
     return "" if len(read) == read.run.data.count else "another number of images than counted"
 
 
-# -- signals -----------------------------------------------------------------------------------------------------------------------------
+# -- signals ---------------------------------------------------------------------------------------------------------
 
 
 def signals(bench: Bench, each: int) -> Iterator[tuple[str, str, str]]:
@@ -776,7 +776,7 @@ def signals(bench: Bench, each: int) -> Iterator[tuple[str, str, str]]:
             yield command.name, signal.Signals(number).name, f"at {changing[place]} ({place}): {wrong}" if wrong else ""
 
 
-# -- large tables and long lists ----------------------------------------------------------------------------------------------------------
+# -- large tables and long lists -------------------------------------------------------------------------------------
 
 ROWS = 1_000_000
 BOUNDS = {"seconds of the processor": 300.0, "bytes for a row": 4096.0}
@@ -837,7 +837,7 @@ def open_data_list(names: list[str]) -> Any:
     return normalcy.data.open.open_files(names)
 
 
-# -- all ----------------------------------------------------------------------------------------------------------------------------------
+# -- all -------------------------------------------------------------------------------------------------------------
 
 PARTS: Mapping[str, tuple[Callable[..., Iterator[Any]], int]] = {
     "kills": (kills, 4),

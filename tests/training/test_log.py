@@ -53,6 +53,18 @@ def test_meter_averages_each_term_since_its_last_record():
     assert (records[0]["method"], records[0]["stage"], records[0]["steps"]) == ("probe", "down", 5)
 
 
+def test_meter_continues_the_averages_of_an_interrupted_run():
+    records: list[Record] = []
+    for steps in ([1.0], [3.0]):
+        meter = Meter("probe", "down", 5, 2, records.append)
+        meter.resume({} if steps == [1.0] else kept)
+        meter.step = 0 if steps == [1.0] else 1
+        meter.add(meter.step, loss_of(steps[0], kl=10 * steps[0]), images=4)
+        kept = json.loads(json.dumps({**meter.kept(), "sums": {k: float(v) for k, v in meter.sums.items()}}))
+        kept["sums"] = {name: torch.tensor(value) for name, value in kept["sums"].items()}
+    assert [(r["step"], r["loss"], r["kl"]) for r in records] == [(2, 2.0, 20.0)]
+
+
 def test_meter_averages_over_processes():
     records: list[Record] = []
     meter = Meter("probe", "down", 5, 1, records.append, processes=2, all_reduce=lambda x: (x + 3.0) / 2)

@@ -18,7 +18,7 @@ from normalcy.config import to_dict
 from normalcy.errors import SettingsError, TrainingError
 from normalcy.files import open_regular, writing
 from normalcy.method import Method
-from normalcy.training.batches import Augment, Images, first_image
+from normalcy.training.batches import Augment, Images, first_image, take
 from normalcy.training.settings import TrainSettings
 
 
@@ -140,6 +140,6 @@ def _digest(images: Images) -> str:
     digest = hashlib.sha256()
     at_once = max(1, 2**24 // max(1, math.prod(images.shape[1:])))
     for first in range(0, len(images), at_once):
-        part = images[np.arange(first, min(first + at_once, len(images)))]
-        digest.update(np.ascontiguousarray(part))
+        rows = np.arange(first, min(first + at_once, len(images)))
+        digest.update(np.ascontiguousarray(take(images, rows, torch.device("cpu"))))
     return digest.hexdigest()[:16]
