@@ -343,11 +343,16 @@ def test_a_link_in_the_place_of_a_half_is_not_followed(tmp_path: Path) -> None:
 
 def test_an_error_hidden_behind_another_is_told(tmp_path: Path) -> None:
     """torch's archive complains about its position after the file has refused a write."""
-    with pytest.raises(WriteError, match=r"a\.pt: cannot be written \(No space"), files.writing(tmp_path / "a.pt"):
-        try:
-            raise OSError(28, "No space left on device")
-        finally:
-            raise RuntimeError("unexpected pos 38592 vs 38480")
+
+    def save() -> None:
+        with files.writing(tmp_path / "a.pt"):
+            try:
+                raise OSError(28, "No space left on device")
+            finally:
+                raise RuntimeError("unexpected pos 38592 vs 38480")
+
+    with pytest.raises(WriteError, match=r"a\.pt: cannot be written \(No space"):
+        save()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -378,11 +383,15 @@ def test_signals_wait_for_a_step_that_must_not_be_half_done(number: int) -> None
         seen.append("signal")
         raise KeyboardInterrupt
 
-    before = signal.signal(number, stop)
-    try:
-        with pytest.raises(KeyboardInterrupt), files.uninterrupted():
+    def step() -> None:
+        with files.uninterrupted():
             signal.raise_signal(number)
             seen.append("step")
+
+    before = signal.signal(number, stop)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            step()
         assert seen == ["step", "signal"]
         assert signal.getsignal(number) is stop
     finally:

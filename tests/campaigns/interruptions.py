@@ -872,7 +872,7 @@ def worker(bench: Bench, parts: Sequence[str], few: bool) -> None:
 
 def campaign(commands: Sequence[Command], parts: Sequence[str], jobs: int, few: bool) -> dict[str, Any]:
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="normalcy-") as place:
+    with tempfile.TemporaryDirectory(prefix="interruptions-") as place:
         base = Path(place)
         templates = base / "templates"
         (base / "first").mkdir()

@@ -55,14 +55,14 @@ def test_meter_averages_each_term_since_its_last_record():
 
 def test_meter_continues_the_averages_of_an_interrupted_run():
     records: list[Record] = []
-    for steps in ([1.0], [3.0]):
-        meter = Meter("probe", "down", 5, 2, records.append)
-        meter.resume({} if steps == [1.0] else kept)
-        meter.step = 0 if steps == [1.0] else 1
-        meter.add(meter.step, loss_of(steps[0], kl=10 * steps[0]), images=4)
-        kept = json.loads(json.dumps({**meter.kept(), "sums": {k: float(v) for k, v in meter.sums.items()}}))
-        kept["sums"] = {name: torch.tensor(value) for name, value in kept["sums"].items()}
-    assert [(r["step"], r["loss"], r["kl"]) for r in records] == [(2, 2.0, 20.0)]
+    first, second = (Meter("probe", "down", 5, 2, records.append) for _ in range(2))
+    first.resume({})
+    first.add(0, loss_of(1.0, kl=10.0), images=4)
+    kept = first.kept()
+    first.add(1, loss_of(9.0, kl=9.0), images=4)  # after the checkpoint: lost
+    second.resume(kept)
+    second.add(1, loss_of(3.0, kl=30.0), images=4)
+    assert [(r["step"], r["loss"], r["kl"]) for r in records] == [(2, 5.0, 9.5), (2, 2.0, 20.0)]
 
 
 def test_meter_averages_over_processes():

@@ -90,6 +90,7 @@ class ImageWriter:
         self.names: Mapping[str, str] = dict(zip(paths, file_names(paths)))
         self.incomplete: list[Failure] = []
         self._places = {path: i for i, path in enumerate(paths)}
+        _palette()  # before there are threads: base64 fills a table of its own when it is first used, without a lock
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1)
         self._waiting: deque[tuple[Future[None], int]] = deque()
         self._held = 0
