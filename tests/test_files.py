@@ -341,17 +341,22 @@ def test_a_link_in_the_place_of_a_half_is_not_followed(tmp_path: Path) -> None:
     assert not (tmp_path / "a").is_symlink()
 
 
-def test_an_error_hidden_behind_another_is_told(tmp_path: Path) -> None:
-    """torch's archive complains about its position after the file has refused a write."""
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [(OSError(28, "No space left on device"), r"a\.pt: cannot be written \(No space"), (KeyboardInterrupt(), "")],
+    ids=["full", "stopped"],
+)
+def test_an_error_hidden_behind_another_is_told(tmp_path: Path, reason: BaseException, told: str) -> None:
+    """torch's archive complains about its position after a write to the file was refused or interrupted."""
 
     def save() -> None:
         with files.writing(tmp_path / "a.pt"):
             try:
-                raise OSError(28, "No space left on device")
+                raise reason
             finally:
                 raise RuntimeError("unexpected pos 38592 vs 38480")
 
-    with pytest.raises(WriteError, match=r"a\.pt: cannot be written \(No space"):
+    with pytest.raises(WriteError if told else KeyboardInterrupt, match=told):
         save()
     assert list(tmp_path.iterdir()) == []
 

@@ -279,8 +279,8 @@ def writing(path: Path | str, durable: bool = False) -> Iterator[BinaryIO]:
             if file is not None:
                 with contextlib.suppress(OSError):
                     os.unlink(file.name)
-            if isinstance(fault, RuntimeError) and isinstance(fault.__context__, OSError):
-                raise fault.__context__ from None  # torch.save() hides the reason behind one of its own
+            if isinstance(fault, RuntimeError) and isinstance(fault.__context__, OSError | KeyboardInterrupt):
+                raise fault.__context__ from None  # torch.save() hides the reason behind an error of its own
             raise
         finally:
             if file is not None:

@@ -871,7 +871,7 @@ def worker(bench: Bench, parts: Sequence[str], few: bool) -> None:
 
 
 def campaign(commands: Sequence[Command], parts: Sequence[str], jobs: int, few: bool) -> dict[str, Any]:
-    started = time.monotonic()
+    started, code = time.monotonic(), commit()
     with tempfile.TemporaryDirectory(prefix="interruptions-") as place:
         base = Path(place)
         templates = base / "templates"
@@ -911,7 +911,7 @@ def campaign(commands: Sequence[Command], parts: Sequence[str], jobs: int, few: 
             "points": sum(sum(kinds.values()) for kinds in outcomes.values()),
             "not_reached": sum(kinds.get("not reached", 0) for kinds in outcomes.values()),
             "seconds_of_the_run": seconds,
-            "commit": commit(),
+            "commit": code,
             "failures": [failure for failure in failures if failure["part"] == part],
             "outcomes": outcomes,
         }
