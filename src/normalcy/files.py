@@ -268,8 +268,8 @@ def writing(path: Path | str, durable: bool = False) -> Iterator[BinaryIO]:
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-            if fcntl is None:
-                file.close()  # Windows renames no open file
+            if os.name == "nt":
+                file.close()  # an open file cannot be renamed there
             else:
                 os.close(
                     os.dup(file.fileno())
@@ -502,8 +502,8 @@ def uninterrupted() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        for number in waiting[:1]:
-            signal.raise_signal(number)
+        if waiting:
+            signal.raise_signal(waiting[0])
 
 
 class Target:

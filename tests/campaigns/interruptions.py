@@ -510,6 +510,8 @@ def one_message(ended: traced.Ended, codes: Sequence[int] = (1, 2)) -> str:
     if "Traceback (most recent call last)" in ended.said:
         return f"a traceback: {last_line(ended)}"
     said = [line for line in ended.said.splitlines() if line.startswith(("Error:", "Stopped."))]
+    if not said and "\nFailed: " in f"\n{ended.said}":  # reproduce: each cell with its reason
+        return ""
     return "" if len(said) == 1 else f"{len(said)} messages: {said}"
 
 
@@ -910,14 +912,32 @@ def campaign(commands: Sequence[Command], parts: Sequence[str], jobs: int, few: 
         result[part] = {
             "points": sum(sum(kinds.values()) for kinds in outcomes.values()),
             "not_reached": sum(kinds.get("not reached", 0) for kinds in outcomes.values()),
-            "seconds_of_the_run": seconds,
-            "commit": code,
+            "seconds_of_the_runs": seconds,
+            "commits": [code],
             "failures": [failure for failure in failures if failure["part"] == part],
             "outcomes": outcomes,
         }
         if part == "tables":
             result[part] |= {"bounds": BOUNDS, "measured": [figures for one in found for figures in one["measured"]]}
     return result
+
+
+def joined(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
+    """A part of the result in which some commands were run again."""
+    if old is None:
+        return new
+    outcomes = {**old["outcomes"], **new["outcomes"]}
+    stay = [failure for failure in old["failures"] if failure["command"] not in new["outcomes"]]
+    return {
+        **old,
+        **new,
+        "points": sum(sum(kinds.values()) for kinds in outcomes.values()),
+        "not_reached": sum(kinds.get("not reached", 0) for kinds in outcomes.values()),
+        "seconds_of_the_runs": round(old["seconds_of_the_runs"] + new["seconds_of_the_runs"], 1),
+        "commits": list(dict.fromkeys([*old["commits"], *new["commits"]])),
+        "failures": [*stay, *new["failures"]],
+        "outcomes": outcomes,
+    }
 
 
 def main() -> None:
@@ -933,12 +953,14 @@ def main() -> None:
     if given.few:
         commands = [replace(command, points=2) for command in commands]
     result = campaign(commands, given.parts.split(","), given.jobs, given.few)
-    if given.out is not None:  # other parts stay: each says its commit
+    if given.out is not None:  # other parts and commands stay: each part says its commits
         kept = json.loads(given.out.read_text())["parts"] if given.out.exists() else {}
-        write_record(given.out, {"parts": {**kept, **result}})
+        write_record(
+            given.out, {"parts": {**kept, **{part: joined(kept.get(part), one) for part, one in result.items()}}}
+        )
     for part, one in result.items():
         print(
-            f"{part}: {one['points']} points, {len(one['failures'])} failures, in a run of {one['seconds_of_the_run']} s"
+            f"{part}: {one['points']} points, {len(one['failures'])} failures, in a run of {one['seconds_of_the_runs']} s"
         )
     sys.exit(any(one["failures"] for one in result.values()))
 
