@@ -66,6 +66,7 @@ import normalcy.studies.compare
 import normalcy.studies.reproduce
 import normalcy.studies.select
 from normalcy.data.open import open_data
+from normalcy.errors import WriteError
 from normalcy.provenance import commit, write_record
 
 Tree = dict[str, str]
@@ -151,7 +152,7 @@ class Clock:
             time.monotonic = time.perf_counter = lambda: 1000.0
         for module in (normalcy.detector, normalcy.results.run, normalcy.export.command, normalcy.provenance):
             module.datetime = Watch  # type: ignore[attr-defined]
-        normalcy.results.run.commit = lambda: "0" * 40
+        normalcy.results.run.commit = normalcy.provenance.commit = lambda: "0" * 40
         count = itertools.count(1)
         highdicom.UID = lambda: pydicom.uid.UID(f"1.2.3.{next(count)}")
 
@@ -165,7 +166,10 @@ def recalibrate() -> None:
     """What Python users do in the place of a command."""
     detector = normalcy.detector.Detector.load("model")
     detector.calibrate(open_data(Path("data")).select(split="test", label=0))
-    detector.save("model", overwrite=True)
+    try:
+        detector.save("model", overwrite=True)
+    except WriteError as error:
+        sys.exit(f"Error: {error}")
 
 
 RUN = r"out\.run(/.*)?$"
@@ -773,6 +777,8 @@ def signals(bench: Bench, each: int) -> Iterator[tuple[str, str, str]]:
                 wrong = one_message(ended, (codes[number],)) or judge_unfinished(command, known, now)
                 left = [p for p in now if hidden(p) and not re.match(command.progress, p)]
                 wrong = wrong or (f"left: {left[:3]}" if left else "") or repeat(command, known, bench.place)
+            elif place < len(changing) - 3:
+                wrong = "it goes on"
             else:
                 wrong = differences(now, known.after, command.varies)
             yield command.name, signal.Signals(number).name, f"at {changing[place]} ({place}): {wrong}" if wrong else ""

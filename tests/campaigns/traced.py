@@ -112,6 +112,7 @@ def _child(work: Callable[[], object], place: Path, said: Path, trace: bool) -> 
         os.dup2(output, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
         os.chdir(place)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what runs behind it ignore Ctrl-C
         if trace:
             _libc().ptrace(0, 0, None, None)  # by the parent
             os.kill(os.getpid(), signal.SIGSTOP)
