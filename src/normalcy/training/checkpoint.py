@@ -141,5 +141,5 @@ def _digest(images: Images) -> str:
     at_once = max(1, 2**24 // max(1, math.prod(images.shape[1:])))
     for first in range(0, len(images), at_once):
         rows = np.arange(first, min(first + at_once, len(images)))
-        digest.update(np.ascontiguousarray(take(images, rows, torch.device("cpu"))))
+        digest.update(np.ascontiguousarray(take(images, rows, torch.device("cpu"))).data)
     return digest.hexdigest()[:16]
