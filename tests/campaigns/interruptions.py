@@ -169,7 +169,8 @@ def recalibrate() -> None:
     try:
         detector.save("model", overwrite=True)
     except WriteError as error:
-        sys.exit(f"Error: {error}")
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 RUN = r"out\.run(/.*)?$"
@@ -448,7 +449,7 @@ def judge_unfinished(command: Command, known: Undisturbed, now: Tree) -> str:
     }
     if wrong := differences(outside, expected):
         return f"other files changed: {wrong}"
-    if here in (old, new) or re.match(command.progress, command.target):
+    if here == old or not differences(here, new, command.varies) or re.match(command.progress, command.target):
         return ""
     if command.mark is not None and f"{command.target}/{command.mark}" not in here:
         return (
