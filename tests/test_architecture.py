@@ -308,5 +308,5 @@ def test_only_files_py_opens_and_writes():
 
 
 def test_what_opens_files_is_recognised():
-    assert openings("files") > {"open(partial, 'xb')"}
+    assert openings("files") > {"open(place, 'xb')"}
     assert any(call.startswith("shutil.rmtree(") for call in openings("files"))

@@ -10,6 +10,7 @@ import re
 import resource
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -182,6 +183,25 @@ def test_permissions_follow_the_umask(tmp_path: Path) -> None:
         modes = {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
         assert set(modes) >= {"weights.safetensors", "detector.json", "CARD.md", "train.jsonl", "calibration.json"}
         assert set(modes.values()) == {wanted}, modes
+
+
+def test_a_full_disk_is_one_message(saved: Path, tmp_path: Path) -> None:
+    """safetensors tells it in words of its own."""
+    code = """
+        import resource, sys
+        from normalcy import Detector
+        from normalcy.errors import WriteError
+        detector = Detector.load(sys.argv[1])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+        try:
+            detector.save(sys.argv[2])
+        except WriteError as error:
+            print(error)
+    """
+    words = [sys.executable, "-c", textwrap.dedent(code), str(saved), str(tmp_path / "new" / "out")]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert "out: cannot be written (File too large); free some space" in done.stdout, done.stderr
+    assert not (tmp_path / "new").exists()
 
 
 def test_model_folders_keep_no_paths_of_the_user(tmp_path: Path) -> None:

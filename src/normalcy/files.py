@@ -18,6 +18,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import stat
 import tempfile
 import threading
@@ -284,20 +285,34 @@ def writing(path: Path | str, durable: bool = False) -> Iterator[BinaryIO]:
     there before is then unchanged.
     """
     path = Path(path)
-    partial = path.parent / f".normalcy-{os.urandom(8).hex()}"  # short: a long name leaves no room for more
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        file: BinaryIO | None = None
         try:
-            with open(partial, "xb") as file:  # by name: some libraries ask a file for it
-                yield file
-                if durable:
-                    file.flush()
-                    os.fsync(file.fileno())
-            os.replace(partial, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                partial.unlink()
+            with uninterrupted():
+                file = _partial_file(path)  # has its name: some libraries ask for it
+            yield file
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+            if os.name == "nt":
+                file.close()  # an open file cannot be renamed there
+            else:
+                os.close(
+                    os.dup(file.fileno())
+                )  # a disk on a network says now, before the renaming, what it cannot take
+            os.replace(file.name, path)
+        except BaseException as fault:
+            if file is not None:
+                with contextlib.suppress(OSError):
+                    os.unlink(file.name)
+            if isinstance(fault, RuntimeError) and isinstance(fault.__context__, OSError | KeyboardInterrupt):
+                raise fault.__context__ from None  # torch.save() hides the reason behind an error of its own
             raise
+        finally:
+            if file is not None:
+                with contextlib.suppress(OSError):
+                    file.close()
     except OSError as fault:
         raise _cannot_write(path, fault) from fault
 
@@ -310,6 +325,41 @@ def writing_text(path: Path | str) -> Iterator[TextIO]:
         yield text
         text.flush()
         text.detach()
+
+
+def _partial_file(path: Path) -> BinaryIO:
+    """A new file beside ``path``, locked while it is open.
+
+    Its name depends on that of ``path`` alone, so that what a killed process left there is found, and removed. Where
+    another writes the same file now, or there are no locks, it is a random one.
+    """
+    # Short: a long name leaves no room for more.
+    place = path.parent / f".normalcy-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}"
+    if fcntl is not None:
+        with contextlib.suppress(OSError):
+            handle = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                if _locked(handle, place):
+                    os.unlink(place)
+            finally:
+                os.close(handle)
+        with contextlib.suppress(FileExistsError):
+            file = open(place, "xb")  # noqa: SIM115
+            if _locked(file.fileno(), place) is not False:
+                return file
+            file.close()  # another has taken it for one that was left, and removes it
+    return open(path.parent / f".normalcy-{os.urandom(8).hex()}", "xb")
+
+
+def _locked(handle: int, path: Path) -> bool | None:
+    """Whether an open file could be locked, and is still the one of that name; None where the system has no locks."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.stat(path, follow_symlinks=False).st_ino == os.fstat(handle).st_ino
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    except OSError:
+        return None
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:
@@ -496,13 +546,34 @@ def write_folder(folder: Path, fill: Callable[[Path], None], overwrite: bool = F
             fill(partial)
             target.put(partial)
         except OSError as fault:
-            remove(partial)
+            with uninterrupted():
+                remove(partial)
             if fault.errno not in (*_FULL, errno.EROFS):
                 raise
             raise _cannot_write(folder, OSError(fault.errno, os.strerror(fault.errno or 0))) from fault
         except BaseException:
-            remove(partial)
+            with uninterrupted():
+                remove(partial)
             raise
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait until the block ends: a short one that must not be half done."""
+    if threading.current_thread() is not threading.main_thread():  # signals are handled in the main thread
+        yield
+        return
+    waiting = list[int]()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for number in before:
+            signal.signal(number, lambda number, _: waiting.append(number))
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        if waiting:
+            signal.raise_signal(waiting[0])
 
 
 class Target:
@@ -512,22 +583,26 @@ class Target:
         self.name, self.overwrite, self.made = folder, overwrite, list[Path]()
         self._lock: Path | None = None
         try:
-            self.path = Path(os.path.realpath(folder))
-            if self.path.is_symlink():  # a circle of links
-                raise SettingsError(f"{folder} is a link that leads nowhere: choose another folder.")
-            refuse_existing(self.path, True)
-            try:
-                self._make_parents()
-                self.in_place = self.path.is_dir() and not self._renameable()
-                if self._take_lock():
-                    self._repair()
-                self._probe()
-            except OSError as fault:
-                raise _cannot_write(folder, fault) from fault
-            self._refuse()
+            with uninterrupted():
+                self._prepare(folder)
         except BaseException:
             self.close()
             raise
+
+    def _prepare(self, folder: Path) -> None:
+        self.path = Path(os.path.realpath(folder))
+        if self.path.is_symlink():  # a circle of links
+            raise SettingsError(f"{folder} is a link that leads nowhere: choose another folder.")
+        refuse_existing(self.path, True)
+        try:
+            self._make_parents()
+            self.in_place = self.path.is_dir() and not self._renameable()
+            if self._take_lock():
+                self._repair()
+            self._probe()
+        except OSError as fault:
+            raise _cannot_write(folder, fault) from fault
+        self._refuse()
 
     def __enter__(self) -> Target:
         return self
@@ -540,13 +615,19 @@ class Target:
 
     def close(self) -> None:
         """Let others write the folder."""
-        lock, self._lock = self._lock, None
-        if lock is not None:
-            _unlock(lock)
-        for parent in reversed(self.made):
-            with contextlib.suppress(OSError):  # not empty: used
-                parent.rmdir()
-        self.made = []
+        with uninterrupted():
+            lock, self._lock = self._lock, None
+            if lock is not None:
+                _unlock(lock)
+            for parent in reversed(self.made):
+                with contextlib.suppress(OSError):  # not empty: used
+                    parent.rmdir()
+            self.made = []
+
+    @property
+    def unfinished(self) -> Path:
+        """Where work is kept that the next start continues: ``<folder>.run`` beside it, hidden inside where it stays."""
+        return self.path / ".normalcy-run" if self.in_place else self.path.with_name(f"{self.path.name}.run")
 
     def hidden(self, kind: str) -> Path:
         """A new name for a folder on the way in ("partial", and in place "complete", "moving") or out ("old")."""
@@ -554,9 +635,15 @@ class Target:
 
     def put(self, partial: Path) -> None:
         """Give a complete folder its name."""
+        with uninterrupted():
+            self._put(partial)
+
+    def _put(self, partial: Path) -> None:
         if self.path.is_dir() and (self.in_place or not _entries(self.path)):
             self._refuse()
-            if partial.parent != self.path:  # made empty meanwhile, by another hand: rename() may replace that
+            if not partial.is_relative_to(
+                self.path
+            ):  # made empty meanwhile, by another hand: rename() may replace that
                 os.rename(partial, self.path)
                 return
             complete = self.hidden("complete")
@@ -708,7 +795,8 @@ def _unlock(path: Path) -> None:
             with contextlib.suppress(OSError):
                 path.unlink()
         if handle >= 0:
-            os.close(handle)
+            with contextlib.suppress(OSError):  # what was written is written
+                os.close(handle)
 
 
 def _entries(folder: Path) -> list[str]:

@@ -72,7 +72,12 @@ def save(
     """Write a model folder. ``description`` and ``calibration`` hold JSON values, ``texts`` further files by name."""
 
     def fill(partial: Path) -> None:
-        save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, partial / WEIGHTS)
+        try:
+            save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, partial / WEIGHTS)
+        except SafetensorError as error:
+            if (code := re.search(r"\(os error (\d+)\)", str(error))) is None:
+                raise
+            raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
         (partial / WEIGHTS).chmod(mode_by_umask(partial))  # safetensors makes it private
         write_json(
             partial / DESCRIPTION, {"format": FORMAT, **description, "weights_sha256": _digest(partial / WEIGHTS)}

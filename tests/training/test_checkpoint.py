@@ -69,6 +69,12 @@ def test_checkpoints_by_the_clock(tmp_path: Path):
     assert steps[0] == 5, "record 6 was that of step 5, which was not saved yet"
 
 
+def last_image_changed() -> torch.Tensor:
+    images = train_killed.images()
+    images[-1] += 0.01
+    return images
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -77,6 +83,7 @@ def test_checkpoints_by_the_clock(tmp_path: Path):
         ({"batch_size": 4}, "its training was"),
         ({"images": train_killed.images(20)}, "its images was"),
         ({"images": train_killed.images(22, seed=5)}, "its first image was"),
+        ({"images": last_image_changed()}, "its content of the images was"),
         ({"method": train_killed.Staged(train_killed.StagedSettings(width=4), (1, 8, 8))}, "its settings was"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,

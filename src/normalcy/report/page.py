@@ -25,6 +25,7 @@ from normalcy.report.text import MISSING, count, ends, metric, number, percent, 
 from normalcy.results.folder import LATENTS, ResultsFolder, read_results
 from normalcy.results.inputs import reopen
 from normalcy.results.metrics import Best, Curves, Interval
+from normalcy.results.names import REPORT
 from normalcy.results.schema import to_json
 from normalcy.results.writer import Writer
 from normalcy.training.log import TRAIN_LOG, read_log
@@ -49,7 +50,7 @@ def write_report(results: Path, dataset: DataSet | None = None, radiological: bo
     if dataset is None:
         dataset, about = reopen(read)
     page = _page(read, dataset, about, radiological)
-    return Writer(folder).bytes("report.html", page.encode("utf-8"))
+    return Writer(folder).bytes(REPORT, page.encode("utf-8"))
 
 
 def headline(results: ResultsFolder) -> Markup:

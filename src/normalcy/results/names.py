@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Sequence
 
 LATENTS = "latents.npy"
+REPORT = "report.html"
 NIFTI = ".nii.gz"
 SUFFIXES = (".npy", ".png", ".tiff", NIFTI)
 """Of all files of an image."""

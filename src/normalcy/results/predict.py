@@ -94,14 +94,15 @@ def predict(
     records: Sequence[Record] = (),
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
+    finish: Callable[[Path], None] | None = None,
 ) -> Run:
     """Write the results of images of ``data`` as they come into the results folder ``out``, whole or not at all.
 
     ``run`` says how they are made (:func:`~normalcy.results.run.describe`); returned and written is this with counts, failures
     and times. ``maps=False`` writes the tables alone; a function tells for each image whether its maps and images are written.
     ``records`` is the training log, ``count`` the number of results, if it is not that of ``data``: of a shard, ``data`` is the
-    whole data set. Files are written in threads while the next images are scored; memory does not grow with
-    the number of images.
+    whole data set. ``finish`` adds files to the folder before it gets its name. Files are written in threads while the next
+    images are scored; memory does not grow with the number of images.
 
     Images that cannot be used are listed in ``run.json``; raises DataError when all are bad, but for a shard, which may have
     no image at all.
@@ -144,6 +145,8 @@ def predict(
             )
         )
         writer.bytes(RUN, dumps(whole))
+        if finish is not None:
+            finish(folder)
 
     write_folder(out, fill, overwrite)
     return whole

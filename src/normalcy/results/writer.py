@@ -97,6 +97,7 @@ class ImageWriter:
         self.incomplete: list[Failure] = []
         self.places = {path: i for i, path in enumerate(paths)}
         """Position of each image in the data set."""
+        _palette()  # before there are threads: base64 fills a table of its own when it is first used, without a lock
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1)
         self._waiting: deque[tuple[Future[None], int]] = deque()
         self._held = 0

@@ -123,6 +123,15 @@ def audit(
     threshold = cast("float", decision.threshold)
     ranked = np.sort(list(of_image.values()))[::-1]
     lowest = -math.inf if show >= len(ranked) else float(ranked[show])
+    cases = {item.path: item.case for item in images.items}
+    falling = sorted(of_image.items(), key=lambda one: -one[1])
+    suspects = [Suspect(image, cases[image], score) for image, score in falling if score > threshold]
+
+    def finish(folder: Path) -> None:
+        rows = [(readable(s.path), readable(s.case), repr(s.score)) for s in suspects]
+        Writer(folder).csv(SUSPICIOUS, ("path", "case", "score"), rows)
+        write_report(folder, images)
+
     tell("writing")
     split = "train" if any(item.split for item in images.items) else None
     run = describe(chosen[0].detector, images, decision, spec=spec, split=split)
@@ -135,13 +144,8 @@ def audit(
         maps=lambda result: result.score > lowest,
         records=chosen[0].detector.records,
         overwrite=overwrite,
+        finish=finish,
     )
-    cases = {item.path: item.case for item in images.items}
-    falling = sorted(of_image.items(), key=lambda one: -one[1])
-    suspects = [Suspect(image, cases[image], score) for image, score in falling if score > threshold]
-    rows = [(readable(s.path), readable(s.case), repr(s.score)) for s in suspects]
-    Writer(out).csv(SUSPICIOUS, ("path", "case", "score"), rows)
-    write_report(out, images)
     return Audit(len(of_image), suspects, decision.rule, threshold, path, run.data.failed)
 
 

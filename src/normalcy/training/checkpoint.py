@@ -19,7 +19,7 @@ from normalcy.config import to_dict
 from normalcy.errors import SettingsError, TrainingError
 from normalcy.files import open_regular, writing
 from normalcy.method import Method
-from normalcy.training.batches import Augment, Images, first_image
+from normalcy.training.batches import Augment, Images, first_image, take
 from normalcy.training.settings import TrainSettings
 
 
@@ -50,6 +50,8 @@ class State:
     best: float = math.inf
     looks_since_best: int = 0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
+    averages: dict[str, Any] = field(default_factory=dict)
+    """Of the loss terms since the last record, see :meth:`~normalcy.training.log.Meter.kept`."""
 
 
 class Checkpoint:
@@ -67,6 +69,7 @@ class Checkpoint:
             "training": json.dumps(to_dict(kept), sort_keys=True),
             "images": json.dumps([*job.images.shape]),
             "first image": hashlib.sha256(np.ascontiguousarray(first_image(job.images)).tobytes()).hexdigest()[:16],
+            "content of the images": _digest(job.images) if job.run_dir or job.shared else "",
             "steps": json.dumps(list(steps)),
         }
 
@@ -155,3 +158,13 @@ def _damage(path: Path) -> Iterator[None]:
     except Exception as error:
         sentence = f"The checkpoint {path} cannot be read, it is damaged or no checkpoint: start without --resume."
         raise TrainingError(sentence) from error
+
+
+def _digest(images: Images) -> str:
+    """Changes with any value of any image; reads them once."""
+    digest = hashlib.sha256()
+    at_once = max(1, 2**24 // max(1, math.prod(images.shape[1:])))
+    for first in range(0, len(images), at_once):
+        rows = np.arange(first, min(first + at_once, len(images)))
+        digest.update(np.ascontiguousarray(take(images, rows, torch.device("cpu"))).data)
+    return digest.hexdigest()[:16]
