@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from normalcy.calibrate import Decision
     from normalcy.data.dataset import DataSet
     from normalcy.detector import Detector
+    from normalcy.results.run import Scored
 
 
 def score(
@@ -70,10 +71,7 @@ def score(
             overwrite=overwrite,
             on_progress=on_progress,
         )
-    for failure in run.data.failed:
-        complain(f"Skipped {failure.path}: {failure.reason}")
-    for failure in run.data.incomplete:
-        complain(f"Incomplete {failure.path}: {failure.reason}")
+    _say_faults(run.data)
     if run.data.medical:
         complain(NOTICE)
     show(f"Scored {run.data.count} images at {run.images_per_second:g} images/s by {engine} -> {out}")
@@ -138,6 +136,17 @@ def merge(results: o.Shards, out: o.Out, overwrite: o.Overwrite = False) -> None
 
 
 # -- private ---------------------------------------------------------------------------------------------------------
+
+
+def _say_faults(data: Scored) -> None:
+    for word, faults, count in (
+        ("Skipped", data.failed, data.failed_count),
+        ("Incomplete", data.incomplete, data.incomplete_count),
+    ):
+        for one in faults:
+            complain(f"{word} {one.path}: {one.reason}")
+        if count:
+            complain(f"{word} {count - len(faults)} more: see {'failed' if word == 'Skipped' else 'incomplete'}.csv.")
 
 
 def _note_labels_without_splits(data: DataSet) -> None:

@@ -174,17 +174,14 @@ def _warnings(results: ResultsFolder) -> Content:
             f"{count(lost, 'image has', 'images have')} no finite score; they are left out of figures and galleries."
         )
     if run.data.failed:
-        texts.append(f"{count(len(run.data.failed), 'file')} could not be read: see Failed files, at the end.")
+        texts.append(
+            f"{count(run.data.failed_count or len(run.data.failed), 'file')} could not be read: see Failed files, at the end."
+        )
     if run.data.incomplete:
+        images = count(run.data.incomplete_count or len(run.data.incomplete), "image")
         texts.append(
-            f"Of {count(len(run.data.incomplete), 'image')} the mask could not be used or a file not be written: see Incomplete "
-            "images, at the end."
+            f"Of {images} the mask could not be used or a file not be written: see Incomplete images, at the end."
         )
-    if results.metrics is None and counts.normal and counts.anomalous:
-        texts.append(
-            "Labels are known but metrics.json is missing: 'normalcy evaluate' adds AUROC, curves and intervals."
-        )
-    return [tag("p", text, class_="warning") for text in texts]
 
 
 # --- summary
@@ -611,10 +608,17 @@ def _details(results: ResultsFolder, about_inputs: str) -> Content:
                 whole, ("created", "normalcy", "commit", "score", "device", "seconds", "images_per_second", "versions")
             ),
         ),
-        (f"Failed files ({len(failed)})", _failed(failed) if failed else None),
-        (f"Incomplete images ({len(incomplete)})", _failed(incomplete) if incomplete else None),
+        (f"Failed files ({run.data.failed_count or len(failed)})", _failed(failed) if failed else None),
+        (
+            f"Incomplete images ({run.data.incomplete_count or len(incomplete)})",
+            _failed(incomplete) if incomplete else None,
+        ),
     ]
-    files = [name for name in ("scores.csv", "metrics.json", "run.json") if (results.folder / name).is_file()]
+    files = [
+        name
+        for name in ("scores.csv", "failed.csv", "incomplete.csv", "metrics.json", "run.json")
+        if (results.folder / name).is_file()
+    ]
     links = [[tag("a", name, href=quote(name)), " "] for name in files]
     folded = [(title, content) for title, content in parts if content]
     return [

@@ -16,10 +16,11 @@ from normalcy.calibrate import Decision
 from normalcy.data.dataset import DataSet, Failure
 from normalcy.errors import DataError
 from normalcy.files import new_array, prepare_target, refuse_existing, refuse_source, write_folder
-from normalcy.results.names import LATENTS
+from normalcy.results.names import LATENTS, readable
 from normalcy.results.run import (
     CASE_COLUMNS,
     COLUMNS,
+    LISTED,
     POSITIONS,
     RUN,
     SLICE_COLUMNS,
@@ -39,6 +40,7 @@ from normalcy.training.log import TRAIN_LOG, Record
 if TYPE_CHECKING:
     from normalcy.detector import Detector
 
+FAULT_COLUMNS = ("path", "reason")
 Maps = bool | Callable[[Result], bool]
 
 
@@ -127,16 +129,14 @@ def predict(
         seconds = time.monotonic() - started
         if records:
             writer.bytes(TRAIN_LOG, "".join(json.dumps(record) + "\n" for record in records).encode())
-        incomplete = tuple(images.incomplete)
+        write_faults(writer, failed, images.incomplete)
         whole = as_read(
             replace(
                 run,
                 data=replace(
-                    run.data,
+                    run.data.with_faults(failed, images.incomplete),
                     count=tables.count,
                     fingerprint=tables.fingerprint() or run.data.fingerprint,
-                    failed=tuple(failed),
-                    incomplete=incomplete,
                 ),
                 map_range=images.span,
                 extra_maps_with_channels=tuple(sorted(tables.with_channels)),
@@ -150,6 +150,13 @@ def predict(
 
     write_folder(out, fill, overwrite)
     return whole
+
+
+def write_faults(writer: Writer, failed: Sequence[Failure], incomplete: Sequence[Failure]) -> None:
+    """``failed.csv`` and ``incomplete.csv``, where there are more images than ``run.json`` lists."""
+    for name, faults in (("failed.csv", failed), ("incomplete.csv", incomplete)):
+        if len(faults) > LISTED:
+            writer.csv(name, FAULT_COLUMNS, [(readable(one.path), one.reason) for one in faults])
 
 
 # -- private ---------------------------------------------------------------------------------------------------------

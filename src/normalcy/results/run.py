@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 RUN = "run.json"
 POSITIONS = "positions.npy"
 """Of a shard: place of each row of scores.csv in the whole data set."""
+LISTED = 1000
+"""Images at most of which ``run.json`` says why they could not be used."""
 REMEDY = "score the images again with 'normalcy score'"
 
 MapRange = tuple[float, float]
@@ -86,11 +88,26 @@ class Scored:
     count: Count = 0
     """Images scored."""
     failed: tuple[Failure, ...] = ()
-    """Images that could not be scored: path and reason."""
+    """Images that could not be scored: path and reason; of more than 1,000 the first, and all in ``failed.csv``."""
     incomplete: tuple[Failure, ...] = ()
-    """Images that were scored, but of which a file could not be written or the mask not be used: path and reason."""
+    """Images that were scored, but of which a file could not be written or the mask not be used; of more than 1,000 the first,
+    and all in ``incomplete.csv``."""
+    failed_count: Count = field(default=0, metadata=ABSENT)
+    """Images that could not be scored, where they are more than 1,000."""
+    incomplete_count: Count = field(default=0, metadata=ABSENT)
+    """Images of which something is missing, where they are more than 1,000."""
     shard: Shard | None = field(default=None, metadata=ABSENT)
     """For a shard only."""
+
+    def with_faults(self, failed: Sequence[Failure], incomplete: Sequence[Failure]) -> Scored:
+        """The same with these images, of which the first are listed."""
+        return replace(
+            self,
+            failed=tuple(failed[:LISTED]),
+            incomplete=tuple(incomplete[:LISTED]),
+            failed_count=len(failed) if len(failed) > LISTED else 0,
+            incomplete_count=len(incomplete) if len(incomplete) > LISTED else 0,
+        )
 
 
 @dataclass(frozen=True)
