@@ -56,7 +56,7 @@ def kind_of(image: Array, space: Space | None = None) -> Kind:
     low, high = float(image.min()), float(image.max())
     if not np.isfinite(low) or not np.isfinite(high):
         raise DataError("preprocess expects finite values, got NaN or infinity; repair or leave out the image.")
-    low, high = (0.0, 255.0) if values == "8-bit" else range_of(image, space and imaged(image, space))
+    low, high = (0.0, 255.0) if values == "8-bit" else range_of(image, None if space is None else imaged(image, space))
     modality, unit = (None, None) if space is None else (space.modality, space.unit)
     return Kind(len(image), image.shape[1:], values, low, high, is_whole(image), modality, unit)
 

@@ -199,7 +199,8 @@ class HistogramEqualisation(Step):
 
         def level(values: Float32) -> Indices:
             scaled = (values - np.float32(low)) * np.float32(65535 / (high - low))
-            return np.rint(scaled).clip(0, 65535).astype(np.intp)
+            levels: Indices = np.rint(scaled).clip(0, 65535).astype(np.intp)
+            return levels
 
         rank = np.bincount(level(inside).ravel(), minlength=65536).cumsum()
         equal: Float32 = ((rank - rank[0]) / (rank[-1] - rank[0])).astype(np.float32)[level(x)]

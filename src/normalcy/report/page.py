@@ -182,6 +182,11 @@ def _warnings(results: ResultsFolder) -> Content:
         texts.append(
             f"Of {images} the mask could not be used or a file not be written: see Incomplete images, at the end."
         )
+    if results.metrics is None and counts.normal and counts.anomalous:
+        texts.append(
+            "Labels are known but metrics.json is missing: 'normalcy evaluate' adds AUROC, curves and intervals."
+        )
+    return [tag("p", text, class_="warning") for text in texts]
 
 
 # --- summary
