@@ -105,7 +105,7 @@ def is_mgh(data: bytes) -> bool:
     if len(data) < 24 or data[:4] != b"\0\0\0\1":
         return False
     *sizes, kind = struct.unpack(">5i", data[4:24])
-    return bool(min(sizes) > 0 and 0 <= kind < 16
+    return bool(min(sizes) > 0 and 0 <= kind < 16)
 
 
 def is_gzip(data: bytes) -> bool:
