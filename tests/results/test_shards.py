@@ -35,7 +35,7 @@ def table(parts: Path) -> Path:
     """The parts with masks and cases of two images each, and a file that cannot be read."""
     (parts / "img" / "n9.png").write_bytes(b"no image")
     rows = [f"img/n{k}.png,0,,normal{k // 2}" for k in range(4)]
-    rows += [f"img/d{k}.png,1,msk/d{k}.png,part{k // 2}" for k in range(4)] + ["img/n9.png,0,,normal9"]
+    rows += [f"img/d{k}.png,1,msk/d{k}.png,=part{k // 2}" for k in range(4)] + ["img/n9.png,0,,normal9"]
     path = parts / "parts.csv"
     path.write_text("path,label,mask,case\n" + "\n".join(rows) + "\n")
     return path
@@ -50,8 +50,10 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def facts(folder: Path) -> dict[str, Any]:
-    """run.json without times."""
+    """run.json without times, and without the fingerprint of images of which some could not be scored."""
     run = json.loads((folder / "run.json").read_text())
+    if run.get("data", {}).get("failed"):
+        del run["data"]["fingerprint"]
     return {key: value for key, value in run.items() if key not in ("created", "seconds", "images_per_second")}
 
 
@@ -181,7 +183,7 @@ def test_an_existing_folder_is_kept(detector: Detector, parts: Path, tmp_path: P
     with pytest.raises(SettingsError, match="--overwrite"):
         merge(made, tmp_path / "all")
     assert [p.name for p in (tmp_path / "all").iterdir()] == ["mine.txt"]
-    with pytest.raises(SettingsError, match="a shard to merge"):
+    with pytest.raises(SettingsError, match="which is read"):
         merge(made, made[0], overwrite=True)
     assert (made[0] / "positions.npy").exists()
 

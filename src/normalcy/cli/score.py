@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from normalcy.calibrate import Decision
     from normalcy.data.dataset import DataSet
     from normalcy.detector import Detector
+    from normalcy.results.run import Scored
 
 
 def score(
@@ -41,13 +42,16 @@ def score(
     from normalcy.provenance import NOTICE
     from normalcy.results.predict import score_into
     from normalcy.results.run import read_shard
+    from normalcy.results.writer import refuse_inputs
 
     o.at_least_one(batch_size, "--batch-size")
     part = None if shard is None else read_shard(shard)
     detector = _load(model, device, engine)
     if score_name is not None:
         detector = detector.with_score(score_name)
-    data, chosen = images_to_score(_open_all(inputs, data_root), split, detector.train.seed)
+    whole = _open_all(inputs, data_root)
+    refuse_inputs(out, whole)
+    data, chosen = images_to_score(whole, split, detector.train.seed)
     engine = detector.use_engine(engine, images=len(data))  # of all shards: they take the same one
     if split is None and chosen is None:
         _note_labels_without_splits(data)
@@ -67,10 +71,7 @@ def score(
             overwrite=overwrite,
             on_progress=on_progress,
         )
-    for failure in run.data.failed:
-        complain(f"Skipped {failure.path}: {failure.reason}")
-    for failure in run.data.incomplete:
-        complain(f"Incomplete {failure.path}: {failure.reason}")
+    _say_faults(run.data)
     if run.data.medical:
         complain(NOTICE)
     show(f"Scored {run.data.count} images at {run.images_per_second:g} images/s by {engine} -> {out}")
@@ -135,6 +136,17 @@ def merge(results: o.Shards, out: o.Out, overwrite: o.Overwrite = False) -> None
 
 
 # -- private ---------------------------------------------------------------------------------------------------------
+
+
+def _say_faults(data: Scored) -> None:
+    for word, faults, count in (
+        ("Skipped", data.failed, data.failed_count),
+        ("Incomplete", data.incomplete, data.incomplete_count),
+    ):
+        for one in faults:
+            complain(f"{word} {one.path}: {one.reason}")
+        if count:
+            complain(f"{word} {count - len(faults)} more: see {'failed' if word == 'Skipped' else 'incomplete'}.csv.")
 
 
 def _note_labels_without_splits(data: DataSet) -> None:

@@ -40,7 +40,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from normalcy.arrays import Array, Float32, Mask
+from normalcy.arrays import Array, Float32, Indices, Mask
 from normalcy.data.foreground import body_mask
 from normalcy.errors import DataError
 from normalcy.preprocessing import grammar
@@ -77,12 +77,13 @@ class Passage:
     """(*spatial) of the original: False in padding; None where there is none."""
 
     def inside(self, x: Float32, pixels: str) -> Float32:
-        """Values (C, N) of the chosen pixels of ``x``; all of x where none are chosen or none are there."""
-        if not pixels:
+        """Values (C, N) of the chosen pixels of ``x`` but padding; all of x where none are chosen or none are there."""
+        chosen = self.imaged
+        if pixels:
+            chosen = body_mask(self.original, self.imaged) if pixels == "body" else (self.original != 0).any(axis=0)
+            chosen = chosen if self.imaged is None else chosen & self.imaged
+        if chosen is None:
             return x
-        chosen = body_mask(self.original, self.imaged) if pixels == "body" else (self.original != 0).any(axis=0)
-        if self.imaged is not None:
-            chosen = chosen & self.imaged
         here = Geometry(self.original.shape[1:], tuple(self.trace)).forward_mask(chosen)
         return x[:, here] if here.any() else x
 
@@ -191,12 +192,18 @@ class HistogramEqualisation(Step):
     loses_units = True
 
     def apply(self, x: Float32, passage: Passage) -> tuple[Float32, Entry | None]:
-        low, high = float(x.min()), float(x.max())
+        inside = passage.inside(x, "")
+        low, high = float(inside.min()), float(inside.max())
         if high - low <= FLAT:
             return np.zeros_like(x), None
-        level = np.rint((x - np.float32(low)) * np.float32(65535 / (high - low))).astype(np.int64)
-        rank = np.bincount(level.ravel()).cumsum()
-        equal: Float32 = ((rank - rank[0]) / (rank[-1] - rank[0])).astype(np.float32)[level]
+
+        def level(values: Float32) -> Indices:
+            scaled = (values - np.float32(low)) * np.float32(65535 / (high - low))
+            levels: Indices = np.rint(scaled).clip(0, 65535).astype(np.intp)
+            return levels
+
+        rank = np.bincount(level(inside).ravel(), minlength=65536).cumsum()
+        equal: Float32 = ((rank - rank[0]) / (rank[-1] - rank[0])).astype(np.float32)[level(x)]
         return equal, None
 
 
@@ -214,9 +221,10 @@ class Clahe(Step):
         from skimage.exposure import equalize_adapthist  # slow to import, and no other step needs it
 
         result = np.zeros_like(x)
-        for channel, out in zip(x, result):
-            low, high = float(channel.min()), float(channel.max())
+        for channel, inside, out in zip(x, passage.inside(x, ""), result):
+            low, high = float(inside.min()), float(inside.max())
             if high - low > FLAT:
+                channel = channel.clip(low, high)  # padding, where there is some
                 # A leading axis keeps scikit-image from taking a volume of 3 or 4 columns for a colour image.
                 lone = channel[None] if channel.ndim == 3 else channel
                 tiles = [min(max(side // 8, 8), side) for side in lone.shape]

@@ -15,11 +15,12 @@ from normalcy.arrays import Array
 from normalcy.calibrate import Decision
 from normalcy.data.dataset import DataSet, Failure
 from normalcy.errors import DataError
-from normalcy.files import new_array, prepare_target, refuse_existing, write_folder
-from normalcy.results.names import LATENTS
+from normalcy.files import new_array, prepare_target, refuse_existing, refuse_source, write_folder
+from normalcy.results.names import LATENTS, readable
 from normalcy.results.run import (
     CASE_COLUMNS,
     COLUMNS,
+    LISTED,
     POSITIONS,
     RUN,
     SLICE_COLUMNS,
@@ -39,6 +40,7 @@ from normalcy.training.log import TRAIN_LOG, Record
 if TYPE_CHECKING:
     from normalcy.detector import Detector
 
+FAULT_COLUMNS = ("path", "reason")
 Maps = bool | Callable[[Result], bool]
 
 
@@ -66,6 +68,7 @@ def score_into(
     if tile and not detector.tiled:  # thresholds of whole images do not hold for tiles
         decision = None
     prepare_target(out, overwrite)
+    refuse_source(out, detector.folder)
     run = describe(detector, data, decision, tile=tile, spec=spec, split=split, shard=shard)
     part = data if shard is None else data.subset(shard_of(data.cases, shard))
     results = detector.stream(part, batch_size=batch_size, tile=tile, decision=decision)
@@ -93,14 +96,15 @@ def predict(
     records: Sequence[Record] = (),
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
+    finish: Callable[[Path], None] | None = None,
 ) -> Run:
     """Write the results of images of ``data`` as they come into the results folder ``out``, whole or not at all.
 
     ``run`` says how they are made (:func:`~normalcy.results.run.describe`); returned and written is this with counts, failures
     and times. ``maps=False`` writes the tables alone; a function tells for each image whether its maps and images are written.
     ``records`` is the training log, ``count`` the number of results, if it is not that of ``data``: of a shard, ``data`` is the
-    whole data set. Files are written in threads while the next images are scored; memory does not grow with
-    the number of images.
+    whole data set. ``finish`` adds files to the folder before it gets its name. Files are written in threads while the next
+    images are scored; memory does not grow with the number of images.
 
     Images that cannot be used are listed in ``run.json``; raises DataError when all are bad, but for a shard, which may have
     no image at all.
@@ -114,7 +118,7 @@ def predict(
         writer = Writer(folder)
         started = time.monotonic()
         with ImageWriter(writer, data, maps, run.map_range) as images:
-            tables = _Tables(writer, len(data) if count is None else count, images.names, images.places)
+            tables = _Tables(writer, data, len(data) if count is None else count, images.names, images.places)
             failed = tables.fill(results, images.add, on_progress)
             if run.data.shard is not None:
                 tables.write_positions()
@@ -125,11 +129,15 @@ def predict(
         seconds = time.monotonic() - started
         if records:
             writer.bytes(TRAIN_LOG, "".join(json.dumps(record) + "\n" for record in records).encode())
-        incomplete = tuple(images.incomplete)
+        write_faults(writer, failed, images.incomplete)
         whole = as_read(
             replace(
                 run,
-                data=replace(run.data, count=tables.count, failed=tuple(failed), incomplete=incomplete),
+                data=replace(
+                    run.data.with_faults(failed, images.incomplete),
+                    count=tables.count,
+                    fingerprint=tables.fingerprint() or run.data.fingerprint,
+                ),
                 map_range=images.span,
                 extra_maps_with_channels=tuple(sorted(tables.with_channels)),
                 seconds=round(seconds, 3),
@@ -137,9 +145,18 @@ def predict(
             )
         )
         writer.bytes(RUN, dumps(whole))
+        if finish is not None:
+            finish(folder)
 
     write_folder(out, fill, overwrite)
     return whole
+
+
+def write_faults(writer: Writer, failed: Sequence[Failure], incomplete: Sequence[Failure]) -> None:
+    """``failed.csv`` and ``incomplete.csv``, where there are more images than ``run.json`` lists."""
+    for name, faults in (("failed.csv", failed), ("incomplete.csv", incomplete)):
+        if len(faults) > LISTED:
+            writer.csv(name, FAULT_COLUMNS, [(readable(one.path), one.reason) for one in faults])
 
 
 # -- private ---------------------------------------------------------------------------------------------------------
@@ -148,8 +165,10 @@ def predict(
 class _Tables:
     """``scores.csv``, ``cases.csv``, ``slices.csv`` and ``latents.npy``, row by row."""
 
-    def __init__(self, writer: Writer, most: int, names: Mapping[str, str], places: Mapping[str, int]) -> None:
-        self.writer, self.most, self.names, self.places = writer, most, names, places
+    def __init__(
+        self, writer: Writer, data: DataSet, most: int, names: Mapping[str, str], places: Mapping[str, int]
+    ) -> None:
+        self.writer, self.data, self.most, self.names, self.places = writer, data, most, names, places
         self.count = 0
         self.positions: list[int] = []
         """Of the scored images in the data set."""
@@ -194,6 +213,12 @@ class _Tables:
         self.writer.array(POSITIONS, np.array(self.positions, np.int64))
         if not self.count:
             self.writer.csv("scores.csv", COLUMNS, [])
+
+    def fingerprint(self) -> str | None:
+        """Of the images of the table in its order; None where they are all of the data set in its own."""
+        if self.positions == list(range(len(self.data))):
+            return None
+        return self.data.subset(self.positions).fingerprint()
 
     def _remember(self, r: Result) -> None:
         item = r.item

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 RUN = "run.json"
 POSITIONS = "positions.npy"
 """Of a shard: place of each row of scores.csv in the whole data set."""
+LISTED = 1000
+"""Images at most of which ``run.json`` says why they could not be used."""
 REMEDY = "score the images again with 'normalcy score'"
 
 MapRange = tuple[float, float]
@@ -61,6 +63,8 @@ class Shard:
     """From 1."""
     of: Count
     """Number of parts."""
+    whole: str = ""
+    """Fingerprint of the whole data set."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class Scored:
     split: str | None = None
     """``train``, ``test`` or ``all`` of it; null where it has no split."""
     fingerprint: str = ""
-    """Inputs are opened again only where it is the same."""
+    """Of the images that were scored: inputs are opened again only where it is the same."""
     medical: bool = False
     """Volumes, DICOM images or slides: shown with the notice that results are no diagnosis."""
     has_masks: bool = False
@@ -84,11 +88,26 @@ class Scored:
     count: Count = 0
     """Images scored."""
     failed: tuple[Failure, ...] = ()
-    """Images that could not be scored: path and reason."""
+    """Images that could not be scored: path and reason; of more than 1,000 the first, and all in ``failed.csv``."""
     incomplete: tuple[Failure, ...] = ()
-    """Images that were scored, but of which a file could not be written or the mask not be used: path and reason."""
+    """Images that were scored, but of which a file could not be written or the mask not be used; of more than 1,000 the first,
+    and all in ``incomplete.csv``."""
+    failed_count: Count = field(default=0, metadata=ABSENT)
+    """Images that could not be scored, where they are more than 1,000."""
+    incomplete_count: Count = field(default=0, metadata=ABSENT)
+    """Images of which something is missing, where they are more than 1,000."""
     shard: Shard | None = field(default=None, metadata=ABSENT)
     """For a shard only."""
+
+    def with_faults(self, failed: Sequence[Failure], incomplete: Sequence[Failure]) -> Scored:
+        """The same with these images, of which the first are listed."""
+        return replace(
+            self,
+            failed=tuple(failed[:LISTED]),
+            incomplete=tuple(incomplete[:LISTED]),
+            failed_count=len(failed) if len(failed) > LISTED else 0,
+            incomplete_count=len(incomplete) if len(incomplete) > LISTED else 0,
+        )
 
 
 @dataclass(frozen=True)
@@ -198,7 +217,7 @@ def describe(
     if method is None:
         raise SettingsError(f"The {detector.name} detector is not fitted yet: call fit() or load one.")
     calibration = None if tile and not detector.tiled else detector.calibration  # that of whole images
-    settings = detector.all_settings()
+    settings, fingerprint = detector.all_settings(), data.fingerprint()
     return Run(
         model=Model(
             method=detector.name,
@@ -214,10 +233,10 @@ def describe(
             spec=spec,
             base=None if spec is None else str(Path.cwd()),
             split=split,
-            fingerprint=data.fingerprint(),
+            fingerprint=fingerprint,
             medical=data.is_medical,
             has_masks=data.has_masks,
-            shard=shard,
+            shard=None if shard is None else replace(shard, whole=fingerprint),
         ),
         calibration=thresholds(calibration, decision),
         map_range=None if calibration is None else calibration.map_range,

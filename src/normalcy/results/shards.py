@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ import numpy as np
 from normalcy.arrays import Indices
 from normalcy.data.dataset import Failure
 from normalcy.errors import DataError, SettingsError
-from normalcy.files import link_or_copy, prepare_target, read_array, read_bytes, write_folder
+from normalcy.files import link_or_copy, prepare_target, read_array, read_bytes, refuse_source, write_folder
 from normalcy.results.folder import LARGEST_TABLE
-from normalcy.results.names import LATENTS
+from normalcy.results.names import LATENTS, meant
+from normalcy.results.predict import FAULT_COLUMNS, write_faults
 from normalcy.results.run import (
     CASE_COLUMNS,
     COLUMNS,
@@ -49,9 +50,7 @@ def merge(folders: Sequence[Path], out: Path, overwrite: bool = False) -> int:
     if not folders:
         raise SettingsError("merge expects the results folders of all shards, got none.")
     prepare_target(out, overwrite)
-    for folder in folders:
-        if folder.resolve() == out.resolve() or folder.resolve().is_relative_to(out.resolve()):
-            raise SettingsError(f"{out} holds {folder}, a shard to merge: choose another folder for the results.")
+    refuse_source(out, *folders)
     if any((folder / SLIDES).exists() for folder in folders):
         return _merge_slides(folders, out, overwrite)
     runs = [read_run(folder) for folder in folders]
@@ -75,7 +74,9 @@ def merge(folders: Sequence[Path], out: Path, overwrite: bool = False) -> int:
         log = next((part.folder / TRAIN_LOG for part in parts if (part.folder / TRAIN_LOG).exists()), None)
         if log is not None:
             writer.bytes(TRAIN_LOG, read_bytes(log))
-        run = _merged(runs, len(rows))
+        failed, incomplete = _faults(parts, "failed"), _faults(parts, "incomplete")
+        write_faults(writer, failed, incomplete)
+        run = _merged(runs, len(rows), failed, incomplete)
         if run.map_range is not None:
             for part in parts:
                 if part.run.map_range != run.map_range:
@@ -123,7 +124,7 @@ def _what(run: Run) -> dict[str, Any]:
     """What must be the same in all shards: words of an error -> value."""
     return {
         "model": (run.model, run.score, run.calibration),
-        "data set": (run.data.name, run.data.fingerprint, run.data.split),
+        "data set": (run.data.name, run.data.shard and run.data.shard.whole, run.data.split),
         "version of normalcy": run.normalcy,
     }
 
@@ -173,7 +174,7 @@ def _table(path: Path, head: Sequence[str]) -> list[list[str]]:
     reader = csv.reader(io.StringIO(read_bytes(path, LARGEST_TABLE).decode("utf-8"), newline=""))
     try:
         found = next(reader, [])
-        rows = list(reader)
+        rows = [[meant(cell) for cell in row] for row in reader]
     except csv.Error as error:
         raise DataError(f"{path}: is not a table ({error}); {REMEDY}.") from None
     if found != list(head) or any(len(row) != len(head) for row in rows):
@@ -225,22 +226,30 @@ def _link(folder: Path, kinds: Sequence[str], writer: Writer) -> None:
                     link_or_copy(source, writer.path(*source.relative_to(folder).parts))
 
 
-def _merged(runs: Sequence[Run], count: int) -> Run:
+def _faults(parts: Sequence[_Part], name: str) -> list[Failure]:
+    """Images that could not be used, sorted: "failed" or "incomplete"."""
+    found: list[Failure] = []
+    for part in parts:
+        table = part.folder / f"{name}.csv"
+        if getattr(part.run.data, f"{name}_count"):
+            found += [Failure(path, reason) for path, reason in _table(table, FAULT_COLUMNS)]
+        else:
+            found += getattr(part.run.data, name)
+    return sorted(found, key=lambda one: one.path)
+
+
+def _merged(runs: Sequence[Run], count: int, failed: Sequence[Failure], incomplete: Sequence[Failure]) -> Run:
     ranges = [run.map_range for run in runs if run.map_range is not None]
     seconds = sum(run.seconds or 0 for run in runs)
     first = runs[0]
 
-    def listed(kind: Callable[[Run], tuple[Failure, ...]]) -> tuple[Failure, ...]:
-        return tuple(sorted((one for run in runs for one in kind(run)), key=lambda one: one.path))
-
     return replace(
         first,
         data=replace(
-            first.data,
+            first.data.with_faults(failed, incomplete),
+            fingerprint=first.data.shard.whole if first.data.shard else "",
             shard=None,
             count=count,
-            failed=listed(lambda run: run.data.failed),
-            incomplete=listed(lambda run: run.data.incomplete),
         ),
         map_range=(min(low for low, _ in ranges), max(high for _, high in ranges)) if ranges else None,
         extra_maps_with_channels=tuple(sorted({name for run in runs for name in run.extra_maps_with_channels})),

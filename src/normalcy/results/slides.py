@@ -18,7 +18,7 @@ from normalcy.data.dataset import Failure
 from normalcy.data.slides import Slide, TileSettings, slide_files, tiles_of
 from normalcy.detector import Detector
 from normalcy.errors import DataError, SettingsError
-from normalcy.files import prepare_target, remove, write_folder, writing
+from normalcy.files import prepare_target, refuse_source, remove, write_folder, writing
 from normalcy.provenance import NOTICE, versions
 from normalcy.results.names import file_names, readable
 from normalcy.results.run import RUN, Shard, shard_of
@@ -76,6 +76,7 @@ def score_slides(
     if not 0 <= quantile <= 1:
         raise SettingsError(f"quantile must be in [0, 1], got {quantile}.")
     prepare_target(out, overwrite)
+    refuse_source(out, detector.folder, *(slide.path for slide in slides))
     places = dict(zip(names, file_names(names)))
     part = range(len(slides)) if shard is None else shard_of(names, shard)
     scored: list[tuple[str, float]] = []
@@ -100,7 +101,7 @@ def score_slides(
                 side = cell * slide.downsample
                 write_pyramid(own.path("heatmap.tif"), heat, None if slide.mpp is None else slide.mpp * side)
                 if pixel_threshold is not None and np.isfinite(pixel_threshold):
-                    own.bytes("regions.geojson", json.dumps(outlines(heat, pixel_threshold, side)).encode())
+                    own.bytes("regions.geojson", json.dumps(outlines(heat, pixel_threshold, side, slide.size)).encode())
                 fraction = "" if decision is None else repr(flagged / len(scores))
                 add([readable(name), repr(score), len(scores), fraction])
                 scored.append((name, score))

@@ -25,8 +25,8 @@ from normalcy.data.dataset import DataSet, Failure
 from normalcy.data.images import read_raw, write_image, write_raw
 from normalcy.data.volumes import split_name, write_volume
 from normalcy.errors import DataError, SettingsError
-from normalcy.files import write_bytes, writing_text
-from normalcy.results.names import NIFTI, file_names, named
+from normalcy.files import is_inside, write_bytes, writing_text
+from normalcy.results.names import NIFTI, file_names, harmless, named
 from normalcy.results.run import MapRange
 from normalcy.scoring import Result
 
@@ -62,7 +62,7 @@ class Writer:
 
     def csv(self, name: str, head: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
         text = io.StringIO()
-        csv.writer(text).writerows([head, *rows])
+        csv.writer(text).writerows([head, *(map(_cell, row) for row in rows)])
         return self.bytes(name, text.getvalue().encode("utf-8"))
 
     @contextmanager
@@ -76,7 +76,7 @@ class Writer:
                 if file is None:
                     file = stack.enter_context(writing_text(self.path(name)))
                     csv.writer(file).writerow(head)
-                csv.writer(file).writerow(row)
+                csv.writer(file).writerow(map(_cell, row))
 
             yield add
 
@@ -97,6 +97,7 @@ class ImageWriter:
         self.incomplete: list[Failure] = []
         self.places = {path: i for i, path in enumerate(paths)}
         """Position of each image in the data set."""
+        _palette()  # before there are threads: base64 fills a table of its own when it is first used, without a lock
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1)
         self._waiting: deque[tuple[Future[None], int]] = deque()
         self._held = 0
@@ -215,13 +216,12 @@ def refuse_inputs(out: Path, data: DataSet) -> None:
     inside = {_identity(Path(folder, name)) for folder, _, names in os.walk(out) for name in names} - {None}
     if not inside:
         return
-    real = out.resolve()
     for i in range(len(data)):
         source = data.source(i)
         if source is None:
             continue
         file = Path(split_name(str(source))[0])
-        if _identity(file) in inside or file.resolve().is_relative_to(real):
+        if _identity(file) in inside or is_inside(file, out):
             raise SettingsError(f"{out} holds {file}, an image to score: choose another folder for the results.")
 
 
@@ -245,6 +245,10 @@ def picture_map(writer: Writer, base: str, span: MapRange) -> None:
 
 
 # -- private -----------------------------------------------------------------------------------------------------------
+
+
+def _cell(value: object) -> object:
+    return harmless(value) if isinstance(value, str) else value
 
 
 @cache
