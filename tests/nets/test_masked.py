@@ -95,12 +95,14 @@ def test_learns_the_conditionals_of_a_known_distribution():
     torch.manual_seed(0)
     prior = MaskedPrior(grid, 2, width=24, blocks=1)
     optimiser = torch.optim.Adam(prior.parameters(), lr=5e-3)
-    for _ in range(500):
+    slower = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-2, total_steps=300)
+    for _ in range(300):
         codes = states[torch.multinomial(chance, 256, replacement=True)]
         hidden = torch.rand(codes.shape) < 0.4
         optimiser.zero_grad()
         masked_nats(prior(codes, hidden), codes, hidden).backward()
         optimiser.step()
+        slower.step()
     prior.eval()
     with torch.no_grad():
         found = conditionals(prior, states, block=1).softmax(1)[:, 1]

@@ -19,7 +19,7 @@ Maps of a fit, each a score of its own; ``score="auto"`` is the one that finds s
 | ``residual`` | distance of the reconstruction to the input |
 | ``likelihood`` | negative log-likelihood of the codes, in nats |
 | ``surprise`` | negative log-likelihood of the codes minus the entropy of their distribution, as texture is hard to predict |
-| ``fused`` | squared residual relative to the usual one of its code, plus twice the surprise, in units of their standard deviations |
+| ``fused`` | squared residual relative to the usual one of its code, plus twice the surprise, in standard deviations |
 | ``mixed`` | residual, plus twice the surprise, in the same units, which are measured on held-out normal images |
 
 | | paper | normalcy |
