@@ -198,3 +198,22 @@ def test_a_table_without_splits_is_scored_whole(tmp_path: Path) -> None:
     assert chosen(["0"] * 20 + ["1"] * 6, "test") == (10, "test")  # those that a fit on this table does not learn from
     with pytest.raises(DataError, match="label for every image"):
         chosen(["0"] * 10 + ["1"] * 6 + [""] * 10, "test")
+
+
+def test_a_method_that_fails_or_gives_other_shapes_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    detector = Detector("zscore", calibration=0).fit(
+        np.zeros((8, 8, 8), np.uint8) + np.arange(8, dtype=np.uint8)[:, None, None]
+    )
+    method = detector.method
+    assert method is not None
+    image = np.zeros((1, 8, 8), np.uint8)
+    monkeypatch.setattr(method, "score_arrays", lambda x: np.zeros((2, 3)) @ np.zeros((2, 3)))
+    with pytest.raises(NormalcyError, match=r"zscore cannot score \(ValueError: .*its model is damaged"):
+        detector.score(image)
+    monkeypatch.setattr(method, "score_arrays", lambda x: {"score": np.zeros((0,), np.float32)})
+    with pytest.raises(NormalcyError, match=r"zscore gave scores of shape \(0,\) for 1 images"):
+        detector.score(image)
+    broken = {"score": np.zeros(1, np.float32), "map": np.full((1, 8, 8), np.nan, np.float32)}
+    monkeypatch.setattr(method, "score_arrays", lambda x: broken)
+    with pytest.raises(NormalcyError, match="zscore gave a map that is not finite"):
+        detector.score(image)

@@ -80,6 +80,17 @@ def read_bytes(path: Path | str, limit: int = MAX_BYTES, error: type[NormalcyErr
             raise error(f"{path}: cannot be read ({fault or 'too large for the memory'}); check the disk.") from None
 
 
+@contextlib.contextmanager
+def reading_text(path: Path, limit: int, error: type[NormalcyError] = DataError) -> Iterator[TextIO]:
+    """A regular file of at most ``limit`` bytes as a text in UTF-8, read piece by piece; other bytes are kept as surrogates."""
+    with open_regular(path, error) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise error(f"{path}: has {size:,} bytes, at most {limit:,} are read; make it smaller.")
+        with io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="") as text:
+            yield text
+
+
 def read_head(path: Path | str, count: int) -> bytes:
     """The first bytes of a file; empty where it cannot be read or is not a regular file."""
     try:

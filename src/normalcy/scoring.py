@@ -231,7 +231,7 @@ def _forward(method: Scored, group: Sequence[_Ready], batch_size: int) -> Iterat
     tiles = np.concatenate([r.tiles for r in group]) if len(group) > 1 else group[0].tiles
     if method.on_processor:
         batch_size = min(batch_size, max(1, AT_ONCE // math.prod(method.shape[1:])))
-    parts = [method.score_arrays(tiles[first : first + batch_size]) for first in range(0, len(tiles), batch_size)]
+    parts = [_scored(method, tiles[first : first + batch_size]) for first in range(0, len(tiles), batch_size)]
     columns = {
         name: np.concatenate([p[name] for p in parts]) if len(parts) > 1 else parts[0][name] for name in parts[0]
     }
@@ -243,6 +243,27 @@ def _forward(method: Scored, group: Sequence[_Ready], batch_size: int) -> Iterat
         extra_maps = {name.removeprefix(EXTRA_MAP): v for name, v in here.items() if name.startswith(EXTRA_MAP)}
         optional = {name: here.get(name) for name in _OPTIONAL}
         yield _Part(here["score"], **optional, extra_maps=extra_maps)
+
+
+def _scored(method: Scored, tiles: Float32) -> Mapping[str, Array]:
+    """The arrays of a method. Weights of a damaged model may have shapes that do not fit together: that is one error."""
+    try:
+        found = method.score_arrays(tiles)
+    except (NormalcyError, MemoryError):
+        raise
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, on a GPU
+            raise
+        fault = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise NormalcyError(
+            f"{method.name} cannot score ({fault}): its model is damaged, or the method has a fault; fit it again."
+        ) from error
+    if found["score"].shape != (len(tiles),):
+        raise NormalcyError(
+            f"{method.name} gave scores of shape {found['score'].shape} for {len(tiles)} images: its model is damaged; fit it "
+            "again."
+        )
+    return found
 
 
 def _result(pipeline: Pipeline, data: DataSet, ready: _Ready, part: _Part) -> Result:
@@ -264,11 +285,12 @@ def _result(pipeline: Pipeline, data: DataSet, ready: _Ready, part: _Part) -> Re
         return None if tiles is None else views.join(tiles, ready.views, invert)
 
     score = _image_score(part.image, pipeline.view_score)
-    if not np.isfinite(score):
-        raise NormalcyError(
-            f"{pipeline.method.name} gave a score that is not finite for {item.path}: fit again with other settings."
-        )
     values = whole(part.map)
+    if not np.isfinite(score) or (values is not None and not np.isfinite(values).all()):
+        what = "map" if np.isfinite(score) else "score"
+        raise NormalcyError(
+            f"{pipeline.method.name} gave a {what} that is not finite for {item.path}: fit again with other settings."
+        )
     restored = whole(part.restored, image)
     if restored is not None and restored.dtype != ready.original.dtype:  # a mean of several views
         seen = views.examined(ready.views)

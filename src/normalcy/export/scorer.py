@@ -121,7 +121,8 @@ def load(folder: Path | str, engine: str = "auto", threads: int | None = None) -
         if not 3 <= len(shape) <= 4 or min(shape) < 1 or float(np.prod([float(n) for n in shape])) > 2**31:
             raise ValueError(f"shape {shape} is impossible")
     except (AttributeError, KeyError, TypeError, ValueError, SettingsError, DataError) as error:
-        raise ModelFileError(f"{folder} is damaged or does not fit this version ({error}).") from error
+        reason = " ".join(str(error).split())[:200]
+        raise ModelFileError(f"{folder} is damaged or does not fit this version ({reason}).") from error
     steps = [step for step in words["preprocess"]["steps"] if step.startswith("clahe") or step.endswith("body")]
     if (steps or views.body) and find_spec("skimage") is None:
         raise SettingsError(f"{(*steps, 'slice_body')[0]} needs scikit-image: pip install 'normalcy-runtime[body]'.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import numpy.typing as npt
 
 from normalcy.arrays import Float64
 from normalcy.errors import DataError
-from normalcy.files import is_inside, read_bytes
+from normalcy.files import is_inside, reading_text
 from normalcy.results.metrics import METRICS, Metrics, read_metrics
 from normalcy.results.names import LATENTS as LATENTS
 from normalcy.results.names import NIFTI, meant, named
@@ -107,7 +106,7 @@ def read_results(folder: Path) -> ResultsFolder:
 # -- private -----------------------------------------------------------------------------------------------------------
 
 
-LARGEST_TABLE = 2**30
+LARGEST_TABLE = 2**29
 """Bytes of ``scores.csv``."""
 
 
@@ -119,22 +118,22 @@ def _read_scores(path: Path) -> dict[str, list[str]]:
         )
     if not is_inside(path, path.parent):
         raise DataError(f"{path}: is a link to another place; copy the table into the folder.")
-    text = read_bytes(path, LARGEST_TABLE).decode("utf-8", "surrogateescape")
     try:
-        reader = csv.reader(io.StringIO(text, newline=""))
-        head = next(reader, [])
-        absent = [name for name in ("path", "score") if name not in head]
-        if absent:
-            raise DataError(f"{path}: expected the columns {','.join(COLUMNS)}, got no {' and no '.join(absent)}.")
-        places = {name: head.index(name) if name in head else None for name in COLUMNS}
-        for row in reader:
-            if len(row) != len(head):
-                raise DataError(
-                    f"{path}: line {reader.line_num} has {len(row)} fields, expected {len(head)}; the file is damaged, "
-                    "score the images again."
-                )
-            for name, place in places.items():
-                columns[name].append("" if place is None else meant(row[place]))
+        with reading_text(path, LARGEST_TABLE) as text:
+            reader = csv.reader(text)
+            head = next(reader, [])
+            absent = [name for name in ("path", "score") if name not in head]
+            if absent:
+                raise DataError(f"{path}: expected the columns {','.join(COLUMNS)}, got no {' and no '.join(absent)}.")
+            places = {name: head.index(name) if name in head else None for name in COLUMNS}
+            for row in reader:
+                if len(row) != len(head):
+                    raise DataError(
+                        f"{path}: line {reader.line_num} has {len(row)} fields, expected {len(head)}; the file is damaged, "
+                        "score the images again."
+                    )
+                for name, place in places.items():
+                    columns[name].append("" if place is None else meant(row[place]))
     except csv.Error as error:
         raise DataError(f"{path}: is not a table of scores ({error}); score the images again.") from None
     if not columns["path"]:

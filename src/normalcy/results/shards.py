@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,15 @@ import numpy as np
 from normalcy.arrays import Indices
 from normalcy.data.dataset import Failure
 from normalcy.errors import DataError, SettingsError
-from normalcy.files import link_or_copy, prepare_target, read_array, read_bytes, refuse_source, write_folder
+from normalcy.files import (
+    link_or_copy,
+    prepare_target,
+    read_array,
+    read_bytes,
+    reading_text,
+    refuse_source,
+    write_folder,
+)
 from normalcy.results.folder import LARGEST_TABLE
 from normalcy.results.names import LATENTS, meant
 from normalcy.results.predict import FAULT_COLUMNS, write_faults
@@ -171,10 +178,11 @@ def _table(path: Path, head: Sequence[str]) -> list[list[str]]:
     """Rows of a table with exactly these columns."""
     if not path.exists():
         raise DataError(f"{path}: there is no such file; {REMEDY}.")
-    reader = csv.reader(io.StringIO(read_bytes(path, LARGEST_TABLE).decode("utf-8"), newline=""))
     try:
-        found = next(reader, [])
-        rows = [[meant(cell) for cell in row] for row in reader]
+        with reading_text(path, LARGEST_TABLE) as text:
+            reader = csv.reader(text)
+            found = next(reader, [])
+            rows = [[meant(cell) for cell in row] for row in reader]
     except csv.Error as error:
         raise DataError(f"{path}: is not a table ({error}); {REMEDY}.") from None
     if found != list(head) or any(len(row) != len(head) for row in rows):
