@@ -200,7 +200,7 @@ COMMANDS = (
             {"data": "no-masks", "out": "old-comparison"}, "out", progress=RUN),
     Command("select", ("select", "data", "--out", "out", "--method", "pca", "--trials", "2", "--try", "components=1|2"), DATA,
             "out", progress=r"out(/.*)?$", points=10,
-            varies=r"out/(study\.db|best\.toml|report\.html|select\.json|trials\.csv)$"),  # a trial that was cut off is drawn anew
+            varies=r"out/(study\.db|best\.toml|report\.html|select\.json|trials\.csv)$"),  # a cut off trial is drawn anew
     Command("reproduce", ("reproduce", "bars.toml", "--out", "out", "--data-root", "root", "--jobs", "1"),
             {"root": "root", "bars.toml": "bars.toml"}, "out", progress=r"out(/.*)?$"),
     Command("audit", ("audit", "data", "--out", "out", "--method", "zscore", "--folds", "2"), DATA, "out"),

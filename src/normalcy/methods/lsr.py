@@ -281,7 +281,9 @@ class LSR(Method):
         total, count = torch.zeros_like(self.code_error), torch.zeros_like(self.code_error)
         for x in batches:
             codes = self.to_codes(x)
-            error = F.adaptive_avg_pool2d((x - self.decode(codes)).square().sum(1, keepdim=True), self.grid)
+            error = F.adaptive_avg_pool2d(
+                (x - self.decode(codes)).square().sum(1, keepdim=True), (self.grid[0], self.grid[1])
+            )
             total.index_add_(0, codes.flatten(), error.flatten())
             count.index_add_(0, codes.flatten(), torch.ones_like(error.flatten()))
         mean = total.sum() / count.sum()
@@ -304,7 +306,7 @@ class LSR(Method):
                 except DataError:  # constant images, which some kinds cannot change
                     continue
                 changed = torch.from_numpy(made).to(x) * (high - low) + low
-                maps = [_Maps(self, part) for part in changed.split(8)]
+                maps = [_Maps(self, part) for part in torch.split(changed, 8)]
                 anomalous = torch.from_numpy(marked).flatten()
                 for place, name in enumerate(MAPS):
                     values = torch.cat([part.of(name) for part in maps]).cpu().flatten()

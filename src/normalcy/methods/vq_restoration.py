@@ -406,7 +406,8 @@ def _deviation(batches: Batches) -> Tensor:
     """Standard deviation of all values of the images."""
     moments = torch.stack([torch.stack([x.sum(), x.square().sum(), x.new_tensor(x.numel())]).double() for x in batches])
     total, squares, count = moments.sum(0)
-    return (squares / count - (total / count) ** 2).clamp(min=1e-12).sqrt().float()
+    deviation: Tensor = (squares / count - (total / count) ** 2).clamp(min=1e-12).sqrt().float()
+    return deviation
 
 
 def _with(x: Tensor, condition: Tensor) -> Tensor:

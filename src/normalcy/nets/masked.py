@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -239,7 +240,7 @@ class _ToMeans(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
-        pool = {2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}[self.dims]
+        pool: Any = {2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}[self.dims]
         coarse = pool(h, [min(COARSE, n) for n in h.shape[2:]])
         q = self.query(h.flatten(2).transpose(1, 2))
         k, v = self.key_value(coarse.flatten(2).transpose(1, 2)).chunk(2, 2)
