@@ -49,6 +49,7 @@ ALLOWED = {
     "export": USE | {"export", "results"},
     "results": USE | {"results"},
     "report": FOUNDATION | {"data", "metrics", "report", "results", "training"},
+    "review": FOUNDATION | {"data", "metrics", "results", "review"},
     "studies": USE | {"report", "results", "studies"},
     "testing": USE,
 }
@@ -230,6 +231,7 @@ OPENERS = {
     "zipfile": {"ZipFile"},
     "tiffslide": {"TiffSlide"},
     "nibabel": {"load", "save"},
+    "sqlite3": {"connect"},
     "shutil": {"rmtree", "copy", "copyfile", "copytree", "move"},
     "tempfile": {"mkdtemp", "mkstemp", "TemporaryDirectory", "NamedTemporaryFile", "TemporaryFile"},
 }

@@ -17,7 +17,7 @@ from normalcy import metrics
 from normalcy.arrays import Array, Indices
 from normalcy.data.images import raw_size, read_mask, read_raw
 from normalcy.errors import DataError
-from normalcy.results.folder import MAPS, MASKS, ResultsFolder, read_results
+from normalcy.results.folder import MAPS, ResultsFolder, read_results
 from normalcy.results.metrics import (
     AUPRO,
     METRICS,
@@ -151,8 +151,8 @@ class _Located:
         maps: list[Path] = []
         masks: list[Path | None] = []
         unknown, bad = 0, []
-        for i in known if read.run.data.has_masks else ():
-            values, mask = read.file("maps", i, *MAPS), read.file("masks", i, *MASKS)
+        for i in known if read.has_masks else ():
+            values, mask = read.file("maps", int(i), *MAPS), read.mask(int(i))
             mask = mask if read.labels[i] == 1 else None
             if values is None:
                 continue

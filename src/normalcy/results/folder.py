@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +47,8 @@ class ResultsFolder:
     """Base names of the images' files."""
     run: Run
     metrics: Metrics | None
+    masks_by_review: Mapping[int, Path] | None = field(default=None, compare=False)
+    """Position of an image -> its mask by review; None: the masks of the folder itself are meant."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -57,6 +59,15 @@ class ResultsFolder:
         return sorted(
             {entry.name for folder in folders if folder.is_dir() for entry in folder.iterdir() if entry.is_dir()}
         )
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether there are masks at all; single ones may still be missing."""
+        return self.run.data.has_masks if self.masks_by_review is None else bool(self.masks_by_review)
+
+    def mask(self, i: int) -> Path | None:
+        """The file of the mask of image ``i``."""
+        return self.file("masks", i, *MASKS) if self.masks_by_review is None else self.masks_by_review.get(i)
 
     def file(self, kind: str, i: int, *suffixes: str) -> Path | None:
         """``<kind>/<base name of image i><suffix>``, of the first suffix that exists. None outside the folder: a name is text
