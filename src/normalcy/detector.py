@@ -164,6 +164,14 @@ class Detector:
             self.calibrations[name] = calibrate(results())
         return failed
 
+    def calibrated_on(self, normal: DataSet, traces: Sequence[str]) -> None:
+        """Remember on which images the calibration was computed again; ``traces`` stand for them where results are evaluated."""
+        calibration = self.calibration
+        data = {**self.facts["data"], "held_out": 0 if calibration is None else calibration.count}
+        data["calibrated_on"] = {"name": normal.name, "count": len(normal), "fingerprint": normal.fingerprint()}
+        data["chosen_on"] = sorted({*data.get("chosen_on", ()), *traces})
+        self.facts = {**self.facts, "data": data}
+
     def with_score(self, score: str) -> Detector:
         """The same fitted detector, scored by another of its method's scores."""
         other = copy.copy(self)

@@ -51,7 +51,7 @@ def score(
             f"Note: {data.name} has no splits: all {len(data)} images are scored. If the model was fitted on these very data, "
             "--split test scores those that it has not seen."
         )
-    decision = _decide(detector, rule, validation, inputs, data_root, false_alarms)
+    decision, chosen_on = _decide(detector, rule, validation, inputs, data_root, false_alarms, data)
     with progress("scoring") as on_progress:
         run = score_into(
             detector,
@@ -60,6 +60,7 @@ def score(
             decision=decision,
             spec=inputs[0] if len(inputs) == 1 else None,
             split=chosen,
+            chosen_on=chosen_on,
             tile=tile,
             batch_size=batch_size,
             maps=maps,
@@ -143,13 +144,25 @@ def _decide(
     inputs: list[str],
     data_root: Path | None,
     false_alarms: float | None,
-) -> Decision | None:
+    data: DataSet,
+) -> tuple[Decision | None, tuple[str, ...]]:
+    """The decision, and traces of the images that chose it."""
+    from normalcy.results.labels import shared, traces
+
     if rule == "false_alarms":
-        return detector.decide(false_alarms)
+        return detector.decide(false_alarms), ()
     if validation is None:
         raise SettingsError(f"--rule {rule} chooses its threshold on images of its own: give them with --validation.")
     if validation in inputs:
         raise SettingsError(
             "--validation must be other images than those scored: a threshold chosen on them proves nothing."
         )
-    return detector.decide_on(o.open_data(validation, data_root), rule)
+    images = o.open_data(validation, data_root)
+    both = shared(data, images)
+    if len(both) == len(data):
+        raise SettingsError(
+            f"all {len(data)} images to score are in --validation {validation}: a threshold chosen on them proves nothing."
+        )
+    if both:
+        complain(f"Note: {len(both)} of the images scored choose the threshold; evaluate does not count them.")
+    return detector.decide_on(images, rule), traces([*images.items, *(data.items[i] for i in both)])

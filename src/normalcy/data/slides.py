@@ -101,9 +101,7 @@ class Slide:
             try:
                 self._local.file = tiffslide.TiffSlide(self.path)
             except Exception:
-                raise DataError(
-                    f"{self.path}: cannot be read as a slide (its header or pixels are damaged); replace or remove the file."
-                ) from None
+                raise self._damaged() from None
         return self._local.file
 
     @cached_property
@@ -138,14 +136,7 @@ class Slide:
     @cached_property
     def tissue(self) -> Mask:
         """Where there is tissue in an overview of the slide, (rows, columns). Black is what the scanner did not scan."""
-        try:
-            overview = self._overview()
-        except DataError:
-            raise
-        except Exception:
-            raise DataError(
-                f"{self.path}: cannot be read as a slide (its header or pixels are damaged); replace or remove the file."
-            ) from None
+        overview = self.overview()
         scanned = overview.max(axis=2) > _BLACK
         darkness = 255.0 - overview.min(axis=2)  # coloured or dark: some channel is low
         if not scanned.any() or np.ptp(darkness[scanned]) <= 8:
@@ -163,6 +154,35 @@ class Slide:
             region = (0, round(top * down)), level, (width, min(64 * step, height - top))
             strips.append(np.asarray(Image.fromarray(file.read_region(*region, as_array=True)[..., :3]).reduce(step)))
         return np.concatenate(strips)
+
+    def overview(self) -> Array:
+        """The whole slide, uint8 (rows, columns, 3), at most about 1,024 pixels long."""
+        try:
+            return self._overview()
+        except DataError:
+            raise
+        except Exception:
+            raise self._damaged() from None
+
+    def region(self, x: int, y: int, down: float, size: tuple[int, int]) -> Array:
+        """uint8 (rows, columns, 3) of ``size`` (width, height), ``down`` pixels of the finest level in one of it, from x and y of
+        that level."""
+        try:
+            level = self._file.get_best_level_for_downsample(down + 1e-6)
+            own = [max(1, round(n * down / self._file.level_downsamples[level])) for n in size]
+            found = np.asarray(self._file.read_region((x, y), level, (own[0], own[1]), as_array=True))[..., :3]
+        except DataError:
+            raise
+        except Exception:
+            raise self._damaged() from None
+        if own == list(size):
+            return np.ascontiguousarray(found)
+        return np.asarray(Image.fromarray(found).resize(size, Image.Resampling.BILINEAR, reducing_gap=2))
+
+    def _damaged(self) -> DataError:
+        return DataError(
+            f"{self.path}: cannot be read as a slide (its header or pixels are damaged); replace or remove the file."
+        )
 
     def tiles(self, cover: bool = False) -> list[Tile]:
         """Tiles side by side with enough tissue; ``most`` of them. What is left over at the right and lower border, less than a

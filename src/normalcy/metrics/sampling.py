@@ -102,7 +102,12 @@ def draw(q: Float64, count: int, seed: int = 0) -> Indices:
 
 
 def rates(
-    drawn: npt.ArrayLike, q: npt.ArrayLike, labels: npt.ArrayLike, flagged: npt.ArrayLike, total: int, total_flagged: int
+    drawn: npt.ArrayLike,
+    q: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    flagged: npt.ArrayLike,
+    total: int,
+    total_flagged: int,
 ) -> Rates:
     """Rates of ``total`` images, of which ``total_flagged`` are flagged, from draws in order, all of them with a label.
 
@@ -173,7 +178,9 @@ def _ratio(a: Estimate, b: Estimate) -> tuple[float, float]:
         return 0.0, math.inf
     x, l1, u1 = a.value, a.low, a.high
     y, l2, u2 = b.value, b.low, b.high
-    low = (x * y - math.sqrt(max(0.0, (x * y) ** 2 - l1 * u2 * (2 * x - l1) * (2 * y - u2)))) / (u2 * (2 * y - u2) or -1e-300)
+    low = (x * y - math.sqrt(max(0.0, (x * y) ** 2 - l1 * u2 * (2 * x - l1) * (2 * y - u2)))) / (
+        u2 * (2 * y - u2) or -1e-300
+    )
     if l2 <= 0:
         return max(0.0, low), math.inf
     high = (x * y + math.sqrt(max(0.0, (x * y) ** 2 - u1 * l2 * (2 * x - u1) * (2 * y - l2)))) / (l2 * (2 * y - l2))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from normalcy.files import read_bytes
 from normalcy.results.metrics import METRICS, Metrics, read_metrics
 from normalcy.results.names import LATENTS as LATENTS
 from normalcy.results.names import NIFTI, named
-from normalcy.results.run import COLUMNS, Run, read_run
-from normalcy.results.schema import LARGEST
+from normalcy.results.run import COLUMNS, REMEDY, RUN, Model, Run, Scored, SlidesRun, Thresholds, read_run
+from normalcy.results.schema import LARGEST, load
 
 MAPS = (".npy", NIFTI)
 MASKS = (".png", ".npy", NIFTI)
@@ -105,6 +105,32 @@ def read_results(folder: Path) -> ResultsFolder:
     )
 
 
+def read_slides(folder: Path) -> tuple[ResultsFolder, SlidesRun]:
+    """A results folder of slides, each as an image. Raises DataError where slides.csv or run.json cannot be used."""
+    found = load(SlidesRun, folder / RUN, REMEDY)
+    path = folder / "slides.csv"
+    columns = _read_table(path, ("slide", "score"), ("slide", "score", "tiles", "flagged_fraction"))
+    count = len(columns["slide"])
+    names = columns["slide"]
+    folders = {one.name: one.folder for one in found.slides}
+    limits = Thresholds(pixel_threshold=found.pixel_threshold, map_range=found.map_range)
+    run = Run(Model(found.method), Scored(folder.name, medical=True, count=count), limits, found.map_range)
+    read = ResultsFolder(
+        folder,
+        names,
+        list(names),
+        [""] * count,
+        _numbers(columns["score"], "score", path),
+        np.full(count, np.nan),
+        np.full(count, -1, np.int8),
+        np.full(count, -1, np.int8),
+        [folders.get(name, name) for name in names],
+        run,
+        None,
+    )
+    return read, found
+
+
 # -- private -----------------------------------------------------------------------------------------------------------
 
 
@@ -113,7 +139,11 @@ LARGEST_TABLE = 2**30
 
 
 def _read_scores(path: Path) -> dict[str, list[str]]:
-    columns: dict[str, list[str]] = {name: [] for name in COLUMNS}
+    return _read_table(path, ("path", "score"), COLUMNS)
+
+
+def _read_table(path: Path, needed: Sequence[str], wanted: Sequence[str]) -> dict[str, list[str]]:
+    columns: dict[str, list[str]] = {name: [] for name in wanted}
     if not path.exists():
         raise DataError(
             f"{path}: cannot be read (there is no such file); expected a folder that 'normalcy score' wrote."
@@ -122,10 +152,10 @@ def _read_scores(path: Path) -> dict[str, list[str]]:
     try:
         reader = csv.reader(io.StringIO(text, newline=""))
         head = next(reader, [])
-        absent = [name for name in ("path", "score") if name not in head]
+        absent = [name for name in needed if name not in head]
         if absent:
-            raise DataError(f"{path}: expected the columns {','.join(COLUMNS)}, got no {' and no '.join(absent)}.")
-        places = {name: head.index(name) if name in head else None for name in COLUMNS}
+            raise DataError(f"{path}: expected the columns {','.join(wanted)}, got no {' and no '.join(absent)}.")
+        places = {name: head.index(name) if name in head else None for name in wanted}
         for row in reader:
             if len(row) != len(head):
                 raise DataError(
@@ -136,7 +166,7 @@ def _read_scores(path: Path) -> dict[str, list[str]]:
                 columns[name].append("" if place is None else row[place])
     except csv.Error as error:
         raise DataError(f"{path}: is not a table of scores ({error}); score the images again.") from None
-    if not columns["path"]:
+    if not columns[needed[0]]:
         raise DataError(f"{path}: expected at least one image, got none; score some images first.")
     return columns
 

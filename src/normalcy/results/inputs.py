@@ -17,12 +17,12 @@ LOCAL = ("elpv", "magnetic_tile")
 """Named sets that are never fetched."""
 
 
-def reopen(run: Run) -> tuple[DataSet | None, str]:
+def reopen(run: Run, data_root: Path | None = None) -> tuple[DataSet | None, str]:
     """The data set that was scored, and a sentence about where it comes from, or why it is not opened.
 
     ``run.json`` may come from elsewhere, so what it names is opened only where it is there (nothing is fetched, no folder is
     made) and has the fingerprint of the data set that was scored. A relative name starts from the folder that was the working
-    directory then, else from the one of now.
+    directory then, else from the one of now. ``data_root`` is where named sets lie.
     """
     spec = run.data.spec
     if not spec:
@@ -42,7 +42,7 @@ def reopen(run: Run) -> tuple[DataSet | None, str]:
             reason = f"{place} is no regular file or folder."
             continue
         try:
-            for data in _as_scored(open_data(place), run):
+            for data in _as_scored(open_data(place, data_root), run):
                 if data.fingerprint() == run.data.fingerprint:
                     return data, f"Inputs: {place}, which has the fingerprint of the images that were scored."
         except DataError as error:

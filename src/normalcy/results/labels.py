@@ -20,7 +20,7 @@ from normalcy.data.dataset import DataSet, Item
 from normalcy.data.images import read_image, read_mask
 from normalcy.data.table import LABELS
 from normalcy.errors import DataError
-from normalcy.files import inside, read_bytes
+from normalcy.files import inside, read_bytes, read_json
 from normalcy.results.folder import ResultsFolder, read_results
 from normalcy.results.inputs import reopen
 from normalcy.results.names import NIFTI, readable
@@ -74,7 +74,9 @@ def find_labels(place: Path | str, results: Path | None = None) -> Path:
     for candidate in (path, path / TABLE, path / REVIEW / TABLE):
         if candidate.is_file():
             return candidate
-    raise DataError(f"{path}: expected a table of labels or a folder with {TABLE}; review images with 'normalcy review'.")
+    raise DataError(
+        f"{path}: expected a table of labels or a folder with {TABLE}; review images with 'normalcy review'."
+    )
 
 
 def read_labels(place: Path | str, results: Path | None = None) -> Labels:
@@ -92,7 +94,9 @@ def read_labels(place: Path | str, results: Path | None = None) -> Labels:
             cell = {name: (row.get(name) or "").strip() for name in COLUMNS}
             word = cell["label"].lower()
             if word and word not in LABELS:
-                raise DataError(f"{file}: line {reader.line_num} has the label {cell['label'][:20]!r}, expected 0, 1 or none.")
+                raise DataError(
+                    f"{file}: line {reader.line_num} has the label {cell['label'][:20]!r}, expected 0, 1 or none."
+                )
             mask = inside(file.parent, cell["mask"]) if cell["mask"] else None
             image = cell["image"] or cell["path"]
             rows.append(Label(cell["path"], image, LABELS.get(word), cell["type"], mask, cell["case"]))
@@ -117,6 +121,14 @@ def with_labels(read: ResultsFolder, labels: Labels) -> ResultsFolder:
     return replace(read, labels=values, types=types, masks_by_review=masks)
 
 
+def relabelled(read: ResultsFolder) -> ResultsFolder:
+    """The results with the labels that their metrics were computed with: of a review, where ``evaluate --labels`` used it."""
+    used = None if read.metrics is None else read.metrics.labels
+    if used is None:
+        return read
+    return with_labels(read, read_labels(inside(read.folder, used)))
+
+
 def without_labelled(data: DataSet, labels: Labels) -> tuple[DataSet, int]:
     """The images that no reviewer called anomalous, and how many were left out.
 
@@ -135,7 +147,7 @@ def without_labelled(data: DataSet, labels: Labels) -> tuple[DataSet, int]:
     return data.subset(kept), len(data) - len(kept)
 
 
-def open_review(place: Path) -> DataSet:
+def open_review(place: Path, data_root: Path | None = None) -> DataSet:
     """The reviewed images of a results folder as a data set, with the labels, types and masks of the review.
 
     The images are opened as they were for scoring (:func:`~normalcy.results.inputs.reopen`); images whose reviewers are unsure
@@ -144,9 +156,11 @@ def open_review(place: Path) -> DataSet:
     labels = read_labels(place)
     results = labels.file.parent.parent
     read = read_results(results)
-    data, reason = reopen(read.run)
+    data, reason = reopen(read.run, data_root)
     if data is None:
-        raise DataError(f"{labels.file}: its images are not found ({reason}); give {labels.file} itself if they are files.")
+        raise DataError(
+            f"{labels.file}: its images are not found ({reason}); give {labels.file} itself if they are files."
+        )
     places = {readable(item.path): i for i, item in enumerate(data.items)}
     rows = [row for row in labels.rows if row.label is not None and row.image in places]
     if not rows:
@@ -189,8 +203,31 @@ def trace(path: str) -> str:
     return hashlib.sha256(readable(path).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
+def chosen_on(config_file: Path | None) -> list[str]:
+    """Traces of the images that chose the settings of a TOML file which ``normalcy select`` wrote; none for other files."""
+    record = None if config_file is None else config_file.with_name("select.json")
+    if record is None or not record.is_file():
+        return []
+    found = read_json(record, DataError).get("chosen_on", [])
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise DataError(f"{record}: chosen_on is damaged; select the settings again.")
+    return [str(one) for one in found]
+
+
 def traces(items: Iterable[Item]) -> tuple[str, ...]:
     return tuple(sorted({trace(item.path) for item in items}))
+
+
+def shared(data: DataSet, other: DataSet) -> list[int]:
+    """Positions of images of ``data`` that are in ``other`` too: by their file, else by their path."""
+    files = {_real(source) for i in range(len(other)) if (source := other.source(i)) is not None}
+    paths = {item.path for i, item in enumerate(other.items) if other.source(i) is None}
+    found = []
+    for i, item in enumerate(data.items):
+        source = data.source(i)
+        if (source is not None and _real(source) in files) or (source is None and item.path in paths):
+            found.append(i)
+    return found
 
 
 # -- private -----------------------------------------------------------------------------------------------------------

@@ -267,6 +267,29 @@ class Curves:
 
 
 @dataclass(frozen=True)
+class DrawnRates:
+    """Rates of all images, estimated without bias from reviewed ones that were drawn with known probabilities."""
+
+    precision: Interval
+    """Fraction of flagged images that are anomalous."""
+    recall: Interval
+    """Fraction of anomalous images that are flagged."""
+    false_positive_rate: Interval
+    """Fraction of normal images that are flagged."""
+    anomalous: Interval
+    """Fraction of images that are anomalous."""
+    draws: Count
+    """Draws with a label."""
+    images: Count
+    """Different images among them."""
+
+    @classmethod
+    def of(cls, found: metrics.Rates) -> DrawnRates:
+        rates = (found.precision, found.recall, found.false_positive_rate, found.anomalous)
+        return cls(*(Interval(one.value, one.low, one.high) for one in rates), found.draws, found.images)
+
+
+@dataclass(frozen=True)
 class Metrics:
     """What `normalcy evaluate` measured."""
 
@@ -288,6 +311,10 @@ class Metrics:
     """Of the bootstrap."""
     seed: int = 0
     """Of the bootstrap."""
+    labels: str | None = field(default=None, metadata=ABSENT)
+    """Table of labels that was used instead of those of the data, from the results folder."""
+    drawn: DrawnRates | None = field(default=None, metadata=ABSENT)
+    """For reviews in the informative order."""
 
 
 def read_metrics(folder: Path) -> Metrics:

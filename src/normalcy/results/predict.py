@@ -38,6 +38,7 @@ def score_into(
     decision: Decision | None = None,
     spec: str | None = None,
     split: str | None = None,
+    chosen_on: Sequence[str] = (),
     tile: bool = False,
     batch_size: int = 32,
     maps: Maps = True,
@@ -47,13 +48,13 @@ def score_into(
     """Score ``data`` with a detector into the results folder ``out``; see :func:`predict`.
 
     ``decision`` defaults to the detector's own false-alarm rate. ``spec`` and ``split`` are noted, so that the report can open
-    the images again.
+    the images again. ``chosen_on``: see :func:`~normalcy.results.run.describe`.
     """
     decision = decision or detector.decide()
     if tile and not detector.tiled:  # thresholds of whole images do not hold for tiles
         decision = None
     prepare_target(out, overwrite)
-    run = describe(detector, data, decision, tile=tile, spec=spec, split=split)
+    run = describe(detector, data, decision, tile=tile, spec=spec, split=split, chosen_on=chosen_on)
     results = detector.stream(data, batch_size=batch_size, tile=tile, decision=decision)
     return predict(
         results, run, data, out, maps=maps, records=detector.records, overwrite=overwrite, on_progress=on_progress

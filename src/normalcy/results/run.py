@@ -158,6 +158,38 @@ class Run:
     """Of Python and of libraries."""
     audit: AuditRun | None = field(default=None, metadata=ABSENT)
     """For an audit only."""
+    chosen_on: tuple[str, ...] = field(default=(), metadata=ABSENT)
+    """Images, as hashes of their paths, whose labels chose the settings, the calibration or the threshold: no test images."""
+
+
+@dataclass(frozen=True)
+class SlideFile:
+    """A slide that was scored."""
+
+    name: str
+    """In ``slides.csv``."""
+    path: str
+    """Its file; absolute."""
+    folder: str
+    """Below the results folder: where its heat map and tiles are."""
+    side: Positive
+    """Pixels of the slide's finest level along a side of a pixel of the heat map."""
+
+
+@dataclass(frozen=True)
+class SlidesRun:
+    """How slides were scored: ``run.json``."""
+
+    method: str
+    quantile: Rate
+    cell: Count
+    notice: str
+    failed: tuple[Failure, ...]
+    versions: Mapping[str, str]
+    slides: tuple[SlideFile, ...] = ()
+    """Empty in folders of earlier versions."""
+    pixel_threshold: float | None = None
+    map_range: MapRange | None = None
 
 
 def read_run(folder: Path) -> Run:
@@ -173,8 +205,10 @@ def describe(
     tile: bool = False,
     spec: str | None = None,
     split: str | None = None,
+    chosen_on: Sequence[str] = (),
 ) -> Run:
-    """The run of scoring ``data``, before any image is scored. ``tile`` and ``decision`` as for the scores."""
+    """The run of scoring ``data``, before any image is scored. ``tile`` and ``decision`` as for the scores; ``chosen_on``: traces
+    of images that chose the decision (:func:`~normalcy.results.labels.trace`), to which those of the model are added."""
     method = detector.method
     if method is None:
         raise SettingsError(f"The {detector.name} detector is not fitted yet: call fit() or load one.")
@@ -187,7 +221,9 @@ def describe(
             settings=settings,
             shape=method.shape,
             preprocess=tuple(str(step) for step in detector.preprocess.plan),
-            training_data={key: value for key, value in detector.facts["data"].items() if key != "failed"},
+            training_data={
+                key: value for key, value in detector.facts["data"].items() if key not in ("failed", "chosen_on")
+            },
             fit=FitSummary(**detector.facts["fit"]),
         ),
         data=Scored(
@@ -208,6 +244,7 @@ def describe(
         commit=commit(),
         device=f"{method.device} ({detector.engine})",
         versions=versions(),
+        chosen_on=tuple(sorted({*chosen_on, *detector.facts["data"].get("chosen_on", ())})),
     )
 
 

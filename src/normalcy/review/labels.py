@@ -79,9 +79,9 @@ def by_image(decisions: Sequence[Decision]) -> dict[str, list[Decision]]:
     return found
 
 
-def write_labels(store: Store, known: Callable[[str], Known], table: Path | None = None) -> Path:
-    """Write ``labels.csv`` (``table``: elsewhere) and ``decisions.csv`` anew; returns the place of the first."""
-    file = table or store.folder / TABLE
+def write_labels(store: Store, known: Callable[[str], Known]) -> Path:
+    """Write ``labels.csv`` and ``decisions.csv`` anew; returns the place of the first."""
+    file = store.folder / TABLE
     decisions = store.current()
     rows: list[list[object]] = []
     for image, own in by_image(decisions).items():
@@ -93,7 +93,9 @@ def write_labels(store: Store, known: Callable[[str], Known], table: Path | None
             [path, facts.split, label, agreed.type, mask, facts.case, agreed.reviewer, agreed.time, agreed.note, image]
         )
     write_bytes(file, _csv(COLUMNS, rows))
-    each = [[getattr(one, name) if name != "blind" else int(one.blind) for name in DECISION_COLUMNS] for one in decisions]
+    each = [
+        [getattr(one, name) if name != "blind" else int(one.blind) for name in DECISION_COLUMNS] for one in decisions
+    ]
     write_bytes(store.folder / DECISIONS, _csv(DECISION_COLUMNS, each))
     return file
 
@@ -101,8 +103,8 @@ def write_labels(store: Store, known: Callable[[str], Known], table: Path | None
 class Writer:
     """Writes the tables beside the server: after a decision at once, after many as soon as the last writing ended."""
 
-    def __init__(self, store: Store, known: Callable[[str], Known], table: Path | None = None) -> None:
-        self._work = lambda: write_labels(store, known, table)
+    def __init__(self, store: Store, known: Callable[[str], Known]) -> None:
+        self._work = lambda: write_labels(store, known)
         self._wanted, self._stopped = threading.Event(), False
         self.fault = ""
         """Why the tables could not be written."""

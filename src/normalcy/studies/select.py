@@ -36,6 +36,7 @@ from normalcy.files import make_folder
 from normalcy.methods import get
 from normalcy.metrics import auroc
 from normalcy.report.selection import write_selection
+from normalcy.results.labels import traces
 from normalcy.results.schema import Count, Rate, dumps
 from normalcy.results.writer import Writer
 from normalcy.settings import COMMON
@@ -96,6 +97,8 @@ class SelectionRecord:
     anomalies: Count
     synthetic: bool
     trials: Count
+    chosen_on: tuple[str, ...] = ()
+    """The anomalies, as hashes of their paths: no test images of a model with these settings."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,7 @@ class Selection:
     normal: int
     anomalies: int
     synthetic: bool
+    chosen_on: tuple[str, ...] = ()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -130,6 +134,7 @@ class Selection:
             anomalies=self.anomalies,
             synthetic=self.synthetic,
             trials=len(self.trials),
+            chosen_on=self.chosen_on,
         )
 
     def gain(self) -> tuple[float, float, int] | None:
@@ -249,6 +254,7 @@ def select(
         normal=sum(map(len, normal_parts)),
         anomalies=sum(map(len, anomaly_parts[0])),
         synthetic=isinstance(anomalies, str),
+        chosen_on=() if isinstance(anomalies, str) else traces(item for p in anomaly_parts[0] for item in p.items),
     )
     _write(out, selection, fixed)
     return selection
