@@ -1,9 +1,10 @@
-"""NiiVue (volumes) and OpenSeadragon (slides) for the page, from the npm registry: pinned, verified, once, when normalcy is built.
+"""NiiVue (volumes) and OpenSeadragon (slides) for the page of ``normalcy review``, put into the package when it is built.
 
-    python src/normalcy/review/vendor.py
+    python hatch_build.py
 
-Standard library alone, since the build hook runs this file before anything is installed. The registry is npm's own setting
-(``npm_config_registry``, ``.npmrc``), else the public one. Nothing is written unless every checksum is right.
+They come from the npm registry: of pinned versions, verified, unchanged. The registry is npm's own setting
+(``npm_config_registry``, ``.npmrc``), else the public one. Nothing is written unless every checksum is right. Without a network the
+build goes on, and the page shows images alone.
 """
 
 from __future__ import annotations
@@ -19,10 +20,15 @@ import tarfile
 import tempfile
 import urllib.request
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+try:
+    from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+except ImportError:  # run as a script
+    BuildHookInterface = object
 
 PUBLIC = "https://registry.npmjs.org"
-VENDOR = Path(__file__).parent / "static" / "vendor"
+VENDOR = Path(__file__).parent / "src" / "normalcy" / "review" / "static" / "vendor"
 LARGEST = 2**26
 
 
@@ -107,6 +113,16 @@ def fetch(folder: Path = VENDOR) -> list[str]:
     return written
 
 
+class CustomBuildHook(BuildHookInterface):  # type: ignore[misc]
+    """Run by hatchling before a wheel, or an editable installation, is made."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        try:
+            fetch()
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            self.app.display_warning(f"The viewers of volumes and slides cannot be fetched: {error}")
+
+
 # -- private -----------------------------------------------------------------------------------------------------------
 
 
@@ -148,6 +164,6 @@ def _write(path: Path, data: bytes) -> None:
 
 if __name__ == "__main__":
     try:
-        print(*(fetch() or ["nothing is missing"]), sep="\n")  # noqa: T201
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
-        sys.exit(f"The viewers of volumes and slides cannot be fetched: {error}")
+        print(*(fetch() or ["Nothing is missing."]), sep="\n")
+    except (OSError, ValueError, subprocess.SubprocessError) as fault:
+        sys.exit(f"The viewers of volumes and slides cannot be fetched: {fault}")

@@ -73,7 +73,6 @@ def review(
     The page is served on this machine alone. Other commands use the labels: evaluate --labels review, fit --exclude, select
     --anomalies, calibrate.
     """
-    from normalcy.review.imports import import_decisions
     from normalcy.review.session import Review
 
     if order not in ORDERS:
@@ -85,6 +84,8 @@ def review(
         opened = Review(results, source, data_root=data_root, read_only=read_only, blind=blind)
     try:
         if labels is not None:
+            from normalcy.review.imports import import_decisions
+
             added = import_decisions(opened, labels)
             show(f"{added} decisions of {labels} were added.")
         if export is not None:
@@ -175,6 +176,8 @@ def _serve(review: Review, port: int | None, reviewer: str | None, browser: bool
         server = uvicorn.Server(settings)
         try:
             server.run(sockets=[listening])
+        except KeyboardInterrupt:  # the way to end it
+            pass
         finally:
             app.close()
     decided = len(review.store.current())

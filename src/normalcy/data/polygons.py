@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
 from normalcy.arrays import Array, Float32, Float64, Mask
 from normalcy.data.dataset import DataSet, Item
@@ -144,9 +143,9 @@ def encode_rle(mask: Mask) -> list[int]:
 
 def polygons_of(mask: Mask) -> list[list[Float64]]:
     """For each region of (H, W) that hangs together by sides: its outer ring and those of its holes, without the repeated end."""
-    labels, _ = ndimage.label(mask)
+    labels, boxes = _labelled(mask)
     found = []
-    for k, box in enumerate(ndimage.find_objects(labels), start=1):
+    for k, box in enumerate(boxes, start=1):
         corner = (box[1].start, box[0].start)
         found.append([ring[:-1] + corner for ring in rings_of(labels[box] == k)])
     return found
@@ -158,9 +157,9 @@ def outlines(heat: Float32, threshold: float, side: float, size: tuple[float, fl
     A region hangs together by sides of pixels, and its polygon runs along them: it is valid, and its area is that of its pixels.
     ``size``, width and height of the slide, cuts off what the last pixels of ``heat`` cover beyond it.
     """
-    labels, _ = ndimage.label(np.nan_to_num(heat, nan=-np.inf) > threshold)
+    labels, boxes = _labelled(np.asarray(np.nan_to_num(heat, nan=-np.inf) > threshold))
     features = []
-    for k, box in enumerate(ndimage.find_objects(labels), start=1):
+    for k, box in enumerate(boxes, start=1):
         inside = labels[box] == k
         corner = (box[1].start, box[0].start)
         rings = [np.minimum((ring + corner) * side, size or np.inf).round(6).tolist() for ring in rings_of(inside)]
@@ -224,6 +223,14 @@ def rings_of(inside: Mask) -> list[Float64]:
 
 
 # -- private -----------------------------------------------------------------------------------------------------------
+
+
+def _labelled(mask: Mask) -> tuple[Array, list[tuple[slice, slice]]]:
+    """Numbers of the regions of (H, W) that hang together by sides, and the box of each."""
+    from scipy import ndimage  # takes longer to import than most files to read
+
+    labels, _ = ndimage.label(mask)
+    return labels, ndimage.find_objects(labels)
 
 
 def _data_set(name: str, root: Path, found: Sequence[tuple[Path, Annotated]], limits: Limits) -> DataSet:

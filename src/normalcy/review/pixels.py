@@ -97,12 +97,13 @@ def map_thumbnail(values: Float32, span: tuple[float, float]) -> bytes:
 
 
 def heat_picture(heat: Float32, span: tuple[float, float], largest: int = 2048) -> bytes:
-    """A heat map of a slide in colours, transparent where it is not known, as PNG."""
+    """A heat map of a slide in colours, transparent where it is low or not known, as PNG."""
     k = max(1, math.ceil(max(heat.shape) / largest))
     values = heat[::k, ::k]
-    known = np.isfinite(values)
-    colours = Image.open(io.BytesIO(picture(np.nan_to_num(values, nan=span[0]), span))).convert("RGBA")
-    colours.putalpha(Image.fromarray(known.astype(np.uint8) * np.uint8(255)))
+    values = np.nan_to_num(values, nan=span[0])
+    colours = Image.open(io.BytesIO(picture(values, span))).convert("RGBA")
+    strength = np.clip((values - span[0]) / max(span[1] - span[0], 1e-12), 0, 1)
+    colours.putalpha(Image.fromarray(np.rint(255 * np.minimum(1.6 * strength, 1)).astype(np.uint8)))
     return png(colours)
 
 

@@ -18,11 +18,18 @@ from normalcy.results.folder import ResultsFolder
 __all__ = ["MOST", "Plan", "estimate", "of"]
 
 
+def possible(read: ResultsFolder) -> bool:
+    """Whether the flags divide the images, so that there are rates to estimate."""
+    flagged = read.flagged
+    decided = bool((flagged >= 0).all()) and 0 < int((flagged == 1).sum()) < len(flagged)
+    return decided and bool(np.isfinite(read.scores).all())
+
+
 def of(read: ResultsFolder, folder: Path, write: bool = True) -> Plan | None:
     """The draws of a results folder: those written before, else new ones. None where the flags do not divide the images."""
-    flagged = read.flagged
-    if (flagged < 0).any() or not 0 < int((flagged == 1).sum()) < len(flagged) or not np.isfinite(read.scores).all():
+    if not possible(read):
         return None
+    flagged = read.flagged
     path = folder / TABLE
     if path.exists():
         return read_plan(path)

@@ -76,7 +76,7 @@ def make_app(review: Review, *, token: str, hosts: set[str], reviewer: str) -> G
         Route("/api/order", _json(lambda request: _order(review))),
         Route("/api/estimates", _json(lambda request: review.estimates())),
         Route("/api/agreement", _json(lambda request: {} if review.blind else review.agreement())),
-        Route("/thumb/{image:int}", _bytes("image/png", lambda r, i: review.thumbnail(i))),
+        Route("/thumb/{image:int}", _bytes("image/png", lambda r, i: _thumbnail(review, i))),
         Route("/about/{image:int}", _json(lambda request: _about(review, request.path_params["image"], request))),
         Route("/image/{image:int}/{kind}", _image(review)),
         Route("/mask/{image:int}", _mask(review)),
@@ -258,6 +258,14 @@ def _facts(review: Review, reviewer: str, writer: Writer | None) -> dict[str, An
         "missing": {name: text for name, text in VENDOR.items() if f"vendor/{name}" not in there},
         "fault": "" if writer is None else writer.fault,
     }
+
+
+def _thumbnail(review: Review, i: int) -> bytes:
+    """Nothing to see where the image is not there: the queue has its name."""
+    try:
+        return review.thumbnail(i)
+    except (NormalcyError, OSError):
+        return pixels.png(Image.new("LA", (1, 1)))
 
 
 def _rows(review: Review) -> Answer:

@@ -127,7 +127,7 @@ class Review:
             "notice": NOTICE if run.data.medical else "",
             "read_only": self.read_only,
             "blind": self.blind,
-            "informative": self.sampling is not None,
+            "informative": self.slides is None and plan.possible(self.read),
         }
         if self.blind:
             facts |= dict.fromkeys(("threshold", "rule", "guaranteed", "pixel_threshold", "map_range"))

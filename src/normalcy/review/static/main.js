@@ -6,7 +6,7 @@ import { HEAT } from "./colour.js";
 import { KEYS, actionOf } from "./keys.js";
 import { List, ordered } from "./queue.js";
 import { SlideView } from "./slide.js";
-import { Threshold, percent, short, wilson } from "./stats.js";
+import { Threshold, brief, percent, short, wilson } from "./stats.js";
 import { Viewer } from "./viewer.js";
 import { VolumeView } from "./volume.js";
 
@@ -99,9 +99,9 @@ function fillItem(item, image) {
   const name = element("span", { class: "name", title: app.rows.path[image] }, element("bdi", {}, app.rows.path[image]));
   const meta = [];
   if (!hidden() && app.rows.score) meta.push(element("span", { class: flaggedNow(image) ? "flag" : "" }, `${flaggedNow(image) ? "⚑ " : ""}${short(app.rows.score[image] ?? NaN)}`));
-  if (!hidden() && app.rows.p) meta.push(element("span", {}, `p ${short(app.rows.p[image] ?? NaN)}`));
   const kind = mine?.type || (mine?.note ? "✎" : "");
   if (kind) meta.push(element("span", { class: "type" }, kind));
+  if (!hidden() && app.rows.p) meta.push(element("span", {}, `p ${brief(app.rows.p[image] ?? NaN)}`));
   const sign = { normal: "N", anomalous: "A", unsure: "?" };
   let mark = "";
   if (mine) mark = element("span", { class: `verdict-mark ${mine.verdict}`, title: mine.verdict }, sign[mine.verdict]);
@@ -166,7 +166,7 @@ function use(chosen) {
 }
 
 function showEmpty(text) {
-  $("empty").replaceChildren(element("p", {}, text), app.facts.about_inputs ? element("p", { class: "soft" }, app.facts.about_inputs) : "");
+  $("empty").replaceChildren(element("p", {}, sentence(text)));
   $("empty").hidden = false;
 }
 
@@ -370,7 +370,7 @@ function drawAbout() {
   if (!hidden()) {
     if (rows.score) row(app.facts.results.length > 1 ? `Score, ${app.facts.methods[0]}` : "Score", `${short(rows.score[current] ?? NaN)}${flaggedNow(current) ? " · flagged" : ""}`);
     (rows.others || []).forEach((other, k) => row(`Score, ${app.facts.methods[k + 1]}`, short(other[current] ?? NaN)));
-    if (rows.p) row("p-value", short(rows.p[current] ?? NaN));
+    if (rows.p) row("p-value", brief(rows.p[current] ?? NaN));
     if (rows.label?.[current] >= 0) row("Known label", `${rows.label[current] ? "anomalous" : "normal"}${rows.type?.[current] ? `, ${rows.type[current]}` : ""}`);
     if (rows.case?.[current]) row("Case", rows.case[current]);
     for (const [name, one] of decisions.get(current) || []) if (name !== app.reviewer && one.verdict) row(name, `${one.verdict}${one.type ? `, ${one.type}` : ""}${one.blind ? " (blind)" : ""}`);
@@ -564,6 +564,7 @@ async function changeReviewer(name, blind) {
   await saveMarks();
   if (viewer) viewer.markSaved();
   app.reviewer = clean; app.blind = blind || app.facts.blind;
+  viewers.slide.facts && viewers.slide.draw();
   undone.length = 0; drafts.clear(); decisions.clear(); last = 0;
   if (!app.facts.blind) $("order").value = app.blind ? "random" : $("order").value;
   await poll();

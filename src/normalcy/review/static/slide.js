@@ -43,7 +43,7 @@ export class SlideView {
   }
 
   views() {
-    return [["input", "Slide", "I"], ...(this.facts?.heat ? [["overlay", "Overlay", "O"], ["map", "Map", "M"]] : [])];
+    return [["input", "Slide", "I"], ...(this.facts?.heat && !this.app.blind ? [["overlay", "Overlay", "O"], ["map", "Map", "M"]] : [])];
   }
   shown() { return this.views().some(([id]) => id === this.view) ? this.view : "input"; }
   setView(id) { this.view = id; this.draw(); }
@@ -55,6 +55,7 @@ export class SlideView {
 
   draw() {
     this.heat?.setOpacity(this.#opacity());
+    this.osd?.world.getItemAt(0)?.setOpacity(this.shown() === "map" ? 0.12 : 1);
     if (this.svg) this.svg.style.display = this.app.contours ? "" : "none";
   }
 
@@ -88,7 +89,7 @@ export class SlideView {
   goTo({ box: [left, top, right, bottom] }) {
     const margin = 1.2 * Math.max(right - left, bottom - top, 300);
     const wide = right - left + 2 * margin, tall = bottom - top + 2 * margin;
-    this.osd.viewport.fitBounds(this.osd.viewport.imageToViewportRectangle(left - margin, top - margin, wide, tall));
+    this.osd.viewport.fitBounds(this.osd.world.getItemAt(0).imageToViewportRectangle(left - margin, top - margin, wide, tall));
   }
 
   setTool() {} brushSize() {} undo() {} redo() {} clear() {} cancel() { return false; }

@@ -9,6 +9,8 @@ export function wilson(k, n) {
 }
 
 export const percent = (x) => (!Number.isFinite(x) ? "–" : x === 0 || x >= 0.1 ? `${(100 * x).toFixed(x === 0 || x === 1 ? 0 : 1)} %` : `${(100 * x).toPrecision(2)} %`);
+/** A p-value in two digits. */
+export const brief = (p) => (!Number.isFinite(p) ? "–" : p >= 0.1 ? p.toFixed(2) : p.toPrecision(2));
 export const short = (x) => (!Number.isFinite(x) ? "–" : Math.abs(x) >= 1e5 || (Math.abs(x) < 1e-3 && x !== 0) ? x.toExponential(2) : Number(x.toPrecision(4)).toString());
 
 export class Threshold {
@@ -18,7 +20,6 @@ export class Threshold {
     this.labelOf = labelOf; this.onChange = onChange;
     const known = scores.filter((s) => s !== null);
     this.sorted = Float64Array.from(known).sort();
-    this.ascending = this.sorted;
     const n = this.sorted.length;
     this.low = this.sorted[0]; this.high = this.sorted[n - 1];
     const tail = this.sorted[Math.floor(0.995 * (n - 1))], median = this.sorted[Math.floor(n / 2)];
@@ -26,8 +27,11 @@ export class Threshold {
     this.top = this.cut ?? this.high;
     if (start !== null && start !== undefined) this.top = Math.max(this.top, start);
     if (!(this.top > this.low)) this.top = this.low + 1;
+    const margin = 0.03 * (this.top - this.low); // so that marks at the ends are whole
+    this.low -= margin; this.top += margin;
+    this.high = Math.max(this.high, this.top);
     this.byScore = scores.map((s, i) => [s, i]).filter(([s]) => s !== null).sort((a, b) => a[0] - b[0]);
-    this.value = start ?? this.sorted[Math.floor(0.95 * (n - 1))];
+    this.value = start ?? this.high; // without a threshold nothing is flagged
     this.#listen();
   }
 
@@ -35,7 +39,7 @@ export class Threshold {
   x(value) { return ((value - this.low) / (this.top - this.low)) * this.canvas.clientWidth; }
 
   set(value) {
-    this.value = Math.max(this.low - 1e-12, Math.min(this.high, value));
+    this.value = Math.max(this.low, Math.min(this.high, value));
     this.onChange(this.value);
     this.draw();
   }
@@ -95,8 +99,8 @@ export class Threshold {
     c.beginPath(); c.moveTo(0, base + 0.5); c.lineTo(width, base + 0.5); c.stroke();
     c.fillStyle = style.getPropertyValue("--soft");
     c.font = "11px system-ui, sans-serif";
-    c.fillText(short(this.low), 2, height - 5);
-    const end = (this.cut ? "≥ " : "") + short(this.top);
+    c.fillText(short(this.sorted[0]), 2, height - 5);
+    const end = (this.cut ? "≥ " : "") + short(this.cut ? this.top : this.sorted.at(-1));
     c.fillText(end, width - c.measureText(end).width - 2, height - 5);
     if (this.start !== null && this.start !== undefined) {
       c.setLineDash([3, 3]); c.strokeStyle = style.getPropertyValue("--soft");

@@ -59,6 +59,7 @@ export class Viewer {
   }
 
   views() {
+    if (this.app.blind) return VIEWS.slice(0, 1);
     const has = (kind) => this.kinds?.includes(kind);
     const there = VIEWS.filter(([id]) => (id === "overlay" ? has("map") && this.arrays.input
       : id === "difference" ? this.arrays.input && this.arrays.restored : id === "input" ? true : has(id)));
@@ -235,10 +236,11 @@ export class Viewer {
     context.font = `600 ${size}px system-ui, sans-serif`;
     context.textAlign = "left";
     regions.forEach((region, n) => {
-      const x = region.box[2] + 1 + 2 / t.scale, y = region.box[1] + size;
+      const text = String(n + 1), wide = context.measureText(text).width;
+      const x = Math.min(region.box[2] + 1 + 2 / t.scale, this.width - wide - 3 / t.scale), y = region.box[1] + size;
       context.lineWidth = 3 / t.scale; context.strokeStyle = "rgb(0 0 0 / .75)";
-      context.strokeText(n + 1, x, y);
-      context.fillStyle = "#35d0ba"; context.fillText(n + 1, x, y);
+      context.strokeText(text, x, y);
+      context.fillStyle = "#35d0ba"; context.fillText(text, x, y);
     });
   }
 

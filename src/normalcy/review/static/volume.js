@@ -28,18 +28,18 @@ export class VolumeView {
     this.module = await import("./vendor/niivue.js");
     const { Niivue } = this.module;
     this.nv = new Niivue({
-      backColor: [0.047, 0.055, 0.063, 1], crosshairColor: [0.21, 0.82, 0.73, 0.9], crosshairWidth: 1, show3Dcrosshair: true,
+      backColor: [0.047, 0.055, 0.063, 1], crosshairColor: [0.21, 0.82, 0.73, 0.75], crosshairWidth: 0.4, show3Dcrosshair: true,
       isRadiologicalConvention: true, isColorbar: false, multiplanarForceRender: false, dragAndDropEnabled: false, isHighResolutionCapable: true,
-      penValue: 1, maxDrawUndoBitmaps: 1, isSimpleCrosshair: false, logLevel: "error", textHeight: 0.03, isOrientationTextVisible: true,
+      penValue: 1, maxDrawUndoBitmaps: 1, isSimpleCrosshair: false, logLevel: "error", textHeight: 0.05, fontMinPx: 14, isOrientationTextVisible: true, multiplanarPadPixels: 6,
     });
     await this.nv.attachToCanvas(this.canvas, false);
     const { nv } = this;
-    nv.opts.multiplanarShowRender = this.module.SHOW_RENDER?.NEVER ?? 0;
+    nv.opts.multiplanarShowRender = this.module.SHOW_RENDER?.AUTO ?? 2; // in the empty quarter
     nv.onLocationChange = (data) => this.app.readout(this.#where(data));
     nv.onDrawingChanged = () => this.#stroke();
     nv.onIntensityChange = () => { this.app.windowChanged(); };
     nv.setDrawOpacity(0.55);
-    nv.setDrawColormap?.({ R: [0, 60], G: [0, 122], B: [0, 255], A: [0, 255], labels: ["", "marked"] });
+    nv.setDrawColormap?.({ R: [0, 90], G: [0, 165], B: [0, 255], A: [0, 255], labels: ["", "marked"] });
   }
 
   async open(image, about, hasMask) {
@@ -74,6 +74,7 @@ export class VolumeView {
   }
 
   views() {
+    if (this.app.blind && this.loaded?.input) return [["input", "Input", "I"]];
     const has = (kind) => this.loaded?.[kind];
     const there = [["input", "Input", "I"], ["restored", "Restored", "R"], ["map", "Map", "M"], ["overlay", "Overlay", "O"], ["uncertainty", "Uncertainty", "Y"]];
     return there.filter(([id]) => (id === "overlay" ? has("map") && has("input") : has(id)));
