@@ -3,8 +3,8 @@
     python hatch_build.py
 
 They come from the npm registry: of pinned versions, verified, unchanged. The registry is npm's own setting
-(``npm_config_registry``, ``.npmrc``), else the public one. Nothing is written unless every checksum is right. Without a network the
-build goes on, and the page shows images alone.
+(``npm_config_registry``, ``.npmrc``), else the public one. Nothing is written unless every checksum is right. Without a network
+the build goes on, and the page shows images alone.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def read_labels(place: Path | str, results: Path | None = None) -> Labels:
                 raise DataError(
                     f"{file}: line {reader.line_num} has the label {cell['label'][:20]!r}, expected 0, 1 or none."
                 )
-            mask = inside(file.parent, cell["mask"]) if cell["mask"] else None
+            mask = file.parent / cell["mask"] if cell["mask"] else None
             image = cell["image"] or cell["path"]
             rows.append(Label(cell["path"], image, LABELS.get(word), cell["type"], mask, cell["case"]))
     except csv.Error as error:

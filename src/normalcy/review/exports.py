@@ -57,7 +57,7 @@ def export(review: Review, name: str, out: Path, *, overwrite: bool = False) -> 
         nonlocal written
         written = FORMATS[name](review, folder, list(_reviewed(review, failed)), failed)
         if not written:
-            first = f": {failed[0].path}: {failed[0].reason}" if failed else "; decide some first."
+            first = f": {failed[-1].path}: {failed[-1].reason}" if failed else "; decide some first."
             raise DataError(f"{review.folder}: there is no image to write as {name}{first}")
 
     write_folder(out, fill, overwrite)

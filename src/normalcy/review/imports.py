@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from normalcy.arrays import Mask
 from normalcy.data.polygons import read_annotations
 from normalcy.errors import DataError
-from normalcy.files import inside, read_bytes
+from normalcy.files import read_bytes
 from normalcy.results.labels import LARGEST, read_any_mask, read_labels
 from normalcy.review import masks
 from normalcy.review.session import Review
@@ -63,7 +63,7 @@ def _decisions(review: Review, file: Path) -> Iterator[tuple[Decision, Mask | No
             mask = cell.pop("mask")
             yield (
                 Decision(**cell, blind=row.get("blind") == "1"),
-                read_any_mask(inside(file.parent, mask)) if mask else None,
+                masks.read(file.parent, mask) if mask else None,
             )
         return
     for one in read_labels(file).rows:

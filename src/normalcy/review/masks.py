@@ -10,6 +10,7 @@ import numpy as np
 from normalcy.arrays import Mask
 from normalcy.data.images import write_image
 from normalcy.data.volumes import Space, write_volume
+from normalcy.errors import DataError, SettingsError
 from normalcy.files import inside, remove
 from normalcy.results.labels import read_any_mask
 from normalcy.results.names import NIFTI, named
@@ -39,4 +40,8 @@ def write(folder: Path, name: str, mask: Mask, space: Space | None) -> str:
 
 def read(folder: Path, name: str) -> Mask:
     """(*spatial). Raises DataError where it cannot be read."""
-    return read_any_mask(inside(folder, name))
+    try:
+        path = inside(folder, name)
+    except SettingsError:
+        raise DataError(f"{name!r} leads out of {folder}: it is not read.") from None
+    return read_any_mask(path)
