@@ -59,7 +59,7 @@ def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     nibabel = pytest.importorskip("nibabel")
     from normalcy.data.dataset import DataSet, Item
     from normalcy.results.predict import predict
-    from normalcy.results.run import MapRange, Model, Run, Scored
+    from normalcy.results.run import MapRange, Model, Run, Scored, Thresholds
     from normalcy.scoring import Result
 
     root = tmp_path_factory.mktemp("volumes")
@@ -95,11 +95,8 @@ def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     span: MapRange = (0.0, 8.0)
     spec = str(root / "data")
-    run = Run(
-        Model("zscore"),
-        Scored("heads", spec=spec, base="/", fingerprint=data.fingerprint(), medical=True),
-        map_range=span,
-    )
+    about = Scored("heads", spec=spec, base="/", fingerprint=data.fingerprint(), medical=True)
+    run = Run(Model("zscore"), about, Thresholds(pixel_threshold=1.0), map_range=span)
     predict(scored(), run, data, root / "results")
     return root
 

@@ -191,6 +191,7 @@ def _bound(port: int | None) -> socket.socket:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind(("127.0.0.1", number))
+            listening.listen()  # now, so that the page can be opened before the server runs
             return listening
         except (OSError, OverflowError) as error:
             listening.close()

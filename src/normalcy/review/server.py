@@ -344,6 +344,9 @@ def _about(review: Review, i: int, request: Request) -> dict[str, Any]:
     if volume:
         peak = review.peak(i)
         facts |= {"peak": None if peak is None else list(peak), "size": list(review.spatial(i))}
+        space = review.space(i)
+        if space is not None:
+            facts["affine"] = pixels.canonical_affine(space)[:3].tolist()
         try:
             facts["window"] = list(review.window(i))
         except DataError:

@@ -87,7 +87,7 @@ export class SlideView {
   }
 
   goTo({ box: [left, top, right, bottom] }) {
-    const margin = 1.2 * Math.max(right - left, bottom - top, 300);
+    const margin = 0.8 * Math.max(right - left, bottom - top, 100);
     const wide = right - left + 2 * margin, tall = bottom - top + 2 * margin;
     this.osd.viewport.fitBounds(this.osd.world.getItemAt(0).imageToViewportRectangle(left - margin, top - margin, wide, tall));
   }
@@ -104,6 +104,11 @@ function library() {
   loading ??= new Promise((done, failed) => {
     const script = document.createElement("script");
     script.src = "/static/vendor/openseadragon.js";
+    // It adds a style of its own, which the content security policy refuses, unless there is an element of this name with this
+    // mark; one that is none of HTML's holds no style.
+    const style = document.createElementNS("urn:normalcy", "style");
+    style.setAttribute("data-openseadragon-mobile-css", "none");
+    document.head.append(style);
     script.onload = done; script.onerror = () => failed(new Error("openseadragon.js cannot be loaded."));
     document.head.append(script);
   });

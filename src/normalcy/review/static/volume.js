@@ -43,7 +43,7 @@ export class VolumeView {
   }
 
   async open(image, about, hasMask) {
-    const { kinds, peak, size, window } = await about;
+    const { kinds, peak, size, window, affine } = await about;
     await this.#start();
     const saved = hasMask ? await getMask(image, this.app.reviewer) : null;
     const wanted = ["input", "restored", "map", "uncertainty"].filter((kind) => kinds.includes(kind));
@@ -55,7 +55,7 @@ export class VolumeView {
     if (!loaded.input && !loaded.map) throw new Error("Neither the volume nor its map is there.");
     return () => {
       const { nv } = this;
-      this.image = image; this.kinds = kinds; this.size = size; this.peak = peak; this.loaded = loaded;
+      this.image = image; this.kinds = kinds; this.size = size; this.peak = peak; this.affine = affine; this.loaded = loaded;
       for (const old of [...nv.volumes]) nv.removeVolume(old);
       const base = loaded.input || loaded.map;
       if (window && loaded.input) [loaded.input.cal_min, loaded.input.cal_max] = window;
@@ -144,7 +144,8 @@ export class VolumeView {
   #where(data) {
     const [x, y, z] = data.vox, k = this.#index(x, y, z), parts = [];
     for (const [kind, name] of [["input", ""], ["map", "map "]]) if (this.loaded?.[kind]) parts.push(name + short(this.loaded[kind].img[k]));
-    return `x ${x}  y ${y}  z ${z}   ${[...data.mm].slice(0, 3).map((n) => n.toFixed(1)).join(" ")} mm   ${parts.join("   ")}`;
+    const mm = this.affine.map(([a, b, c, d]) => (a * x + b * y + c * z + d).toFixed(1)); // of the voxel's centre
+    return `x ${x}  y ${y}  z ${z}   ${mm.join(" ")} mm   ${parts.join("   ")}`;
   }
 
   #index(x, y, z) { const [, ny, nx] = this.size; return x + nx * (y + ny * z); }
