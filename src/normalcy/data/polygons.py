@@ -277,8 +277,8 @@ def _coco(content: Mapping[str, Any]) -> list[Annotated]:
         elif of:
             shape = Shape(kind, tuple(_points(np.reshape(np.asarray(ring, np.float64), (-1, 2))) for ring in of))
         else:
-            x, y, width, height = (float(n) for n in one["bbox"])
-            shape = Shape(kind, (_box(x, y, x + width, y + height),))
+            x, y, wide, tall = (float(n) for n in one["bbox"])
+            shape = Shape(kind, (_box(x, y, x + wide, y + tall),))
         shapes.setdefault(one["image_id"], []).append(shape)
     return [
         Annotated(str(one["file_name"]), sizes[one["id"]], tuple(shapes.get(one["id"], ())))

@@ -150,7 +150,8 @@ class Store:
             if self._database is None:
                 return []
             rows = self._database.execute(text, values).fetchall()
-        return [Decision(*row[:6], bool(row[6]), *row[7:]) for row in rows]
+        names = [f.name for f in fields(Decision)]
+        return [Decision(**{**dict(zip(names, row)), "blind": bool(row[names.index("blind")])}) for row in rows]
 
 
 def folder_of(reviewer: str) -> str:
