@@ -285,8 +285,17 @@ class DrawnRates:
 
     @classmethod
     def of(cls, found: metrics.Rates) -> DrawnRates:
-        rates = (found.precision, found.recall, found.false_positive_rate, found.anomalous)
-        return cls(*(Interval(one.value, one.low, one.high) for one in rates), found.draws, found.images)
+        def interval(one: metrics.Estimate) -> Interval:
+            return Interval(one.value, one.low, one.high)
+
+        return cls(
+            interval(found.precision),
+            interval(found.recall),
+            interval(found.false_positive_rate),
+            interval(found.anomalous),
+            found.draws,
+            found.images,
+        )
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ class Writer:
     """Writes the tables beside the server: after a decision at once, after many as soon as the last writing ended."""
 
     def __init__(self, store: Store, known: Callable[[str], Known]) -> None:
-        self._work = lambda: write_labels(store, known)
+        self._store, self._known = store, known
         self._wanted, self._stopped = threading.Event(), False
         self.fault = ""
         """Why the tables could not be written."""
@@ -124,7 +124,7 @@ class Writer:
             self._wanted.wait()
             self._wanted.clear()
             try:
-                self._work()
+                write_labels(self._store, self._known)
                 self.fault = ""
             except OSError as error:  # a full disk: the decisions themselves are in the database
                 self.fault = str(error)

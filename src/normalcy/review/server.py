@@ -304,7 +304,9 @@ def _decide(review: Review, writer: Writer | None) -> Answer:
             raise DataError("the decision is too long.")
         try:
             words = json.loads(head)
-            texts = {name: str(words.get(name, "")) for name in ("verdict", "type", "note", "reviewer")}
+            verdict, kind, note, reviewer = (
+                str(words.get(name, "")) for name in ("verdict", "type", "note", "reviewer")
+            )
         except (ValueError, AttributeError, RecursionError):
             raise DataError("a decision is a line of JSON, perhaps with a mask after it.") from None
         i = request.path_params["image"]
@@ -312,7 +314,7 @@ def _decide(review: Review, writer: Writer | None) -> Answer:
             raise DataError("there is no such image.")
         mask = rest if words.get("mask") else None
         blind = review.blind or bool(words.get("blind"))
-        one = Decision(review.read.paths[i], blind=blind, **texts)
+        one = Decision(review.read.paths[i], reviewer, verdict, kind, note, blind=blind)
         written = await _in_thread(lambda: review.decide(one, mask))
         if writer is not None:
             writer.changed()

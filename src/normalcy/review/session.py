@@ -8,6 +8,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,7 +82,9 @@ class Review:
         self._slide_files: dict[int, Slide] = {}
         self._cache = _Cache(IN_MEMORY)
         self._thumbs = _Cache(IN_MEMORY // 4)
-        self._opened, self._data, self._of_item = threading.Event(), None, {}
+        self._opened = threading.Event()
+        self._data: DataSet | None = None
+        self._of_item: dict[str, int] = {}
         self.about_inputs = ""
         if self.slides is None:
             threading.Thread(target=self._open, args=(data,), name="inputs", daemon=True).start()
@@ -195,7 +198,8 @@ class Review:
         """Where the voxels of a volume lie; by its map where the image itself is not there."""
         path = self.read.file("maps", i, *MAPS)
         if path is not None and path.name.endswith(NIFTI):
-            return self._cache.get(("space", i), lambda: volume_space(read_bytes(path), path.name), 1000)
+            space: Space = self._cache.get(("space", i), lambda: volume_space(read_bytes(path), path.name), 1000)
+            return space
         place = self._place(i)
         return None if place is None or self._data is None else self._data.space(place)
 
@@ -215,7 +219,8 @@ class Review:
             raise DataError("this review is blind: scores and maps are hidden.")
         if kind == "mask":
             return self.mask(i, reviewer)
-        return self._cache.get((kind, i, result), lambda: self._array(i, kind, result))
+        array: Array = self._cache.get((kind, i, result), lambda: self._array(i, kind, result))
+        return array
 
     def image(self, i: int, kind: str, result: int = 0, reviewer: str = "", channel: int | None = None) -> Shown:
         """The array of a 2D image as it is drawn."""
@@ -257,7 +262,8 @@ class Review:
         """A small PNG; of the input, or else of the map."""
         if not 0 <= i < len(self.read):
             raise DataError("there is no such image.")
-        return self._thumbs.get(("thumb", i), lambda: self._thumbnail(i))
+        thumbnail: bytes = self._thumbs.get(("thumb", i), lambda: self._thumbnail(i))
+        return thumbnail
 
     def mask(self, i: int, reviewer: str) -> Mask:
         """The mask that a reviewer drew. Raises DataError where there is none."""
@@ -270,7 +276,7 @@ class Review:
         """(H, W) or (z, y, x) of an image."""
         for kind in ("map", "input", "restored"):
             try:
-                whole = self._cache.get((kind, i, 0), lambda kind=kind: self._array(i, kind, 0))
+                whole: Array = self._cache.get((kind, i, 0), partial(self._array, i, kind, 0))
             except DataError:
                 continue
             return whole.shape if kind == "map" else whole.shape[1:] if whole.ndim > 2 else whole.shape
@@ -482,14 +488,14 @@ class Review:
         path = self.slide_file(i, "regions.geojson")
         if path is None:
             return []
-        found = []
+        found: list[dict[str, Any]] = []
         try:
             for one in json.loads(read_text(path))["features"]:
                 ring = [[float(x), float(y)] for x, y in one["geometry"]["coordinates"][0]]
                 found.append({"ring": ring, "peak": float(one["properties"]["measurements"]["largest"])})
         except (ValueError, KeyError, TypeError, IndexError):
             raise DataError("the regions of the slide are damaged; score it again.") from None
-        return sorted(found, key=lambda one: -float(one["peak"]))[:500]
+        return sorted(found, key=lambda one: -one["peak"])[:500]
 
 
 def kappa(counts: Sequence[Sequence[int]]) -> float:
