@@ -13,11 +13,12 @@ from runner import Run
 
 from normalcy import load
 from normalcy.data.images import read_mask
+from normalcy.data.open import open_data
 from normalcy.errors import DataError
 from normalcy.metrics import auroc
 from normalcy.results.evaluate import evaluate
 from normalcy.results.folder import read_results
-from normalcy.results.labels import open_review, trace
+from normalcy.results.labels import open_review
 from normalcy.review import masks
 from normalcy.review.labels import write_labels
 from normalcy.review.session import Review
@@ -136,8 +137,6 @@ def test_a_review_is_data(judged: Path, made: Path):
 
 def test_labels_csv_is_a_table(judged: Path):
     """Also without its results folder: it names the files."""
-    from normalcy.data.open import open_data
-
     data = open_data(judged / "review/labels.csv")
     assert data.labels.tolist() == TRUTH[:24]
     assert data.read(0).shape == (1, 48, 64)
@@ -184,10 +183,12 @@ def test_settings_chosen_by_a_review(judged: Path, made: Path, tmp_path: Path, r
     select = ["select", made / "data", "--anomalies", judged / "review", "--method", "pca", "--set", "size=32"]
     run.good(*select, "--trials", "2", "--try", "components=4|16", "--out", tmp_path / "choice")
     chosen = json.loads((tmp_path / "choice/select.json").read_text())["chosen_on"]
-    assert chosen == sorted(trace(f"{k:02d}.png") for k in range(24) if TRUTH[k])
+    line = open_data(str(made / "line"))
+    assert chosen == sorted(line.trace(k) for k in range(24) if TRUTH[k])
     run.good("fit", made / "data", "--config", tmp_path / "choice/best.toml", "--out", tmp_path / "model")
     run.good("score", tmp_path / "model", made / "line", "--out", tmp_path / "again")
-    assert set(chosen) <= set(json.loads((tmp_path / "again/run.json").read_text())["chosen_on"])
+    wanted = [f"{k:02d}.png" for k in range(24) if TRUTH[k]]
+    assert json.loads((tmp_path / "again/run.json").read_text())["chosen_on"] == wanted
     assert load(tmp_path / "model").facts["data"]["chosen_on"] == chosen
     with pytest.raises(DataError, match="has no labels"):
         evaluate(tmp_path / "again")
@@ -199,6 +200,13 @@ def test_settings_chosen_by_a_review(judged: Path, made: Path, tmp_path: Path, r
     with pytest.raises(DataError, match="all 8 images with a label chose the settings or the threshold"):
         evaluate(tmp_path / "again", labels=only)
     assert "chose the settings or the threshold" in run.said("evaluate", tmp_path / "again", "--labels", only)
+    # under other names, too; other images under the same names are test images
+    (tmp_path / "renamed").mkdir()
+    for k in range(0, 30, 3):
+        shutil.copy(made / f"line/{k:02d}.png", tmp_path / f"renamed/x{k:02d}.png")
+        shutil.copy(made / f"data/{k:02d}.png", tmp_path / f"renamed/{k:02d}.png")
+    run.good("score", tmp_path / "model", tmp_path / "renamed", "--out", tmp_path / "third")
+    assert json.loads((tmp_path / "third/run.json").read_text())["chosen_on"] == [f"x{name}" for name in wanted]
 
 
 def test_a_threshold_chosen_by_a_review(judged: Path, made: Path, tmp_path: Path, run: Run):

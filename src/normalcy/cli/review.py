@@ -114,7 +114,6 @@ def calibrate(
 
     from normalcy.detector import load
     from normalcy.model_folder import is_exported
-    from normalcy.results.labels import traces
 
     if is_exported(model):
         raise SettingsError(f"{model} is an exported graph: calibrate the model it came from, then export that again.")
@@ -129,7 +128,7 @@ def calibrate(
     failed = detector.calibrate(normal)
     if false_alarms is not None:
         detector.decision = replace(detector.decision, false_alarms=false_alarms)
-    detector.calibrated_on(normal, traces(normal.items))
+    detector.calibrated_on(normal)
     detector.save(out, overwrite)
     for failure in failed:
         complain(f"Skipped {failure.path}: {failure.reason}")

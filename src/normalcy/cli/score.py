@@ -146,8 +146,8 @@ def _decide(
     false_alarms: float | None,
     data: DataSet,
 ) -> tuple[Decision | None, tuple[str, ...]]:
-    """The decision, and traces of the images that chose it."""
-    from normalcy.results.labels import shared, traces
+    """The decision, and the paths of images to score that choose it."""
+    from normalcy.results.labels import shared
 
     if rule == "false_alarms":
         return detector.decide(false_alarms), ()
@@ -165,4 +165,4 @@ def _decide(
         )
     if both:
         complain(f"Note: {len(both)} of the images scored choose the threshold; evaluate does not count them.")
-    return detector.decide_on(images, rule), traces([*images.items, *(data.items[i] for i in both)])
+    return detector.decide_on(images, rule), tuple(data.items[i].path for i in both)

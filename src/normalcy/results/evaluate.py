@@ -20,7 +20,7 @@ from normalcy.errors import DataError
 from normalcy.results.drawn import TABLE as DRAWS
 from normalcy.results.drawn import estimate, read_plan
 from normalcy.results.folder import MAPS, ResultsFolder, read_results
-from normalcy.results.labels import Labels, read_labels, trace, with_labels
+from normalcy.results.labels import Labels, read_labels, with_labels
 from normalcy.results.metrics import (
     AUPRO,
     METRICS,
@@ -130,7 +130,7 @@ def _test_images(read: ResultsFolder, known: Indices) -> tuple[Indices, int]:
     chosen_on = set(read.run.chosen_on)
     if not chosen_on:
         return known, 0
-    kept = np.array([i for i in known if trace(read.paths[i]) not in chosen_on], np.intp)
+    kept = np.array([i for i in known if read.paths[i] not in chosen_on], np.intp)
     if not len(kept):
         raise DataError(
             f"{read.folder}: all {len(known)} images with a label chose the settings or the threshold of these results, so they "
@@ -151,7 +151,7 @@ def _drawn(read: ResultsFolder, table: Labels) -> DrawnRates | None:
     """Rates of all images, where the reviewed ones were drawn for that."""
     path = table.file.parent / DRAWS
     chosen_on = set(read.run.chosen_on)
-    if not path.exists() or any(trace(path) in chosen_on for path in read.paths):
+    if not path.exists() or chosen_on.intersection(read.paths):
         return None
     found = estimate(read_plan(path), read, {row.image: row.label for row in table.rows})
     return None if isinstance(found, str) else DrawnRates.of(found)

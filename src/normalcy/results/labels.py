@@ -7,16 +7,15 @@ A review folder, ``RESULTS/review``, has ``labels.csv``: a row for each reviewed
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from normalcy.arrays import Array, Mask
-from normalcy.data.dataset import DataSet, Item
+from normalcy.data.dataset import DataSet
 from normalcy.data.images import read_image, read_mask
 from normalcy.data.table import LABELS
 from normalcy.errors import DataError
@@ -198,13 +197,8 @@ def read_any_mask(path: Path | None) -> Mask:
     return read_mask(path)
 
 
-def trace(path: str) -> str:
-    """16 hexadecimal digits that stand for an image by its path: images that chose something are remembered by them."""
-    return hashlib.sha256(readable(path).encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-
 def chosen_on(config_file: Path | None) -> list[str]:
-    """Traces of the images that chose the settings of a TOML file which ``normalcy select`` wrote; none for other files."""
+    """Hashes of the images that chose the settings of a TOML file which ``normalcy select`` wrote; none for other files."""
     record = None if config_file is None else config_file.with_name("select.json")
     if record is None or not record.is_file():
         return []
@@ -212,10 +206,6 @@ def chosen_on(config_file: Path | None) -> list[str]:
     if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
         raise DataError(f"{record}: chosen_on is damaged; select the settings again.")
     return [str(one) for one in found]
-
-
-def traces(items: Iterable[Item]) -> tuple[str, ...]:
-    return tuple(sorted({trace(item.path) for item in items}))
 
 
 def shared(data: DataSet, other: DataSet) -> list[int]:

@@ -159,7 +159,7 @@ class Run:
     audit: AuditRun | None = field(default=None, metadata=ABSENT)
     """For an audit only."""
     chosen_on: tuple[str, ...] = field(default=(), metadata=ABSENT)
-    """Images, as hashes of their paths, whose labels chose the settings, the calibration or the threshold: no test images."""
+    """Paths of images whose labels chose the settings, the calibration or the threshold: no test images."""
 
 
 @dataclass(frozen=True)
@@ -207,13 +207,14 @@ def describe(
     split: str | None = None,
     chosen_on: Sequence[str] = (),
 ) -> Run:
-    """The run of scoring ``data``, before any image is scored. ``tile`` and ``decision`` as for the scores; ``chosen_on``: traces
-    of images that chose the decision (:func:`~normalcy.results.labels.trace`), to which those of the model are added."""
+    """The run of scoring ``data``, before any image is scored. ``tile`` and ``decision`` as for the scores; ``chosen_on``:
+    paths of images that chose the decision, to which those that chose the model's settings or calibration are added."""
     method = detector.method
     if method is None:
         raise SettingsError(f"The {detector.name} detector is not fitted yet: call fit() or load one.")
     calibration = None if tile and not detector.tiled else detector.calibration  # that of whole images
     settings = detector.all_settings()
+    by_model = [data.items[i].path for i in data.recognised(detector.facts["data"].get("chosen_on", ()))]
     return Run(
         model=Model(
             method=detector.name,
@@ -244,7 +245,7 @@ def describe(
         commit=commit(),
         device=f"{method.device} ({detector.engine})",
         versions=versions(),
-        chosen_on=tuple(sorted({*chosen_on, *detector.facts["data"].get("chosen_on", ())})),
+        chosen_on=tuple(sorted({readable(path) for path in (*chosen_on, *by_model)})),
     )
 
 

@@ -57,14 +57,11 @@ def _decisions(review: Review, file: Path) -> Iterator[tuple[Decision, Mask | No
     head = rows.fieldnames or []
     if "verdict" in head and "image" in head:  # decisions.csv: one row for each reviewer
         for row in rows:
-            cell = {
-                name: row.get(name) or "" for name in ("image", "reviewer", "verdict", "type", "note", "time", "mask")
-            }
-            mask = cell.pop("mask")
-            yield (
-                Decision(**cell, blind=row.get("blind") == "1"),
-                masks.read(file.parent, mask) if mask else None,
+            image, reviewer, verdict, kind, note, time, mask = (
+                row.get(name) or "" for name in ("image", "reviewer", "verdict", "type", "note", "time", "mask")
             )
+            decision = Decision(image, reviewer, verdict, kind, note, blind=row.get("blind") == "1", time=time)
+            yield decision, masks.read(file.parent, mask) if mask else None
         return
     for one in read_labels(file).rows:
         mask_here = read_any_mask(one.mask) if one.mask is not None and one.mask.exists() else None

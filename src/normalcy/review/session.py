@@ -384,10 +384,8 @@ class Review:
             if opened is not None:
                 self._of_item = {readable(item.path): k for k, item in enumerate(opened.items)}
                 if not any(path in self._of_item for path in self.read.paths):
-                    opened, about = (
-                        None,
-                        f"{opened.name} has none of the images that were scored; name another with --data.",
-                    )
+                    about = f"{opened.name} has none of the images that were scored; name another with --data."
+                    opened = None
             self._data, self.about_inputs = opened, about
         except (DataError, OSError) as error:
             self.about_inputs = str(error)

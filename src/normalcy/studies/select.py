@@ -36,7 +36,6 @@ from normalcy.files import make_folder
 from normalcy.methods import get
 from normalcy.metrics import auroc
 from normalcy.report.selection import write_selection
-from normalcy.results.labels import traces
 from normalcy.results.schema import Count, Rate, dumps
 from normalcy.results.writer import Writer
 from normalcy.settings import COMMON
@@ -98,7 +97,7 @@ class SelectionRecord:
     synthetic: bool
     trials: Count
     chosen_on: tuple[str, ...] = ()
-    """The anomalies, as hashes of their paths: no test images of a model with these settings."""
+    """The anomalies, as hashes of their content: no test images of a model with these settings."""
 
 
 @dataclass(frozen=True)
@@ -254,7 +253,9 @@ def select(
         normal=sum(map(len, normal_parts)),
         anomalies=sum(map(len, anomaly_parts[0])),
         synthetic=isinstance(anomalies, str),
-        chosen_on=() if isinstance(anomalies, str) else traces(item for p in anomaly_parts[0] for item in p.items),
+        chosen_on=()
+        if isinstance(anomalies, str)
+        else tuple(sorted(part.trace(i) for part in anomaly_parts[0] for i in range(len(part)))),
     )
     _write(out, selection, fixed)
     return selection
