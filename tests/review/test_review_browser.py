@@ -484,6 +484,17 @@ def test_a_phone(results: Path, opened: Open):
     assert len(decided(results)) == 1
 
 
+def test_a_volume_on_a_phone(volumes: Path, copy_of: Callable[[Path], Path], opened: Open):
+    """Nothing is wider than the screen, so that the verdicts are seen at its lower border."""
+    with serving([copy_of(volumes / "results")]) as address:
+        page = opened(address, width=375, height=740, has_touch=True, is_mobile=True)
+        page.wait_for_selector(f"#gl[data-open='{current(page)}']", state="attached")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 375
+        box = page.locator(".verdict.unsure").bounding_box()
+        assert box["y"] + box["height"] <= 740
+        assert box["x"] + box["width"] <= 375
+
+
 def test_names_focus_and_keys(results: Path, opened: Open):
     """Everything that can be pressed has a name, the focus is seen, and the page can be used without a mouse."""
     with serving([results]) as address:

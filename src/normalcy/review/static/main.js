@@ -101,7 +101,7 @@ function fillItem(item, image) {
   if (!hidden() && app.rows.score) meta.push(element("span", { class: flaggedNow(image) ? "flag" : "" }, `${flaggedNow(image) ? "⚑ " : ""}${short(app.rows.score[image] ?? NaN)}`));
   const kind = mine?.type || (mine?.note ? "✎" : "");
   if (kind) meta.push(element("span", { class: "type" }, kind));
-  if (!hidden() && app.rows.p) meta.push(element("span", {}, `p ${brief(app.rows.p[image] ?? NaN)}`));
+  if (!hidden() && app.rows.p && !kind) meta.push(element("span", {}, `p ${brief(app.rows.p[image] ?? NaN)}`));
   const sign = { normal: "N", anomalous: "A", unsure: "?" };
   let mark = "";
   if (mine) mark = element("span", { class: `verdict-mark ${mine.verdict}`, title: mine.verdict }, sign[mine.verdict]);
@@ -119,6 +119,7 @@ async function go(image, focusList = false) {
   const mine = ++opening;
   const chosen = await viewerOf(image);
   if (!chosen) { if (mine === opening) { settle(image); } return; }
+  if (chosen.kind === "volume") use(chosen); // WebGL starts on a canvas that has a size
   try {
     const apply = await chosen.open(image, aboutOf(image), Boolean(decisions.get(image)?.get(app.reviewer)?.mask));
     if (mine !== opening) return;
