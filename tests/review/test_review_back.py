@@ -16,6 +16,7 @@ from normalcy.data.images import read_mask
 from normalcy.data.open import open_data
 from normalcy.errors import DataError
 from normalcy.metrics import auroc
+from normalcy.report import write_report
 from normalcy.results.evaluate import evaluate
 from normalcy.results.folder import read_results
 from normalcy.results.labels import open_review
@@ -83,6 +84,7 @@ def test_other_places_of_labels(judged: Path, tmp_path: Path):
         "path,label\n" + "".join(f"{k:02d}.png,{'anomalous' if TRUTH[k] else 'good'}\n" for k in range(24))
     )
     assert {evaluate(judged, labels=table).image.auroc.value} == numbers
+    assert write_report(judged).exists()  # the labels of a table elsewhere are not looked for
     table.write_text("path,label\nelsewhere.png,1\n")
     with pytest.raises(DataError, match="none of its 1 images is in"):
         evaluate(judged, labels=table)

@@ -123,7 +123,7 @@ def with_labels(read: ResultsFolder, labels: Labels) -> ResultsFolder:
 def relabelled(read: ResultsFolder) -> ResultsFolder:
     """The results with the labels that their metrics were computed with: of a review, where ``evaluate --labels`` used it."""
     used = None if read.metrics is None else read.metrics.labels
-    if used is None:
+    if used is None or not inside(read.folder, used).is_file():  # a table elsewhere is not looked for
         return read
     return with_labels(read, read_labels(inside(read.folder, used)))
 
