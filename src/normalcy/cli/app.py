@@ -73,6 +73,7 @@ for command in (
     review.calibrate,
     results.dicom,
     score.slides,
+    score.merge,
     studies.compare,
     studies.select,
     studies.reproduce,

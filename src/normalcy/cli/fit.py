@@ -81,6 +81,7 @@ def fit(
     from normalcy.detector import Detector
     from normalcy.files import prepare_target, remove
     from normalcy.results.labels import chosen_on, read_labels, without_labelled
+    from normalcy.results.writer import refuse_inputs
 
     settings = training.settings(devices=devices, false_alarms=false_alarms)
     named = str(settings.pop("method", "patchcore"))
@@ -88,6 +89,7 @@ def fit(
     with prepare_target(out, overwrite):
         run = _run_folder(out, resume, overwrite)
         images = training.open(data)
+        refuse_inputs(out, images)
         excluded = 0
         if exclude is not None:
             # the split is drawn first, so that it is that of a fit to all images

@@ -68,6 +68,10 @@ Validation = Annotated[
     Option(help="Validation images (or RESULTS/review) for the other rules."),
 ]
 Tile = Annotated[bool, Option("--tile", help="Score large images in overlapping tiles instead of resizing them.")]
+OneShard = Annotated[
+    str | None, Option("--shard", metavar="K/N", help="Score part K of N only; normalcy merge joins the results.")
+]
+Shards = Annotated[list[Path], Argument(metavar="RESULTS...", help="Results folders of all shards.")]
 Maps = Annotated[bool, Option(help="Write anomaly maps and restored images.")]
 
 Slides = Annotated[list[Path], Argument(metavar="INPUTS", help="Whole-slide images, or folders of them.")]
@@ -221,7 +225,7 @@ def open_data(data: str, data_root: Path | None) -> DataSet:
         from normalcy.results.labels import is_review, open_review
 
         if is_review(data):
-            return open_review(Path(data), data_root)
+            return open_review(Path(data))
     return opening.open_data(data, data_root)
 
 

@@ -81,7 +81,7 @@ def review(
         opened = Review(results, slides=None if data is None else Path(data), read_only=read_only, blind=blind)
     else:
         source = None if data is None else lambda: o.open_data(data, data_root)
-        opened = Review(results, source, data_root=data_root, read_only=read_only, blind=blind)
+        opened = Review(results, source, read_only=read_only, blind=blind)
     try:
         if labels is not None:
             from normalcy.review.imports import import_decisions

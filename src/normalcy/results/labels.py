@@ -146,7 +146,7 @@ def without_labelled(data: DataSet, labels: Labels) -> tuple[DataSet, int]:
     return data.subset(kept), len(data) - len(kept)
 
 
-def open_review(place: Path, data_root: Path | None = None) -> DataSet:
+def open_review(place: Path) -> DataSet:
     """The reviewed images of a results folder as a data set, with the labels, types and masks of the review.
 
     The images are opened as they were for scoring (:func:`~normalcy.results.inputs.reopen`); images whose reviewers are unsure
@@ -155,7 +155,7 @@ def open_review(place: Path, data_root: Path | None = None) -> DataSet:
     labels = read_labels(place)
     results = labels.file.parent.parent
     read = read_results(results)
-    data, reason = reopen(read.run, data_root)
+    data, reason = reopen(read)
     if data is None:
         raise DataError(
             f"{labels.file}: its images are not found ({reason}); give {labels.file} itself if they are files."

@@ -55,7 +55,6 @@ class Review:
         data: Callable[[], DataSet] | None = None,
         *,
         slides: Path | None = None,
-        data_root: Path | None = None,
         read_only: bool = False,
         blind: bool = False,
     ) -> None:
@@ -78,7 +77,7 @@ class Review:
         self._others = [{path: i for i, path in enumerate(other.paths)} for other in self.results[1:]]
         if self._others and not any(path in self.places for path in self._others[0]):
             raise DataError(f"{folders[1]}: has no image of {first}; review results of the same images together.")
-        self._slide_folder, self._data_root = slides, data_root
+        self._slide_folder = slides
         self._slide_files: dict[int, Slide] = {}
         self._cache = _Cache(IN_MEMORY)
         self._thumbs = _Cache(IN_MEMORY // 4)
@@ -380,7 +379,7 @@ class Review:
                 opened: DataSet | None = data()
                 about = "Inputs: the data set that was given."
             else:
-                opened, about = reopen(self.read.run, self._data_root)
+                opened, about = reopen(self.read)
             if opened is not None:
                 self._of_item = {readable(item.path): k for k, item in enumerate(opened.items)}
                 if not any(path in self._of_item for path in self.read.paths):
