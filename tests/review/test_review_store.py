@@ -12,6 +12,7 @@ import pytest
 
 from normalcy.errors import DataError, WriteError
 from normalcy.files import open_database
+from normalcy.results.labels import read_labels
 from normalcy.review.labels import Known, by_image, consensus, write_labels
 from normalcy.review.store import Decision, Store, folder_of
 
@@ -183,3 +184,13 @@ def test_tables(tmp_path: Path):
         ("in the zip/2.png", "ben", "normal"),
     ]
     assert len(by_image(store.current())) == 2
+
+
+def test_what_a_spreadsheet_would_run_is_text(tmp_path: Path):
+    store = Store(tmp_path / "review")
+    store.add(Decision("=1+1.png", "anna", "anomalous", "@type", "=cmd|' /C calc'!A0"))
+    file = write_labels(store, lambda path: Known(path, False))
+    [row] = csv.DictReader(file.open(newline=""))
+    assert (row["image"], row["type"], row["note"]) == ("'=1+1.png", "'@type", "'=cmd|' /C calc'!A0")
+    [label] = read_labels(file).rows
+    assert (label.image, label.type) == ("=1+1.png", "@type")

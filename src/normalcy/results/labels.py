@@ -22,7 +22,7 @@ from normalcy.errors import DataError
 from normalcy.files import inside, read_bytes, read_json
 from normalcy.results.folder import ResultsFolder, read_results
 from normalcy.results.inputs import reopen
-from normalcy.results.names import NIFTI, readable
+from normalcy.results.names import NIFTI, meant, readable
 
 REVIEW = "review"
 """Folder of a results folder."""
@@ -90,7 +90,7 @@ def read_labels(place: Path | str, results: Path | None = None) -> Labels:
             raise DataError(f"{file}: expected the columns path and label, got no {' and no '.join(absent)}.")
         reader.fieldnames = head
         for row in reader:
-            cell = {name: (row.get(name) or "").strip() for name in COLUMNS}
+            cell = {name: meant((row.get(name) or "").strip()) for name in COLUMNS}
             word = cell["label"].lower()
             if word and word not in LABELS:
                 raise DataError(

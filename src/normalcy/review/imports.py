@@ -12,6 +12,7 @@ from normalcy.data.polygons import read_annotations
 from normalcy.errors import DataError
 from normalcy.files import read_bytes
 from normalcy.results.labels import LARGEST, read_any_mask, read_labels
+from normalcy.results.names import meant
 from normalcy.review import masks
 from normalcy.review.session import Review
 from normalcy.review.store import Decision
@@ -58,7 +59,7 @@ def _decisions(review: Review, file: Path) -> Iterator[tuple[Decision, Mask | No
     if "verdict" in head and "image" in head:  # decisions.csv: one row for each reviewer
         for row in rows:
             image, reviewer, verdict, kind, note, time, mask = (
-                row.get(name) or "" for name in ("image", "reviewer", "verdict", "type", "note", "time", "mask")
+                meant(row.get(name) or "") for name in ("image", "reviewer", "verdict", "type", "note", "time", "mask")
             )
             decision = Decision(image, reviewer, verdict, kind, note, blind=row.get("blind") == "1", time=time)
             yield decision, masks.read(file.parent, mask) if mask else None

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from normalcy.files import write_bytes
 from normalcy.results.labels import COLUMNS, TABLE
+from normalcy.results.names import harmless
 from normalcy.review.store import Decision, Store
 
 DECISIONS = "decisions.csv"
@@ -142,5 +143,5 @@ def _relative(path: str, folder: Path) -> str:
 
 def _csv(head: Sequence[str], rows: Sequence[Sequence[object]]) -> bytes:
     text = io.StringIO()
-    csv.writer(text).writerows([head, *rows])
+    csv.writer(text).writerows([head, *([harmless(str(cell)) for cell in row] for row in rows)])
     return text.getvalue().encode("utf-8", "surrogateescape")

@@ -19,6 +19,7 @@ export class VolumeView {
     this.view = "overlay"; this.plane = "multi"; this.tool = "move"; this.radius = 3; this.erase = false;
     this.done = []; this.undone = []; this.markChanged = false;
     canvas.addEventListener("contextmenu", (event) => event.preventDefault());
+    addEventListener("mouseup", () => { if (this.loaded && !canvas.hidden) this.app.windowChanged(); });
   }
 
   prefetch() {}
@@ -35,6 +36,8 @@ export class VolumeView {
     await this.nv.attachToCanvas(this.canvas, false);
     const { nv } = this;
     nv.opts.multiplanarShowRender = this.module.SHOW_RENDER?.AUTO ?? 2; // in the empty quarter
+    const { DRAG_MODE } = this.module;
+    if (DRAG_MODE?.windowing) nv.opts.dragMode = DRAG_MODE.windowing; // the right button: window and level
     nv.onLocationChange = (data) => this.app.readout(this.#where(data));
     nv.onDrawingChanged = () => this.#stroke();
     nv.onIntensityChange = () => { this.app.windowChanged(); };
