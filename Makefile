@@ -27,7 +27,7 @@ types: setup
 
 # The review page is tested in the system's Chromium; on Debian it is installed where that is allowed.
 browser:
-	@command -v chromium chromium-browser google-chrome >/dev/null || \
+	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
 	  { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -qq -y chromium >/dev/null; } || \
 	  echo "No Chromium: install one (Debian: apt-get install chromium) to test the review page."
 

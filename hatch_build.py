@@ -4,7 +4,7 @@
 
 They come from the npm registry: of pinned versions, verified, unchanged. The registry is npm's own setting
 (``npm_config_registry``, ``.npmrc``), else the public one. Nothing is written unless every checksum is right. Without a network
-the build goes on, and the page shows images alone.
+the build continues, and the page shows images alone.
 """
 
 from __future__ import annotations

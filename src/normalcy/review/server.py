@@ -443,7 +443,7 @@ def _heat(review: Review, i: int) -> bytes:
 
 
 def _tile(review: Review, request: Request, i: int) -> bytes:
-    """A tile of 256 pixels; ``level`` halves the side of the slide so many times."""
+    """A tile of 256 pixels; at ``level`` k the slide is reduced by 2 ** k."""
     if review.slides is None or not 0 <= i < len(review.read):
         raise DataError("there is no such slide.")
     level, x, y = (request.path_params[name] for name in ("level", "x", "y"))
