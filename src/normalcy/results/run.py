@@ -293,7 +293,7 @@ def read_shard(text: str) -> Shard:
     """``K/N``: part K of N, from 1.
 
     >>> read_shard("2/7")
-    Shard(index=2, of=7)
+    Shard(index=2, of=7, whole='')
     """
     index, slash, of = text.partition("/")
     if not (slash and index.isascii() and of.isascii() and index.isdigit() and of.isdigit() and len(of) < 10):

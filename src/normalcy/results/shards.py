@@ -278,10 +278,8 @@ def _merge_slides(folders: Sequence[Path], out: Path, overwrite: bool) -> int:
         for source in folders:
             _link(source, sorted(entry.name for entry in source.iterdir() if entry.is_dir()), writer)
         failed = tuple(sorted((one for run in runs for one in run.failed), key=lambda one: one.path))
-        writer.bytes(
-            RUN,
-            dumps(replace(runs[0], shard=None, failed=failed, slides=tuple(one for run in runs for one in run.slides))),
-        )
+        slides = tuple(sorted((one for run in runs for one in run.slides), key=lambda one: one.name))
+        writer.bytes(RUN, dumps(replace(runs[0], shard=None, failed=failed, slides=slides)))
 
     write_folder(out, fill, overwrite)
     return sum(map(len, tables))

@@ -99,7 +99,16 @@ def score_slides(
         limit = pixel_threshold if pixel_threshold is not None and np.isfinite(pixel_threshold) else None
         span = None if detector.calibration is None else detector.calibration.map_range
         record = SlidesRun(
-            detector.name, quantile, cell, NOTICE, tuple(failed), versions(), tuple(files), limit, span, shard
+            detector.name,
+            quantile,
+            cell,
+            NOTICE,
+            tuple(failed),
+            versions(),
+            tuple(sorted(files, key=lambda one: one.name)),
+            limit,
+            span,
+            shard,
         )
         writer.bytes(RUN, dumps(record))
 

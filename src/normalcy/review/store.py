@@ -158,7 +158,7 @@ def folder_of(reviewer: str) -> str:
     """The name of a reviewer's folder of masks: different for names that differ, also where case does not count.
 
     >>> folder_of("anna"), folder_of("Dr. Ben/../x")
-    ('anna', 'Dr._Ben_.._x-2193a3f1')
+    ('anna', 'Dr._Ben_.._x-45febdb4')
     """
     plain = re.sub(r"[^\w.-]", "_", reviewer, flags=re.ASCII)
     if plain == reviewer and reviewer == reviewer.lower() and reviewer.strip(".") == reviewer:
