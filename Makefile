@@ -4,14 +4,15 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 RESULTS ?= demo-results
 
-.PHONY: setup demo test lint types clean
+.PHONY: setup demo test browser lint types clean
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml hatch_build.py
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --compile-bytecode --editable '.[dev]'
+	$(BIN)/python hatch_build.py
 	touch $(STAMP)
 
 demo: setup
@@ -24,7 +25,13 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-test: lint types
+# The review page is tested in the system's Chromium; on Debian it is installed where that is allowed.
+browser:
+	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
+	  { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -qq -y chromium >/dev/null; } || \
+	  echo "No Chromium: install one (Debian: apt-get install chromium) to test the review page."
+
+test: lint types browser
 	$(BIN)/python -m pytest
 
 clean:

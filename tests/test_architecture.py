@@ -49,13 +49,15 @@ ALLOWED = {
     "export": USE | {"export", "results"},
     "results": USE | {"results"},
     "report": FOUNDATION | {"data", "metrics", "report", "results", "training"},
+    "review": FOUNDATION | {"data", "metrics", "results", "review"},
     "studies": USE | {"report", "results", "studies"},
     "testing": USE,
 }
 """Part -> parts of normalcy that it may import; what is not named (the command line) may import all."""
 
 INSIDE_DATA = ("formats", "companions", "foreground", "stain", "synthetic", "volumes", "kinds", "dicom_codecs", "dicom", "images",
-               "dataset", "splits", "check", "stores", "folder", "table", "named", "diffusion", "slides", "open")  # fmt: skip
+               "dataset", "splits", "check", "stores", "polygons", "folder", "table", "named", "diffusion", "slides",
+               "open")  # fmt: skip
 """Files of ``data``: each imports only those before it."""
 LARGEST_ROOT = 14
 """Files in the root of the package."""
@@ -230,6 +232,7 @@ OPENERS = {
     "zipfile": {"ZipFile"},
     "tiffslide": {"TiffSlide"},
     "nibabel": {"load", "save"},
+    "sqlite3": {"connect"},
     "shutil": {"rmtree", "copy", "copyfile", "copytree", "move"},
     "tempfile": {"mkdtemp", "mkstemp", "TemporaryDirectory", "NamedTemporaryFile", "TemporaryFile"},
 }
@@ -268,6 +271,8 @@ MAY_OPEN = {
     ("model_folder", "(partial / WEIGHTS).chmod("): "safetensors makes its files private",
     ("preprocessing.decode", "np.memmap("): "images that this fit has written through files.py",
     ("report.markup", "(resources.files("): "a text of the package itself",
+    ("review.pixels", "np.save(buffer"): "a buffer in memory",
+    ("review.server", "found.read_bytes("): "a file of the package itself, by a fixed list",
     ("training.checkpoint", "torch.save(content, file"): "the handle comes from files.py",
     ("training.checkpoint", "torch.load(file"): "the handle comes from files.py",
     ("training.fit", "torch.save(job.method.state_dict(), file"): "the handle comes from files.py",

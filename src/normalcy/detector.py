@@ -164,6 +164,15 @@ class Detector:
             self.calibrations[name] = calibrate(results())
         return failed
 
+    def calibrated_on(self, normal: DataSet) -> None:
+        """Remember on which images the calibration was computed again: they are no test images of this detector."""
+        calibration = self.calibration
+        data = {**self.facts["data"], "held_out": 0 if calibration is None else calibration.count}
+        data["calibrated_on"] = {"name": normal.name, "count": len(normal), "fingerprint": normal.fingerprint()}
+        traces = [normal.trace(i) for i in range(len(normal))]
+        data["chosen_on"] = sorted({*data.get("chosen_on", ()), *traces})
+        self.facts = {**self.facts, "data": data}
+
     def with_score(self, score: str) -> Detector:
         """The same fitted detector, scored by another of its method's scores."""
         other = copy.copy(self)

@@ -10,6 +10,11 @@ class NormalcyError(Exception):
 
     exit_code = 1
 
+    def __str__(self) -> str:
+        """One line: names of files may hold line breaks and other characters that cannot be shown, which are escaped."""
+        text = super().__str__()
+        return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
 
 class DataError(NormalcyError, ValueError):
     """Images, masks, tables or folders that cannot be used."""

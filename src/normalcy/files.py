@@ -19,6 +19,7 @@ import math
 import os
 import shutil
 import signal
+import sqlite3
 import stat
 import tempfile
 import threading
@@ -394,6 +395,46 @@ def append_text(path: Path, text: str) -> None:
             file.write(text.encode("utf-8", "surrogateescape"))
     except OSError as fault:
         raise _cannot_write(path, fault) from fault
+
+
+def open_database(path: Path) -> sqlite3.Connection:
+    """An SQLite database, made where it is missing, that several threads and processes may use.
+
+    It is in WAL mode and each commit waits for the disk: a killed process loses nothing that was committed. SQLite opens the
+    file itself, and two more beside it (``-wal`` and ``-shm``). Raises DataError for what is no regular file or no database,
+    WriteError where it cannot be written.
+    """
+    for suffix in ("", "-wal", "-shm"):
+        beside = path.with_name(path.name + suffix)
+        if beside.is_symlink() or beside.exists():
+            _refuse_special(beside, os.lstat(beside).st_mode, DataError)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        database = sqlite3.connect(path, timeout=30, check_same_thread=False, isolation_level=None)
+        try:
+            database.execute("PRAGMA journal_mode=WAL")
+            database.execute("PRAGMA synchronous=FULL")
+        except BaseException:
+            database.close()
+            raise
+    except sqlite3.DatabaseError as fault:
+        if isinstance(fault, sqlite3.OperationalError):
+            raise WriteError(f"{path}: cannot be opened for writing ({fault}); check the access rights.") from None
+        raise DataError(f"{path}: is no SQLite database ({fault}); move it away and start again.") from None
+    except OSError as fault:
+        raise _cannot_write(path, fault) from fault
+    return database
+
+
+def read_database(path: Path) -> sqlite3.Connection:
+    """An existing SQLite database, for reading alone. Raises DataError where it is missing or none."""
+    open_regular(path).close()
+    try:
+        database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=30, check_same_thread=False)
+        database.execute("SELECT 1 FROM sqlite_master")
+    except sqlite3.DatabaseError as fault:
+        raise DataError(f"{path}: cannot be read as SQLite database ({fault}); move it away.") from None
+    return database
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from normalcy.cli import export, fit, results, score, studies
+from normalcy.cli import export, fit, results, review, score, studies
 from normalcy.cli.printing import Notes, complain, printable, show
 from normalcy.errors import NormalcyError
 
@@ -69,6 +69,8 @@ for command in (
     export.export,
     results.evaluate,
     results.report,
+    review.review,
+    review.calibrate,
     results.dicom,
     score.slides,
     score.merge,

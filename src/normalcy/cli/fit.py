@@ -72,12 +72,15 @@ def fit(
     training: o.Training,
     devices: o.Devices = None,
     false_alarms: o.FalseAlarms = None,
+    exclude: o.Exclude = None,
     resume: o.Resume = False,
     overwrite: o.Overwrite = False,
 ) -> None:
     """Train a method on the normal images of DATA, write a model."""
+    from normalcy.data.splits import with_split
     from normalcy.detector import Detector
     from normalcy.files import prepare_target, remove
+    from normalcy.results.labels import chosen_on, read_labels, without_labelled
     from normalcy.results.writer import refuse_inputs
 
     settings = training.settings(devices=devices, false_alarms=false_alarms)
@@ -87,8 +90,16 @@ def fit(
         run = _run_folder(out, resume, overwrite)
         images = training.open(data)
         refuse_inputs(out, images)
+        excluded = 0
+        if exclude is not None:
+            # the split is drawn first, so that it is that of a fit to all images
+            images, excluded = without_labelled(with_split(images, detector.train.seed), read_labels(exclude))
         with fit_progress() as (log, on_decode):
             detector.fit(images, run_dir=run, resume=resume, log=log, on_decode=on_decode)
+        if excluded:
+            detector.facts["data"]["excluded"] = excluded
+        if chosen := chosen_on(training.config_file):
+            detector.facts["data"]["chosen_on"] = chosen
         detector.save(out, overwrite)
         remove(run)
     facts, count = detector.facts["fit"], detector.facts["data"]
@@ -96,6 +107,7 @@ def fit(
         complain(f"Skipped {path}: {reason}")
     held_out = f"{count['held_out']} held out for calibration" if count["held_out"] else "no calibration"
     skipped = f", {len(count['failed'])} skipped" if count["failed"] else ""
+    skipped += f", {excluded} excluded by labels" if excluded else ""
     show(
         f"Fitted {detector.name} on {count['count']} images ({held_out}{skipped}) in {facts['seconds']:.1f} s -> {out}"
     )

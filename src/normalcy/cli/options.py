@@ -63,7 +63,10 @@ Score = Annotated[str | None, Option("--score", help="Anomaly score to use, of t
 Rule = Annotated[
     str, Option(help="Threshold rule: false_alarms, or with --validation max_f1, youden or minimum_area:PIXELS.")
 ]
-Validation = Annotated[str | None, Option(help="Validation images that the other rules choose the threshold on.")]
+Validation = Annotated[
+    str | None,
+    Option(help="Validation images (or RESULTS/review) for the other rules."),
+]
 Tile = Annotated[bool, Option("--tile", help="Score large images in overlapping tiles instead of resizing them.")]
 OneShard = Annotated[
     str | None, Option("--shard", metavar="K/N", help="Score part K of N only; normalcy merge joins the results.")
@@ -86,6 +89,16 @@ SlideSettings = Annotated[
 Quantile = Annotated[float, Option(help="A slide's score is this quantile of the scores of its tiles.")]
 Cell = Annotated[int, Option(help="Pixels of a tile per pixel of the heat map.")]
 
+Exclude = Annotated[
+    Path | None,
+    Option(
+        "--exclude", help="Labels of a review (labels.csv or its folder): images labelled anomalous are not trained on."
+    ),
+]
+Labels = Annotated[
+    str | None,
+    Option("--labels", help='Labels instead of those of the data: "review" (of RESULTS), a review folder or a table.'),
+]
 Limit = Annotated[float, Option(help="Maximum false-positive rate of the area under the PRO curve (AUPRO).")]
 Patch = Annotated[int | None, Option(help="Side of a patch, in pixels [an eighth of an image's shortest side].")]
 PatchShare = Annotated[
@@ -114,7 +127,9 @@ Show = Annotated[int, Option("--show", help="Write maps and images for the N hig
 Methods = Annotated[str, Option("--methods", help="Comma-separated names of methods.")]
 CompareOut = Annotated[Path, Option(help="Folder for the results, with a folder for each method.")]
 SelectOut = Annotated[Path, Option(help="Folder for the study, the best settings and the report.")]
-Anomalies = Annotated[str, Option(help='A few anomalous images (folder, table or name), or "synthetic".')]
+Anomalies = Annotated[
+    str, Option(help='A few anomalous images (folder, table, name, or RESULTS/review), or "synthetic".')
+]
 Trials = Annotated[int, Option(help="Number of settings to try, including those of earlier runs into the same folder.")]
 Try = Annotated[
     list[str],
@@ -203,8 +218,14 @@ def with_training(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def open_data(data: str, data_root: Path | None) -> DataSet:
+    """As :func:`normalcy.data.open.open_data`; a review (``RESULTS/review``) is a data set, too: the images decided."""
     from normalcy.data import open as opening
 
+    if Path(data).name == "review":
+        from normalcy.results.labels import is_review, open_review
+
+        if is_review(data):
+            return open_review(Path(data))
     return opening.open_data(data, data_root)
 
 

@@ -12,14 +12,20 @@ if TYPE_CHECKING:
     from normalcy.results.metrics import Metrics
 
 
-def evaluate(results: o.Results, limit: o.Limit = 0.3, patch: o.Patch = None, patch_share: o.PatchShare = 0.05) -> None:
+def evaluate(
+    results: o.Results,
+    labels: o.Labels = None,
+    limit: o.Limit = 0.3,
+    patch: o.Patch = None,
+    patch_share: o.PatchShare = 0.05,
+) -> None:
     """Compute metrics with 95 % intervals, write metrics.json.
 
     Metrics of images, cases, patches, regions and pixels.
     """
     from normalcy.results.evaluate import evaluate as evaluate_results
 
-    found = evaluate_results(results, limit=limit, patch=patch, patch_fraction=patch_share)
+    found = evaluate_results(results, limit=limit, patch=patch, patch_fraction=patch_share, labels=labels)
     for line in _metrics(found):
         show(line)
     for note in found.notes[1:]:
@@ -89,3 +95,10 @@ def _metrics(found: Metrics) -> Iterator[str]:
     if region is not None:
         sensitivity = with_interval(region.mean_sensitivity)
         yield f"mean region sensitivity  {sensitivity} (1/8 to 8 false regions per image)"
+    if found.drawn is not None:
+        drawn = found.drawn
+        yield f"of all images, estimated from {drawn.images} reviewed in the informative order:"
+        yield f"precision                {with_interval(drawn.precision)}"
+        yield f"recall                   {with_interval(drawn.recall)}"
+        yield f"false-positive rate      {with_interval(drawn.false_positive_rate)}"
+        yield f"anomalous                {with_interval(drawn.anomalous)}"

@@ -55,7 +55,7 @@ def score(
     engine = detector.use_engine(engine, images=len(data))  # of all shards: they take the same one
     if split is None and chosen is None:
         _note_labels_without_splits(data)
-    decision = _decide(detector, rule, validation, inputs, data_root, false_alarms)
+    decision, chosen_on = _decide(detector, rule, validation, inputs, data_root, false_alarms, data)
     with progress("scoring") as on_progress:
         run = score_into(
             detector,
@@ -64,6 +64,7 @@ def score(
             decision=decision,
             spec=inputs[0] if len(inputs) == 1 else None,
             split=chosen,
+            chosen_on=chosen_on,
             tile=tile,
             batch_size=batch_size,
             maps=maps,
@@ -179,13 +180,25 @@ def _decide(
     inputs: list[str],
     data_root: Path | None,
     false_alarms: float | None,
-) -> Decision | None:
+    data: DataSet,
+) -> tuple[Decision | None, tuple[str, ...]]:
+    """The decision, and the paths of images to score that choose it."""
+    from normalcy.results.labels import shared
+
     if rule == "false_alarms":
-        return detector.decide(false_alarms)
+        return detector.decide(false_alarms), ()
     if validation is None:
         raise SettingsError(f"--rule {rule} chooses its threshold on images of its own: give them with --validation.")
     if validation in inputs:
         raise SettingsError(
             "--validation must be other images than those scored: a threshold chosen on them proves nothing."
         )
-    return detector.decide_on(o.open_data(validation, data_root), rule)
+    images = o.open_data(validation, data_root)
+    both = shared(data, images)
+    if len(both) == len(data):
+        raise SettingsError(
+            f"all {len(data)} images to score are in --validation {validation}: a threshold chosen on them proves nothing."
+        )
+    if both:
+        complain(f"Note: {len(both)} of the images scored choose the threshold; evaluate does not count them.")
+    return detector.decide_on(images, rule), tuple(data.items[i].path for i in both)

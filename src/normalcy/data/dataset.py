@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -184,6 +184,23 @@ class DataSet:
             scheme=self.scheme,
             positions=positions,
         )
+
+    def trace(self, i: int) -> str:
+        """What stands for an image by its content, whatever it is called: its stamp and 16 digits of a hash of its values."""
+        return f"{self.stamp(i) & 0xFFFFFFFF:08x}-{hashlib.sha256(self.read(i).tobytes()).hexdigest()[:16]}"
+
+    def recognised(self, traces: Collection[str]) -> list[int]:
+        """Positions of the images that these traces are of. Only images with one of their stamps are read."""
+        known = set(traces)
+        stamps = {trace.partition("-")[0] for trace in known}
+        found = []
+        for i in range(len(self)) if known else ():
+            try:
+                if f"{self.stamp(i) & 0xFFFFFFFF:08x}" in stamps and self.trace(i) in known:
+                    found.append(i)
+            except DataError:  # not readable: no result of it, either
+                continue
+        return found
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change with the items, with the size or checksum of any image, and with the

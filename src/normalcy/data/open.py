@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from normalcy.arrays import Array
-from normalcy.data import diffusion, folder, named, slides, table
+from normalcy.data import diffusion, folder, named, polygons, slides, table
 from normalcy.data.companions import NO_IMAGE, reason
 from normalcy.data.dataset import DataSet, Item, case_of, unnamed
 from normalcy.data.dicom import is_dicom, series_in
@@ -33,6 +33,8 @@ def open_data(spec: str | Path, data_root: Path | str | None = None, *, limits: 
                                    folder is searched for images of unknown label
     an image                       a set of one
     ``.csv``, ``.parquet``         a table, see :func:`~normalcy.data.table.open_table`
+    ``.json``                      annotations of COCO or LabelMe; ``labelme:FOLDER`` for one file per image, see
+                                   :mod:`normalcy.data.polygons`
     ``.npz``, ``.npz:3``           arrays, see :func:`~normalcy.data.named.open_npz`; with a class taken as normal
     ``mnist:3``, ``cifar10:cat``   a named set with a class taken as normal, see :mod:`normalcy.data.named`
     ``elpv``, ``magnetic_tile``    a named set of defects
@@ -46,6 +48,8 @@ def open_data(spec: str | Path, data_root: Path | str | None = None, *, limits: 
     text, root = str(spec), Path(data_root or DEFAULT_DATA_ROOT).expanduser()
     if text.startswith("slides:"):
         return slides.open_slides(text.removeprefix("slides:"))
+    if text.startswith("labelme:"):
+        return polygons.open_labelme(Path(text.removeprefix("labelme:")).expanduser(), limits)
     if text.startswith("diffusion:"):
         source, *options = text.removeprefix("diffusion:").split(",")
         return diffusion.open_diffusion(open_data(source, data_root, limits=limits), options)
@@ -60,6 +64,8 @@ def open_data(spec: str | Path, data_root: Path | str | None = None, *, limits: 
             return table.open_table(path, limits)
         if suffix == ".npz":
             return named.open_npz(path, limits=limits)
+        if suffix == ".json":
+            return polygons.open_annotations(path, limits)
         if is_image(path.name) or is_dicom(Folder(path.parent).head(path.name)):
             return open_files([path], limits)
         below = Folder(path.parent)

@@ -163,8 +163,7 @@ class Slide:
     @cached_property
     def tissue(self) -> Mask:
         """Where there is tissue in an overview of the slide, (rows, columns). Black is what the scanner did not scan."""
-        with self._faults():
-            overview = self._overview()
+        overview = self.overview()
         scanned = overview.max(axis=2) > BLACK
         darkness = 255.0 - overview.min(axis=2)  # coloured or dark: some channel is low
         if not scanned.any() or np.ptp(darkness[scanned]) <= 8:
@@ -182,6 +181,22 @@ class Slide:
             region = (0, round(top * down)), level, (width, min(64 * step, height - top))
             strips.append(np.asarray(Image.fromarray(file.read_region(*region, as_array=True)[..., :3]).reduce(step)))
         return np.concatenate(strips)
+
+    def overview(self) -> Array:
+        """The whole slide, uint8 (rows, columns, 3), at most about 1,024 pixels long."""
+        with self._faults():
+            return self._overview()
+
+    def region(self, x: int, y: int, down: float, size: tuple[int, int]) -> Array:
+        """uint8 (rows, columns, 3) of ``size`` (width, height), ``down`` pixels of the finest level in one of it, from x and y of
+        that level."""
+        with self._faults():
+            level = self._file.get_best_level_for_downsample(down + 1e-6)
+            own = [max(1, round(n * down / self._file.level_downsamples[level])) for n in size]
+            found = np.asarray(self._file.read_region((x, y), level, (own[0], own[1]), as_array=True))[..., :3]
+            if own == list(size):
+                return np.ascontiguousarray(found)
+            return np.asarray(Image.fromarray(found).resize(size, Image.Resampling.BILINEAR, reducing_gap=2))
 
     def tiles(self, cover: bool = False) -> list[Tile]:
         """Tiles side by side with enough tissue; ``most`` of them. What is left over at the right and lower border, less than a

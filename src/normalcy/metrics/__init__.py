@@ -62,17 +62,20 @@ from normalcy.metrics.regions import (
     region_hits,
     regions_of,
 )
+from normalcy.metrics.sampling import Estimate, Rates
 
 __all__ = [
     "AtThreshold",
     "Bounded",
     "DeLong",
+    "Estimate",
     "Froc",
     "Interval",
     "Patches",
     "PrecisionRecallCurve",
     "ProCurve",
     "Ranking",
+    "Rates",
     "Region",
     "RegionHits",
     "RocCurve",

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
 
 from normalcy.errors import DataError, SettingsError
 from normalcy.metrics.overlap import pixel_average_precision
@@ -327,6 +326,8 @@ def delong_interval(labels: ArrayLike, scores: ArrayLike, level: float = 0.95) -
 
 def _placements(who: str, labels: ArrayLike, scores: ArrayLike) -> tuple[Floats, Floats]:
     """Per anomalous image the fraction of normal ones below it, per normal image that of anomalous ones above it."""
+    from scipy.stats import rankdata  # slow to import, and not needed to read a results folder
+
     truth, values = checked_scores(who, labels, scores)
     ranks = rankdata(values)
     normal, anomalous = max(int(np.sum(~truth)), 1), max(int(np.sum(truth)), 1)  # 1: nothing is divided by it

@@ -24,6 +24,7 @@ from normalcy.report.pictures import restored_thumbnails
 from normalcy.report.text import MISSING, count, ends, metric, number, percent, plain, with_interval
 from normalcy.results.folder import LATENTS, ResultsFolder, read_results
 from normalcy.results.inputs import reopen
+from normalcy.results.labels import relabelled
 from normalcy.results.metrics import Best, Curves, Interval
 from normalcy.results.names import REPORT
 from normalcy.results.schema import to_json
@@ -45,7 +46,7 @@ def write_report(results: Path, dataset: DataSet | None = None, radiological: bo
     files of images that are shown are read. Raises DataError when scores.csv, run.json or metrics.json cannot be used.
     """
     folder = Path(results)
-    read = read_results(folder)
+    read = relabelled(read_results(folder))
     about = "Inputs: the data set that was given."
     if dataset is None:
         dataset, about = reopen(read)

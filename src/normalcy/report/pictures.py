@@ -21,7 +21,7 @@ from normalcy.data.images import read_image, read_mask, read_raw
 from normalcy.data.volumes import Space, as_darkest, volume_space
 from normalcy.errors import DataError
 from normalcy.files import read_array, read_bytes
-from normalcy.results.folder import MAPS, MASKS, ResultsFolder
+from normalcy.results.folder import MAPS, ResultsFolder
 from normalcy.results.names import NIFTI
 
 Range = tuple[float, float]
@@ -70,7 +70,7 @@ def load_picture(
         except (DataError, OSError) as error:
             missing = str(error)
     volume_map = _array(results.file("maps", i, *MAPS))
-    volume_mask = _mask(results.file("masks", i, *MASKS))
+    volume_mask = _mask(results.mask(i))
     spatial = next(
         (a.shape for a in (volume_map, volume_mask) if a is not None), whole.shape[1:] if whole is not None else None
     )

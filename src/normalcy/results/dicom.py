@@ -93,6 +93,37 @@ def write_dicom(
     return len(read) - len(failed), failed
 
 
+def write_segmentation(path: Path, image: str, marked: Array, space: Space, label: str) -> None:
+    """A segmentation of a mask (*spatial) that a person drew on a DICOM image. Raises DataError where the source does not
+    allow one, or nothing is marked."""
+    try:
+        import highdicom
+    except ImportError:
+        raise DataError('DICOM results need highdicom; pip install "normalcy[medical]".') from None
+    if not marked.any():
+        raise DataError(f"{image}: nothing is marked.")
+    datasets, order = sources(space, image)
+    identity = {
+        "series_instance_uid": highdicom.UID(),
+        "sop_instance_uid": highdicom.UID(),
+        "series_number": 9005,
+        "instance_number": 1,
+        "manufacturer": "normalcy",
+        "manufacturer_model_name": "normalcy",
+        "software_versions": versions()["normalcy"],
+        "device_serial_number": "0",
+    }
+    try:
+        frames = _frames(marked, space, order)
+        _save(_segmentation(highdicom, datasets, frames, identity, label=label[:64], by_hand=True), path)
+    except Exception as error:  # of pydicom and highdicom, of every type; their texts may quote the file
+        if isinstance(error, OSError):
+            raise
+        raise DataError(
+            f"{image}: the source lacks what DICOM results need{_missing(datasets[0], error)}; use the mask in the review folder."
+        ) from None
+
+
 # -- private -----------------------------------------------------------------------------------------------------------
 
 
@@ -114,12 +145,7 @@ def _write_one(
     datasets, order = sources(space, path)
 
     def frames(x: Array) -> Array:
-        """([C,] *size) -> (frames, rows, columns[, C]) in the order of the source's frames."""
-        stored = space.to_file(x)
-        stored = stored.transpose(2, 1, 0, *range(3, stored.ndim))
-        unsorted = np.empty_like(stored)
-        unsorted[order] = stored
-        return np.ascontiguousarray(unsorted)
+        return _frames(x, space, order)
 
     calibration = calibration or Thresholds()
     threshold, span = calibration.pixel_threshold, calibration.map_range
@@ -169,6 +195,15 @@ def _write_one(
     return placed
 
 
+def _frames(x: Array, space: Space, order: Any) -> Array:
+    """([C,] *size) -> (frames, rows, columns[, C]) in the order of the source's frames."""
+    stored = space.to_file(x)
+    stored = stored.transpose(2, 1, 0, *range(3, stored.ndim))
+    unsorted = np.empty_like(stored)
+    unsorted[order] = stored
+    return np.ascontiguousarray(unsorted)
+
+
 def _save(dataset: Any, path: Path) -> None:
     buffer = io.BytesIO()
     dataset.save_as(buffer)
@@ -209,7 +244,14 @@ def _parametric_map(highdicom: Any, datasets: list[Any], heat: Array, identity: 
     )
 
 
-def _segmentation(highdicom: Any, datasets: list[Any], marked: Array, identity: dict[str, Any]) -> Any:
+def _segmentation(
+    highdicom: Any,
+    datasets: list[Any],
+    marked: Array,
+    identity: dict[str, Any],
+    label: str = "above the pixel threshold",
+    by_hand: bool = False,
+) -> Any:
     abnormal = highdicom.sr.CodedConcept("49755003", "SCT", "Morphologically Abnormal Structure")
     algorithm = highdicom.AlgorithmIdentificationSequence(
         name="normalcy",
@@ -218,11 +260,11 @@ def _segmentation(highdicom: Any, datasets: list[Any], marked: Array, identity: 
     )
     segment = highdicom.seg.SegmentDescription(
         segment_number=1,
-        segment_label="above the pixel threshold",
+        segment_label=label,
         segmented_property_category=abnormal,
         segmented_property_type=abnormal,
-        algorithm_type="AUTOMATIC",
-        algorithm_identification=algorithm,
+        algorithm_type="MANUAL" if by_hand else "AUTOMATIC",
+        algorithm_identification=None if by_hand else algorithm,
     )
     return highdicom.seg.Segmentation(datasets, marked, "BINARY", [segment], content_label="ANOMALY", **identity)
 

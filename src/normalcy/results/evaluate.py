@@ -17,13 +17,17 @@ from normalcy import metrics
 from normalcy.arrays import Array, Indices
 from normalcy.data.images import raw_size, read_mask, read_raw
 from normalcy.errors import DataError
-from normalcy.results.folder import MAPS, MASKS, ResultsFolder, read_results
+from normalcy.results.drawn import TABLE as DRAWS
+from normalcy.results.drawn import estimate, read_plan
+from normalcy.results.folder import MAPS, ResultsFolder, read_results
+from normalcy.results.labels import Labels, read_labels, with_labels
 from normalcy.results.metrics import (
     AUPRO,
     METRICS,
     Best,
     CaseMetrics,
     Curves,
+    DrawnRates,
     Froc,
     ImageMetrics,
     ImagesAtThreshold,
@@ -61,24 +65,43 @@ def evaluate(
     patch_fraction: float = 0.05,
     resamples: int = 1000,
     seed: int = 0,
+    labels: Path | str | None = None,
 ) -> Metrics:
     """Metrics of a results folder by image, patch, region and pixel, also written to its ``metrics.json``.
 
+    ``labels``: "review" or a table (:func:`~normalcy.results.labels.read_labels`), whose labels and masks count instead of those
+    of the data; where the images were reviewed in the informative order, rates of all images are estimated from them. Images
+    whose labels chose the settings or the threshold of these results are no test images: they are left out.
+
     ``limit``: of the false-positive rate in AUPRO. ``patch``: side of a patch in pixels (default: an eighth of the shortest
     side of the first map, at least 4); a patch is anomalous when at least ``patch_fraction`` of it is marked. Images whose map
-    or mask cannot be used are left out of the metrics of maps and noted. Raises DataError when the images have no labels.
+    or mask cannot be used are left out of the metrics of maps and noted. Raises DataError when the images have no labels, or
+    all that have one chose something.
     """
     read = read_results(results)
+    table = None if labels is None else read_labels(labels, results)
+    read = read if table is None else with_labels(read, table)
     known = np.flatnonzero(read.labels >= 0)
     if not len(known):
-        raise DataError(f"{results} has no labels: score a data set with labels (MVTec layout, a table, a named set).")
+        raise DataError(
+            f"{results} has no labels: score a data set with labels (MVTec layout, a table, a named set), or review it with "
+            "'normalcy review' and evaluate with --labels review."
+        )
+    known, chosen = _test_images(read, known)
     bootstrap = _Bootstrap(resamples, seed)
     located = _Located(read, known)
     few = located.usable and located.pixels <= _EXACT_PIXELS
     curve = metrics.froc(located.maps, located.masks) if few else None
     notes = ["f1_max is the best that any threshold could reach on these labels: an upper bound, not a decision."]
-    if len(known) < len(read):
-        notes.append(f"{len(read) - len(known)} images without a label are left out.")
+    if chosen:
+        notes.append(
+            f"{chosen} images whose labels chose the settings or the threshold are left out: they are no test images."
+        )
+    if len(known) + chosen < len(read):
+        notes.append(f"{len(read) - len(known) - chosen} images without a label are left out.")
+    drawn = None if table is None else _drawn(read, table)
+    if table is not None and drawn is None:
+        notes.append("The labels are those of the reviewed images alone, which need not be typical of all images.")
     notes += [f"Incomplete: {one.path}: {one.reason}" for one in read.run.data.incomplete]
     found = Metrics(
         image=_image_metrics(read, known, bootstrap),
@@ -91,6 +114,8 @@ def evaluate(
         notes=(*notes, *located.notes),
         resamples=resamples,
         seed=seed,
+        labels=None if table is None else _named(table.file, results),
+        drawn=drawn,
     )
     found = as_read(found)
     Writer(results).bytes(METRICS, dumps(found))
@@ -98,6 +123,38 @@ def evaluate(
 
 
 # -- private ---------------------------------------------------------------------------------------------------------
+
+
+def _test_images(read: ResultsFolder, known: Indices) -> tuple[Indices, int]:
+    """Images with a label that chose nothing of these results, and the number of the others. Raises DataError without any."""
+    chosen_on = set(read.run.chosen_on)
+    if not chosen_on:
+        return known, 0
+    kept = np.array([i for i in known if read.paths[i] not in chosen_on], np.intp)
+    if not len(kept):
+        raise DataError(
+            f"{read.folder}: all {len(known)} images with a label chose the settings or the threshold of these results, so they "
+            "prove nothing about them; review other images, or evaluate on a test set."
+        )
+    return kept, len(known) - len(kept)
+
+
+def _named(file: Path, results: Path) -> str:
+    """A table of labels as text: from the results folder where it is inside."""
+    try:
+        return file.resolve().relative_to(results.resolve()).as_posix()
+    except ValueError:
+        return file.name
+
+
+def _drawn(read: ResultsFolder, table: Labels) -> DrawnRates | None:
+    """Rates of all images, where the reviewed ones were drawn for that."""
+    path = table.file.parent / DRAWS
+    chosen_on = set(read.run.chosen_on)
+    if not path.exists() or chosen_on.intersection(read.paths):
+        return None
+    found = estimate(read_plan(path), read, {row.image: row.label for row in table.rows})
+    return None if isinstance(found, str) else DrawnRates.of(found)
 
 
 class _Bootstrap:
@@ -151,8 +208,8 @@ class _Located:
         maps: list[Path] = []
         masks: list[Path | None] = []
         unknown, bad = 0, []
-        for i in known if read.run.data.has_masks else ():
-            values, mask = read.file("maps", i, *MAPS), read.file("masks", i, *MASKS)
+        for i in known if read.has_masks else ():
+            values, mask = read.file("maps", int(i), *MAPS), read.mask(int(i))
             mask = mask if read.labels[i] == 1 else None
             if values is None:
                 continue

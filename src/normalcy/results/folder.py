@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,8 @@ from normalcy.files import is_inside, reading_text
 from normalcy.results.metrics import METRICS, Metrics, read_metrics
 from normalcy.results.names import LATENTS as LATENTS
 from normalcy.results.names import NIFTI, meant, named
-from normalcy.results.run import COLUMNS, Run, read_run
-from normalcy.results.schema import LARGEST
+from normalcy.results.run import COLUMNS, REMEDY, RUN, Model, Run, Scored, SlidesRun, Thresholds, read_run
+from normalcy.results.schema import LARGEST, load
 
 MAPS = (".npy", NIFTI)
 MASKS = (".png", ".npy", NIFTI)
@@ -48,6 +48,8 @@ class ResultsFolder:
     """Base names of the images' files."""
     run: Run
     metrics: Metrics | None
+    masks_by_review: Mapping[int, Path] | None = field(default=None, compare=False)
+    """Position of an image -> its mask by review; None: the masks of the folder itself are meant."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -64,6 +66,15 @@ class ResultsFolder:
                 if entry.is_dir()
             }
         )
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether there are masks at all; single ones may still be missing."""
+        return self.run.data.has_masks if self.masks_by_review is None else bool(self.masks_by_review)
+
+    def mask(self, i: int) -> Path | None:
+        """The file of the mask of image ``i``."""
+        return self.file("masks", i, *MASKS) if self.masks_by_review is None else self.masks_by_review.get(i)
 
     def file(self, kind: str, i: int, *suffixes: str) -> Path | None:
         """``<kind>/<base name of image i><suffix>``, of the first suffix that exists. None outside the folder: neither "../../"
@@ -103,6 +114,33 @@ def read_results(folder: Path) -> ResultsFolder:
     )
 
 
+def read_slides(folder: Path) -> tuple[ResultsFolder, SlidesRun]:
+    """A results folder of slides, each as an image. Raises DataError where slides.csv or run.json cannot be used."""
+    found = load(SlidesRun, folder / RUN, REMEDY)
+    path = folder / "slides.csv"
+    columns = _read_table(path, ("slide", "score"), ("slide", "score", "tiles", "flagged_fraction"))
+    count = len(columns["slide"])
+    names = columns["slide"]
+    folders = {one.name: one.folder for one in found.slides}
+    limits = Thresholds(pixel_threshold=found.pixel_threshold, map_range=found.map_range)
+    run = Run(Model(found.method), Scored(folder.name, medical=True, count=count), limits, found.map_range)
+    read = ResultsFolder(
+        folder,
+        names,
+        list(names),
+        [""] * count,
+        [""] * count,
+        _numbers(columns["score"], "score", path),
+        np.full(count, np.nan),
+        np.full(count, -1, np.int8),
+        np.full(count, -1, np.int8),
+        [folders.get(name, name) for name in names],
+        run,
+        None,
+    )
+    return read, found
+
+
 # -- private -----------------------------------------------------------------------------------------------------------
 
 
@@ -111,7 +149,11 @@ LARGEST_TABLE = 2**29
 
 
 def _read_scores(path: Path) -> dict[str, list[str]]:
-    columns: dict[str, list[str]] = {name: [] for name in COLUMNS}
+    return _read_table(path, ("path", "score"), COLUMNS)
+
+
+def _read_table(path: Path, needed: Sequence[str], wanted: Sequence[str]) -> dict[str, list[str]]:
+    columns: dict[str, list[str]] = {name: [] for name in wanted}
     if not path.exists():
         raise DataError(
             f"{path}: cannot be read (there is no such file); expected a folder that 'normalcy score' wrote."
@@ -122,10 +164,10 @@ def _read_scores(path: Path) -> dict[str, list[str]]:
         with reading_text(path, LARGEST_TABLE) as text:
             reader = csv.reader(text)
             head = next(reader, [])
-            absent = [name for name in ("path", "score") if name not in head]
+            absent = [name for name in needed if name not in head]
             if absent:
-                raise DataError(f"{path}: expected the columns {','.join(COLUMNS)}, got no {' and no '.join(absent)}.")
-            places = {name: head.index(name) if name in head else None for name in COLUMNS}
+                raise DataError(f"{path}: expected the columns {','.join(wanted)}, got no {' and no '.join(absent)}.")
+            places = {name: head.index(name) if name in head else None for name in wanted}
             for row in reader:
                 if len(row) != len(head):
                     raise DataError(
@@ -136,7 +178,7 @@ def _read_scores(path: Path) -> dict[str, list[str]]:
                     columns[name].append("" if place is None else meant(row[place]))
     except csv.Error as error:
         raise DataError(f"{path}: is not a table of scores ({error}); score the images again.") from None
-    if not columns["path"]:
+    if not columns[needed[0]]:
         raise DataError(f"{path}: expected at least one image, got none; score some images first.")
     return columns
 

@@ -267,6 +267,38 @@ class Curves:
 
 
 @dataclass(frozen=True)
+class DrawnRates:
+    """Rates of all images, estimated without bias from reviewed ones that were drawn with known probabilities."""
+
+    precision: Interval
+    """Fraction of flagged images that are anomalous."""
+    recall: Interval
+    """Fraction of anomalous images that are flagged."""
+    false_positive_rate: Interval
+    """Fraction of normal images that are flagged."""
+    anomalous: Interval
+    """Fraction of images that are anomalous."""
+    draws: Count
+    """Draws with a label."""
+    images: Count
+    """Different images among them."""
+
+    @classmethod
+    def of(cls, found: metrics.Rates) -> DrawnRates:
+        def interval(one: metrics.Estimate) -> Interval:
+            return Interval(one.value, one.low, one.high)
+
+        return cls(
+            interval(found.precision),
+            interval(found.recall),
+            interval(found.false_positive_rate),
+            interval(found.anomalous),
+            found.draws,
+            found.images,
+        )
+
+
+@dataclass(frozen=True)
 class Metrics:
     """What `normalcy evaluate` measured."""
 
@@ -288,6 +320,10 @@ class Metrics:
     """Of the bootstrap."""
     seed: int = 0
     """Of the bootstrap."""
+    labels: str | None = field(default=None, metadata=ABSENT)
+    """Table of labels that was used instead of those of the data, from the results folder."""
+    drawn: DrawnRates | None = field(default=None, metadata=ABSENT)
+    """For reviews in the informative order."""
 
 
 def read_metrics(folder: Path) -> Metrics:

@@ -52,6 +52,7 @@ def score_into(
     decision: Decision | None = None,
     spec: str | None = None,
     split: str | None = None,
+    chosen_on: Sequence[str] = (),
     tile: bool = False,
     batch_size: int = 32,
     maps: Maps = True,
@@ -62,14 +63,15 @@ def score_into(
     """Score ``data`` with a detector into the results folder ``out``; see :func:`predict`.
 
     ``decision`` defaults to the detector's own false-alarm rate. ``spec`` and ``split`` are noted, so that the report can open
-    the images again. ``shard``: only the images of this part, for :func:`~normalcy.results.shards.merge`.
+    the images again. ``chosen_on``: see :func:`~normalcy.results.run.describe`. ``shard``: only the images of this part, for
+    :func:`~normalcy.results.shards.merge`.
     """
     decision = decision or detector.decide()
     if tile and not detector.tiled:  # thresholds of whole images do not hold for tiles
         decision = None
     prepare_target(out, overwrite)
     refuse_source(out, detector.folder)
-    run = describe(detector, data, decision, tile=tile, spec=spec, split=split, shard=shard)
+    run = describe(detector, data, decision, tile=tile, spec=spec, split=split, shard=shard, chosen_on=chosen_on)
     part = data if shard is None else data.subset(shard_of(data.cases, shard))
     results = detector.stream(part, batch_size=batch_size, tile=tile, decision=decision)
     return predict(

@@ -195,6 +195,39 @@ class Run:
     """Of Python and of libraries."""
     audit: AuditRun | None = field(default=None, metadata=ABSENT)
     """For an audit only."""
+    chosen_on: tuple[str, ...] = field(default=(), metadata=ABSENT)
+    """Paths of images whose labels chose the settings, the calibration or the threshold: no test images."""
+
+
+@dataclass(frozen=True)
+class SlideFile:
+    """A slide that was scored."""
+
+    name: str
+    """In ``slides.csv``."""
+    path: str
+    """Its file; absolute."""
+    folder: str
+    """Below the results folder: where its heat map and tiles are."""
+    side: Positive
+    """Pixels of the slide's finest level along a side of a pixel of the heat map."""
+
+
+@dataclass(frozen=True)
+class SlidesRun:
+    """How slides were scored: ``run.json``."""
+
+    method: str
+    quantile: Rate
+    cell: Count
+    notice: str
+    failed: tuple[Failure, ...]
+    versions: Mapping[str, str]
+    slides: tuple[SlideFile, ...] = ()
+    """Empty in folders of earlier versions."""
+    pixel_threshold: float | None = None
+    map_range: MapRange | None = None
+    shard: Shard | None = field(default=None, metadata=ABSENT)
 
 
 def read_run(folder: Path) -> Run:
@@ -210,14 +243,17 @@ def describe(
     tile: bool = False,
     spec: str | None = None,
     split: str | None = None,
+    chosen_on: Sequence[str] = (),
     shard: Shard | None = None,
 ) -> Run:
-    """The run of scoring ``data``, before any image is scored. ``tile`` and ``decision`` as for the scores."""
+    """The run of scoring ``data``, before any image is scored. ``tile`` and ``decision`` as for the scores; ``chosen_on``:
+    paths of images that chose the decision, to which those that chose the model's settings or calibration are added."""
     method = detector.method
     if method is None:
         raise SettingsError(f"The {detector.name} detector is not fitted yet: call fit() or load one.")
     calibration = None if tile and not detector.tiled else detector.calibration  # that of whole images
     settings, fingerprint = detector.all_settings(), data.fingerprint()
+    by_model = [data.items[i].path for i in data.recognised(detector.facts["data"].get("chosen_on", ()))]
     return Run(
         model=Model(
             method=detector.name,
@@ -225,7 +261,9 @@ def describe(
             settings=settings,
             shape=method.shape,
             preprocess=tuple(str(step) for step in detector.preprocess.plan),
-            training_data={key: value for key, value in detector.facts["data"].items() if key != "failed"},
+            training_data={
+                key: value for key, value in detector.facts["data"].items() if key not in ("failed", "chosen_on")
+            },
             fit=FitSummary(**detector.facts["fit"]),
         ),
         data=Scored(
@@ -247,6 +285,7 @@ def describe(
         commit=commit(),
         device=f"{method.device} ({detector.engine})",
         versions=versions(),
+        chosen_on=tuple(sorted({readable(path) for path in (*chosen_on, *by_model)})),
     )
 
 
@@ -254,7 +293,7 @@ def read_shard(text: str) -> Shard:
     """``K/N``: part K of N, from 1.
 
     >>> read_shard("2/7")
-    Shard(index=2, of=7)
+    Shard(index=2, of=7, whole='')
     """
     index, slash, of = text.partition("/")
     if not (slash and index.isascii() and of.isascii() and index.isdigit() and of.isdigit() and len(of) < 10):

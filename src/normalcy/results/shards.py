@@ -36,10 +36,11 @@ from normalcy.results.run import (
     InCase,
     Run,
     Shard,
+    SlidesRun,
     read_run,
 )
 from normalcy.results.schema import dumps, load
-from normalcy.results.slides import SLIDE_COLUMNS, SLIDES, SlidesRun
+from normalcy.results.slides import SLIDE_COLUMNS, SLIDES
 from normalcy.results.writer import Writer, picture_map
 from normalcy.training.log import TRAIN_LOG
 
@@ -285,7 +286,8 @@ def _merge_slides(folders: Sequence[Path], out: Path, overwrite: bool) -> int:
         for source in folders:
             _link(source, sorted(entry.name for entry in source.iterdir() if entry.is_dir()), writer)
         failed = tuple(sorted((one for run in runs for one in run.failed), key=lambda one: one.path))
-        writer.bytes(RUN, dumps(replace(runs[0], shard=None, failed=failed)))
+        slides = tuple(sorted((one for run in runs for one in run.slides), key=lambda one: one.name))
+        writer.bytes(RUN, dumps(replace(runs[0], shard=None, failed=failed, slides=slides)))
 
     write_folder(out, fill, overwrite)
     return sum(map(len, tables))

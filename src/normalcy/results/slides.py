@@ -5,40 +5,25 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
-from normalcy.arrays import Float32, Float64, Indices, Mask
+from normalcy.arrays import Float32, Float64, Indices
 from normalcy.config import build
 from normalcy.data.dataset import Failure
+from normalcy.data.polygons import outlines
 from normalcy.data.slides import Slide, TileSettings, slide_files, tiles_of
 from normalcy.detector import Detector
 from normalcy.errors import DataError, SettingsError
 from normalcy.files import prepare_target, refuse_source, remove, write_folder, writing
 from normalcy.provenance import NOTICE, versions
 from normalcy.results.names import file_names, readable
-from normalcy.results.run import RUN, Shard, shard_of
-from normalcy.results.schema import ABSENT, Count, Rate, dumps
+from normalcy.results.run import RUN, Shard, SlideFile, SlidesRun, shard_of
+from normalcy.results.schema import dumps
 from normalcy.results.writer import Writer
 from normalcy.scoring import Result
-
-
-@dataclass(frozen=True)
-class SlidesRun:
-    """How slides were scored: ``run.json``."""
-
-    method: str
-    quantile: Rate
-    cell: Count
-    notice: str
-    failed: tuple[Failure, ...]
-    versions: Mapping[str, str]
-    shard: Shard | None = field(default=None, metadata=ABSENT)
-
 
 SLIDES = "slides.csv"
 SLIDE_COLUMNS = ("slide", "score", "tiles", "flagged_fraction")
@@ -80,6 +65,7 @@ def score_slides(
     places = dict(zip(names, file_names(names)))
     part = range(len(slides)) if shard is None else shard_of(names, shard)
     scored: list[tuple[str, float]] = []
+    files: list[SlideFile] = []
     failed: list[Failure] = []
     decision = detector.decide()
     pixel_threshold = None if decision is None else decision.pixel_threshold
@@ -105,11 +91,25 @@ def score_slides(
                 fraction = "" if decision is None else repr(flagged / len(scores))
                 add([readable(name), repr(score), len(scores), fraction])
                 scored.append((name, score))
+                files.append(SlideFile(readable(name), readable(str(slide.path.absolute())), places[name], side))
         if not scored and shard is not None:
             writer.csv(SLIDES, SLIDE_COLUMNS, [])
         elif not scored:
             raise DataError(f"slides: none of {len(slides)} could be scored; the first says: {failed[0].reason}")
-        record = SlidesRun(detector.name, quantile, cell, NOTICE, tuple(failed), versions(), shard)
+        limit = pixel_threshold if pixel_threshold is not None and np.isfinite(pixel_threshold) else None
+        span = None if detector.calibration is None else detector.calibration.map_range
+        record = SlidesRun(
+            detector.name,
+            quantile,
+            cell,
+            NOTICE,
+            tuple(failed),
+            versions(),
+            tuple(sorted(files, key=lambda one: one.name)),
+            limit,
+            span,
+            shard,
+        )
         writer.bytes(RUN, dumps(record))
 
     write_folder(out, fill, overwrite)
@@ -143,77 +143,6 @@ def write_pyramid(path: Path, heat: Float32, mpp: float | None) -> None:
                 resolution=None if scale is None else (scale, scale),
                 resolutionunit=None if scale is None else "CENTIMETER",
             )
-
-
-def outlines(heat: Float32, threshold: float, side: float, size: tuple[float, float] | None = None) -> dict[str, Any]:
-    """GeoJSON of the regions above ``threshold``, with holes; ``side``: pixels of the slide in one of ``heat``.
-
-    A region hangs together by sides of pixels, and its polygon runs along them: it is valid, and its area is that of its pixels.
-    ``size``, width and height of the slide, cuts off what the last pixels of ``heat`` cover beyond it.
-    """
-    labels, _ = ndimage.label(np.nan_to_num(heat, nan=-np.inf) > threshold)
-    features = []
-    for k, box in enumerate(ndimage.find_objects(labels), start=1):
-        inside = labels[box] == k
-        corner = (box[1].start, box[0].start)
-        rings = [np.minimum((ring + corner) * side, size or np.inf).round(6).tolist() for ring in rings_of(inside)]
-        values = heat[box][inside]
-        features.append(
-            {
-                "type": "Feature",
-                "id": f"region-{k}",
-                "geometry": {"type": "Polygon", "coordinates": rings},
-                "properties": {
-                    "objectType": "annotation",
-                    "classification": {"name": "anomaly", "color": [200, 0, 0]},
-                    "measurements": {"largest": float(values.max()), "mean": float(values.mean())},
-                },
-            }
-        )
-    return {"type": "FeatureCollection", "features": features}
-
-
-def rings_of(inside: Mask) -> list[Float64]:
-    """Closed rings (N + 1, 2) of x and y along the sides of the pixels of one region (H, W) that hangs together by sides.
-
-    The outer one first, anticlockwise where y counts upwards, then those of its holes, clockwise.
-
-    >>> [ring.tolist() for ring in rings_of(np.array([[True, True]]))]
-    [[[0.0, 0.0], [2.0, 0.0], [2.0, 1.0], [0.0, 1.0], [0.0, 0.0]]]
-    """
-    padded = np.pad(inside, 1)
-    ahead: dict[tuple[int, int], list[tuple[int, int]]] = {}  # corner -> directions of the sides that begin there
-    for (dx, dy), (x, y), beyond in (
-        ((1, 0), (0, 0), padded[:-2, 1:-1]),  # the upper side, from left to right, where nothing is above
-        ((0, 1), (1, 0), padded[1:-1, 2:]),
-        ((-1, 0), (1, 1), padded[2:, 1:-1]),
-        ((0, -1), (0, 1), padded[1:-1, :-2]),
-    ):
-        for row, column in np.argwhere(inside & ~beyond).tolist():
-            ahead.setdefault((column + x, row + y), []).append((dx, dy))
-    rings = []
-    while ahead:
-        start = place = next(iter(ahead))
-        corners: list[tuple[int, int]] = []
-        before = (0, 0)
-        while place in ahead:
-            choices = ahead[place]
-            turn = (
-                before[1],
-                -before[0],
-            )  # where pixels meet at a corner alone, keep to the one outside: rings touch, none crosses
-            step = turn if turn in choices else choices[0]
-            choices.remove(step)
-            if not choices:
-                del ahead[place]
-            if step != before:
-                corners.append(place)
-            before, place = step, (place[0] + step[0], place[1] + step[1])
-            if place == start:
-                break
-        rings.append(np.array([*corners, corners[0]], np.float64))
-    areas = [float((ring[:-1, 0] * ring[1:, 1] - ring[1:, 0] * ring[:-1, 1]).sum()) for ring in rings]
-    return [rings[i] for i in np.argsort(areas)[::-1]]
 
 
 # -- private -----------------------------------------------------------------------------------------------------------

@@ -99,6 +99,8 @@ class SelectionRecord:
     anomalies: Count
     synthetic: bool
     trials: Count
+    chosen_on: tuple[str, ...] = ()
+    """The anomalies, as hashes of their content: no test images of a model with these settings."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ class Selection:
     normal: int
     anomalies: int
     synthetic: bool
+    chosen_on: tuple[str, ...] = ()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -133,6 +136,7 @@ class Selection:
             anomalies=self.anomalies,
             synthetic=self.synthetic,
             trials=len(self.trials),
+            chosen_on=self.chosen_on,
         )
 
     def gain(self) -> tuple[float, float, int] | None:
@@ -256,6 +260,9 @@ def select(
         normal=sum(map(len, normal_parts)),
         anomalies=sum(map(len, anomaly_parts[0])),
         synthetic=isinstance(anomalies, str),
+        chosen_on=()
+        if isinstance(anomalies, str)
+        else tuple(sorted(part.trace(i) for part in anomaly_parts[0] for i in range(len(part)))),
     )
     _write(out, selection, fixed)
     return selection

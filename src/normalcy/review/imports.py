@@ -1,0 +1,94 @@
+"""Decisions that were made elsewhere, added to a review: tables of other reviews, COCO and LabelMe files."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from normalcy.arrays import Mask
+from normalcy.data.polygons import read_annotations
+from normalcy.errors import DataError
+from normalcy.files import read_bytes
+from normalcy.results.labels import LARGEST, read_any_mask, read_labels
+from normalcy.results.names import meant
+from normalcy.review import masks
+from normalcy.review.session import Review
+from normalcy.review.store import Decision
+
+WORDS = {0: "normal", 1: "anomalous", None: "unsure"}
+
+
+def import_decisions(review: Review, file: Path) -> int:
+    """Add the decisions of a file that this review does not have yet, their masks included; returns how many.
+
+    A decision is known where its reviewer has decided the image. Raises DataError where no image of the file is in the results.
+    """
+    known = {(one.image, one.reviewer) for one in review.store.current()}
+    added, matched = [], 0
+    for decision, mask in _decisions(review, file):
+        i = review.places.get(decision.image)
+        if i is None:
+            continue
+        matched += 1
+        decision = decision.checked()
+        if (decision.image, decision.reviewer) in known:
+            continue
+        known.add((decision.image, decision.reviewer))
+        added.append(_with_mask(review, i, decision, mask))
+    if not matched:
+        raise DataError(
+            f"{file}: none of its images is in {review.read.folder}; its paths must be those of scores.csv."
+        )
+    if added:
+        review.store.add_all(added)
+    return len(added)
+
+
+# -- private -----------------------------------------------------------------------------------------------------------
+
+
+def _decisions(review: Review, file: Path) -> Iterator[tuple[Decision, Mask | None]]:
+    if file.suffix.lower() == ".json":
+        yield from _annotated(review, file)
+        return
+    text = read_bytes(file, LARGEST).decode("utf-8-sig", "surrogateescape")
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    head = rows.fieldnames or []
+    if "verdict" in head and "image" in head:  # decisions.csv: one row for each reviewer
+        for row in rows:
+            image, reviewer, verdict, kind, note, time, mask = (
+                meant(row.get(name) or "") for name in ("image", "reviewer", "verdict", "type", "note", "time", "mask")
+            )
+            decision = Decision(image, reviewer, verdict, kind, note, blind=row.get("blind") == "1", time=time)
+            yield decision, masks.read(file.parent, mask) if mask else None
+        return
+    for one in read_labels(file).rows:
+        mask_here = read_any_mask(one.mask) if one.mask is not None and one.mask.exists() else None
+        yield Decision(one.image, f"from {file.name}", WORDS[one.label], one.type), mask_here
+
+
+def _annotated(review: Review, file: Path) -> Iterator[tuple[Decision, Mask | None]]:
+    by_name: dict[str, list[str]] = {}
+    for path in review.read.paths:
+        by_name.setdefault(PurePosixPath(path).name, []).append(path)
+    for one in read_annotations(file):
+        image = one.file if one.file in review.places else None
+        if image is None:
+            same = by_name.get(PurePosixPath(one.file).name, [])
+            image = same[0] if len(same) == 1 else one.file
+        kinds = sorted({shape.kind for shape in one.shapes if shape.kind})
+        verdict = "anomalous" if one.shapes else "normal"
+        yield Decision(image, f"from {file.name}", verdict, ", ".join(kinds)[:60]), one.mask() if one.shapes else None
+
+
+def _with_mask(review: Review, i: int, decision: Decision, mask: Mask | None) -> Decision:
+    if mask is None or not mask.any():
+        return decision
+    size = review.spatial(i)
+    if mask.shape != size:
+        raise DataError(f"{decision.image}: its mask has the size {mask.shape}, the image {size}; mend the file.")
+    space = review.space(i) if len(size) == 3 else None
+    name = masks.name_of(decision.reviewer, review.read.files[i], space is not None)
+    return Decision(**{**vars(decision), "mask": masks.write(review.folder, name, mask, space)})
