@@ -18,7 +18,7 @@ import pytest
 
 from normalcy import files
 from normalcy.errors import DataError, ModelFileError, SettingsError, WriteError
-from normalcy.files import prepare_target, refuse_existing, write_bytes, write_folder
+from normalcy.files import open_regular, prepare_target, refuse_existing, write_bytes, write_folder
 
 
 def put(text: str):
@@ -550,3 +550,10 @@ def test_headers_of_arrays_are_never_python(tmp_path: Path, text: str) -> None:
         (tmp_path / "a.npy").write_bytes(b"\x93NUMPY" + version + struct.pack(form, len(header)) + header + bytes(64))
         with pytest.raises(DataError, match=r"a\.npy: cannot be read as \.npy"):
             files.read_array(tmp_path / "a.npy")
+
+
+def test_a_message_is_one_line_whatever_a_name_holds(tmp_path):
+    with pytest.raises(DataError) as caught:
+        open_regular(tmp_path / "a\nb\x1b[31m.png")
+    assert "\\n" in str(caught.value)
+    assert str(caught.value).isprintable()

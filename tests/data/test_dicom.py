@@ -542,3 +542,18 @@ def test_real_ct_as_a_series(tmp_path: Path):
         assert one is not None
         assert other is not None
         np.testing.assert_allclose(other.world(index), one.world(index), atol=1e-3)
+
+
+def test_a_damaged_class_is_not_quoted(tmp_path):
+    """What stands in the place of the class may be the rest of the file, with the patient's name."""
+    dataset = pydicom.Dataset()
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
+    dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    with pydicom.config.disable_value_validation():
+        dataset.SOPClassUID = "840.10008 Mustermann^Erika"
+        dataset.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    with pytest.raises(DataError, match="holds no image") as caught:
+        open_data(tmp_path / "a.dcm").read(0)
+    assert "Mustermann" not in str(caught.value)

@@ -326,8 +326,8 @@ def _check_meaning(dataset: Any) -> None:
     """Refuses what has pixels, or none, but is no image to read as one."""
     kind = str(dataset.get("SOPClassUID") or "")
     if "Rows" not in dataset or "Columns" not in dataset:
-        name = require_pydicom().uid.UID(kind).name
-        raise Reason("holds no image" + f" but is of the class {name}" * (name != kind))
+        known = require_pydicom().uid.UID_dictionary.get(kind)  # a damaged file may hold anything there
+        raise Reason("holds no image" + (f" but is of the class {known[0]}" if known else ""))
     if kind in _OTHER_MEANING:
         raise Reason(f"holds {_OTHER_MEANING[kind]}, expected an image")
     if "TotalPixelMatrixColumns" in dataset:
