@@ -7,8 +7,10 @@ equations 1 to 3). The output is a "content tensor", not an image, unless ``l1``
 
 | | paper | authors' code | normalcy |
 | --- | --- | --- | --- |
-| features | VGG19, ReLU r12, r22, r32 or r42 | CIFAR-10: r32 or r42, by class | first layers of EfficientNet-Lite0 |
-| feature statistics | ImageNet | ImageNet | ``statistics``; without a file, the training images |
+| features | VGG19, ReLU r12, r22, r32 or r42 | CIFAR-10: r32 or r42, by class | linear bottlenecks of EfficientNet-Lite0 |
+| feature statistics | ImageNet | ImageNet | ``statistics``: 26 natural images of about the same size |
+| initial weights | | He et al. | ``start``: each residual block starts as its shortcut |
+| size of the autoencoder | that of the image | the same | ``shrink``: half of it |
 | value range | [-1, 1] by the range of the images | the same | [-1, 1] by the range of the training images |
 | blocks | "pre-activation residual blocks" | resampling inside the block | as the authors' code |
 | channels | | at most those of the bottleneck | as the authors' code, for any side that halves to 4 to 7 pixels |
@@ -20,12 +22,14 @@ equations 1 to 3). The output is a "content tensor", not an image, unless ``l1``
 | map | not evaluated | mean error over the layer's channels | as the authors' code |
 
 VGG19 features are for 8, 16, 32 and 64 pixels: r12, r22, r32, and r32 or r42. EfficientNet-Lite0 installs offline and halves the
-image where VGG19 does not, so that its layers 0, 1, 2 have the grids of r22, r32, r42. For the paper's features:
+image where VGG19 does not: its layers 0, 1, 2 have the grids of r22, r32, r42, but are linear and of 16, 24, 40 channels in place
+of rectified ones of 128, 256, 512. For the paper's method: ``shrink=1``, ``start="authors"``,
 ``backbone="vgg19"`` (or "vgg19:file"), ``layers=(1, 3, 5)``, ``statistics`` the authors' file. ``backbone="self"`` trains a
 network on the training images by SimCLR.
 
 The authors' bottleneck has 8 channels for five classes of CIFAR-10, 256 for cats. With ``bottleneck="spatial"`` sides halve to 8
-to 15 pixels. Where normal images are held out (``calibration`` holds some out), early stopping ends the last stage. The image
+to 15 pixels. Where normal images are held out (``calibration`` holds some out), early stopping ends the last stage; the final
+trainings of the authors have a fixed length. The image
 score is a mean over the image, so that small defects have little weight in it; the map localises them.
 """
 
@@ -59,8 +63,9 @@ class DPASettings:
     latent: int = 16
     """Channels of the bottleneck; no level has more (the authors: 8 to 256, for a spatial one 4)."""
     bottleneck: Literal["vector", "spatial"] = "vector"
-    """"vector": one pixel (the paper: 1x1); "spatial": the 8 to 15 pixels a side that the image halves to (the paper: for example
-    4 channels of 8x8)."""
+    """"vector": one pixel (the paper: 1x1); "spatial": ``grid`` pixels a side (the paper: for example 4 channels of 8x8)."""
+    grid: int = 8
+    """Least side of a spatial bottleneck: the image halves to ``grid`` to 2 ``grid`` - 1 pixels."""
     width: int = 32
     """Channels next to the image, doubled with each halving, but never more than ``latent``."""
     blocks: int = 2
@@ -71,8 +76,14 @@ class DPASettings:
     """Feature layers for 8, 16, 32 ... pixels; larger images use the last."""
     magnify: int | None = 1
     """Factor by which images are enlarged for the backbone; none: as its first layer reduces them."""
-    statistics: str = ""
-    """.npz file with the arrays <layer>_mean and <layer>_std of natural images; empty: those of the training images."""
+    statistics: str = "natural"
+    """Mean and standard deviation of the features (equation 2): "natural" (of photographs), "training" (of the training images)
+    or an .npz file with the arrays <layer>_mean and <layer>_std."""
+    start: Literal["authors", "zero"] = "zero"
+    """Initial weights: "authors" (He et al. in all layers); "zero": the same, but each residual block starts as its shortcut."""
+    shrink: int | None = None
+    """Factor by which images are reduced for the autoencoder, whose output is enlarged again: loss and score keep the full
+    size; none: 2."""
     grow: bool | None = None
     """Progressive growing; none: for images above 32 pixels."""
     perceptual: float = 1.0
@@ -98,7 +109,7 @@ class DPASettings:
         config.require(
             "dpa",
             self,
-            positive=("latent", "width", "blocks", "magnify", "critic_steps", "lr"),
+            positive=("latent", "grid", "width", "blocks", "shrink", "magnify", "critic_steps", "lr"),
             non_negative=("perceptual", "l1", "adversarial", "smoothing"),
         )
         config.require_that(
@@ -129,22 +140,27 @@ class GrowingAutoencoder(nn.Module):
     """g of the paper: images (B, C, H / 2^level, W / 2^level) in [-1, 1] -> reconstructions, unbounded, float32.
 
     ``level`` 0 is the full resolution. With ``alpha`` below 1 the layers of this level are blended with those of the
-    next coarser one. ``code`` is (B, latent, h, w).
+    next coarser one. ``code`` is (B, latent, h, w). Inside, images are ``shrink`` times smaller.
     """
 
-    def __init__(self, shape: Sequence[int], latent: int, spatial: bool, width: int, blocks: int) -> None:
+    def __init__(self, shape: Sequence[int], s: DPASettings) -> None:
         super().__init__()
         channels, *sides = shape
-        smallest = 8 if spatial else 4
+        spatial, smallest = s.bottleneck == "spatial", s.grid if s.bottleneck == "spatial" else 4
+        halves = all(n % 2 == 0 and n // 2 >= smallest for n in sides)
+        self.shrink = s.shrink or (2 if halves else 1)
+        if divisible := all(n % self.shrink == 0 for n in sides):
+            sides = [n // self.shrink for n in sides]
         self.halvings = 0
         while all(n % 2 == 0 and n // 2 >= smallest for n in sides):
             sides, self.halvings = [n // 2 for n in sides], self.halvings + 1
-        if not all(smallest <= n < 2 * smallest for n in (min(sides), max(sides))):
+        if not divisible or not all(smallest <= n < 2 * smallest for n in (min(sides), max(sides))):
             raise DataError(
-                f"dpa expects sides that halve to {smallest} to {2 * smallest - 1} pixels, such as 32, 48, 64 or 256, got "
-                f"{tuple(shape[1:])}: use resize or pad_to."
+                f"dpa expects sides that, divided by {self.shrink}, halve to {smallest} to {2 * smallest - 1} pixels, such as "
+                f"32, 48, 64 or 256, got {tuple(shape[1:])}: use resize or pad_to."
             )
-        widths = [min(latent, width * 2**i) for i in range(self.halvings + 1)]
+        latent, blocks = s.latent, s.blocks
+        widths = [min(latent, s.width * 2**i) for i in range(self.halvings + 1)]
         self.from_image = nn.ModuleList(
             nn.Sequential(nn.Conv2d(channels, w, 3, padding=1), *(Residual(w, w) for _ in range(blocks)))
             for w in widths
@@ -165,8 +181,13 @@ class GrowingAutoencoder(nn.Module):
                 nn.init.kaiming_normal_(part.weight, a=0.2, mode="fan_out")
                 if part.bias is not None:
                     nn.init.zeros_(part.bias)
+        if s.start == "zero":  # else the output of many blocks without norm is 2 to 70 times as large as images
+            for part in self.modules():
+                if isinstance(part, Residual):
+                    nn.init.zeros_(part.second.weight)
 
     def encode(self, x: Tensor, level: int = 0, alpha: float = 1.0) -> Tensor:
+        x = F.avg_pool2d(x, self.shrink) if self.shrink > 1 else x
         h = self.from_image[level](x)
         for k in range(level, self.halvings):
             h = self.down[k](h)
@@ -179,10 +200,14 @@ class GrowingAutoencoder(nn.Module):
         h = self.widen(code)
         for k in reversed(range(level, self.halvings)):
             coarse, h = h, self.up[k](h)
-        image: Tensor = self.to_image[level](h)
+        image = self._enlarged(self.to_image[level](h))
         if alpha < 1:
-            image = torch.lerp(upsample(self.to_image[level + 1](coarse)), image, alpha)
-        return image.float()
+            image = torch.lerp(upsample(self._enlarged(self.to_image[level + 1](coarse))), image, alpha)
+        return image
+
+    def _enlarged(self, image: Tensor) -> Tensor:
+        image = image.float()
+        return F.interpolate(image, scale_factor=float(self.shrink), mode="bilinear") if self.shrink > 1 else image
 
     def forward(self, x: Tensor, level: int = 0, alpha: float = 1.0) -> Tensor:
         return self.decode(self.encode(x, level, alpha), level, alpha)
@@ -220,7 +245,7 @@ class DPA(Method):
         super().__init__(settings, shape)
         s = settings
         self.range = Range()
-        self.autoencoder = GrowingAutoencoder(self.shape, s.latent, s.bottleneck == "spatial", s.width, s.blocks)
+        self.autoencoder = GrowingAutoencoder(self.shape, s)
         grow = max(self.shape[1:]) > 32 if s.grow is None else s.grow
         # Growing starts one halving above the bottleneck.
         self.levels = list(reversed(range(max(1, self.autoencoder.halvings)))) if grow else [0]
