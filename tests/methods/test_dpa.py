@@ -154,6 +154,36 @@ def test_equation_3_in_between() -> None:
     torch.testing.assert_close(found, alpha * fine + (1 - alpha) * rough)
 
 
+def test_score_of_the_highest_errors() -> None:
+    method = _fitted(steps=1, top=0.25)
+    x = smooth_textures(3, SHAPE, seed=1)
+    with torch.no_grad():
+        y = method.range(x)
+        wanted, found = method.features(y), method.features(method.restore(y))
+    error = ((wanted - found).abs().mean(1) / wanted.abs().mean((1, 2, 3))[:, None, None]).flatten(1)  # 4x4
+    torch.testing.assert_close(method.score(x).image, error.sort(1).values[:, -4:].mean(1), rtol=1e-4, atol=1e-6)
+
+
+def test_learning_rate_of_the_last_stage_falls_to_0() -> None:
+    stages = _method((1, 64, 64)).stages()
+    assert [s.objectives[0].schedule is None for s in stages] == [True] * 4 + [False]
+    (last,) = stages[-1].objectives
+    assert last.schedule is not None
+    assert [last.schedule(f) for f in (0.0, 0.25, 1.0)] == [1.0, 0.75, 0.0]
+    assert stages[-1].early_stop is not None
+    assert stages[-1].early_stop.after == 0.5  # a plateau at a high rate is no reason to stop
+    constant = _method(anneal=False).stages()[-1]
+    assert constant.objectives[0].schedule is None
+    assert constant.early_stop is not None
+    assert constant.early_stop.after == 0
+
+
+def test_lengths_of_stages_are_settings() -> None:
+    stages = _method((1, 64, 64), shrink=1, stage_steps=7, last_steps=3).stages()
+    assert [s.steps for s in stages] == [7] * 6 + [3]
+    assert _method(last_steps=3).stages()[0].steps == 3
+
+
 def test_stages_of_growing() -> None:
     method = _method((1, 64, 64), shrink=1)
     stages = method.stages()

@@ -17,13 +17,14 @@ equations 1 to 3). The output is a "content tensor", not an image, unless ``l1``
 | growing starts | | one halving above the bottleneck | the same |
 | steps of a stage, growing | 20,000; last one 3,500 to 10,000 | | 20,000; last one 10,000 |
 | steps, not growing | CIFAR-10 3,666 to 8,000; medical 16,000 to 35,000 | | 5,000 |
+| learning rate | | constant | ``anneal``: that of the last stage falls to 0 |
 | score with an L1 term | includes it (ablations) | | excludes it, unless ``perceptual=0`` |
 | adversarial term (table 4) | | critic: an encoder | full resolution only, critic of ``f_anogan`` |
 | map | not evaluated | mean error over the layer's channels | as the authors' code |
 
 VGG19 features are for 8, 16, 32 and 64 pixels: r12, r22, r32, and r32 or r42. EfficientNet-Lite0 installs offline and halves the
 image where VGG19 does not: its layers 0, 1, 2 have the grids of r22, r32, r42, but are linear and of 16, 24, 40 channels in place
-of rectified ones of 128, 256, 512. For the paper's method: ``shrink=1``, ``start="authors"``,
+of rectified ones of 128, 256, 512. For the paper's method: ``shrink=1``, ``start="authors"``, ``anneal=false``,
 ``backbone="vgg19"`` (or "vgg19:file"), ``layers=(1, 3, 5)``, ``statistics`` the authors' file. ``backbone="self"`` trains a
 network on the training images by SimCLR.
 
@@ -51,9 +52,9 @@ from normalcy import config
 from normalcy.errors import DataError
 from normalcy.method import Batches, EarlyStop, Method, Objective, Scores, Stage
 from normalcy.nets.contrastive import SelfTaught
-from normalcy.nets.filters import gaussian_smooth
+from normalcy.nets.filters import gaussian_smooth, mean_of_highest
 from normalcy.nets.gan import Encoder, wasserstein_loss
-from normalcy.nets.perceptual import PerceptualFeatures, relative_l1, relative_map
+from normalcy.nets.perceptual import PerceptualFeatures, relative_error, relative_l1
 from normalcy.nets.scaling import Range
 from normalcy.nets.statistics import Mapped
 
@@ -86,6 +87,10 @@ class DPASettings:
     size; none: 2."""
     grow: bool | None = None
     """Progressive growing; none: for images above 32 pixels."""
+    stage_steps: int = 20_000
+    """Growing: steps of each stage but the last, before ``steps`` or ``epochs`` shorten or lengthen all."""
+    last_steps: int | None = None
+    """Steps of the last or only stage, before the same; none: 10,000 when growing, else 5,000."""
     perceptual: float = 1.0
     """Weight of the relative perceptual L1; 0 removes it from loss and score."""
     l1: float = 0.0
@@ -97,9 +102,14 @@ class DPASettings:
     lr: float | None = None
     """Learning rate (Adam); none: 1e-3 when growing or with a spatial bottleneck, else 2.56 / (latent x side), at most 1e-2 (the
     authors, for 32 pixels: 1e-2, 5e-3, 2e-3, 1e-3, 2e-4 with 8, 16, 32, 64, 256 channels)."""
+    anneal: bool = True
+    """The learning rate of the last stage falls linearly to 0; false: it is constant, as the authors'."""
     cache: bool = True
     """Features of the images are computed once and kept in memory where the resolution is fixed and images are not
     augmented."""
+    top: float = 1.0
+    """Image score: mean over this fraction of the highest values of the error over the feature grid, for small defects; 0: the
+    highest alone; 1: all, equation 1."""
     smoothing: float = 0.0
     """Standard deviation of the Gaussian that smooths the map, in pixels."""
     bf16: bool = True
@@ -109,7 +119,19 @@ class DPASettings:
         config.require(
             "dpa",
             self,
-            positive=("latent", "grid", "width", "blocks", "shrink", "magnify", "critic_steps", "lr"),
+            positive=(
+                "latent",
+                "grid",
+                "width",
+                "blocks",
+                "shrink",
+                "magnify",
+                "stage_steps",
+                "last_steps",
+                "critic_steps",
+                "lr",
+            ),
+            unit=("top",),
             non_negative=("perceptual", "l1", "adversarial", "smoothing"),
         )
         config.require_that(
@@ -217,6 +239,10 @@ def _residuals(before: int, after: int, count: int, resample: Callable[[Tensor],
     return nn.Sequential(Residual(before, after, resample), *(Residual(after, after) for _ in range(count - 1)))
 
 
+def _to_zero(fraction: float) -> float:
+    return 1 - fraction
+
+
 def downsample(x: Tensor) -> Tensor:
     return F.avg_pool2d(x, 2)
 
@@ -320,13 +346,14 @@ class DPA(Method):
         if isinstance(taught := self.perceptual.backbone, SelfTaught):
             simclr = Objective(partial(self._contrast, taught), taught.parameters(), lr=1e-3, name="simclr")
             stages.append(Stage("simclr", [simclr], epochs=100, batch_size=256, prepare=self.range.measure))
+        steps = self.settings.stage_steps
         before: int | None = None
         for level in self.levels:
             side = min(self.shape[1:]) >> level
             if before is not None:
-                stages.append(self._stage(f"fade {side}", level, 20_000, fade=True))
-            last = 10_000 if len(self.levels) > 1 else 5_000
-            stages.append(self._stage(f"stabilise {side}", level, 20_000 if level else last, first=before is None))
+                stages.append(self._stage(f"fade {side}", level, steps, fade=True))
+            last = self.settings.last_steps or (10_000 if len(self.levels) > 1 else 5_000)
+            stages.append(self._stage(f"stabilise {side}", level, steps if level else last, first=before is None))
             before = level
         return stages
 
@@ -348,12 +375,15 @@ class DPA(Method):
             objective = Objective(partial(self._fading_loss, level), own, lr=lr, name="fading")
             return Stage(name, [objective], steps=steps, batch_size=128, on_progress=self._fade)
         loss = partial(self._fixed_loss, level)
-        objectives = [Objective(loss, own, lr=lr, name="reconstruction")]
+        anneal = s.anneal and level == 0
+        schedule = _to_zero if anneal else None
+        objectives = [Objective(loss, own, lr=lr, schedule=schedule, name="reconstruction")]
         if self.critic is not None and level == 0:
             against = Objective(
                 partial(self._critic_loss, level),
                 self.critic.parameters(),
                 lr=lr,
+                schedule=schedule,
                 betas=(0.0, 0.9),
                 repeats=s.critic_steps,
                 name="critic",
@@ -366,7 +396,9 @@ class DPA(Method):
             batch_size=128,
             prepare=self.measure if first else None,
             derive=partial(self._with_features, level) if s.cache and s.perceptual else None,
-            early_stop=EarlyStop(loss, every=1000, patience=3, min_delta=0.001) if level == 0 else None,
+            early_stop=EarlyStop(loss, every=1000, patience=3, min_delta=0.001, after=0.5 if anneal else 0.0)
+            if level == 0
+            else None,
         )
 
     def _fade(self, fraction: float) -> None:
@@ -406,15 +438,13 @@ class DPA(Method):
         code = self.autoencoder.encode(y)
         restored = self.autoencoder.decode(code)
         if self.settings.perceptual:
-            wanted = self.features(y)
-            image = relative_l1(wanted, features := self.features(restored))
-            error = relative_map(wanted, features, self.shape[1:])
+            error = relative_error(self.features(y), self.features(restored))
         else:
             error = (y - restored).abs().mean(1)
-            image = error.mean((1, 2))
+        map_ = F.interpolate(error[:, None], size=self.shape[1:], mode="bilinear")[:, 0]
         return Scores(
-            image=image,
-            map=gaussian_smooth(error, self.settings.smoothing),
+            image=mean_of_highest(error, self.settings.top),
+            map=gaussian_smooth(map_, self.settings.smoothing),
             restored=self.range.inverse(restored),
             latent=code.flatten(1).float(),
         )

@@ -105,10 +105,14 @@ def relative_l1(target: Tensor, output: Tensor) -> Tensor:
     return (target - output).abs().flatten(1).mean(1) / size
 
 
+def relative_error(target: Tensor, output: Tensor) -> Tensor:
+    """The same averaged over channels alone, (B, h, w): its mean over the grid is :func:`relative_l1`."""
+    return (target - output).abs().mean(1) / target.abs().mean((1, 2, 3)).clamp(min=1e-6)[:, None, None]
+
+
 def relative_map(target: Tensor, output: Tensor, size: Sequence[int]) -> Tensor:
-    """The same averaged over channels alone, then resized to ``size`` (H, W) bilinearly: (B, H, W)."""
-    error = (target - output).abs().mean(1) / target.abs().mean((1, 2, 3)).clamp(min=1e-6)[:, None, None]
-    return F.interpolate(error[:, None], size=tuple(size), mode="bilinear")[:, 0]
+    """:func:`relative_error` resized to ``size`` (H, W) bilinearly: (B, H, W)."""
+    return F.interpolate(relative_error(target, output)[:, None], size=tuple(size), mode="bilinear")[:, 0]
 
 
 def of_layers(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> tuple[Tensor, Tensor]:
