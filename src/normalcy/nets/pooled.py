@@ -15,13 +15,13 @@ from normalcy.nets.backbones import Backbone
 class PooledFeatures(nn.Module):
     """(B, C, H, W) in [0, 1] -> (B, channels of all ``layers``) of :class:`Backbone`.
 
-    Images whose longer side has fewer than ``size`` pixels are enlarged to it, so that deep layers still have a grid.
+    Images whose longer side has fewer than ``side`` pixels are enlarged to it, so that deep layers still have a grid.
     """
 
-    def __init__(self, backbone: str, layers: Sequence[int], shape: Sequence[int], size: int, bf16: bool) -> None:
+    def __init__(self, backbone: str, layers: Sequence[int], shape: Sequence[int], side: int, bf16: bool) -> None:
         super().__init__()
         self.backbone = Backbone(backbone, layers, shape[0], bf16)
-        factor = max(1.0, size / max(shape[1:]))
+        factor = max(1.0, side / max(shape[1:]))
         self.sides = [round(n * factor) for n in shape[1:]]
 
     def forward(self, x: Tensor) -> Tensor:
