@@ -43,7 +43,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -54,7 +53,7 @@ from normalcy.method import Batches, EarlyStop, Method, Objective, Scores, Stage
 from normalcy.nets.contrastive import SelfTaught
 from normalcy.nets.filters import gaussian_smooth, mean_of_highest
 from normalcy.nets.gan import Encoder, wasserstein_loss
-from normalcy.nets.perceptual import PerceptualFeatures, relative_error, relative_l1
+from normalcy.nets.perceptual import PerceptualFeatures, joined, parted, relative_error, relative_l1
 from normalcy.nets.scaling import Range
 from normalcy.nets.statistics import Mapped
 
@@ -407,15 +406,13 @@ class DPA(Method):
     def _with_features(self, level: int, x: Tensor) -> Tensor:
         """Images and their features, flattened and concatenated, (B, n)."""
         y = self.at_level(x, level)
-        return torch.cat([y.flatten(1), self.features(y, level).flatten(1)], 1)
+        return joined(y, self.features(y, level))
 
     def _unpack(self, level: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The images at a level and, where the stage computed them in advance, their features."""
         if x.ndim == 4:
             return self.at_level(x, level), None
-        shape = (self.shape[0], *(n >> level for n in self.shape[1:]))
-        pixels = int(np.prod(shape))
-        return x[:, :pixels].reshape(-1, *shape), x[:, pixels:]
+        return parted(x, (self.shape[0], *(n >> level for n in self.shape[1:])))
 
     def _fixed_loss(self, level: int, x: Tensor) -> Mapping[str, Tensor]:
         y, target = self._unpack(level, x)

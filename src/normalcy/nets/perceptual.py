@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -94,6 +95,17 @@ class PerceptualFeatures(nn.Module):
     def _rows(self, place: int, y: Tensor) -> Tensor:
         """The features of each pixel of images, (n, width)."""
         return self.maps(y)[place].movedim(1, -1).flatten(0, 2)
+
+
+def joined(y: Tensor, features: Tensor) -> Tensor:
+    """Images (B, C, H, W) and their features as rows (B, n), to be kept by a stage that derives its inputs once."""
+    return torch.cat([y.flatten(1), features.flatten(1)], 1)
+
+
+def parted(rows: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Images (B, *shape) and their features (B, n) from what :func:`joined` made."""
+    pixels = math.prod(shape)
+    return rows[:, :pixels].reshape(-1, *shape), rows[:, pixels:]
 
 
 def relative_l1(target: Tensor, output: Tensor) -> Tensor:
