@@ -174,6 +174,7 @@ def test_chosen_settings_are_the_authors(number: int, row: str, column: str) -> 
     growing = settings["grow"]
     assert (settings["shrink"], settings["start"], settings["anneal"]) == (1, "authors", False)
     assert settings["statistics"] == "natural"
+    assert all(stage.early_stop is None for stage in method.stages())  # a fixed length
     latent = {"Camelyon16": 4, "NIH-AP": 64}.get(column, 16)
     assert settings["latent"] == latent
     code = method.autoencoder.encode(torch.zeros(1, *method.shape)).shape

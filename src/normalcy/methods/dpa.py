@@ -29,8 +29,7 @@ of rectified ones of 128, 256, 512. For the paper's method: ``shrink=1``, ``star
 network on the training images by SimCLR.
 
 The authors' bottleneck has 8 channels for five classes of CIFAR-10, 256 for cats. With ``bottleneck="spatial"`` sides halve to 8
-to 15 pixels. Where normal images are held out (``calibration`` holds some out), early stopping ends the last stage; the final
-trainings of the authors have a fixed length. The image
+to 15 pixels. A tenth of the normal images is held out for ``early_stop``. The image
 score is a mean over the image, so that small defects have little weight in it; the map localises them.
 """
 
@@ -90,6 +89,9 @@ class DPASettings:
     """Growing: steps of each stage but the last, before ``steps`` or ``epochs`` shorten or lengthen all."""
     last_steps: int | None = None
     """Steps of the last or only stage, before the same; none: 10,000 when growing, else 5,000."""
+    early_stop: bool = True
+    """The last stage ends where the loss on held-out normal images does not fall any more (the paper); false: never (the final
+    trainings of the authors, whose length they searched)."""
     perceptual: float = 1.0
     """Weight of the relative perceptual L1; 0 removes it from loss and score."""
     l1: float = 0.0
@@ -259,11 +261,13 @@ class DPA(Method):
         "perceptual autoencoders. IEEE Access 9, 2021. arXiv:2006.13265."
     )
     search: ClassVar = {
-        "latent": (16, 32, 64, 128, 256),
+        "latent": (4, 8, 16, 32, 64, 128, 256),
         "bottleneck": ("vector", "spatial"),
-        "layers": ((0,), (0, 1), (0, 1, 2), (0, 1, 2, 3)),
+        "layers": ((0,), (0, 1), (0, 1, 2), (0, 1, 3)),  # another layer each at full resolution, from 32 pixels on
+        "statistics": ("natural", "training"),
         "preprocess": ((), ("histogram_equalisation",)),
     }
+    length_setting: ClassVar = "last_steps"
     settings: DPASettings
 
     def __init__(self, settings: DPASettings, shape: Sequence[int]) -> None:
@@ -396,7 +400,7 @@ class DPA(Method):
             prepare=self.measure if first else None,
             derive=partial(self._with_features, level) if s.cache and s.perceptual else None,
             early_stop=EarlyStop(loss, every=1000, patience=3, min_delta=0.001, after=0.5 if anneal else 0.0)
-            if level == 0
+            if level == 0 and s.early_stop
             else None,
         )
 
