@@ -2,11 +2,11 @@
 
     python recipes/dpa_defaults.py --data-root DIR     (one thread: about 12 minutes of one core)
 
-CIFAR-10 (car, frog, ship, 32 pixels): 4,000 training images of the class train; 500 others are ranked against 200 training images
-of each other class. Chest X-rays and magnetic tiles (64 pixels): three quarters of the normal training images train; the others are
-ranked against themselves with one synthetic anomaly each. Each variant differs from the defaults in one setting; every one has
-the same number of steps, so the seconds differ. For 64 pixels, each fit is also scored by the mean over the highest tenth of the
-errors. No test image is read. One seed: differences below about 1 point (CIFAR-10) and 3 points (64 pixels) mean nothing.
+CIFAR-10 (car, frog, ship, 32 pixels): 4,000 training images of the class train; 500 others are ranked against 200 training
+images of each other class. Chest X-rays and magnetic tiles (64 pixels): three quarters of the normal training images train; the
+others are ranked against themselves with one synthetic anomaly each. Each variant differs from the defaults in one setting; every
+one has the same number of steps, so the seconds differ. For 64 pixels, each fit is also scored by the mean over the highest tenth
+of the errors. No test image is read. One seed: differences below about 1 point (CIFAR-10) and 3 points (64 pixels) mean nothing.
 
 Writes results/dpa_defaults.json after each fit; fits that are there are not run again.
 """
