@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,10 +27,12 @@ BATCH = 50
 @cache
 def photographs() -> tuple[Tensor, ...]:
     """Six colour photographs that install with scikit-image and scikit-learn: (3, H, W) each, in [-1, 1]."""
-    from skimage import data
+    import skimage.data
     from sklearn.datasets import load_sample_images
 
-    arrays = [*load_sample_images().images, data.astronaut(), data.chelsea(), data.coffee(), data.rocket()]
+    shipped: Any = skimage.data
+    names = ("astronaut", "chelsea", "coffee", "rocket")
+    arrays = [*load_sample_images().images, *(getattr(shipped, name)() for name in names)]
     return tuple(torch.from_numpy(array.copy()).movedim(-1, 0).float() / 127.5 - 1 for array in arrays)
 
 
