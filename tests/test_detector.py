@@ -325,6 +325,7 @@ def test_hub_upload_and_download(pca: Detector, tmp_path: Path, monkeypatch: pyt
         huggingface_hub, "snapshot_download", lambda repo, revision, allow_patterns: str(tmp_path / repo)
     )
     assert pca.push_to_hub("me/model").endswith("me/model")
+    assert {path.name for path in (tmp_path / "me/model").iterdir()} == set(pca.hub_files())
     images = textures(2)
     assert (Detector.from_hub("me/model").score(images).scores == pca.score(images).scores).all()
 

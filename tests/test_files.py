@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import os
+import signal
 import socket
+import struct
 import subprocess
 import sys
 import textwrap
@@ -302,6 +304,106 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_killed_write_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    code = """
+        import os, sys
+        from pathlib import Path
+        from normalcy.files import writing
+        with writing(Path(sys.argv[1])) as file:
+            file.write(b"half")
+            file.flush()
+            os._exit(9)
+    """
+    target = tmp_path / "metrics.json"
+    for _ in range(2):
+        assert subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(target)]).returncode == 9
+        assert [path.name[:10] for path in tmp_path.iterdir()] == [".normalcy-"], "one, however often"
+    write_bytes(target, b"whole")
+    assert tree(tmp_path) == {"metrics.json": "whole"}
+
+
+def test_two_at_once_write_one_file(tmp_path: Path) -> None:
+    """The one that ends last wins; neither takes the other's half for one that was left."""
+    target = tmp_path / "a"
+    with files.writing(target) as one, files.writing(target) as other:
+        assert one.name != other.name
+        one.write(b"one")
+        other.write(b"other")
+    assert tree(tmp_path) == {"a": "one"}
+
+
+def test_a_link_in_the_place_of_a_half_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "private").write_text("private")
+    with files.writing(tmp_path / "a") as file:
+        place = Path(file.name)
+    place.symlink_to(tmp_path / "private")
+    write_bytes(tmp_path / "a", b"1")
+    assert (tmp_path / "private").read_text() == "private"
+    assert not (tmp_path / "a").is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [(OSError(28, "No space left on device"), r"a\.pt: cannot be written \(No space"), (KeyboardInterrupt(), "")],
+    ids=["full", "stopped"],
+)
+def test_an_error_hidden_behind_another_is_told(tmp_path: Path, reason: BaseException, told: str) -> None:
+    """torch's archive complains about its position after a write to the file was refused or interrupted."""
+
+    def save() -> None:
+        with files.writing(tmp_path / "a.pt"):
+            try:
+                raise reason
+            finally:
+                raise RuntimeError("unexpected pos 38592 vs 38480")
+
+    with pytest.raises(WriteError if told else KeyboardInterrupt, match=told or None):
+        save()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_under_torch(tmp_path: Path) -> None:
+    """A limit on the size of files is met in the middle of the archive, as a full disk is."""
+    code = """
+        import resource, sys, torch
+        from normalcy.errors import WriteError
+        from normalcy.files import writing
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+        try:
+            with writing(sys.argv[1]) as file:
+                torch.save({str(i): torch.zeros(1000) for i in range(9)}, file)
+        except WriteError as error:
+            print(error)
+    """
+    words = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "a.pt")]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert "a.pt: cannot be written (File too large); free some space" in done.stdout, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_wait_for_a_step_that_must_not_be_half_done(number: int) -> None:
+    seen: list[str] = []
+
+    def stop(*_: object) -> None:
+        seen.append("signal")
+        raise KeyboardInterrupt
+
+    def step() -> None:
+        with files.uninterrupted():
+            signal.raise_signal(number)
+            seen.append("step")
+
+    before = signal.signal(number, stop)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            step()
+        assert seen == ["step", "signal"]
+        assert signal.getsignal(number) is stop
+    finally:
+        signal.signal(number, before)
+
+
 def test_long_names_and_surrogates(tmp_path: Path) -> None:
     name = "x" * 250
     write_bytes(tmp_path / name, b"1")
@@ -436,3 +538,15 @@ def test_arrays_that_claim_too_much(tmp_path: Path) -> None:
     np.save(tmp_path / "c.npy", np.array([Path("x")], object), allow_pickle=True)
     with pytest.raises(DataError, match="Python objects"):
         files.read_array(tmp_path / "c.npy")
+
+
+@pytest.mark.parametrize(
+    "text", ["{" * 3000, "{'a': " + "[" * 200, "", "\xff" * 100, "'" + "1" * 5000, "{'descr': '|O'}"]
+)
+def test_headers_of_arrays_are_never_python(tmp_path: Path, text: str) -> None:
+    """NumPy parses them as Python text."""
+    for version, form in ((b"\x01\x00", "<H"), (b"\x02\x00", "<I"), (b"\x03\x00", "<I")):
+        header = text.encode("latin-1") + b"\n"
+        (tmp_path / "a.npy").write_bytes(b"\x93NUMPY" + version + struct.pack(form, len(header)) + header + bytes(64))
+        with pytest.raises(DataError, match=r"a\.npy: cannot be read as \.npy"):
+            files.read_array(tmp_path / "a.npy")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
+import textwrap
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -181,6 +185,25 @@ def test_permissions_follow_the_umask(tmp_path: Path) -> None:
         assert set(modes.values()) == {wanted}, modes
 
 
+def test_a_full_disk_is_one_message(saved: Path, tmp_path: Path) -> None:
+    """safetensors tells it in words of its own."""
+    code = """
+        import resource, sys
+        from normalcy import Detector
+        from normalcy.errors import WriteError
+        detector = Detector.load(sys.argv[1])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+        try:
+            detector.save(sys.argv[2])
+        except WriteError as error:
+            print(error)
+    """
+    words = [sys.executable, "-c", textwrap.dedent(code), str(saved), str(tmp_path / "new" / "out")]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert "out: cannot be written (File too large); free some space" in done.stdout, done.stderr
+    assert not (tmp_path / "new").exists()
+
+
 def test_model_folders_keep_no_paths_of_the_user(tmp_path: Path) -> None:
     root = tmp_path / "DOE^JANE"
     (root / "a").mkdir(parents=True)
@@ -220,3 +243,35 @@ def test_names_of_patients_are_hashed(tmp_path: Path) -> None:
     text = (folder / "detector.json").read_text() + (folder / "CARD.md").read_text()
     assert "JANE" not in text
     assert json.loads((folder / "detector.json").read_text())["data"]["failed"][0][0].startswith("image ")
+
+
+def test_text_of_a_card_is_never_markup(model: Path) -> None:
+    """Names from data and from a foreign description, which a card repeats."""
+    evil = "x`](http://a)\n# Heading <img src=x onerror=y> [b](javascript:c) \u202e\x1b[31m"
+    for keys in (
+        ("data", "name"),
+        ("data", "fingerprint"),
+        ("fit", "device"),
+        ("fit", "precision"),
+        ("settings", "reduce"),
+    ):
+        with contextlib.suppress(KeyError):
+            edit(model, *keys, value=evil)
+    words = json.loads((model / "detector.json").read_text())
+    words["settings"].pop("reduce", None)
+    (model / "detector.json").write_text(json.dumps(words))
+    card = normalcy.load(model).card()
+    spans = re.sub(r"`[^`\n]*`", "", card.replace("```", ""))
+    assert all(mark not in spans for mark in ("](", "<img", "# Heading", "\u202e", "\x1b"))
+    assert "\u202e" not in card
+    assert "\x1b" not in card
+
+
+def test_a_sparse_weights_file_is_refused_at_once(model: Path) -> None:
+    """Its checksum would take hours."""
+    with open(model / "weights.safetensors", "r+b") as file:
+        file.truncate(2**40)
+    started = time.process_time()
+    with pytest.raises(ModelFileError, match="damaged or was exchanged"):
+        normalcy.load(model)
+    assert time.process_time() - started < 2

@@ -98,7 +98,8 @@ class Calibration:
             span = words["map_range"]
             return cls(scores, levels, rates, None if span is None else (float(span[0]), float(span[1])))
         except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise ModelFileError(f"calibration.json is damaged ({error}); fit the detector again.") from error
+            reason = " ".join(str(error).split())[:200]
+            raise ModelFileError(f"calibration.json is damaged ({reason}); fit the detector again.") from error
 
 
 def needed_images(false_alarms: float) -> int:

@@ -207,6 +207,11 @@ class Detector:
         return method.graph.engine if isinstance(method, GraphMethod) else "torch"
 
     @property
+    def folder(self) -> Path | None:
+        """The model folder that it was loaded from."""
+        return self._source[0]
+
+    @property
     def calibration(self) -> Calibration | None:
         """Of the score in use; None where no images were held out."""
         return self.calibrations.get(getattr(self.settings, "score", "") if self._fitted.scores else "")
@@ -356,7 +361,10 @@ class Detector:
             return {path.name: path.stat().st_size for path in sorted(saved.iterdir())}
 
     def push_to_hub(self, repo: str, private: bool = True) -> str:
-        """Upload the model folder to the Hugging Face hub; returns its address. Needs a login there."""
+        """Upload the model folder to the Hugging Face hub; returns its address. Needs a login there.
+
+        Only the files that :meth:`hub_files` lists are sent.
+        """
         from huggingface_hub import HfApi
 
         with temporary_folder() as folder:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class NormalcyError(Exception):
     """Base of all errors of normalcy; the command line prints the message and exits with ``exit_code``."""
@@ -37,3 +39,20 @@ class WriteError(NormalcyError, OSError):
     def __init__(self, message: str, errno: int | None = None) -> None:
         super().__init__(message)
         self.errno = errno
+
+
+class Reason(ValueError):
+    """Why a file cannot be read, in words of normalcy, which quote nothing that it holds but numbers and terms of its format."""
+
+
+def without_content(error: Exception, data: bytes) -> str | None:
+    """The text of another library's error about a file with these bytes; None where it may quote what the file holds, as free
+    text does, or is none for a person."""
+    text = " ".join(str(error).split()).rstrip(".")
+    words = re.findall(r"[^\W\d_]{3,}", text)
+    if not words or len(text) > _LONGEST or " at 0x" in text or any(word.encode() in data for word in words):
+        return None
+    return text
+
+
+_LONGEST = 200

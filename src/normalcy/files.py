@@ -18,9 +18,11 @@ import json
 import math
 import os
 import shutil
+import signal
 import stat
 import tempfile
 import threading
+import tokenize
 import tomllib
 import zipfile
 import zlib
@@ -28,7 +30,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, BinaryIO, TextIO, cast
 
-from normalcy.errors import DataError, ModelFileError, NormalcyError, SettingsError, WriteError
+from normalcy.errors import DataError, ModelFileError, NormalcyError, Reason, SettingsError, WriteError
 
 try:
     import fcntl
@@ -62,7 +64,8 @@ def open_regular(path: Path | str, error: type[NormalcyError] = DataError) -> Bi
         if isinstance(fault, NormalcyError):
             raise
         reason = (fault.strerror if isinstance(fault, OSError) else None) or str(fault)
-        raise error(f"{path}: cannot be opened ({reason}); check the name and the access rights.") from None
+        shown = str(path) if len(str(path)) < 500 else f"{str(path)[:100]}...{str(path)[-100:]}"
+        raise error(f"{shown}: cannot be opened ({reason}); check the name and the access rights.") from None
 
 
 def read_bytes(path: Path | str, limit: int = MAX_BYTES, error: type[NormalcyError] = DataError) -> bytes:
@@ -154,7 +157,7 @@ def read_array(path: Path, error: type[NormalcyError] = DataError) -> Any:
 def read_arrays(path: Path, limit: int = MAX_BYTES, decoded: int = 2**32) -> dict[str, Any]:
     """The arrays in an ``.npz`` file, by name. Never unpickles.
 
-    Raises ValueError where the file has more than ``limit`` bytes, or its arrays more than ``decoded`` when they are
+    Raises Reason where the file has more than ``limit`` bytes, or its arrays more than ``decoded`` when they are
     decompressed; that is seen from their headers.
     """
     import numpy as np
@@ -162,40 +165,65 @@ def read_arrays(path: Path, limit: int = MAX_BYTES, decoded: int = 2**32) -> dic
     try:
         with open_regular(path) as file:
             if (size := os.fstat(file.fileno()).st_size) > limit:
-                raise ValueError(f"it has {size:,} bytes, at most {limit:,} are read")
+                raise Reason(f"it has {size:,} bytes, at most {limit:,} are read")
             with zipfile.ZipFile(file) as archive:
                 members = [one for one in archive.infolist() if one.filename.endswith(".npy")]
                 if (size := sum(one.file_size for one in members)) > decoded:
-                    raise ValueError(f"its arrays have {size:,} bytes when decompressed, at most {decoded:,} are read")
+                    raise Reason(f"its arrays have {size:,} bytes when decompressed, at most {decoded:,} are read")
                 arrays = {}
                 for one in members:
                     with archive.open(one) as member:
                         shape, dtype = npy_header(member)[:2]
                     if math.prod(shape) * dtype.itemsize > one.file_size:
-                        raise ValueError(f"{one.filename} claims the shape {shape}, more than it holds")
+                        raise Reason(f"{one.filename} claims the shape {shape}, more than it holds")
                     with archive.open(one) as member:
                         arrays[one.filename[:-4]] = np.lib.format.read_array(cast("Any", member), allow_pickle=False)
                 return arrays
-    except (OSError, EOFError, MemoryError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as fault:
-        raise ValueError(" ".join(str(fault).split()) or type(fault).__name__) from None
+    except (
+        OSError,
+        EOFError,
+        MemoryError,
+        KeyError,
+        RuntimeError,
+        ValueError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as fault:
+        if isinstance(fault, NormalcyError | Reason):
+            raise
+        if not zipfile.is_zipfile(path):
+            raise Reason("not a zip file, or one that is cut off") from None
+        raise Reason(
+            "too large for the memory" if isinstance(fault, MemoryError) else "its members are damaged"
+        ) from None
 
 
 def npy_header(file: Any) -> tuple[tuple[int, ...], Any, bool]:
-    """Shape, type, and whether the values lie in Fortran's order. Raises ValueError for what is no array of numbers."""
+    """Shape, type, and whether the values lie in Fortran's order. Raises Reason for what is no array of numbers."""
     import numpy as np
 
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    version = np.lib.format.read_magic(file)
+    try:
+        version = np.lib.format.read_magic(file)
+    except ValueError:
+        raise Reason("it does not begin as an array of NumPy does") from None
     if version not in readers:  # 3.0 exists for field names of structured arrays
-        raise ValueError(f"a .npy file of version {version}, which does not hold images")
+        raise Reason(f"a .npy file of version {version}, which does not hold images")
     try:
         shape, fortran, dtype = readers[version](file)
-    except (SyntaxError, TypeError, RecursionError, MemoryError) as fault:  # it is parsed as Python text
-        raise ValueError(f"damaged header ({type(fault).__name__})") from None
+    except (
+        ValueError,
+        SyntaxError,
+        TypeError,
+        RecursionError,
+        MemoryError,
+        tokenize.TokenError,
+    ):  # parsed as Python text
+        raise Reason("its header is damaged or cut off") from None
     if dtype.hasobject:
-        raise ValueError("holds Python objects, not numbers")
+        raise Reason("holds Python objects, not numbers")
     if min(shape, default=1) < 0:
-        raise ValueError(f"truncated or damaged: it claims the shape {shape}")
+        raise Reason(f"truncated or damaged: it claims the shape {shape}")
     return shape, dtype, fortran
 
 
@@ -214,7 +242,7 @@ def bounded_gunzip(data: bytes, limit: int, whole: bool = True) -> bytes:
                 parts.append(part)
                 size += len(part)
     if whole and size > limit:
-        raise ValueError(f"decompressed it has more than {limit:,} bytes, the limit")
+        raise Reason(f"decompressed it has more than {limit:,} bytes, the limit")
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
@@ -257,20 +285,34 @@ def writing(path: Path | str, durable: bool = False) -> Iterator[BinaryIO]:
     there before is then unchanged.
     """
     path = Path(path)
-    partial = path.parent / f".normalcy-{os.urandom(8).hex()}"  # short: a long name leaves no room for more
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        file: BinaryIO | None = None
         try:
-            with open(partial, "xb") as file:  # by name: some libraries ask a file for it
-                yield file
-                if durable:
-                    file.flush()
-                    os.fsync(file.fileno())
-            os.replace(partial, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                partial.unlink()
+            with uninterrupted():
+                file = _partial_file(path)  # has its name: some libraries ask for it
+            yield file
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+            if os.name == "nt":
+                file.close()  # an open file cannot be renamed there
+            else:
+                os.close(
+                    os.dup(file.fileno())
+                )  # a disk on a network says now, before the renaming, what it cannot take
+            os.replace(file.name, path)
+        except BaseException as fault:
+            if file is not None:
+                with contextlib.suppress(OSError):
+                    os.unlink(file.name)
+            if isinstance(fault, RuntimeError) and isinstance(fault.__context__, OSError | KeyboardInterrupt):
+                raise fault.__context__ from None  # torch.save() hides the reason behind an error of its own
             raise
+        finally:
+            if file is not None:
+                with contextlib.suppress(OSError):
+                    file.close()
     except OSError as fault:
         raise _cannot_write(path, fault) from fault
 
@@ -283,6 +325,41 @@ def writing_text(path: Path | str) -> Iterator[TextIO]:
         yield text
         text.flush()
         text.detach()
+
+
+def _partial_file(path: Path) -> BinaryIO:
+    """A new file beside ``path``, locked while it is open.
+
+    Its name depends on that of ``path`` alone, so that what a killed process left there is found, and removed. Where
+    another writes the same file now, or there are no locks, it is a random one.
+    """
+    # Short: a long name leaves no room for more.
+    place = path.parent / f".normalcy-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}"
+    if fcntl is not None:
+        with contextlib.suppress(OSError):
+            handle = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                if _locked(handle, place):
+                    os.unlink(place)
+            finally:
+                os.close(handle)
+        with contextlib.suppress(FileExistsError):
+            file = open(place, "xb")  # noqa: SIM115
+            if _locked(file.fileno(), place) is not False:
+                return file
+            file.close()  # another has taken it for one that was left, and removes it
+    return open(path.parent / f".normalcy-{os.urandom(8).hex()}", "xb")
+
+
+def _locked(handle: int, path: Path) -> bool | None:
+    """Whether an open file could be locked, and is still the one of that name; None where the system has no locks."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.stat(path, follow_symlinks=False).st_ino == os.fstat(handle).st_ino
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    except OSError:
+        return None
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:
@@ -308,6 +385,18 @@ def append_text(path: Path, text: str) -> None:
         raise _cannot_write(path, fault) from fault
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """The regular file ``source`` also as ``target``, which does not exist yet: a hard link where possible, else a copy."""
+    make_folder(target.parent)
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except FileExistsError as fault:
+        raise _cannot_write(target, fault) from fault
+    except OSError:  # another file system, or one without links
+        with open_regular(source) as opened, writing(target) as file:
+            shutil.copyfileobj(opened, file)
+
+
 def new_array(path: Path, shape: tuple[int, ...], dtype: str = "<f4") -> Any:
     """A new ``.npy`` file, mapped for writing. Its blocks are taken now: a full disk met later would kill the process."""
     import numpy as np
@@ -323,6 +412,14 @@ def new_array(path: Path, shape: tuple[int, ...], dtype: str = "<f4") -> Any:
             return np.memmap(file, dtype, "r+", start, shape)
     except OSError as fault:
         raise _cannot_write(path, fault) from fault
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a file lies in ``folder`` or below, links followed."""
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # a name too long or with a null byte, a circle of links
+        return False
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -347,6 +444,22 @@ def remove(path: Path) -> None:
     else:
         with contextlib.suppress(OSError):
             path.unlink()
+
+
+def own_secret(path: Path) -> bytes:
+    """32 random bytes in a file that only this user may read, made at the first use. Raises OSError where that cannot be."""
+    with contextlib.suppress(FileExistsError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o600)
+        with os.fdopen(handle, "wb") as file:
+            file.write(os.urandom(32))
+    try:
+        secret = read_bytes(path, 32)
+    except DataError as fault:
+        raise OSError(errno.EINVAL, str(fault)) from None
+    if len(secret) != 32:  # a process was killed in between
+        raise OSError(errno.EINVAL, "is no secret", str(path))
+    return secret
 
 
 def remove_empty(folder: Path) -> None:
@@ -399,6 +512,13 @@ def refuse_existing(folder: Path, overwrite: bool) -> None:
         raise SettingsError(f"{folder} exists and is not empty: choose another folder or pass --overwrite.")
 
 
+def refuse_source(folder: Path, *sources: Path | None) -> None:
+    """Raise SettingsError where one of ``sources``, which are read, is ``folder`` or lies in it."""
+    for source in sources:
+        if source is not None and is_inside(source, folder):
+            raise SettingsError(f"{folder} holds {source}, which is read: choose another folder.")
+
+
 def prepare_target(folder: Path, overwrite: bool = False) -> Target:
     """Decide, before any work, that ``folder`` can be written, and keep other processes from writing it.
 
@@ -426,13 +546,34 @@ def write_folder(folder: Path, fill: Callable[[Path], None], overwrite: bool = F
             fill(partial)
             target.put(partial)
         except OSError as fault:
-            remove(partial)
+            with uninterrupted():
+                remove(partial)
             if fault.errno not in (*_FULL, errno.EROFS):
                 raise
             raise _cannot_write(folder, OSError(fault.errno, os.strerror(fault.errno or 0))) from fault
         except BaseException:
-            remove(partial)
+            with uninterrupted():
+                remove(partial)
             raise
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait until the block ends: a short one that must not be half done."""
+    if threading.current_thread() is not threading.main_thread():  # signals are handled in the main thread
+        yield
+        return
+    waiting = list[int]()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for number in before:
+            signal.signal(number, lambda number, _: waiting.append(number))
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        if waiting:
+            signal.raise_signal(waiting[0])
 
 
 class Target:
@@ -442,22 +583,26 @@ class Target:
         self.name, self.overwrite, self.made = folder, overwrite, list[Path]()
         self._lock: Path | None = None
         try:
-            self.path = Path(os.path.realpath(folder))
-            if self.path.is_symlink():  # a circle of links
-                raise SettingsError(f"{folder} is a link that leads nowhere: choose another folder.")
-            refuse_existing(self.path, True)
-            try:
-                self._make_parents()
-                self.in_place = self.path.is_dir() and not self._renameable()
-                if self._take_lock():
-                    self._repair()
-                self._probe()
-            except OSError as fault:
-                raise _cannot_write(folder, fault) from fault
-            self._refuse()
+            with uninterrupted():
+                self._prepare(folder)
         except BaseException:
             self.close()
             raise
+
+    def _prepare(self, folder: Path) -> None:
+        self.path = Path(os.path.realpath(folder))
+        if self.path.is_symlink():  # a circle of links
+            raise SettingsError(f"{folder} is a link that leads nowhere: choose another folder.")
+        refuse_existing(self.path, True)
+        try:
+            self._make_parents()
+            self.in_place = self.path.is_dir() and not self._renameable()
+            if self._take_lock():
+                self._repair()
+            self._probe()
+        except OSError as fault:
+            raise _cannot_write(folder, fault) from fault
+        self._refuse()
 
     def __enter__(self) -> Target:
         return self
@@ -470,13 +615,19 @@ class Target:
 
     def close(self) -> None:
         """Let others write the folder."""
-        lock, self._lock = self._lock, None
-        if lock is not None:
-            _unlock(lock)
-        for parent in reversed(self.made):
-            with contextlib.suppress(OSError):  # not empty: used
-                parent.rmdir()
-        self.made = []
+        with uninterrupted():
+            lock, self._lock = self._lock, None
+            if lock is not None:
+                _unlock(lock)
+            for parent in reversed(self.made):
+                with contextlib.suppress(OSError):  # not empty: used
+                    parent.rmdir()
+            self.made = []
+
+    @property
+    def unfinished(self) -> Path:
+        """Where work is kept that the next start continues: ``<folder>.run`` beside it, hidden inside where it stays."""
+        return self.path / ".normalcy-run" if self.in_place else self.path.with_name(f"{self.path.name}.run")
 
     def hidden(self, kind: str) -> Path:
         """A new name for a folder on the way in ("partial", and in place "complete", "moving") or out ("old")."""
@@ -484,9 +635,15 @@ class Target:
 
     def put(self, partial: Path) -> None:
         """Give a complete folder its name."""
+        with uninterrupted():
+            self._put(partial)
+
+    def _put(self, partial: Path) -> None:
         if self.path.is_dir() and (self.in_place or not _entries(self.path)):
             self._refuse()
-            if partial.parent != self.path:  # made empty meanwhile, by another hand: rename() may replace that
+            if not partial.is_relative_to(
+                self.path
+            ):  # made empty meanwhile, by another hand: rename() may replace that
                 os.rename(partial, self.path)
                 return
             complete = self.hidden("complete")
@@ -638,7 +795,8 @@ def _unlock(path: Path) -> None:
             with contextlib.suppress(OSError):
                 path.unlink()
         if handle >= 0:
-            os.close(handle)
+            with contextlib.suppress(OSError):  # what was written is written
+                os.close(handle)
 
 
 def _entries(folder: Path) -> list[str]:

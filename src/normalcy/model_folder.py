@@ -72,7 +72,12 @@ def save(
     """Write a model folder. ``description`` and ``calibration`` hold JSON values, ``texts`` further files by name."""
 
     def fill(partial: Path) -> None:
-        save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, partial / WEIGHTS)
+        try:
+            save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, partial / WEIGHTS)
+        except SafetensorError as error:
+            if (code := re.search(r"\(os error (\d+)\)", str(error))) is None:
+                raise
+            raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
         (partial / WEIGHTS).chmod(mode_by_umask(partial))  # safetensors makes it private
         write_json(
             partial / DESCRIPTION, {"format": FORMAT, **description, "weights_sha256": _digest(partial / WEIGHTS)}
@@ -129,19 +134,24 @@ def read_weights(folder: Path, description: Mapping[str, Any], build: Callable[[
     if not path.exists():
         raise ModelFileError(f"Cannot read {path}: there is no such file; copy the model again.")
     try:
-        if _digest(path) != description.get("weights_sha256"):
-            raise ModelFileError(f"{path} is damaged or was exchanged (its checksum is another): copy the model again.")
+        open_regular(path, ModelFileError).close()
         with safe_open(path, "pt") as file:
             parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
             stored = {name: (tuple(part.get_shape()), _TYPES.get(part.get_dtype())) for name, part in parts.items()}
-            _compare(folder, stored, build)
+            _compare(folder, stored, build)  # first: the checksum of a file that claims much takes long
+            if _digest(path) != description.get("weights_sha256"):
+                raise ModelFileError(
+                    f"{path} is damaged or was exchanged (its checksum is another): copy the model again."
+                )
             method = build()
             method.load_state_dict({name: file.get_tensor(name) for name in stored})
         return method
     except OSError as error:
         raise ModelFileError(f"Cannot read {path}: {error.strerror or error}.") from error
     except SafetensorError as error:
-        raise ModelFileError(f"{path} is not a valid safetensors file ({error}).") from error
+        raise ModelFileError(
+            f"{path} is damaged or was exchanged (no safetensors file: {error}): copy the model again."
+        ) from error
 
 
 def read_calibrations(folder: Path) -> dict[str, Any]:
@@ -166,8 +176,9 @@ def card(
     lines = [
         f"# {name} detector",
         "",
-        f"Trained on {data.get('count')} normal images of {data.get('name')} (fingerprint {data.get('fingerprint')}), "
-        f"in {fit.get('seconds', 0):.0f} s on {fit.get('device')} in {fit.get('precision')}.",
+        f"Trained on {data.get('count')} normal images of {literal(data.get('name'))} (fingerprint "
+        f"{literal(data.get('fingerprint'))}), in {fit.get('seconds', 0):.0f} s on {literal(fit.get('device'))} in "
+        f"{literal(fit.get('precision'))}.",
         "",
         f"Input: images of shape {tuple(shape)} (channels, then space). Higher scores are more anomalous.",
     ]
@@ -182,8 +193,21 @@ def card(
     if data.get("medical"):
         lines += ["", NOTICE]
     lines += ["", "## Use", "", "```", "normalcy score MODEL IMAGES --out RESULTS", "```", "", "## Settings", ""]
-    lines += [f"- {setting}: {value}" for setting, value in settings.items()]
+    lines += [f"- {setting}: {literal(value)}" for setting, value in settings.items()]
     return "\n".join(lines) + "\n"
+
+
+def literal(value: Any) -> str:
+    """Text from elsewhere in a Markdown file, where it can be nothing but text.
+
+    >>> literal("mnist:3"), literal(0.5), literal("[a](http://b)")
+    ('mnist:3', '0.5', '`[a](http://b)`')
+    """
+    text = str(value)
+    if re.fullmatch(r"[A-Za-z0-9]?[\w:-]*|-?[0-9.e+-]+", text, re.ASCII):
+        return text
+    shown = "".join(c if c.isprintable() and c != "`" else ascii(c)[1:-1] if c != "`" else "'" for c in text)
+    return f"`{shown[:500]}`"
 
 
 def without_folders(value: Any) -> Any:

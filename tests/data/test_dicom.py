@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -239,7 +240,7 @@ def faults() -> dict[str, tuple[list[bytes], str]]:
         "no image": ([encoded(report)], "holds no image"),
         "not DICOM": ([b"x" * 200], "the mark DICM is missing"),
         "empty": ([b""], "zero bytes"),
-        "flat": (changed(0, PixelSpacing=[0, 1])[:1], "does not say where the voxels lie"),
+        "flat": (changed(0, PixelSpacing=[0, 1])[:1], "its pixel spacing is 0 1 mm, expected positive numbers"),
     }
 
 
@@ -278,7 +279,7 @@ def test_folders_of_series(tmp_path: Path):
     data = open_data(tmp_path)
     paths = [item.path for item in data.items]
     assert paths[:1] + paths[3:] == ["a", "bad.dcm", "single.dcm"]
-    assert all(path.startswith("b/series-") for path in paths[1:3])
+    assert all(re.fullmatch(r"b/series-1-axial-[0-9a-f]{8}", path) for path in paths[1:3])
     cases = [item.case for item in data.items]
     assert cases[0] == cases[4] != cases[1] == cases[2], "one patient's series and single image, another's two"
     assert cases[0].startswith("patient-")
@@ -288,6 +289,25 @@ def test_folders_of_series(tmp_path: Path):
     (tmp_path / "table.csv").write_text("path,case\na,first\nsingle.dcm,second\n")
     assert [open_data(tmp_path / "table.csv").read(i).shape for i in (0, 1)] == [(1, 3, 8, 8), (1, 8, 8)]
     assert open_data(tmp_path / "single.dcm").read(0).shape == (1, 8, 8)
+
+
+def test_series_of_one_folder_are_told_apart_without_identifiers(tmp_path: Path):
+    """By number and plane, as a person may look for them; what is no number is not told."""
+    volume = np.random.default_rng(0).integers(0, 99, (7, 8, 8), dtype=np.int16)
+    turned = np.array([[0.0, 0, 1], [1, 0, 0], [0, -1, 0]])
+    (tmp_path / "study").mkdir()
+    for k, (number, turn) in enumerate(((3, np.eye(3)), (12, turned), (None, np.eye(3)), (4711081547, np.eye(3)))):
+        slices = series(volume + k, turn, SeriesInstanceUID=f"1.7.{k}", SeriesNumber=number)
+        for i, ds in enumerate(slices if k else slices[:2] + slices[3:]):
+            (tmp_path / "study" / f"IM{k}{i}").write_bytes(encoded(ds))
+    data = open_data(tmp_path)
+    words = [item.path.removeprefix("study/series-").rpartition("-")[0] for item in data.items]
+    assert sorted(words) == ["12-sagittal", "3-axial", "axial", "axial"], "a number of ten digits may be a patient's"
+    assert not any("4711" in item.path for item in data.items)
+    problems = {fault.path: fault.problem for fault in check(data) if fault.severity == "error"}
+    (path,) = problems
+    assert path.startswith("study/series-3-axial-")
+    assert "study (6 files, IM00 the first): cannot be read as DICOM (a slice is missing" in problems[path]
 
 
 def test_check_lists_modality_and_damage(tmp_path: Path):

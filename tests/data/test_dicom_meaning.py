@@ -252,6 +252,28 @@ def test_frames_of_several_spacings_or_one_place_are_refused():
         one(ds)
 
 
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (
+            {"ImageOrientationPatient": [1, 0, 0, 0.5, 0.866, 0]},
+            "rows and columns are not at right angles: 1 0 0 0.5 0.866 0",
+        ),
+        ({"ImageOrientationPatient": [0, 0, 0, 0, 0, 0]}, "does not say where the voxels lie"),
+        ({"PixelSpacing": [-1, 1]}, "its pixel spacing is -1 1 mm, expected positive numbers"),
+        ({"PixelSpacing": [0, 0]}, "its pixel spacing is 0 0 mm, expected positive numbers"),
+    ],
+)
+def test_places_that_are_none_are_refused(words: dict[str, Any], reason: str):
+    with pytest.raises(DataError, match=reason):
+        one(dataset(VOLUME[0], **words))
+
+
+def test_directions_of_few_digits_are_read():
+    _, space = one(dataset(VOLUME[0], ImageOrientationPatient=[0.87, 0.5, 0, -0.5, 0.86, 0]))
+    np.testing.assert_allclose(np.linalg.norm(space.affine[:3, :2], axis=0), space.spacing[:0:-1], rtol=1e-6)
+
+
 def moved(offsets: np.ndarray) -> list[Dataset]:
     """A series whose slices lie off their places by (N, 3) mm."""
     slices = series(VOLUME, np.eye(3))
@@ -393,6 +415,8 @@ def test_padding_is_told_in_the_values_that_are_read():
     np.testing.assert_array_equal(imaged(x, space), (x[0] > 9))
     x, space = read(series(volume, np.eye(3)))
     assert space.padding is None
+    np.testing.assert_array_equal(imaged(x, space), (x[0] != -2000))  # not declared, but a usual fill
+    x, space = read(series(np.maximum(volume, -1000), np.eye(3)))
     assert imaged(x, space).all()
 
 

@@ -2,6 +2,7 @@
 
 import resource
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from normalcy.engines.cached import graph_of
 from normalcy.engines.graph import ENGINES, Engine, Graph
+from normalcy.errors import ModelFileError
 from normalcy.methods import get
 from normalcy.testing import Trial
 
@@ -46,3 +48,23 @@ def test_memory_stays_flat(graph: Graph):
     for _ in range(10_000):
         graph(image)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 8 * 1024  # KiB
+
+
+def test_graphs_name_no_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """An ONNX graph can take its numbers from any file of the working directory."""
+    onnx = pytest.importorskip("onnx")
+    monkeypatch.chdir(tmp_path)
+    np.arange(4, dtype=np.float32).tofile(tmp_path / "private.bin")
+    tensor = onnx.TensorProto(name="w", data_type=1, dims=[4], data_location=1)
+    for key, value in (("location", "private.bin"), ("offset", "0"), ("length", "16")):
+        tensor.external_data.add(key=key, value=value)
+    ends = [onnx.helper.make_tensor_value_info(name, 1, ["B", 4]) for name in ("images", "score")]
+    added = onnx.helper.make_graph(
+        [onnx.helper.make_node("Add", ["images", "w"], ["score"])], "g", ends[:1], ends[1:], [tensor]
+    )
+    content = onnx.helper.make_model(
+        added, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8
+    ).SerializeToString()
+    for engine in ENGINES:
+        with pytest.raises(ModelFileError, match="names other files"):
+            Graph([content], ["score"], engine)

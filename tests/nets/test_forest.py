@@ -50,3 +50,15 @@ def test_mean_search_length_is_that_of_random_binary_trees() -> None:
     harmonic = np.array([np.sum(1 / np.arange(1, m)) for m in n])
     exact = 2 * harmonic - 2 * (n - 1) / n
     np.testing.assert_allclose(mean_search_length(torch.from_numpy(n)).numpy(), exact, atol=2 / (2 * 15))
+
+
+def test_nodes_that_are_not_there_are_refused():
+    """Weights may come from elsewhere."""
+    trees = IsolationTrees(5, 32)
+    trees.learn(torch.rand(64, 3))
+    for name, value in (("roots", 10**18), ("links", 10**6), ("links", -1)):
+        state = {key: one.clone() for key, one in trees.state_dict().items()}
+        state[name].view(-1)[-1] = value
+        with pytest.raises(ValueError, match="nodes that it does not have"):
+            trees.load_state_dict(state)
+        trees.learn(torch.rand(64, 3))

@@ -175,3 +175,18 @@ def test_json_of_an_earlier_version_is_converted():
 def test_damaged_json_is_refused(data):
     with pytest.raises(ModelFileError, match="damaged"):
         Preprocess.from_json(data)
+
+
+def test_a_size_that_asks_for_gigabytes_is_refused_before_memory_is_taken() -> None:
+    image = np.zeros((1, 16, 16), np.uint8)
+    for steps in (("resize:60000",), ("resize:128", "pad:60000")):
+        words = {**fitted((), image).to_json(), "steps": list(steps)}
+        with pytest.raises(DataError, match="pixels of an image"):
+            Preprocess.from_json(words).apply(image)
+
+
+def test_values_of_an_unknown_kind_are_refused() -> None:
+    words = fitted((), noise((1, 16, 16))).to_json()
+    words["fitted"]["values"] = "a\nb"
+    with pytest.raises(ModelFileError, match="unknown type"):
+        Preprocess.from_json(words)

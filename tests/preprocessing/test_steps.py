@@ -10,7 +10,7 @@ from skimage import exposure
 
 from normalcy.config import parse_settings, read_toml
 from normalcy.detector import Detector
-from normalcy.errors import SettingsError
+from normalcy.errors import DataError, SettingsError
 from normalcy.preprocessing.grammar import read_step
 from normalcy.preprocessing.pipeline import Preprocess
 from normalcy.preprocessing.steps import STEPS, Clahe, Pad, Percentile, Resize, Window, ZScore
@@ -235,6 +235,33 @@ def test_clahe_is_that_of_scikit_image_also_for_volumes_of_three_columns():
     turned = np.ascontiguousarray(volume.transpose(0, 3, 1, 2))
     y, _ = fitted(("clahe",), turned).apply(turned)
     assert np.allclose(x.transpose(0, 3, 1, 2), y, atol=1e-3)
+
+
+@pytest.mark.parametrize("colours", [1, 3])
+def test_drop_alpha_leaves_the_last_of_two_or_four_channels_out_and_puts_it_back(colours):
+    image, plain = noise((colours + 1, 6, 8)), noise((colours, 6, 8))
+    preprocess = fitted(("drop_alpha", "resize:16"), image)
+    x, geometry = preprocess.apply(image)
+    assert preprocess.constants.channels == colours
+    assert np.allclose(x, fitted(("resize:16",), image[:colours]).apply(image[:colours])[0], atol=1e-6)
+    restored = preprocess.invert_image(np.zeros_like(x), image, geometry)
+    assert np.array_equal(restored[colours], image[colours])
+    assert not restored[:colours].any()
+    assert preprocess.apply(plain)[0].shape == (colours, 16, 16)
+    late = fitted(("resize:16", "drop_alpha"), image)
+    assert np.array_equal(
+        late.invert_image(*late.apply(image)[:1], image, late.apply(image)[1])[colours], image[colours]
+    )
+    both = fitted(("drop_alpha", "grey"), image)
+    assert both.apply(image)[0].shape == (1, 6, 8)
+    assert np.array_equal(both.invert_image(both.apply(image)[0], image, both.apply(image)[1])[colours], image[colours])
+
+
+def test_drop_alpha_refuses_what_has_no_alpha():
+    with pytest.raises(DataError, match="1 to 4 channels for drop_alpha, got 5; leave it out"):
+        fitted(("drop_alpha",), noise((5, 6, 8)))
+    with pytest.raises(DataError, match="put drop_alpha before it"):
+        fitted(("rgb",), noise((4, 6, 8)))
 
 
 def test_grey_and_rgb_convert_what_they_are_asked_to_and_accept_both():

@@ -2,6 +2,8 @@
 
 import io
 import logging
+import shutil
+import subprocess
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,16 @@ import highdicom
 import numpy as np
 import pydicom
 import pytest
+from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, UltrasoundImageStorage, generate_uid
 
 from normalcy import Detector
 from normalcy.cli.app import main
+from normalcy.data.open import open_data
+from normalcy.errors import NormalcyWarning
+from normalcy.results.dicom import write_dicom
+from normalcy.results.predict import score_into
 
 SECRETS = ("Mustermann", "Erika", "4711081547", "19620304", "ACC90210", "Ferencz", "1.2.826.0.1.3680043.77")
 
@@ -71,7 +78,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_images_without_a_place_are_listed(
+def test_images_without_a_place_get_what_needs_none(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     code, said = command(monkeypatch, capfd, "score", place / "model", place / "new", "--out", tmp_path / "results")
@@ -79,11 +86,13 @@ def test_images_without_a_place_are_listed(
     texts = [said]
     code, said = command(monkeypatch, capfd, "dicom", tmp_path / "results", "--out", tmp_path / "out")
     assert code == 0, said
-    assert "Skipped new/us" in said or "Skipped us" in said
-    assert "FrameOfReferenceUID" in said
-    assert "Wrote DICOM results of 1 images" in said
-    assert {path.name for path in (tmp_path / "out").rglob("*.dcm")} >= {"map.dcm"}
-    assert not [path for path in (tmp_path / "out/us").rglob("*") if path.is_file()]
+    assert "Note: 1 images have no frame of reference (FrameOfReferenceUID, ImageOrientationPatient)" in said
+    assert "no parametric map" in said
+    assert "Wrote DICOM results of 2 images" in said
+    assert (tmp_path / "out/ct/1.dcm/map.dcm").exists()
+    without = {path.name for path in (tmp_path / "out/us").rglob("*") if path.is_file()}
+    assert "map.dcm" not in without
+    assert "overlay-0000.dcm" in without
     texts.append(said)
     before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "out").rglob("*"))
     code, said = command(monkeypatch, capfd, "dicom", tmp_path / "results", "--out", tmp_path / "out")
@@ -164,3 +173,59 @@ def test_reading_never_quotes_a_file(
         assert "Traceback" not in said
         for secret in SECRETS:
             assert secret not in said
+
+
+@pytest.mark.parametrize(
+    ("kind", "frames", "orientation", "files"),
+    [
+        (uid.ComputedRadiographyImageStorage, 0, ["L", "F"], {"overlay-0000.dcm", "regions.dcm"}),
+        (uid.DigitalMammographyXRayImageStorageForPresentation, 0, ["A", "FR"], {"overlay-0000.dcm", "regions.dcm"}),
+        (uid.DigitalXRayImageStorageForPresentation, 0, None, {"overlay-0000.dcm", "regions.dcm"}),
+        (uid.UltrasoundImageStorage, 0, None, {"overlay-0000.dcm", "regions.dcm"}),
+        (uid.SecondaryCaptureImageStorage, 0, None, {"overlay-0000.dcm", "regions.dcm"}),
+        (uid.XRayAngiographicImageStorage, 0, None, {"overlay-0000.dcm"}),
+        (uid.UltrasoundMultiFrameImageStorage, 3, None, {"overlay-0001.dcm"}),
+    ],
+    ids=["CR", "MG", "DX", "US", "SC", "XA", "US of frames"],
+)
+def test_objects_without_a_frame_of_reference(
+    tmp_path: Path, kind: str, frames: int, orientation: list[str] | None, files: set[str]
+) -> None:
+    """By the standard: a segmentation, which gives its derivation, and secondary captures need none; a parametric map does."""
+    rng = np.random.default_rng(0)
+    for k in range(31):
+        pixels = rng.integers(90, 110, (max(frames, 1), 20, 24)).astype(np.int16)
+        if k == 30:
+            pixels[min(1, len(pixels) - 1), 4:9, 5:10] = 250
+        ds = dataset(k, 0, pixels[0], place=False)
+        ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = kind
+        ds.Modality, ds.PatientOrientation, ds.PixelData = "OT", orientation, pixels.tobytes()
+        if frames:
+            ds.NumberOfFrames = frames
+        (tmp_path / ("new" if k == 30 else "train")).mkdir(exist_ok=True)
+        pydicom.dcmwrite(tmp_path / ("new" if k == 30 else "train") / f"{k}.dcm", ds, enforce_file_format=True)
+    detector = Detector("zscore", false_alarms=0.1).fit(tmp_path / "train")
+    data = open_data(tmp_path / "new")
+    score_into(detector, data, tmp_path / "results")
+    with pytest.warns(NormalcyWarning, match="no parametric map"):
+        assert write_dicom(tmp_path / "results", tmp_path / "out", data) == (1, [])
+    written = {path.name: path for path in (tmp_path / "out").rglob("*.dcm") if path.is_file()}
+    assert files <= set(written)
+    assert "map.dcm" not in written
+    assert ("regions.dcm" in written) == ("regions.dcm" in files)
+    source = pydicom.dcmread(tmp_path / "new/30.dcm")
+    for name, path in written.items():
+        ds = pydicom.dcmread(path)
+        assert list(ds.PatientOrientation or []) == (orientation or [])
+        assert "FrameOfReferenceUID" not in ds
+        assert ds.StudyInstanceUID == source.StudyInstanceUID
+        assert ds.SOPInstanceUID != source.SOPInstanceUID
+        if name == "regions.dcm":
+            assert ds.pixel_array.reshape(20, 24)[4:9, 5:10].all()
+        else:
+            (reference,) = ds.SourceImageSequence
+            assert reference.ReferencedSOPInstanceUID == source.SOPInstanceUID
+            assert reference.get("ReferencedFrameNumber") == (int(name[8:12]) + 1 if frames else None)
+        if shutil.which("dciodvfy"):  # of dicom3tools
+            found = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True).stderr
+            assert not [line for line in found.splitlines() if line.startswith("Error")], found

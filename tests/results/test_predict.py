@@ -7,13 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
+from example_parts import save, texture
 
 from normalcy import Detector
-from normalcy.data.open import as_dataset
+from normalcy.data.open import as_dataset, open_data
 from normalcy.report import write_report
 from normalcy.results.evaluate import evaluate
 from normalcy.results.folder import read_results
 from normalcy.results.predict import score_into
+from normalcy.results.run import Shard, read_run
+from normalcy.results.shards import merge
 
 
 def test_pictures_at_the_size_of_the_input(tmp_path: Path) -> None:
@@ -60,3 +64,28 @@ def test_cases_of_several_images(tmp_path: Path) -> None:
     score_into(detector, plain, tmp_path / "single")
     assert not (tmp_path / "single/cases.csv").exists()
     assert evaluate(tmp_path / "single", resamples=20).case is None
+
+
+def test_a_thousand_failures_are_listed_and_all_are_in_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("normalcy.results.run.LISTED", 3)
+    monkeypatch.setattr("normalcy.results.predict.LISTED", 3)
+    for k in range(6):
+        (tmp_path / f"bad{k}.png").write_bytes(b"no image")
+    save(tmp_path / "good.png", texture(1))
+    detector = Detector("zscore", calibration=0).fit(np.stack([texture(seed) for seed in range(20)]))
+    data = open_data(tmp_path)
+    run = score_into(detector, data, tmp_path / "out")
+    assert [one.path for one in run.data.failed] == ["bad0.png", "bad1.png", "bad2.png"]
+    assert (run.data.failed_count, run.data.incomplete_count) == (6, 0)
+    assert read_run(tmp_path / "out").data == run.data
+    with (tmp_path / "out" / "failed.csv").open() as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["path", "reason"]
+    assert [path for path, _ in rows[1:]] == [f"bad{k}.png" for k in range(6)]
+    made = []
+    for k in (1, 2, 3):
+        made.append(tmp_path / f"shard{k}")
+        score_into(detector, data, made[-1], shard=Shard(k, 3))
+    merge(made, tmp_path / "all")
+    assert read_run(tmp_path / "all").data.failed == run.data.failed
+    assert (tmp_path / "all" / "failed.csv").read_bytes() == (tmp_path / "out" / "failed.csv").read_bytes()

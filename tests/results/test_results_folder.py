@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from example_parts import write_table
+from example_parts import save, texture, write_table
 
 from normalcy import DataError, Detector, open_data
 from normalcy.results.folder import MAPS, read_results
+from normalcy.results.inputs import reopen
 from normalcy.results.predict import score_into
 from normalcy.results.run import COLUMNS
 
@@ -92,3 +93,23 @@ def test_scores_that_are_not_finite_are_kept_to_be_counted(folder: Path) -> None
     rows[0]["score"], rows[1]["score"], rows[2]["score"] = "nan", "inf", "9" * 400
     write_rows(folder, rows)
     assert np.isfinite(read_results(folder).scores).sum() == 5
+
+
+def test_cells_are_no_formulas_and_are_read_back(detector: Detector, parts: Path) -> None:
+    """Of spreadsheets; for normalcy they mean what they meant."""
+    names = ["=cmd|' calc'!A0.png", "@x.png", "+1.png", "-n.png", "'=y.png", "'z.png", "-1e5.png"]
+    for k, name in enumerate(names):
+        save(parts / "odd" / name, texture(k))
+    with open(parts / "odd.csv", "w", newline="", encoding="utf-8") as file:
+        rows = [[f"odd/{name}", 1, name, name] for name in names]
+        csv.writer(file).writerows([["path", "label", "type", "case"], *rows])
+    score_into(detector, open_data(parts / "odd.csv"), parts / "R", spec=str(parts / "odd.csv"))
+    score_into(detector, open_data(parts / "odd"), parts / "R2", spec=str(parts / "odd"))
+    for folder in (parts / "R", parts / "R2"):
+        with open(folder / "scores.csv", newline="", encoding="utf-8") as file:
+            cells = [cell for row in csv.reader(file) for cell in row]
+        assert not [cell for cell in cells if cell[:1] in "=+@\t\r" and cell]
+        assert not [cell for cell in cells if cell.startswith("-") and not cell[1:].replace(".", "").isdigit()]
+        assert reopen(read_results(folder))[0] is not None
+    assert read_results(parts / "R").types == names
+    assert read_results(parts / "R2").paths == sorted(names)

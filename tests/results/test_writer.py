@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import hashlib
 import os
+import threading
 from pathlib import Path
 
 import nibabel
@@ -17,6 +19,7 @@ from normalcy import DataError, Detector, SettingsError, open_data
 from normalcy.data.dataset import DataSet, Item
 from normalcy.data.open import as_dataset
 from normalcy.report import write_report
+from normalcy.results import writer
 from normalcy.results.evaluate import evaluate
 from normalcy.results.folder import MAPS, MASKS, read_results
 from normalcy.results.predict import score_into
@@ -196,3 +199,20 @@ def test_pictures_of_maps_have_one_range(tmp_path: Path, calibration: float, til
     if not calibration or tile:
         assert (low, high) == (min(m.min() for m in maps), max(m.max() for m in maps))
         assert shown[0].max() < 200, "the defect is far brighter"
+
+
+def test_the_palette_is_decoded_before_there_are_threads(
+    detector: Detector, parts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``base64`` fills a table when it is first used, without a lock: threads that decode meanwhile fail."""
+    decode, threads = base64.b85decode, set[str]()
+
+    def watched(text: str) -> bytes:
+        threads.add(threading.current_thread().name)
+        return decode(text)
+
+    writer._palette.cache_clear()
+    monkeypatch.setattr(writer.base64, "b85decode", watched)
+    score_into(detector, open_data(parts / "img"), parts / "R")
+    assert len(list((parts / "R" / "maps").glob("*.png"))) > 1
+    assert threads == {threading.main_thread().name}

@@ -106,6 +106,19 @@ def test_labels_play_no_part_but_known_anomalies_are_left_out(images: np.ndarray
     assert {s.path for s in found.suspects} == FOREIGN - {"images/00003"}
 
 
+def test_an_audit_is_there_whole_or_not_at_all(
+    images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        assert len(list(tmp_path.glob(".A.partial-*/suspicious.csv"))) == 1
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("normalcy.studies.audit.write_report", broken)
+    with pytest.raises(KeyboardInterrupt):
+        audit(images, tmp_path / "A", "zscore", folds=2)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_robust_deviations_of_a_normal_sample_are_those_of_its_deviation() -> None:
     x = np.random.default_rng(0).normal(5, 2, 20_000)
     np.testing.assert_allclose(robust_deviations(x), (x - 5) / 2, atol=0.12)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from normalcy import Detector, NormalcyError, SettingsError
+from normalcy import DataError, Detector, NormalcyError, SettingsError
 from normalcy.data.dataset import DataSet
 from normalcy.data.open import as_dataset
 from normalcy.data.splits import train_test
@@ -98,3 +99,68 @@ def test_refusals(data: DataSet, tmp_path: Path) -> None:
     (tmp_path / "C/mine.txt").write_text("mine")
     with pytest.raises(SettingsError, match="not empty"):
         compare(data, ["pca"], tmp_path / "C")
+
+
+def test_a_killed_comparison_continues(data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Complete methods are kept with what was measured; another comparison is refused, or starts again."""
+    out, settings = tmp_path / "C", {"calibration": 0}
+    whole = compare(data, ["zscore", "pca"], tmp_path / "whole", settings)
+
+    def stop(method: str, step: str) -> None:
+        if (method, step) == ("pca", "score"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(data, ["zscore", "pca"], out, settings, on_method=stop)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["C.run", "whole"]
+    (kept,) = (tmp_path / "C.run").glob("*/zscore/run.json")
+    measured = kept.read_bytes()
+    with pytest.raises(SettingsError, match="unfinished comparison of other images, methods or settings"):
+        compare(data, ["zscore"], out, settings)
+    steps: list[str] = []
+    found = compare(data, ["zscore", "pca"], out, settings, on_method=lambda name, _: steps.append(name))
+    assert set(steps) == {"pca"}
+    assert (out / "zscore/run.json").read_bytes() == measured
+    assert [(one.name, one.auroc, one.against_best) for one in found.methods] == [
+        (one.name, one.auroc, one.against_best) for one in whole.methods
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["C", "whole"]
+    with pytest.raises(KeyboardInterrupt):
+        compare(data, ["zscore", "pca"], out, settings, overwrite=True, on_method=stop)
+    assert (out / "zscore/run.json").read_bytes() == measured, "the old comparison is whole until the new one is"
+    compare(data, ["zscore"], out, settings, overwrite=True)
+    assert sorted(path.name for path in out.iterdir()) == ["compare.json", "report.html", "zscore"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["C", "whole"]
+
+
+def test_images_that_change_meanwhile_are_noticed(tmp_path: Path) -> None:
+    """The paired test would compare methods on different images."""
+    images = (255 * smooth_textures(60, (1, 16, 16), seed=1)[:, 0].numpy()).astype(np.uint8)
+    data = train_test(as_dataset(images, [int(i % 5 == 0) for i in range(60)]), seed=0)
+
+    def change(method: str, step: str) -> None:
+        if (method, step) == ("pca", "fit"):
+            images[:] = 255 - images
+
+    with pytest.raises(DataError, match="changed while methods were compared"):
+        compare(data, ["zscore", "pca"], tmp_path / "C", {"calibration": 0}, on_method=change)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_process_is_refused(data: DataSet, tmp_path: Path) -> None:
+    done: list[str] = []
+
+    def rival(method: str, step: str) -> None:
+        with pytest.raises(SettingsError, match="is being written by another process"):
+            compare(data, ["pca"], tmp_path / "C", {"calibration": 0})
+        done.append(method)
+
+    def other(method: str, step: str) -> None:
+        if not done:
+            thread = threading.Thread(target=rival, args=(method, step))
+            thread.start()
+            thread.join()
+
+    compare(data, ["zscore"], tmp_path / "C", {"calibration": 0}, on_method=other)
+    assert done == ["zscore"]
+    assert [one.name for one in read_comparison(tmp_path / "C").methods] == ["zscore"]

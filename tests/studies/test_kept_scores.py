@@ -1,5 +1,9 @@
 """Scores of a fit in a file: what is read is what was written, up to a rounding that no metric sees."""
 
+import base64
+import json
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -69,3 +73,32 @@ def test_files_that_are_no_scores(tmp_path: Path) -> None:
     assert read_scores(tmp_path / "other.json") is None
     (tmp_path / "broken.json").write_text("{")
     assert read_scores(tmp_path / "broken.json") is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"labels": None}, {"labels": "0x1"}, {"scores": 3}, {"scores": {"": {}}}, {"scores": {"": {"data": 5}}},
+        {"unread": [10**9]}, {"unread": "x"}, {"seconds": {}}, {"seconds": {"": [1]}}, {"format": 2},
+        {"scores": {"": {"data": "!"}}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_damaged_files_are_none(tmp_path: Path, change: dict[str, object]) -> None:
+    kept = KeptScores([0, 0, 1])
+    kept.add("", [0, 1, 2], [0.1, 0.2, 0.9], 1.0)
+    kept.write(tmp_path / "s.json")
+    assert read_scores(tmp_path / "s.json") is not None
+    words = json.loads((tmp_path / "s.json").read_text())
+    (tmp_path / "s.json").write_text(json.dumps({**words, **change}))
+    assert read_scores(tmp_path / "s.json") is None
+
+
+def test_scores_do_not_decompress_beyond_their_number(tmp_path: Path) -> None:
+    bomb = base64.b64encode(zlib.compress(bytes(2**28), 9)).decode()
+    record = {"format": 1, "labels": "01", "unread": [], "seconds": {"": 1}, "scores": {"": {"data": bomb}}}
+    (tmp_path / "s.json").write_text(json.dumps(record))
+    tracemalloc.start()
+    assert read_scores(tmp_path / "s.json") is None
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()

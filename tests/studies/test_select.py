@@ -20,7 +20,7 @@ from normalcy.config import build, read_toml
 from normalcy.data.open import as_dataset
 from normalcy.data.splits import folds
 from normalcy.detector import Detector
-from normalcy.errors import DataError, NormalcyError, SettingsError
+from normalcy.errors import DataError, NormalcyError, SettingsError, WriteError
 from normalcy.method import EarlyStop, Method, Objective, Scores, Stage
 from normalcy.methods.dpa import DPASettings
 from normalcy.methods.pca import PCA
@@ -279,3 +279,9 @@ def test_command(tmp_path: Path, run: Run) -> None:
     assert json.loads((out / "select.json").read_text())["trials"] == 3
     assert "Settings of pca" in (out / "report.html").read_text()
     Detector("pca", **{k: v for k, v in read_toml(out / "best.toml").items() if k != "method"})
+
+
+def test_a_database_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "study.db").write_text("something else")
+    with pytest.raises(WriteError, match=r"the study cannot be kept \(.*not a database.*\); free some space"):
+        select(NORMAL, "pca", "synthetic", tmp_path, trials=1, space={"components": [1]})

@@ -69,6 +69,12 @@ def test_checkpoints_by_the_clock(tmp_path: Path):
     assert steps[0] == 5, "record 6 was that of step 5, which was not saved yet"
 
 
+def last_image_changed() -> torch.Tensor:
+    images = train_killed.images()
+    images[-1] += 0.01
+    return images
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -77,6 +83,7 @@ def test_checkpoints_by_the_clock(tmp_path: Path):
         ({"batch_size": 4}, "its training was"),
         ({"images": train_killed.images(20)}, "its images was"),
         ({"images": train_killed.images(22, seed=5)}, "its first image was"),
+        ({"images": last_image_changed()}, "its content of the images was"),
         ({"method": train_killed.Staged(train_killed.StagedSettings(width=4), (1, 8, 8))}, "its settings was"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
@@ -115,6 +122,20 @@ def test_checkpoint_of_another_kind_runs_no_code(tmp_path: Path):
     torch.save({"identity": print}, tmp_path / "checkpoint.pt")
     with pytest.raises(TrainingError, match="cannot be read"):
         train(staged(), train_killed.images(), run_dir=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [("weights", {}), ("weights", 3), ("state", {"stage": "x"}), ("state", {"none": 1}), ("state", 3), ("identity", 3),
+     ("optimisers", 3)],
+)  # fmt: skip
+def test_parts_of_another_type(part: str, value: Any, tmp_path: Path):
+    train(staged(), train_killed.images(), run_dir=tmp_path, steps=4)
+    path = tmp_path / "checkpoint.pt"
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, part: value}, path)
+    with pytest.raises(TrainingError, match="cannot be read"):
+        train(staged(), train_killed.images(), run_dir=tmp_path, steps=4, resume=True)
 
 
 @pytest.mark.slow

@@ -53,6 +53,18 @@ def test_meter_averages_each_term_since_its_last_record():
     assert (records[0]["method"], records[0]["stage"], records[0]["steps"]) == ("probe", "down", 5)
 
 
+def test_meter_continues_the_averages_of_an_interrupted_run():
+    records: list[Record] = []
+    first, second = (Meter("probe", "down", 5, 2, records.append) for _ in range(2))
+    first.resume({})
+    first.add(0, loss_of(1.0, kl=10.0), images=4)
+    kept = first.kept()
+    first.add(1, loss_of(9.0, kl=9.0), images=4)  # after the checkpoint: lost
+    second.resume(kept)
+    second.add(1, loss_of(3.0, kl=30.0), images=4)
+    assert [(r["step"], r["loss"], r["kl"]) for r in records] == [(2, 5.0, 9.5), (2, 2.0, 20.0)]
+
+
 def test_meter_averages_over_processes():
     records: list[Record] = []
     meter = Meter("probe", "down", 5, 1, records.append, processes=2, all_reduce=lambda x: (x + 3.0) / 2)

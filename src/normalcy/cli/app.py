@@ -71,6 +71,7 @@ for command in (
     results.report,
     results.dicom,
     score.slides,
+    score.merge,
     studies.compare,
     studies.select,
     studies.reproduce,

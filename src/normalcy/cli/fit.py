@@ -78,6 +78,7 @@ def fit(
     """Train a method on the normal images of DATA, write a model."""
     from normalcy.detector import Detector
     from normalcy.files import prepare_target, remove
+    from normalcy.results.writer import refuse_inputs
 
     settings = training.settings(devices=devices, false_alarms=false_alarms)
     named = str(settings.pop("method", "patchcore"))
@@ -85,6 +86,7 @@ def fit(
     with prepare_target(out, overwrite):
         run = _run_folder(out, resume, overwrite)
         images = training.open(data)
+        refuse_inputs(out, images)
         with fit_progress() as (log, on_decode):
             detector.fit(images, run_dir=run, resume=resume, log=log, on_decode=on_decode)
         detector.save(out, overwrite)

@@ -65,6 +65,10 @@ Rule = Annotated[
 ]
 Validation = Annotated[str | None, Option(help="Validation images that the other rules choose the threshold on.")]
 Tile = Annotated[bool, Option("--tile", help="Score large images in overlapping tiles instead of resizing them.")]
+OneShard = Annotated[
+    str | None, Option("--shard", metavar="K/N", help="Score part K of N only; normalcy merge joins the results.")
+]
+Shards = Annotated[list[Path], Argument(metavar="RESULTS...", help="Results folders of all shards.")]
 Maps = Annotated[bool, Option(help="Write anomaly maps and restored images.")]
 
 Slides = Annotated[list[Path], Argument(metavar="INPUTS", help="Whole-slide images, or folders of them.")]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from normalcy.calibrate import Decision
     from normalcy.data.dataset import DataSet
     from normalcy.detector import Detector
+    from normalcy.results.run import Scored
 
 
 def score(
@@ -30,6 +31,7 @@ def score(
     device: o.Device = None,
     engine: o.Engine = "auto",
     maps: o.Maps = True,
+    shard: o.OneShard = None,
     overwrite: o.Overwrite = False,
 ) -> None:
     """Score images: scores.csv, anomaly maps, restored images.
@@ -39,18 +41,20 @@ def score(
     from normalcy.data.splits import images_to_score
     from normalcy.provenance import NOTICE
     from normalcy.results.predict import score_into
+    from normalcy.results.run import read_shard
+    from normalcy.results.writer import refuse_inputs
 
     o.at_least_one(batch_size, "--batch-size")
+    part = None if shard is None else read_shard(shard)
     detector = _load(model, device, engine)
     if score_name is not None:
         detector = detector.with_score(score_name)
-    data, chosen = images_to_score(_open_all(inputs, data_root), split, detector.train.seed)
-    engine = detector.use_engine(engine, images=len(data))
-    if split is None and chosen is None and {0, 1} <= {*data.labels.tolist()}:
-        complain(
-            f"Note: {data.name} has no splits: all {len(data)} images are scored. If the model was fitted on these very data, "
-            "--split test scores those that it has not seen."
-        )
+    whole = _open_all(inputs, data_root)
+    refuse_inputs(out, whole)
+    data, chosen = images_to_score(whole, split, detector.train.seed)
+    engine = detector.use_engine(engine, images=len(data))  # of all shards: they take the same one
+    if split is None and chosen is None:
+        _note_labels_without_splits(data)
     decision = _decide(detector, rule, validation, inputs, data_root, false_alarms)
     with progress("scoring") as on_progress:
         run = score_into(
@@ -63,13 +67,11 @@ def score(
             tile=tile,
             batch_size=batch_size,
             maps=maps,
+            shard=part,
             overwrite=overwrite,
             on_progress=on_progress,
         )
-    for failure in run.data.failed:
-        complain(f"Skipped {failure.path}: {failure.reason}")
-    for failure in run.data.incomplete:
-        complain(f"Incomplete {failure.path}: {failure.reason}")
+    _say_faults(run.data)
     if run.data.medical:
         complain(NOTICE)
     show(f"Scored {run.data.count} images at {run.images_per_second:g} images/s by {engine} -> {out}")
@@ -85,6 +87,7 @@ def slides(
     batch_size: o.BatchSize = 32,
     device: o.Device = None,
     engine: o.Engine = "auto",
+    shard: o.OneShard = None,
     overwrite: o.Overwrite = False,
 ) -> None:
     """Score whole-slide images: heat maps, regions, scores.
@@ -94,9 +97,11 @@ def slides(
     from normalcy.config import parse_settings
     from normalcy.engines.cached import WORTH
     from normalcy.provenance import NOTICE
+    from normalcy.results.run import read_shard
     from normalcy.results.slides import open_for_scoring, score_slides
 
     o.at_least_one(batch_size, "--batch-size")
+    part = None if shard is None else read_shard(shard)
     detector = _load(model, device, engine)
     with progress("scoring tiles") as on_progress:
         files = open_for_scoring(inputs, detector, parse_settings(set_))
@@ -108,6 +113,7 @@ def slides(
             quantile=quantile,
             cell=cell,
             batch_size=batch_size,
+            shard=part,
             overwrite=overwrite,
             on_progress=on_progress,
         )
@@ -118,7 +124,37 @@ def slides(
         show(f"{name}: {slide_score:.6g}")
 
 
+def merge(results: o.Shards, out: o.Out, overwrite: o.Overwrite = False) -> None:
+    """Merge the results of all shards into one results folder.
+
+    It holds the rows, maps and images that one run would have written.
+    """
+    from normalcy.results.shards import merge as merge_shards
+
+    count = merge_shards(results, out, overwrite)
+    show(f"Merged {count} results of {len(results)} shards -> {out}")
+
+
 # -- private ---------------------------------------------------------------------------------------------------------
+
+
+def _say_faults(data: Scored) -> None:
+    for word, faults, count in (
+        ("Skipped", data.failed, data.failed_count),
+        ("Incomplete", data.incomplete, data.incomplete_count),
+    ):
+        for one in faults:
+            complain(f"{word} {one.path}: {one.reason}")
+        if count:
+            complain(f"{word} {count - len(faults)} more: see {'failed' if word == 'Skipped' else 'incomplete'}.csv.")
+
+
+def _note_labels_without_splits(data: DataSet) -> None:
+    if {0, 1} <= {*data.labels.tolist()}:
+        complain(
+            f"Note: {data.name} has no splits: all {len(data)} images are scored. If the model was fitted on these very data, "
+            "--split test scores those that it has not seen."
+        )
 
 
 def _load(model: Path, device: str | None, engine: str) -> Detector:

@@ -109,9 +109,10 @@ class DataSet:
         return None if self._space is None else self._space(int(self._positions[i]))
 
     def imaged(self, i: int, image: Array) -> Mask | None:
-        """Where ``image``, which is that of ``i``, is no padding, (*spatial); None where the file speaks of none."""
+        """Where ``image``, which is that of ``i``, is no padding, (*spatial); None where there is none, or nothing else."""
         space = self.space(i)
-        return None if space is None or space.padding is None else imaged(image, space)
+        inside = None if space is None else imaged(image, space)
+        return None if inside is None or inside.all() or not inside.any() else inside
 
     @property
     def is_medical(self) -> bool:

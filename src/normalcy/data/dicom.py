@@ -33,7 +33,7 @@ from normalcy.arrays import Array, Float64, Indices
 from normalcy.data import dicom_codecs
 from normalcy.data.formats import MAX_VALUES, own
 from normalcy.data.volumes import Space, check_affine
-from normalcy.errors import DataError
+from normalcy.errors import DataError, Reason
 from normalcy.files import read_bytes
 
 _MAGIC = b"DICM"
@@ -42,7 +42,9 @@ _SERIES = (
     "SeriesInstanceUID",
     "PatientID",
     "IssuerOfPatientID",
+    "SeriesNumber",
     "ImagePositionPatient",
+    "ImageOrientationPatient",
     "PerFrameFunctionalGroupsSequence",
 )
 
@@ -83,14 +85,17 @@ class _Header:
     patient: str
     issuer: str
     has_place: bool
+    words: tuple[str, ...]
+    """The number and the plane of its series, as far as it tells them."""
 
 
 def series_in(files: Sequence[str], read: Callable[[str], bytes], root: str) -> list[tuple[str, str, tuple[str, ...]]]:
     """DICOM files below a folder called ``root`` as (path, case, files of the series), one for each series of each folder.
 
-    The path is the file's where it is alone, the folder's where all its files are of one series, else the folder's with a hash
-    of the series. A file that cannot be read is a series of its own, so that it is listed as bad; and so are the files of a
-    series of which none says where it lies: radiographs, ultrasound.
+    The path is the file's where it is alone, the folder's where all its files are of one series, else the folder's with the
+    number and plane of the series and a hash of its identifier (``study/series-3-axial-1f2e3d4c``). A file that cannot be read
+    is a series of its own, so that it is listed as bad; and so are the files of a series of which none says where it lies:
+    radiographs, ultrasound.
 
     Raises DataError where one series is of two patients.
     """
@@ -115,7 +120,8 @@ def series_in(files: Sequence[str], read: Callable[[str], bytes], root: str) -> 
         elif in_folder[folder] == 1:
             path = folder or root
         else:
-            path = f"{folder}/" * bool(folder) + "series-" + hashlib.sha256(series.encode()).hexdigest()[:8]
+            words = ["series", *headers[members[0]].words, hashlib.sha256(series.encode()).hexdigest()[:8]]
+            path = f"{folder}/" * bool(folder) + "-".join(words)
         found.append((path, case_of_file.get(members[0], path), tuple(sorted(members))))
     return sorted(found)
 
@@ -134,10 +140,21 @@ def _headers(files: Sequence[str], read: Callable[[str], bytes]) -> dict[str, _H
             who, issuer = (str(header.get(tag) or "").strip() for tag in ("PatientID", "IssuerOfPatientID"))
             # frames of a file with several have their places in groups
             place = header.get("ImagePositionPatient") or header.get("PerFrameFunctionalGroupsSequence")
-            found[file] = _Header(str(header.SeriesInstanceUID), who, issuer, bool(place))
+            found[file] = _Header(str(header.SeriesInstanceUID), who, issuer, bool(place), _series_words(header))
         except Exception:  # listed when it is read
             continue
     return found
+
+
+def _series_words(header: Any) -> tuple[str, ...]:
+    """Nothing but a short number and the name of a plane: what a person may look for, and no name of one."""
+    number = re.fullmatch(r"[0-9]{1,4}", str(header.get("SeriesNumber") or "").strip())
+    cosines = _cosines(header.get("ImageOrientationPatient"))
+    words = [number[0]] if number else []
+    if cosines is not None:
+        normal = np.abs(np.cross(cosines[:3], cosines[3:]))
+        words.append(("sagittal", "coronal", "axial")[int(normal.argmax())])
+    return tuple(words)
 
 
 def _cases(headers: Mapping[str, _Header]) -> dict[str, str]:
@@ -200,10 +217,6 @@ def sources(space: Space, name: str) -> tuple[list[Any], Indices]:
 # -- private -----------------------------------------------------------------------------------------------------------
 
 
-class _Fault(ValueError):
-    """A reason in words of ours."""
-
-
 @contextmanager
 def _faults_without_values(name: str) -> Iterator[None]:
     """Any fault inside becomes a DataError without values of the file."""
@@ -212,7 +225,7 @@ def _faults_without_values(name: str) -> Iterator[None]:
     except DataError:
         raise
     except Exception as error:
-        reason = str(error) if isinstance(error, _Fault) else "the header or the pixels are damaged"
+        reason = str(error) if isinstance(error, Reason) else "the header or the pixels are damaged"
         raise DataError(f"{name}: cannot be read as DICOM ({reason}); replace or remove it.") from None
 
 
@@ -227,7 +240,7 @@ class _Slice:
             int(dataset.get("SamplesPerPixel") or 1) > 1 or dataset.PhotometricInterpretation == "PALETTE COLOR"
         )
         if min(self.rows, self.columns, self.frames) < 1 or self.rows * self.columns * self.frames > MAX_VALUES:
-            raise _Fault(f"claims {self.frames} x {self.rows} x {self.columns} pixels, at most {MAX_VALUES:,} are read")
+            raise Reason(f"claims {self.frames} x {self.rows} x {self.columns} pixels, at most {MAX_VALUES:,} are read")
         frames = [*(dataset.get("PerFrameFunctionalGroupsSequence") or [])]
         shared = [*(dataset.get("SharedFunctionalGroupsSequence") or [])]
         # nuclear medicine keeps position and orientation of the first frame with the detector
@@ -253,13 +266,15 @@ class _Slice:
         grouped = bool(frames) or any(group.get("PlanePositionSequence") for group in shared)
         self.positions = self._frame_places(places[0]) if self.frames > 1 and not grouped else places
         self.oriented = self.orientation is not None and all(p is not None for p in self.positions)
-        if not self.oriented and self.spacing is not None and min(self.spacing) <= 0:
+        if self.spacing is not None and min(self.spacing) <= 0:
+            if self.oriented:
+                raise Reason(f"its pixel spacing is {_spelled(self.spacing)} mm, expected positive numbers")
             self.spacing = None  # a radiograph or photograph that does not know its scale
         self.order: Indices | None = None
         if self.oriented and self.frames > 1 and len(self.positions) == 1:
             self.positions = [self.positions[0]] * self.frames
         if self.oriented and len(self.positions) != self.frames:
-            raise _Fault(f"has {self.frames} frames and {len(self.positions)} positions")
+            raise Reason(f"has {self.frames} frames and {len(self.positions)} positions")
 
     @property
     def normal(self) -> Float64:
@@ -274,7 +289,7 @@ class _Slice:
         if offsets is not None:  # radiotherapy dose, C.8.8.3.2: along the normal from the first, or z coordinates
             along = np.array([float(v) for v in offsets])
             if len(along) != self.frames:
-                raise _Fault(f"has {self.frames} frames and {len(along)} offsets")
+                raise Reason(f"has {self.frames} frames and {len(along)} offsets")
             if along[0] == 0:
                 return [tuple(np.asarray(first) + v * self.normal) for v in along]
             return [(*first[:2], float(z)) for z in along]
@@ -312,33 +327,33 @@ def _check_meaning(dataset: Any) -> None:
     kind = str(dataset.get("SOPClassUID") or "")
     if "Rows" not in dataset or "Columns" not in dataset:
         name = require_pydicom().uid.UID(kind).name
-        raise _Fault("holds no image" + f" but is of the class {name}" * (name != kind))
+        raise Reason("holds no image" + f" but is of the class {name}" * (name != kind))
     if kind in _OTHER_MEANING:
-        raise _Fault(f"holds {_OTHER_MEANING[kind]}, expected an image")
+        raise Reason(f"holds {_OTHER_MEANING[kind]}, expected an image")
     if "TotalPixelMatrixColumns" in dataset:
-        raise _Fault("holds an image as tiles; convert it to a tiled TIFF and read it as a slide")
+        raise Reason("holds an image as tiles; convert it to a tiled TIFF and read it as a slide")
     if "MOSAIC" in (dataset.get("ImageType") or []):
-        raise _Fault("holds the slices of a volume side by side in one image (MOSAIC); convert it to NIfTI")
+        raise Reason("holds the slices of a volume side by side in one image (MOSAIC); convert it to NIfTI")
     for vector, what in _FRAME_VECTORS.items():
         count = len({int(k) for k in np.atleast_1d(dataset.get(vector) or [])})
         if count > 1:
-            raise _Fault(f"holds frames of {count} {what}; expected frames that differ in their place alone")
+            raise Reason(f"holds frames of {count} {what}; expected frames that differ in their place alone")
 
 
 def _read(data: bytes, name: str, pixels: bool = True) -> _Slice:
     pydicom = require_pydicom()
     if not data:
-        raise _Fault("zero bytes")
+        raise Reason("zero bytes")
     if not is_dicom(data):
         if data[:2] in (b"\x02\0", b"\x08\0") and data[3] == 0:
-            raise _Fault(
+            raise Reason(
                 "the mark DICM is missing, and the preamble of 128 bytes before it; write it again, for example with dcmconv"
             )
-        raise _Fault("not a DICOM file: the mark DICM is missing")
+        raise Reason("not a DICOM file: the mark DICM is missing")
     dataset = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=not pixels)
     _check_meaning(dataset)
     if pixels and not any(tag in dataset for tag in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-        raise _Fault("holds no pixels, or is cut off before them")
+        raise Reason("holds no pixels, or is cut off before them")
     return _Slice(dataset, name)
 
 
@@ -346,19 +361,19 @@ def _sorted(slices: list[_Slice]) -> list[_Slice]:
     """In the order of their positions; refuses what is no single, complete stack."""
     first = slices[0]
     if len({str(one.dataset.get("SeriesInstanceUID")) for one in slices}) > 1:
-        raise _Fault("mixed series: give a folder for each")
+        raise Reason("mixed series: give a folder for each")
     if len({str(one.dataset.get("PatientID") or "") for one in slices}) > 1:
-        raise _Fault("slices of two patients (PatientID) in one series")
+        raise Reason("slices of two patients (PatientID) in one series")
     for one in slices[1:]:
         if (one.rows, one.columns, one.colour) != (first.rows, first.columns, first.colour):
-            raise _Fault(
+            raise Reason(
                 f"mixed slices: {one.rows} x {one.columns} and {first.rows} x {first.columns} pixels in one series"
             )
         if one.frames > 1 or first.frames > 1:
-            raise _Fault("several files with several frames in one series")
+            raise Reason("several files with several frames in one series")
     _check_alike([one.orientation for one in slices], [one.spacing for one in slices], "slices")
     if len(slices) > 1 and not all(one.oriented for one in slices):
-        raise _Fault(
+        raise Reason(
             "the files do not say where they lie (ImagePositionPatient, ImageOrientationPatient), so they are no slices of a "
             "volume; name each of them as an image of its own"
         )
@@ -379,12 +394,12 @@ def _check_alike(
     """Frames or slices of one stack have one orientation and one pixel spacing."""
     for orientation, spacing in zip(orientations, spacings):
         if not _same(orientation, orientations[0], 1e-3):
-            raise _Fault(
+            raise Reason(
                 f"mixed {what}: they differ in orientation, as a localiser among them does: "
                 f"{_spelled(orientations[0])} and {_spelled(orientation)}"
             )
         if not _same(spacing, spacings[0], 1e-3):
-            raise _Fault(
+            raise Reason(
                 f"mixed {what}: they differ in pixel spacing: {_spelled(spacings[0])} and {_spelled(spacing)} mm"
             )
 
@@ -398,16 +413,16 @@ def _check_line(places: Float64, normal: Float64, pixel: float) -> None:
     steps = np.diff(places @ normal)
     usual = float(np.median(steps))
     if steps.min() < 1e-3:
-        raise _Fault("two slices at the same place: time points, echoes or copies in one series")
+        raise Reason("two slices at the same place: time points, echoes or copies in one series")
     if np.abs(steps - steps.mean()).max() > 0.02 * steps.mean() + 0.01:
         widest = int(steps.argmax())
         if steps[widest] > 1.5 * usual:
-            raise _Fault(f"a slice is missing: {steps[widest]:.3g} mm after slice {widest}, elsewhere {usual:.3g} mm")
-        raise _Fault(f"slices are unevenly spaced, from {steps.min():.3g} to {steps.max():.3g} mm")
+            raise Reason(f"a slice is missing: {steps[widest]:.3g} mm after slice {widest}, elsewhere {usual:.3g} mm")
+        raise Reason(f"slices are unevenly spaced, from {steps.min():.3g} to {steps.max():.3g} mm")
     off = np.linalg.norm(places - np.linspace(places[0], places[-1], len(places)), axis=1)
     most = 0.1 * min(pixel, float(steps.mean())) + 0.01
     if off.max() > most:
-        raise _Fault(
+        raise Reason(
             f"slices do not lie in equal steps on a line: slice {int(off.argmax())} is {off.max():.3g} mm off it, "
             f"at most {most:.2g} mm are allowed"
         )
@@ -428,10 +443,7 @@ def _space(slices: list[_Slice]) -> Space:
         affine[:3, 2] = (end - start) / (len(ordered) - 1) if len(ordered) > 1 else first.normal * first.thickness
         affine[:3, 3] = start
     affine = _LPS @ affine  # readers give what has no orientation the axes of DICOM, too
-    try:
-        check_affine(affine)
-    except ValueError as error:
-        raise _Fault(str(error)) from None
+    check_affine(affine)
     files = tuple(one.name for one in slices) if last.frames == 1 else (first.name,)
     padding = [values for one in slices for values in (_padding(one) or ())]
     return Space(
@@ -456,16 +468,16 @@ def _values(one: _Slice) -> Array:
         stored = np.asarray(dataset.pixel_array)
     except (AttributeError, NotImplementedError, RuntimeError, ImportError):
         if syntax.is_encapsulated:
-            raise _Fault(
+            raise Reason(
                 f"pixels compressed as {syntax.name if syntax.name != syntax else 'an unknown syntax'} cannot be decoded: "
                 "damaged, or of a kind that no codec here knows"
             ) from None
-        raise _Fault("its pixels do not fit its header") from None
+        raise Reason("its pixels do not fit its header") from None
     colours = dataset.PhotometricInterpretation
     if colours == "PALETTE COLOR":
         stored = pydicom.pixels.apply_color_lut(stored, dataset)
     if stored.size != one.frames * one.rows * one.columns * (stored.shape[-1] if one.colour else 1):
-        raise _Fault("its pixels do not fit its header")
+        raise Reason("its pixels do not fit its header")
     if one.colour:
         return stored
     stored = stored.reshape(one.frames, one.rows, one.columns)
@@ -487,7 +499,7 @@ def _scaled(one: _Slice, stored: Array) -> Array:
     scales = _rescale(one.dataset)
     if len(scales) > 1:
         if len(scales) != one.frames:
-            raise _Fault(f"has {one.frames} frames and {len(scales)} rescale slopes")
+            raise Reason(f"has {one.frames} frames and {len(scales)} rescale slopes")
         slopes, intercepts = (np.reshape(column, (-1, 1, 1)) for column in zip(*scales))
         return (stored.astype(np.float64) * slopes + intercepts).astype(np.float32)
     ((slope, intercept),) = scales or [(1.0, 0.0)]
@@ -551,12 +563,12 @@ def _rescale(dataset: Any) -> list[tuple[float, float]]:
     if dataset.get("SOPClassUID") == _DOSE:
         slope_tag, intercept_tag = "DoseGridScaling", ""
         if dataset.get(slope_tag) is None:
-            raise _Fault("holds dose without its scale (DoseGridScaling)")
+            raise Reason("holds dose without its scale (DoseGridScaling)")
     elif dataset.get("SOPClassUID") == _PARAMETRIC_MAP:
         slope_tag, intercept_tag = "RealWorldValueSlope", "RealWorldValueIntercept"
         groups = _of_frames(dataset, "RealWorldValueMappingSequence")
         if any(group.get(slope_tag) is None for group in groups):
-            raise _Fault("holds a parametric map whose values are looked up in a table, expected slope and intercept")
+            raise Reason("holds a parametric map whose values are looked up in a table, expected slope and intercept")
     elif dataset.get(slope_tag) is None:
         groups = _of_frames(dataset, "PixelValueTransformationSequence")
     found = []
@@ -564,7 +576,7 @@ def _rescale(dataset: Any) -> list[tuple[float, float]]:
         if group.get(slope_tag) is not None:
             slope, intercept = float(group.get(slope_tag)), float(group.get(intercept_tag or "", 0.0) or 0.0)
             if not (math.isfinite(slope) and math.isfinite(intercept)) or slope == 0:
-                raise _Fault("rescale slope or intercept is no usable number")
+                raise Reason("rescale slope or intercept is no usable number")
             found.append((slope, intercept))
     return found[:1] if len(set(found)) == 1 else found
 
@@ -630,6 +642,8 @@ def _cosines(value: Any) -> tuple[float, ...] | None:
         return None
     directions = np.reshape(numbers, (2, 3))
     lengths = np.linalg.norm(directions, axis=1, keepdims=True)
+    if abs(float(directions[0] @ directions[1])) > 0.01 * float(lengths.prod()) > 0:
+        raise Reason(f"its rows and columns are not at right angles: {_spelled(numbers)}")
     return tuple((directions / np.where(lengths > 0, lengths, 1)).ravel().tolist())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from dataclasses import dataclass
 from os.path import splitext
 
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from normalcy.arrays import Array
-from normalcy.errors import DataError
+from normalcy.errors import DataError, Reason
 from normalcy.files import MAX_BYTES
 
 IMAGE_SUFFIXES = frozenset(
@@ -31,7 +32,7 @@ IMAGE_SUFFIXES = frozenset(
         ".avif",
     }
 )
-VOLUME_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha")
+VOLUME_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mgh", ".mgz")
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 
 
@@ -53,21 +54,23 @@ class Limits:
     """Pages of a TIFF, which are its channels."""
     rows: int = 2**22
     """Rows of a table (4 million)."""
+    entries: int = 2**22
+    """Files and folders below a folder."""
 
     def check(self, shape: tuple[int, ...], dtype: npt.DTypeLike = "u1") -> None:
-        """Raises ValueError for an image of this shape and type that is too large.
+        """Raises Reason for an image of this shape and type that is too large.
 
         >>> Limits(values=100).check((3, 10, 10))
         Traceback (most recent call last):
         ...
-        ValueError: claims the shape (3, 10, 10), 300 values, more than the limit of 100
+        normalcy.errors.Reason: claims the shape (3, 10, 10), 300 values, more than the limit of 100
         """
         values = math.prod(shape)
         if values > self.values:
-            raise ValueError(f"claims the shape {shape}, {values:,} values, more than the limit of {self.values:,}")
+            raise Reason(f"claims the shape {shape}, {values:,} values, more than the limit of {self.values:,}")
         if values * np.dtype(dtype).itemsize > self.decoded_bytes:
             size = values * np.dtype(dtype).itemsize
-            raise ValueError(
+            raise Reason(
                 f"claims the shape {shape}, {size:,} bytes when decoded, more than the limit of {self.decoded_bytes:,}"
             )
 
@@ -97,9 +100,21 @@ def is_nifti(data: bytes) -> int:
     return {348: 1, 540: 2}.get(int.from_bytes(first, "little"), {348: 1, 540: 2}.get(int.from_bytes(first, "big"), 0))
 
 
+def is_mgh(data: bytes) -> bool:
+    """Whether bytes begin as those of a FreeSurfer volume, not compressed: version 1, four sizes and a type."""
+    if len(data) < 24 or data[:4] != b"\0\0\0\1":
+        return False
+    *sizes, kind = struct.unpack(">5i", data[4:24])
+    return bool(min(sizes) > 0 and 0 <= kind < 16)
+
+
+def is_gzip(data: bytes) -> bool:
+    return data.startswith(b"\x1f\x8b")
+
+
 def is_volume(data: bytes) -> bool:
     """Whether bytes begin as those of a volume do."""
-    return bool(is_nifti(data)) or data.startswith((b"\x1f\x8b", b"NRRD", b"ObjectType"))
+    return bool(is_nifti(data)) or is_mgh(data) or is_gzip(data) or data.startswith((b"NRRD", b"ObjectType"))
 
 
 def own(array: Array, name: str) -> Array:

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from mmap import mmap
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,7 +32,7 @@ from PIL import Image, UnidentifiedImageError
 from normalcy.arrays import Array, Mask
 from normalcy.data.formats import IMAGE_SUFFIXES, LIMITS, VOLUME_SUFFIXES, Limits, is_volume, own
 from normalcy.data.volumes import decode_volume, volume_space
-from normalcy.errors import DataError, NormalcyWarning
+from normalcy.errors import DataError, NormalcyWarning, Reason, without_content
 from normalcy.files import npy_header, read_array, read_bytes, write_bytes
 
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # its remarks on damaged files end as our errors
@@ -47,6 +48,8 @@ _MAX_CLASS = 31
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TIFF_CHANNELS = str.maketrans("CQI", "SSS")  # tifffile's letters: channel, unknown, image sequence -> sample
 _ORIENTATION = 274
+_DEFLATE = 1040
+"""Bytes that one byte of compressed PNG can become (1032), and a little."""
 
 
 def read_image(path: Path | str, finite: bool = False, limits: Limits = LIMITS) -> Array:
@@ -218,11 +221,17 @@ def _decode(data: bytes, name: str, limits: Limits) -> Array:
 def _unreadable(data: bytes, name: str, error: Exception) -> DataError:
     if not data:
         reason = "the file has zero bytes"
+    elif data[128:132] == b"DICM":
+        reason = "a DICOM file by its content; give it the suffix .dcm"
     elif isinstance(error, UnidentifiedImageError):
         known = ", ".join(sorted(suffix[1:] for suffix in (*IMAGE_SUFFIXES, *VOLUME_SUFFIXES)))
         reason = f"not in a known format: {known}"
     else:
-        reason = " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
+        reason = (
+            str(error)
+            if isinstance(error, Reason)
+            else without_content(error, data) or "its header or pixels are damaged"
+        )
     return DataError(f"{name}: cannot be read as an image ({reason}); replace or remove the file.")
 
 
@@ -232,7 +241,7 @@ def _npy(data: bytes, limits: Limits) -> Array:
     shape, dtype, fortran = npy_header(file)
     count, start = math.prod(shape), file.tell()
     if count * dtype.itemsize > len(data) - start:
-        raise ValueError(f"truncated: shape {shape} of {dtype} needs more bytes than the file has")
+        raise Reason(f"truncated: shape {shape} of {dtype} needs more bytes than the file has")
     limits.check(shape, dtype)
     flat = np.frombuffer(data, dtype, count, start)
     return flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
@@ -254,7 +263,7 @@ def _format(data: bytes) -> str | None:
     for name, accept in _plugins().items():
         if answer := accept(data[:16]):
             if isinstance(answer, str):  # the reason why this Pillow cannot read it
-                raise ValueError(answer)
+                raise Reason(answer)
             return name
     return None
 
@@ -286,13 +295,15 @@ def _pillow(data: bytes, limits: Limits) -> tuple[Array, int]:
     """PNG, JPEG, BMP, PNM, GIF, WebP, JPEG 2000, AVIF: the stored samples ``(C, H, W)`` and the EXIF orientation."""
     with _opened(data) as image:
         limits.check((*image.size, len(image.getbands())), "f4" if image.mode in ("I", "F") else "u1")
+        if image.format == "PNG" and math.prod(image.size) * data[24] // 8 > _DEFLATE * len(data):
+            raise Reason(f"truncated: it claims {image.size[0]} x {image.size[1]} pixels, more than its bytes can hold")
         orientation = _exif_orientation(image)
         if image.format != "MPO" and getattr(image, "is_animated", False):
-            raise ValueError("expected one image, got an animation; save the frame that is meant")
+            raise Reason("expected one image, got an animation; save the frame that is meant")
         if image.format == "JPEG2000":
             _check_jpeg2000(data, image.size)
         if image.format == "AVIF" and data.find(b"av1C", 0, 4096) > 0 and data[data.find(b"av1C") + 6] & 0x40:
-            raise ValueError("has more than 8 bits, which are read of PNG, TIFF and .npy only; convert it")
+            raise Reason("has more than 8 bits, which are read of PNG, TIFF and .npy only; convert it")
         if image.format == "PNG" and data[24] == 16 and data[25] in (2, 4, 6):
             # Pillow cuts 16-bit colour down to 8 bits
             import imagecodecs
@@ -308,7 +319,7 @@ def _pillow(data: bytes, limits: Limits) -> tuple[Array, int]:
         elif image.mode in ("1", "L", "LA", "RGB", "RGBA", "CMYK", "F") or image.mode.startswith("I;16"):
             array = np.asarray(image)
         else:
-            raise ValueError(f"the pixel type {image.mode} is not supported")
+            raise Reason(f"the pixel type {image.mode} is not supported")
     return (np.moveaxis(array, -1, 0) if array.ndim == 3 else array[None]), orientation
 
 
@@ -317,13 +328,13 @@ def _check_jpeg2000(data: bytes, size: tuple[int, int]) -> None:
     it, and refuses the depths that Pillow changes."""
     start = data.find(b"\xff\x4f\xff\x51")
     if start < 0 or len(data) < start + 44:
-        raise ValueError("truncated: its codestream has no header")
+        raise Reason("truncated: its codestream has no header")
     right, bottom, left, top = struct.unpack_from(">4I", data, start + 8)
     depths = {data[start + 42 + 3 * k] for k in range(int.from_bytes(data[start + 40 : start + 42], "big"))}
     if (right - left, bottom - top) != size:
-        raise ValueError("damaged: two sizes in one file")
+        raise Reason("damaged: two sizes in one file")
     if not depths <= {7}:
-        raise ValueError("has other than 8 bits without sign, which are read of PNG, TIFF and .npy only; convert it")
+        raise Reason("has other than 8 bits without sign, which are read of PNG, TIFF and .npy only; convert it")
 
 
 def _exif_orientation(image: Image.Image) -> int:
@@ -335,21 +346,23 @@ def _tiff(data: bytes, limits: Limits) -> tuple[Array, int]:
     """TIFF: the samples ``(C, H, W)``, palette and "white is zero" resolved, and the orientation tag."""
     import tifffile
 
-    _check_pages(data, limits.pages)
+    check_pages(data, limits.pages)
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         first, *others = file.series
         if any(not series.keyframe.is_reduced for series in others):  # reduced: a thumbnail
-            raise ValueError(f"expected one image, got {len(file.series)} of different sizes or kinds")
+            raise Reason(f"expected one image, got {len(file.series)} of different sizes or kinds")
         page, axes = first.keyframe, first.axes
         if sorted(axes.translate(_TIFF_CHANNELS)) not in (["X", "Y"], ["S", "X", "Y"]):
-            raise ValueError(f"expected one 2D image with channels, got a stack with the axes {axes}")
+            raise Reason(f"expected one 2D image with channels, got a stack with the axes {axes}")
         limits.check(tuple(first.shape), first.dtype)
+        if math.prod(page.chunked) > len(page.dataoffsets):  # else each missing one is looked for
+            raise Reason("damaged: it claims more tiles or strips than it has")
         for offset, count in zip(page.dataoffsets, page.databytecounts):
             if offset + count > len(data):
-                raise ValueError("truncated: some pixels lie beyond the end of the file")
+                raise Reason("truncated: some pixels lie beyond the end of the file")
         array = np.asarray(first.asarray())
         if array.shape != tuple(first.shape) or array.size == 0:
-            raise ValueError(f"damaged: the header says {tuple(first.shape)}, the pixels are {array.shape}")
+            raise Reason(f"damaged: the header says {tuple(first.shape)}, the pixels are {array.shape}")
         orientation = page.tags.valueof(_ORIENTATION, 1)
         array = np.moveaxis(array, (axes.index("Y"), axes.index("X")), (-2, -1))
         array = array if array.ndim == 3 else array[None]
@@ -364,7 +377,7 @@ def _tiff(data: bytes, limits: Limits) -> tuple[Array, int]:
     return array, int(orientation)
 
 
-def _check_pages(data: bytes, most: int) -> None:
+def check_pages(data: bytes | mmap, most: int) -> None:
     """Follows the chain of directories (TIFF 6.0, section 2; BigTIFF), which reading them would take seconds for."""
     order = "<" if data[:2] == b"II" else ">"
     big = data[2:4] in (b"+\0", b"\0+")
@@ -380,7 +393,7 @@ def _check_pages(data: bytes, most: int) -> None:
     except (struct.error, OverflowError):  # cut off: tifffile says what is missing
         return
     if place:
-        raise ValueError(f"has more than {most:,} pages, the limit")
+        raise Reason(f"has more than {most:,} pages, the limit")
 
 
 def _upright(array: Array, orientation: int) -> Array:

@@ -10,8 +10,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from normalcy.arrays import Array
-from normalcy.data.volumes import Space
+from normalcy.arrays import Array, Mask
+from normalcy.data.volumes import Space, imaged
 from normalcy.errors import DataError
 
 T = TypeVar("T")
@@ -29,7 +29,7 @@ class Kind:
     """As :func:`values_of` says."""
     low: float
     high: float
-    """Least and greatest value; those of the type for "8-bit"."""
+    """Least and greatest value, padding left out; those of the type for "8-bit"."""
     whole: bool
     """Whether all values are whole numbers."""
     modality: str | None = None
@@ -53,11 +53,18 @@ def kind_of(image: Array, space: Space | None = None) -> Kind:
         raise DataError(
             f"preprocess expects images (C, H, W) or (C, D, H, W), got {image.shape}; add the axis of channels."
         )
-    low, high = (0.0, 255.0) if values == "8-bit" else (float(image.min()), float(image.max()))
+    low, high = float(image.min()), float(image.max())
     if not np.isfinite(low) or not np.isfinite(high):
         raise DataError("preprocess expects finite values, got NaN or infinity; repair or leave out the image.")
+    low, high = (0.0, 255.0) if values == "8-bit" else range_of(image, None if space is None else imaged(image, space))
     modality, unit = (None, None) if space is None else (space.modality, space.unit)
     return Kind(len(image), image.shape[1:], values, low, high, is_whole(image), modality, unit)
+
+
+def range_of(image: Array, inside: Mask | None) -> tuple[float, float]:
+    """Least and greatest value of an image (C, *spatial), of the pixels that are ``inside`` (*spatial) where it is given."""
+    values = image if inside is None or not inside.any() else image[:, inside]
+    return float(values.min()), float(values.max())
 
 
 def is_whole(image: Array) -> bool:

@@ -63,6 +63,10 @@ USAGE = ("mnist:3", "fashion_mnist:0", "cifar10:cat", "svhn:7", "gtsrb:14", "elp
 _TRAIN_FRACTION = 0.8
 
 
+LOCAL = ("elpv", "magnetic_tile")
+"""Named sets that are never fetched."""
+
+
 def open_named(name: str, choice: str, data_root: Path) -> DataSet:
     """A named set; ``choice`` is what follows the colon, empty if there is none."""
     if name == "elpv":
@@ -139,6 +143,10 @@ def _npz_parts(path: Path, name: str, limits: Limits = LIMITS) -> list[_Part]:
     if not parts:
         raise DataError(f"{path}: expected the array images, or x_train and x_test, got {', '.join(arrays) or 'none'}.")
     for part in parts:
+        if part.images.ndim < 3:
+            raise DataError(
+                f"{path}: expected images (N, H, W) or (N, H, W, C), got an array of shape {part.images.shape}."
+            )
         for array in (part.classes, part.masks, part.cases, part.types, part.splits):
             if array is not None and (array.shape[:1] != part.images.shape[:1]):
                 raise DataError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ import numpy as np
 
 from normalcy.arrays import Array
 from normalcy.data import diffusion, folder, named, slides, table
+from normalcy.data.companions import NO_IMAGE, reason
 from normalcy.data.dataset import DataSet, Item, case_of, unnamed
 from normalcy.data.dicom import is_dicom, series_in
 from normalcy.data.formats import IMAGE_SUFFIXES, LIMITS, VOLUME_SUFFIXES, Limits, is_image
-from normalcy.data.stores import Arrays, Files, Folder, Found, check_stack, files_of, find_images
+from normalcy.data.stores import Arrays, Files, Folder, Found, check_stack, files_of, find_images, recorded
 from normalcy.data.volumes import split_name
 from normalcy.errors import DataError
 
@@ -61,6 +62,9 @@ def open_data(spec: str | Path, data_root: Path | str | None = None, *, limits: 
             return named.open_npz(path, limits=limits)
         if is_image(path.name) or is_dicom(Folder(path.parent).head(path.name)):
             return open_files([path], limits)
+        below = Folder(path.parent)
+        if (why := reason(path.name, below.head, below.has)) != NO_IMAGE:
+            raise DataError(f"{path}: is {why}.")
         raise DataError(
             f"{path}: expected a folder, an image ({' '.join(sorted((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES)))}), a table "
             f"({' '.join(sorted(table.TABLE_SUFFIXES))}) or .npz, got a file of another kind."
@@ -76,6 +80,40 @@ def open_data(spec: str | Path, data_root: Path | str | None = None, *, limits: 
     raise DataError(
         f"{text!r} is neither a file or folder nor a named data set; named sets are {', '.join(named.USAGE)}.{hint}"
     )
+
+
+def open_recorded(spec: str, items: Sequence[Item], base: Path) -> DataSet | None:
+    """The images of these items at the place that ``spec`` names, relative to ``base``; None where there are none of them.
+
+    For names that a file gives, which may come from elsewhere: nothing is fetched, no folder is walked, and nothing is opened
+    but the images themselves (of a DICOM series also what lies beside it), once all of them are there as regular files.
+    Masks are not looked for.
+    """
+    kind, _, rest = spec.partition(":")
+    if kind == "diffusion":
+        source, *options = rest.split(",")
+        found = open_recorded(source, items, base)
+        return None if found is None else _the_same(diffusion.open_diffusion(found, options), items)
+    if kind == "slides":
+        source, *options = rest.split(",")
+        place = base / Path(source).expanduser()
+        root = place.parent if place.is_file() else place
+        names = list(dict.fromkeys(item.path.rpartition("/")[0] for item in items))
+        if not all(_is(root / name, Path.is_file) for name in names):
+            return None
+        return _the_same(slides.open_files([root / name for name in names], names, options), items)
+    if kind in named.LOCAL and not _exists(base / spec):
+        return _the_same(named.open_named(kind, rest, DEFAULT_DATA_ROOT.expanduser()), items)
+    place = base / Path(spec).expanduser()
+    arrays, _, choice = spec.rpartition(":") if spec.rpartition(":")[0].endswith(".npz") else (spec, "", "")
+    if arrays.endswith(".npz"):
+        place = base / Path(arrays).expanduser()
+        return _the_same(named.open_npz(place, choice), items) if _is(place, Path.is_file) else None
+    if not (_is(place, Path.is_dir) or _is(place, Path.is_file)):
+        return None
+    folder = Folder(place if place.is_dir() else place.parent, Limits(entries=_MOST_BESIDE))
+    files = recorded(folder, [item.path for item in items])
+    return None if files is None else Files(folder, files).data_set(place.stem, items)
 
 
 def open_files(paths: Sequence[str | Path], limits: Limits = LIMITS) -> DataSet:
@@ -210,11 +248,26 @@ def _describe(value: Any) -> str:
     return f"an empty {type(value).__name__}" if isinstance(value, list | tuple) else f"a {type(value).__name__}"
 
 
-def _exists(path: Path) -> bool:
+_MOST_BESIDE = 100_000
+"""Files of a folder with DICOM series, for :func:`open_recorded`."""
+
+
+def _the_same(data: DataSet, items: Sequence[Item]) -> DataSet | None:
+    """The images with the paths of these items, as these items; None where one is missing."""
+    places = {item.path: i for i, item in enumerate(data.items)}
+    chosen = [places[item.path] for item in items if item.path in places]
+    return data.subset(chosen).with_items(items) if len(chosen) == len(items) else None
+
+
+def _is(path: Path, kind: Callable[[Path], bool]) -> bool:
     try:
-        return path.exists()
+        return kind(path)
     except (OSError, ValueError):  # a name too long or with a null byte
         return False
+
+
+def _exists(path: Path) -> bool:
+    return _is(path, Path.exists)
 
 
 def _siblings(path: Path) -> list[Path]:

@@ -20,9 +20,12 @@ import hashlib
 import math
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import islice
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,15 +36,19 @@ from normalcy.arrays import Array, Mask
 from normalcy.config import build, parse_settings
 from normalcy.data.dataset import DataSet, Item
 from normalcy.data.foreground import otsu
-from normalcy.data.stain import Stain, normalise
-from normalcy.errors import DataError
+from normalcy.data.images import check_pages
+from normalcy.data.stain import BLACK, Stain, normalise
+from normalcy.data.stores import Folder
+from normalcy.errors import DataError, Reason
 from normalcy.files import open_regular
 
 SLIDE_SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif")
 _FINEST = 0.95
 """Least mpp that is asked for, in that of the slide: scanners of one magnification differ by a few percent."""
-_BLACK = 8
-"""Largest value of a channel in what was not scanned: 0, and what JPEG makes of it."""
+_PAGES = 1000
+"""Of a file: levels, label, macro picture."""
+_LARGEST = 2**40
+"""Pixels of a slide: a million by a million."""
 _OVERVIEW = 1024  # pixels along the longer side of the picture that tissue is looked for in
 
 
@@ -97,26 +104,44 @@ class Slide:
                 import tiffslide
             except ImportError:
                 raise DataError('Slides need tiffslide; pip install "normalcy[medical]".') from None
-            open_regular(self.path).close()  # a pipe would be waited for
-            try:
-                self._local.file = tiffslide.TiffSlide(self.path)
-            except Exception:
-                raise DataError(
-                    f"{self.path}: cannot be read as a slide (its header or pixels are damaged); replace or remove the file."
-                ) from None
+            with open_regular(self.path) as opened, self._faults():  # a pipe would be waited for
+                if self.path.suffix.lower() != ".ndpi":  # whose offsets may have more than 32 bits
+                    with mmap(opened.fileno(), 0, access=ACCESS_READ) as data:
+                        check_pages(data, _PAGES)
+                file = tiffslide.TiffSlide(self.path)
+                for page in islice(file.ts_tifffile.pages, _PAGES):
+                    if math.prod(page.chunked) > len(page.dataoffsets):  # else each missing tile is looked for
+                        raise Reason("claims more tiles than it has")
+                self._local.file = file
         return self._local.file
+
+    @contextmanager
+    def _faults(self, what: str = "cannot be read as a slide (its header or pixels are damaged)") -> Iterator[None]:
+        """tiffslide reads headers when they are asked for, and meets damaged ones with errors of every type."""
+        try:
+            yield
+        except DataError:
+            raise
+        except Exception:
+            raise DataError(f"{self.path}: {what}; replace or remove the file.") from None
 
     @cached_property
     def size(self) -> tuple[int, int]:
         """Width and height of the finest level."""
-        width, height = self._file.dimensions
-        return int(width), int(height)
+        with self._faults():
+            width, height = (int(n) for n in self._file.dimensions)
+        if not 0 < width * height <= _LARGEST:
+            raise DataError(
+                f"{self.path}: claims {width:,} x {height:,} pixels, at most {_LARGEST:,} are read; replace or remove the file."
+            )
+        return width, height
 
     @cached_property
     def mpp(self) -> float | None:
         """Micrometres per pixel of the finest level, where the file says."""
-        value = self._file.properties.get("tiffslide.mpp-x")
-        return None if value is None else float(value)
+        with self._faults():
+            value = self._file.properties.get("tiffslide.mpp-x")
+            return float(value) if value is not None and 0 < float(value) < math.inf else None
 
     @cached_property
     def downsample(self) -> float:
@@ -138,15 +163,9 @@ class Slide:
     @cached_property
     def tissue(self) -> Mask:
         """Where there is tissue in an overview of the slide, (rows, columns). Black is what the scanner did not scan."""
-        try:
+        with self._faults():
             overview = self._overview()
-        except DataError:
-            raise
-        except Exception:
-            raise DataError(
-                f"{self.path}: cannot be read as a slide (its header or pixels are damaged); replace or remove the file."
-            ) from None
-        scanned = overview.max(axis=2) > _BLACK
+        scanned = overview.max(axis=2) > BLACK
         darkness = 255.0 - overview.min(axis=2)  # coloured or dark: some channel is low
         if not scanned.any() or np.ptp(darkness[scanned]) <= 8:
             return np.zeros(darkness.shape, bool)
@@ -186,16 +205,10 @@ class Slide:
 
     def read(self, tile: Tile) -> Array:
         """uint8 (3, tile, tile)"""
-        try:
+        with self._faults(f"the tile at {tile.x}, {tile.y} cannot be read (its pixels are damaged)"):
             level = self._file.get_best_level_for_downsample(self.downsample + 1e-6)
             side = max(1, round(self.settings.tile * self.downsample / self._file.level_downsamples[level]))
             pixels = np.asarray(self._file.read_region((tile.x, tile.y), level, (side, side), as_array=True))[..., :3]
-        except DataError:
-            raise
-        except Exception:
-            raise DataError(
-                f"{self.path}: the tile at {tile.x}, {tile.y} cannot be read (its pixels are damaged); repair the file."
-            ) from None
         if side != self.settings.tile:
             again = (self.settings.tile,) * 2
             pixels = np.asarray(Image.fromarray(pixels).resize(again, Image.Resampling.BILINEAR, reducing_gap=2))
@@ -205,18 +218,23 @@ class Slide:
 def open_slides(spec: str) -> DataSet:
     """The tiles that ``PATH,option=value,...`` stands for, see this module. Raises DataError where there are none."""
     path, *options = spec.split(",")
-    settings = build(TileSettings, parse_settings(options), "slides")
     root = Path(path).expanduser()
     files = slide_files(root)
     base = root.parent if root.is_file() else root
-    return tiles_of(
-        [Slide(file, settings) for file in files], [f.relative_to(base).as_posix() for f in files], root.stem
-    )
+    return open_files(files, [file.relative_to(base).as_posix() for file in files], options, root.stem)
+
+
+def open_files(files: Sequence[Path], names: Sequence[str], options: Sequence[str], name: str = "slides") -> DataSet:
+    """The tiles of these slides, which are called ``names``; ``options`` as above."""
+    settings = build(TileSettings, parse_settings(options), "slides")
+    return tiles_of([Slide(file, settings) for file in files], names, name)
 
 
 def slide_files(path: Path) -> list[Path]:
     """A slide, or the slides in a folder and its folders. Raises DataError where there are none."""
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() in SLIDE_SUFFIXES)
+    files = [path]
+    if not path.is_file():
+        files = sorted(path / name for name in Folder(path).names() if name.lower().endswith(SLIDE_SUFFIXES))
     if not files:
         raise DataError(f"{path}: expected a slide or a folder with some ({' '.join(SLIDE_SUFFIXES)}), got none.")
     return files

@@ -27,6 +27,8 @@ REFERENCE: Float64 = np.array([[0.5626, 0.7201, 0.4062], [0.2159, 0.8012, 0.5581
 """Haematoxylin and eosin as (R, G, B) optical densities."""
 AMOUNTS: Float64 = np.array([1.9705, 1.0308])
 """99th percentiles of their amounts in the reference."""
+BLACK = 8
+"""Largest value of a channel in what was not scanned: 0, and what JPEG makes of it."""
 _PIXELS = 20_000  # enough to estimate from
 _FEWEST = 50
 
@@ -36,14 +38,16 @@ def normalise(image: npt.NDArray[np.uint8], way: Stain) -> npt.NDArray[np.uint8]
     if way == "none":
         return image
     density = optical_density(image)
-    tissue = density[(density > FAINT).any(1)]
+    scanned = image.reshape(3, -1).max(0) > BLACK
+    stained = (density > FAINT).any(1) & scanned
+    tissue = density[stained]
     if len(tissue) < _FEWEST:
         return image
     stains = stain_vectors(tissue, way)
     amounts = np.clip(np.linalg.lstsq(stains.T, density.T, rcond=None)[0], 0, None)  # (2, pixels)
-    inside = amounts[:, (density > FAINT).any(1)]
-    largest = np.maximum(np.percentile(inside, 99, axis=1), 1e-6)
+    largest = np.maximum(np.percentile(amounts[:, stained], 99, axis=1), 1e-6)
     painted = WHITE * np.exp(-REFERENCE.T @ (amounts * (AMOUNTS / largest)[:, None]))
+    painted = np.where(scanned, painted, image.reshape(3, -1))
     return np.asarray(np.rint(np.clip(painted, 0, 255)), np.uint8).reshape(image.shape)
 
 

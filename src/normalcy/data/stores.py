@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import os
 import threading
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from normalcy.arrays import Array, Mask
+from normalcy.data.companions import reasons
 from normalcy.data.dataset import DataSet, Item, case_of
 from normalcy.data.dicom import decode_series, is_dicom, series_in, series_space
 from normalcy.data.formats import DICOM_SUFFIXES, LIMITS, VOLUME_SUFFIXES, Limits, is_image, is_volume, own
@@ -113,7 +117,8 @@ class Files:
     def _series(self, files: tuple[str, ...]) -> tuple[list[bytes], list[str], str]:
         """Bytes and names of the files of a series, and what to call it in errors."""
         names = [self.opener.full_name(file) for file in files]
-        whole = names[0] if len(names) == 1 else f"{names[0].rpartition('/')[0]} ({len(names)} files)"
+        where, _, first = names[0].rpartition("/")
+        whole = names[0] if len(names) == 1 else f"{where} ({len(names)} files, {first} the first)"
         return [self.opener.bytes(file) for file in files], names, whole
 
     def _decode(self, image: Named) -> tuple[Array, Space | None]:
@@ -155,9 +160,12 @@ class Folder:
     def bytes(self, file: str) -> bytes:
         return read_bytes(self.path / file, self.limits.file_bytes)
 
-    def head(self, file: str) -> builtins.bytes:
+    def head(self, file: str, count: int = 132) -> builtins.bytes:
         """The first bytes of a file, by which its format is known; empty where it cannot be read."""
-        return read_head(self.path / file, 132)
+        return read_head(self.path / file, count)
+
+    def has(self, file: str) -> bool:
+        return (self.path / file).is_file()
 
     def stamp(self, file: str) -> int:
         try:
@@ -165,9 +173,17 @@ class Folder:
         except OSError:
             return -1
 
-    def names(self) -> list[str]:
-        """All files below, sorted; hidden ones are left out, links are followed."""
-        return _walk(self.path)[0]
+    def names(self, most: int | None = None) -> list[str]:
+        """All files below, sorted; hidden ones are left out, links are followed. Raises DataError for more than ``most``."""
+        return _walk(self.path, self.limits.entries if most is None else min(most, self.limits.entries))[0]
+
+    def names_in(self, below: str) -> list[str]:
+        """Files directly in a folder below, sorted, without hidden ones. Raises DataError for more than the limit."""
+        if os.stat(self.path / below).st_dev in _system_devices():
+            raise DataError(f"{self.path / below}: is a folder of the operating system, not of files; name another.")
+        entries = _entries(self.path / below, self.limits.entries)
+        names = [entry.name for entry in entries if not entry.name.startswith(".") and not _is_folder(entry)]
+        return [f"{below}/{name}" if below else name for name in names]
 
 
 class Zip:
@@ -272,7 +288,7 @@ def find_images(folder: Folder) -> tuple[list[Found], dict[str, str]]:
 
     Raises DataError for a folder that normalcy wrote; below others, those are passed over.
     """
-    names, passed = _walk(folder.path)
+    names, passed = _walk(folder.path, folder.limits.entries)
     if "" in passed:
         raise DataError(f"{folder.path}: is {passed['']}; name a folder of images.")
     others = [name for name in names if not is_image(name)]
@@ -281,7 +297,7 @@ def find_images(folder: Folder) -> tuple[list[Found], dict[str, str]]:
     found: list[Found] = [(name, case_of(name), name) for name in names if is_image(name)]
     if dicom:
         found += series_in(dicom, folder.bytes, folder.path.resolve().name)
-    passed |= dict.fromkeys(set(others) - set(dicom), "not an image that can be read")
+    passed |= reasons(set(others) - set(dicom), [name for name, _, _ in found], folder.head, folder.has)
     return sorted(found, key=lambda one: one[0]), dict(sorted(passed.items()))
 
 
@@ -290,16 +306,65 @@ def files_of(folder: Folder, name: str) -> Named:
     whole, part = split_name(name)
     if is_image(whole):
         return name
-    if part and not (folder.path / name).exists():
+    if part and not os.path.exists(folder.path / name):
         series = files_of(folder, whole)
         return SeriesPart(series, part) if isinstance(series, tuple) else name
-    if (folder.path / name).is_dir():
-        inside = [f"{name}/{file}" for file in Folder(folder.path / name).names()]
+    if os.path.isdir(folder.path / name):  # of a name too long or with a null byte, too
+        inside = [f"{name}/{file}" for file in Folder(folder.path / name, folder.limits).names(_SERIES_FILES)]
         return tuple(file for file in inside if is_dicom(folder.head(file))) or name
     return (name,) if is_dicom(folder.head(name)) else name
 
 
+def recorded(folder: Folder, paths: Sequence[str]) -> list[Named] | None:
+    """The file or the series of each of these paths, which some file gives; None where one of them is no regular file.
+
+    Looks for nothing but these, and in the folders of DICOM series; opens nothing else, and no file before all are there.
+    """
+    files: list[Named] = []
+    in_folder: dict[str, dict[str, tuple[str, ...]]] = {}  # folder -> path of a series -> its files
+    of_series: dict[str, str] = {}
+    for path in paths:
+        name, _ = split_name(path)
+        last = name.rpartition("/")
+        try:
+            place = folder.path / name
+            if place.exists() and place.stat().st_dev in _system_devices():
+                return None
+            if place.is_file():
+                continue
+            if place.is_dir() and not is_image(name):
+                of_series[path] = name
+            elif last[2].startswith("series-") and (folder.path / last[0]).is_dir():
+                of_series[path] = last[0]
+            elif name == folder.path.resolve().name:
+                of_series[path] = ""
+            else:
+                return None
+        except (OSError, ValueError):  # a name too long or with a null byte
+            return None
+    for path in paths:
+        name, part = split_name(path)
+        if path in of_series:
+            below = of_series[path]
+            if below not in in_folder:
+                dicom = [file for file in folder.names_in(below) if not is_image(file) and is_dicom(folder.head(file))]
+                found = series_in(dicom, folder.bytes, folder.path.resolve().name)
+                in_folder[below] = {one: members for one, _, members in found}
+            series = in_folder[below].get(name)
+            if series is None:
+                return None
+            files.append(SeriesPart(series, part) if part else series)
+        elif is_image(name):
+            files.append(path)
+        elif is_dicom(folder.head(name)):
+            files.append(SeriesPart((name,), part) if part else (name,))
+        else:
+            return None
+    return files
+
+
 _DEEPEST = 100
+_SERIES_FILES = 10_000
 _OURS = {
     ("run.json", "scores.csv"): "a results folder of normalcy",
     ("run.json", "slides.csv"): "a results folder of normalcy",
@@ -308,24 +373,35 @@ _OURS = {
 """Files that are together in folders that normalcy writes -> what those are."""
 
 
-def _walk(root: Path) -> tuple[list[str], dict[str, str]]:
-    """Files below a folder, by their paths relative to it, sorted; and folders that were not entered, with the reason."""
+def _walk(root: Path, limit: int) -> tuple[list[str], dict[str, str]]:
+    """Files below a folder, by their paths relative to it, sorted; and folders that were not entered, with the reason.
+
+    Raises DataError where there are more than ``limit`` files and folders.
+    """
     names: list[str] = []
     passed: dict[str, str] = {}
     seen: set[tuple[int, int]] = set()
     waiting = [("", 0)]
+    above = {(status.st_dev, status.st_ino) for parent in root.resolve().parents if (status := parent.stat())}
+    system = _system_devices()
     while waiting:
         below, depth = waiting.pop()
         try:
             status = os.stat(root / below)
-            with os.scandir(root / below) as listing:
-                entries = sorted(listing, key=lambda entry: entry.name)
+            if status.st_dev in system:
+                passed[below.rstrip("/")] = "a folder of the operating system, not of files"
+                continue
+            if (status.st_dev, status.st_ino) in above:
+                passed[below.rstrip("/")] = "a link to a folder above the one that was named"
+                continue
+            if (status.st_dev, status.st_ino) in seen:  # a link to a folder in between
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            entries = _entries(root / below, limit, root)
         except OSError as error:
             passed[below] = f"a folder that cannot be opened ({error.strerror})"
             continue
-        if (status.st_dev, status.st_ino) in seen:  # a link to a folder above
-            continue
-        seen.add((status.st_dev, status.st_ino))
+        limit -= len(entries)
         here = {entry.name for entry in entries}
         ours = next((kind for files, kind in _OURS.items() if here.issuperset(files)), None)
         if ours is not None:
@@ -338,6 +414,25 @@ def _walk(root: Path) -> tuple[list[str], dict[str, str]]:
             continue
         waiting += [(f"{below}{name}/", depth + 1) for name in reversed(folders)]
     return sorted(names), passed
+
+
+def _entries(folder: Path, limit: int, whole: Path | None = None) -> list[os.DirEntry[str]]:
+    """What is in a folder, sorted. Raises DataError for more than ``limit`` entries."""
+    with os.scandir(folder) as listing:
+        entries = sorted(islice(listing, max(limit, 0) + 1), key=lambda entry: entry.name)
+    if len(entries) > limit:
+        raise DataError(f"{whole or folder}: holds more files and folders than are read; name a smaller folder.")
+    return entries
+
+
+@cache
+def _system_devices() -> set[int]:
+    """Of what looks like files and is none; opening some of these acts on the machine."""
+    devices = set()
+    for place in ("/proc", "/sys", "/dev"):
+        with contextlib.suppress(OSError):
+            devices.add(os.stat(place).st_dev)
+    return devices - {os.stat(os.sep).st_dev}
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

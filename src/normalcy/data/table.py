@@ -24,6 +24,9 @@ LABELS = {
     **dict.fromkeys(("1", "1.0", "true", "anomalous", "anomaly"), 1),
 }
 
+_LONGEST = 4096
+"""Characters of a cell: the longest path."""
+
 Row = dict[str, Any]
 
 
@@ -43,6 +46,11 @@ def open_table(path: Path, limits: Limits = LIMITS) -> DataSet:
         if number > limits.rows:
             raise DataError(f"{path}: has more than {limits.rows:,} rows, the limit; divide the table.")
         cell = {column: _text(row.get(column)) for column in COLUMNS}
+        long = next((column for column in COLUMNS if len(cell[column]) > _LONGEST), None)
+        if long is not None:
+            raise DataError(
+                f"{path}, image {number}: has a {long} of {len(cell[long]):,} characters, at most {_LONGEST:,} are read."
+            )
         here, file = f"{path}, image {number}", Path(cell["path"]).as_posix()
         if not cell["path"]:
             raise DataError(f"{here}: expected a path, got an empty cell; fill it or remove the row.")
@@ -51,10 +59,10 @@ def open_table(path: Path, limits: Limits = LIMITS) -> DataSet:
         label, split = cell["label"].lower(), cell["split"].lower()
         if label and label not in LABELS:
             raise DataError(
-                f"{here}: expected the label 0, 1, normal, good, anomalous or anomaly, got {cell['label']!r}."
+                f"{here}: expected the label 0, 1, normal, good, anomalous or anomaly, got {cell['label'][:50]!r}."
             )
         if split and split not in SPLITS:
-            raise DataError(f"{here}: expected the split train, test or nothing, got {cell['split']!r}.")
+            raise DataError(f"{here}: expected the split train, test or nothing, got {cell['split'][:50]!r}.")
         items[file] = Item(file, cell["case"] or case_of(file), LABELS.get(label), cell["type"] or None, split or None)
         masks.append(cell["mask"] or None)
         if cell["case"]:
@@ -114,8 +122,8 @@ def _parquet(path: Path, limits: Limits) -> tuple[list[str], Iterable[Row]]:
             names, rows = list(table.schema_arrow.names), table.metadata.num_rows
             header = _lower(names)
             wanted = [name for name in names if name.strip().lower() in COLUMNS]
-            groups = [table.metadata.row_group(k) for k in range(table.metadata.num_row_groups)]
-            size = sum(group.column(k).total_uncompressed_size for group in groups for k in range(group.num_columns))
+            # not of columns: pyarrow ends the process where statistics of one are damaged
+            size = sum(table.metadata.row_group(k).total_byte_size for k in range(table.metadata.num_row_groups))
             if rows > limits.rows or size > limits.decoded_bytes:
                 raise DataError(
                     f"{path}: has {rows:,} rows and {size:,} bytes when decompressed, at most {limits.rows:,} and "
@@ -126,9 +134,10 @@ def _parquet(path: Path, limits: Limits) -> tuple[list[str], Iterable[Row]]:
                 for batch in table.iter_batches(1024, columns=wanted):
                     for row in batch.to_pylist():
                         found.append({name.strip().lower(): _cell(path, value) for name, value in row.items()})
-        except (OSError, pyarrow.ArrowException) as error:
-            reason = str(error).split("\n")[0]
-            raise DataError(f"{path}: cannot be read as Parquet ({reason}); write the table again.") from None
+        except (OSError, ValueError, pyarrow.ArrowException) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"{path}: cannot be read as Parquet (damaged or cut off); write the table again.") from None
     return header, found
 
 
@@ -143,13 +152,13 @@ def _check_header(path: Path, header: list[str]) -> None:
     twice = [column for column in COLUMNS if header.count(column) > 1]
     if twice:
         raise DataError(f"{path}: the column {twice[0]!r} is there more than once; keep one.")
-    unknown = [column for column in header if column not in COLUMNS]
+    unknown = [column for column in header if column not in COLUMNS and len(column) < 50]
     for column in COLUMNS:
         near = difflib.get_close_matches(column, unknown, n=1, cutoff=0.85)
         if column not in header and near:  # "labels" passed over in silence would be a bad surprise
             raise DataError(f"{path}: the column {near[0]!r} is close to {column!r}; rename it to be one or the other.")
     if "path" not in header:
-        got = ", ".join(header) or "an empty table"
+        got = ", ".join(" ".join(name[:50].split()) for name in header[:20]) or "an empty table"
         raise DataError(f"{path}: expected a column 'path' and perhaps {', '.join(COLUMNS[1:])}, got {got}.")
 
 

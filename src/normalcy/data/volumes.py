@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 
 from normalcy.arrays import Array, Float64, Mask
-from normalcy.data.formats import LIMITS, Limits, is_nifti, own
-from normalcy.errors import DataError
+from normalcy.data.formats import LIMITS, Limits, is_gzip, is_mgh, is_nifti, own
+from normalcy.errors import DataError, Reason
 from normalcy.files import bounded_gunzip, write_bytes
 
 WORLD = "xyz"
@@ -131,7 +131,9 @@ class Space:
         return np.asarray(self.affine[:3, :3] @ in_file + self.affine[:3, 3])
 
     def part(self, selection: Selection) -> Space:
-        """The space of what :func:`select` leaves."""
+        """The space of what :func:`take_part` leaves."""
+        if not selection:
+            return self
         shape, origin = list(self.shape), np.zeros(3)
         for name, (first, stop) in selection.items():
             if name == "t":
@@ -151,7 +153,9 @@ class Space:
 
 Selection = dict[str, tuple[int, int]]
 """Axis (x, y, z or t) -> first index and the one after the last."""
-_PART = re.compile(r"\[(\s*[xyzt]\s*=\s*\d+\s*(:\s*\d+\s*)?(,\s*[xyzt]\s*=\s*\d+\s*(:\s*\d+\s*)?)*)\]$")
+_PART = re.compile(
+    r"\[(\s*[xyzt]\s*=\s*\d{1,18}\s*(:\s*\d{1,18}\s*)?(,\s*[xyzt]\s*=\s*\d{1,18}\s*(:\s*\d{1,18}\s*)?)*)\]$"
+)
 
 
 def split_name(name: str) -> tuple[str, Selection]:
@@ -195,7 +199,10 @@ def take_part(x: Array, space: Space, selection: Selection, name: str) -> tuple[
 def decode_volume(data: bytes, name: str, limits: Limits = LIMITS) -> tuple[Array, Space]:
     """The volume in the bytes of a file, (C, *size) in the file's own type (float32 where it has a slope), and its space."""
     try:
-        if is_nifti(data) or data.startswith(b"\x1f\x8b"):
+        raw = bounded_gunzip(data, _LARGEST_HEADER, whole=False)
+        if is_mgh(raw):
+            return _mgh(data, limits)
+        if is_nifti(raw) or is_gzip(data):
             return _nifti(data, limits)
         x, space = (_nrrd if data.startswith(b"NRRD") else _meta_image)(data, limits)
         return own(space.from_file(x), name), space
@@ -208,8 +215,11 @@ def decode_volume(data: bytes, name: str, limits: Limits = LIMITS) -> tuple[Arra
 def volume_space(data: bytes, name: str, limits: Limits = LIMITS) -> Space:
     """The space of :func:`decode_volume` from the header alone."""
     try:
-        if is_nifti(data) or data.startswith(b"\x1f\x8b"):
-            return _nifti_space(_nifti_header(bounded_gunzip(data, _LARGEST_HEADER, whole=False)), limits)
+        raw = bounded_gunzip(data, _LARGEST_HEADER, whole=False)
+        if is_mgh(raw):
+            return _mgh_header(data, limits)[1]
+        if is_nifti(raw) or is_gzip(data):
+            return _nifti_space(_nifti_header(raw), limits)
         return (_nrrd if data.startswith(b"NRRD") else _meta_image)(data, limits)[1]
     except DataError:
         raise
@@ -254,11 +264,33 @@ def write_volume(path: Path | str, x: Array, space: Space, like_file: bool = Fal
 
 
 def imaged(x: Array, space: Space | None) -> Mask:
-    """(*size): where a volume (C, *size) holds what was imaged; False where all channels are padding."""
-    if space is None or space.padding is None:
+    """(*size): where a volume (C, *size) holds what was imaged; False where all channels are padding.
+
+    Padding is what the file declares, or else a usual fill of CT below all other values.
+    """
+    padding = None if space is None else space.padding or _usual_fill(x)
+    if padding is None:
         return np.ones(x.shape[1:], bool)
-    low, high = space.padding
-    return np.asarray(((x < low) | (x > high)).any(axis=0))
+    return np.asarray(((x < padding[0]) | (x > padding[1])).any(axis=0))
+
+
+def as_darkest(x: Array, inside: Mask | None) -> Array:
+    """(C, *size) to look at: padding, which is not ``inside`` (*size), gets the least value of the rest."""
+    return x if inside is None else np.where(inside, x, x[:, inside].min())
+
+
+def _usual_fill(x: Array) -> tuple[float, float] | None:
+    least = float(x.min()) if x.dtype.kind in "if" else 0.0
+    if least not in _FILLS:
+        return None
+    above = x[x > least]
+    return (least, least) if above.size and float(above.min()) >= _LEAST_HU else None
+
+
+_FILLS = (-2000.0, -2048.0, -3024.0, -32768.0)
+"""What scanners and converters write outside of the circle of a CT slice, in Hounsfield units."""
+_LEAST_HU = -1200.0
+"""Air is -1000; with the noise of its values."""
 
 
 def distance(a: Space, b: Space) -> float | None:
@@ -288,14 +320,15 @@ def _nifti(data: bytes, limits: Limits) -> tuple[Array, Space]:
     space = _nifti_space(header, limits)
     stored_type, start = header.get_data_dtype(), int(header["vox_offset"])
     if stored_type.kind not in "uif":
-        raise ValueError(f"voxels are {stored_type}, expected integers or real numbers")
+        kind = "colours" if stored_type.names else f"{stored_type}"
+        raise Reason(f"voxels are {kind}, expected integers or real numbers")
     count = math.prod(header.get_data_shape())
     limits.check((count,), np.float64 if space.scale is not None and stored_type.itemsize > 2 else stored_type)
     if not 0 <= start <= 2**24:
-        raise ValueError(f"damaged: its voxels start at byte {start:,}")
+        raise Reason(f"damaged: its voxels start at byte {start:,}")
     raw = bounded_gunzip(data, start + count * stored_type.itemsize + 1, whole=False)  # + 1: verifies the checksum
     if start < header.sizeof_hdr or start + count * stored_type.itemsize > len(raw):
-        raise ValueError(f"truncated: {count:,} voxels of {stored_type} need more bytes than the file has")
+        raise Reason(f"truncated: {count:,} voxels of {stored_type} need more bytes than the file has")
     flat = np.frombuffer(raw, stored_type, count, start)
     x = space.from_file(flat.reshape(header.get_data_shape(), order="F"))
     if stored_type.itemsize > 8:
@@ -309,9 +342,13 @@ def _nifti(data: bytes, limits: Limits) -> tuple[Array, Space]:
 
 def _nifti_header(raw: bytes) -> Any:
     nibabel = require_nibabel("NIfTI")
+    if not is_nifti(raw):
+        raise Reason(
+            "compressed twice; decompress it once" if is_gzip(raw) else "what is compressed is no NIfTI or MGH volume"
+        )
     kind = nibabel.Nifti1Header if is_nifti(raw) == 1 else nibabel.Nifti2Header
     if bytes(raw[344:348] if kind is nibabel.Nifti1Header else raw[4:8])[:3] not in (b"n+1", b"n+2"):
-        raise ValueError("a NIfTI header whose voxels are in another file; convert the pair to one .nii file")
+        raise Reason("a NIfTI header whose voxels are in another file; convert the pair to one .nii file")
     logger = nibabel.imageglobals.logger
     logger.disabled = True  # its remarks on damaged headers end as our errors
     return kind(raw[: kind.sizeof_hdr])  # without extensions, which may be long
@@ -349,7 +386,11 @@ def _moved(nifti: Mapping[str, Any], origin: Float64, first: int) -> dict[str, A
     for field in _PLACES:
         header[field] = nifti[field]
     moved = dict(nifti)
-    for axis, (by_q, by_s) in enumerate(zip(header.get_qform()[:3, :3] @ origin, header.get_sform()[:3, :3] @ origin)):
+    try:
+        qform = header.get_qform()
+    except ValueError:  # no rotation, in a file that is placed by the other form
+        qform, moved["qform_code"] = np.eye(4), np.zeros_like(nifti["qform_code"])
+    for axis, (by_q, by_s) in enumerate(zip(qform[:3, :3] @ origin, header.get_sform()[:3, :3] @ origin)):
         name = WORLD[axis]
         moved[f"qoffset_{name}"] = nifti[f"qoffset_{name}"] + by_q
         moved[f"srow_{name}"] = nifti[f"srow_{name}"] + np.array([0, 0, 0, by_s])
@@ -362,6 +403,38 @@ def _is_orthogonal(affine: Float64) -> bool:
     return bool(np.abs(axes.T @ axes - np.eye(3)).max() < 1e-4)
 
 
+def _mgh(data: bytes, limits: Limits) -> tuple[Array, Space]:
+    """FreeSurfer's volumes, compressed or not."""
+    header, space = _mgh_header(data, limits)
+    kind, count, start = header.get_data_dtype(), math.prod(header.get_data_shape()), header.get_data_offset()
+    limits.check((count,), kind)
+    raw = bounded_gunzip(data, start + count * kind.itemsize + _MGH_END + 1, whole=False)  # + 1: verifies the checksum
+    if len(raw) < start + count * kind.itemsize:
+        raise Reason(f"truncated: {count:,} voxels of {kind} need more bytes than the file has")
+    flat = np.frombuffer(raw, kind, count, start)
+    return own(space.from_file(flat.reshape(header.get_data_shape(), order="F")), "volume"), space
+
+
+def _mgh_header(data: bytes, limits: Limits) -> tuple[Any, Space]:
+    begin = bounded_gunzip(data, _MGH_BEGIN, whole=False)
+    header = require_nibabel("MGH").freesurfer.mghformat.MGHHeader(
+        begin[:_MGH_BEGIN].ljust(_MGH_BEGIN + _MGH_END, b"\0")
+    )
+    shape, kind = tuple(int(n) for n in header.get_data_shape()), header.get_data_dtype()
+    limits.check(shape, kind)
+    space = _make_space(shape, np.asarray(header.get_affine(), np.float64), kind.newbyteorder("="), None)
+    if space.rest:  # the repetition time in ms is behind the voxels
+        end = header.get_data_offset() + math.prod(shape) * kind.itemsize
+        time = bounded_gunzip(data, end + 4, whole=False)[end : end + 4]
+        step = float(np.frombuffer(time, ">f4")[0]) / 1e3 if len(time) == 4 else 0.0
+        space = replace(space, step=step if 0 < step < math.inf else None)
+    return header, space
+
+
+_MGH_BEGIN, _MGH_END = 90, 20
+"""Bytes of the header before the voxels, and of the five numbers that files have after them."""
+
+
 def _nrrd(data: bytes, limits: Limits) -> tuple[Array, Space]:
     """The file's array (X, Y, Z, *rest) and its space; header and values in one file."""
     try:
@@ -371,10 +444,10 @@ def _nrrd(data: bytes, limits: Limits) -> tuple[Array, Space]:
     file = io.BytesIO(data)
     header = nrrd.read_header(file)
     if "data file" in header or "datafile" in header:
-        raise ValueError("a NRRD header whose values are in another file; save it as one .nrrd file")
+        raise Reason("a NRRD header whose values are in another file; save it as one .nrrd file")
     sizes = [int(n) for n in header["sizes"]]
     if min(sizes) < 1:
-        raise ValueError(f"claims the shape {tuple(sizes)}")
+        raise Reason(f"claims the shape {tuple(sizes)}")
     limits.check(tuple(sizes), "f8")
     _check_nrrd(header, data[file.tell() :], limits)
     x = nrrd.read_data(header, file, index_order="F")
@@ -399,11 +472,11 @@ def _check_nrrd(header: Mapping[str, Any], values: bytes, limits: Limits) -> Non
     if encoding in ("raw", "ascii", "txt", "text"):
         return
     if any(int(header.get(key, 0)) > 0 for key in ("line skip", "lineskip", "byte skip", "byteskip")):
-        raise ValueError("compressed values after a skip are not read; save it without one")
+        raise Reason("compressed values after a skip are not read; save it without one")
     if encoding in ("gzip", "gz"):
         bounded_gunzip(values, limits.decoded_bytes)
     elif len(bz2.BZ2Decompressor().decompress(values, limits.decoded_bytes + 1)) > limits.decoded_bytes:
-        raise ValueError(f"decompressed it has more than {limits.decoded_bytes:,} bytes, the limit")
+        raise Reason(f"decompressed it has more than {limits.decoded_bytes:,} bytes, the limit")
 
 
 def _nrrd_axes(header: Mapping[str, Any], count: int) -> tuple[list[int], Float64, list[float]]:
@@ -422,15 +495,13 @@ def _nrrd_axes(header: Mapping[str, Any], count: int) -> tuple[list[int], Float6
         others = [float(given[axis, 3]) for axis in np.flatnonzero(in_time)]
     else:
         if "space" in header or "axis mins" in header or "axis maxs" in header:
-            raise ValueError(
-                "places its axes by a space, minima or maxima alone, expected space directions or spacings"
-            )
+            raise Reason("places its axes by a space, minima or maxima alone, expected space directions or spacings")
         axes = [axis for axis in range(count) if not kinds or kinds[axis] in ("domain", "space")][:3]
         directions = np.diag(np.where(np.isfinite(spacings), spacings, 1.0)[axes])
         directions = np.pad(directions, [(0, 0), (0, max(0, 3 - len(axes)))])
         others = [float(spacings[axis]) for axis in range(count) if axis not in axes and np.isfinite(spacings[axis])]
     if not 2 <= len(axes) <= 3:
-        raise ValueError(f"has {len(axes)} axes in space, expected 2 or 3 axes")
+        raise Reason(f"has {len(axes)} axes in space, expected 2 or 3 axes")
     units = [
         *header.get("space units", []),
         *(unit for axis, unit in enumerate(header.get("units", [])) if axis in axes),
@@ -442,7 +513,7 @@ def _nrrd_axes(header: Mapping[str, Any], count: int) -> tuple[list[int], Float6
 def _check_millimetres(units: Iterable[str]) -> None:
     for unit in units:
         if not re.fullmatch(r'"?(mm|millimet(er|re)s?|none|\?*|)"?', str(unit).strip(), flags=re.IGNORECASE):
-            raise ValueError(f"gives lengths in {str(unit)[:20]}, expected mm; write it again in mm")
+            raise Reason(f"gives lengths in {str(unit)[:20]}, expected mm; write it again in mm")
 
 
 def _signs(space: str) -> tuple[float, float, float]:
@@ -453,7 +524,7 @@ def _signs(space: str) -> tuple[float, float, float]:
         words = [names.get(letter, letter) for letter in words[0]]
     known = [{"right": 1.0, "left": -1.0}, {"anterior": 1.0, "posterior": -1.0}, {"superior": 1.0, "inferior": -1.0}]
     if len(words) < 3 or any(word not in meaning for word, meaning in zip(words, known)):
-        raise ValueError(f"is in the space {space[:40]!r}, expected one such as left-posterior-superior")
+        raise Reason(f"is in the space {space[:40]!r}, expected one such as left-posterior-superior")
     first, second, third = (meaning[word] for word, meaning in zip(words, known))
     return first, second, third
 
@@ -471,19 +542,17 @@ def _meta_image(data: bytes, limits: Limits) -> tuple[Array, Space]:
     while "ElementDataFile" not in fields:
         end = data.find(b"\n", position, position + 4096)
         if end < 0:
-            raise ValueError("the header of a MetaImage file does not end")
+            raise Reason("the header of a MetaImage file does not end")
         key, _, value = data[position:end].decode("ascii").partition("=")
         fields[key.strip()] = value.strip()
         position = end + 1
     if fields["ElementDataFile"] != "LOCAL" or fields.get("BinaryData", "True").lower() != "true":
-        raise ValueError(
-            "a MetaImage header whose values are in another file, or as text; save it as one binary .mha file"
-        )
+        raise Reason("a MetaImage header whose values are in another file, or as text; save it as one binary .mha file")
     count = int(fields["NDims"])
     sizes = [int(n) for n in fields["DimSize"].split()]
     channels = int(fields.get("ElementNumberOfChannels", 1))
     if not 2 <= count <= 4 or len(sizes) != count or min(*sizes, channels) < 1:
-        raise ValueError(f"claims the shape {tuple(sizes)}, expected 2 to 4 axes")
+        raise Reason(f"claims the shape {tuple(sizes)}, expected 2 to 4 axes")
     msb = fields.get("BinaryDataByteOrderMSB", fields.get("ElementByteOrderMSB", "False")).lower() == "true"
     kind = np.dtype(_ELEMENTS[fields["ElementType"]]).newbyteorder(">" if msb else "<")
     limits.check((*sizes, channels), kind)
@@ -492,12 +561,12 @@ def _meta_image(data: bytes, limits: Limits) -> tuple[Array, Space]:
     if fields.get("CompressedData", "False").lower() == "true":
         raw = zlib.decompressobj().decompress(raw, wanted)
     if len(raw) < wanted:
-        raise ValueError("truncated: the values need more bytes than the file has")
+        raise Reason("truncated: the values need more bytes than the file has")
     x = np.frombuffer(raw, kind, wanted // kind.itemsize).reshape(channels, *sizes, order="F")
     x = np.moveaxis(x, 0, -1) if channels > 1 else x[0]
     _check_millimetres([fields.get("DistanceUnits", "mm")])
     if int(fields.get("HeaderSize", 0)):
-        raise ValueError("has a second header (HeaderSize) before its values; save it without one")
+        raise Reason("has a second header (HeaderSize) before its values; save it without one")
 
     def numbers(names: str, default: str) -> Float64:
         """Of the first of these synonyms that is there."""
@@ -519,10 +588,10 @@ def _make_space(
     shape: tuple[int, ...], affine: Float64, stored: np.dtype[Any], scale: tuple[float, float] | None
 ) -> Space:
     if len(shape) < 2 or min(shape) < 1:
-        raise ValueError(f"claims the shape {shape}, expected 2 to 4 axes of at least 1")
+        raise Reason(f"claims the shape {shape}, expected 2 to 4 axes of at least 1")
     spatial, rest = (*shape[:3], 1)[:3], shape[3:]
     if sum(n > 1 for n in rest) > 1:
-        raise ValueError(f"has the shape {shape}, expected at most one axis of more than 1 beyond the three of space")
+        raise Reason(f"has the shape {shape}, expected at most one axis of more than 1 beyond the three of space")
     check_affine(affine)
     return Space((spatial[0], spatial[1], spatial[2]), affine, rest, stored, scale)
 
@@ -532,7 +601,7 @@ def check_affine(affine: Float64) -> None:
     steps = np.linalg.norm(affine[:3, :3], axis=0)
     usable = np.isfinite(affine).all() and 1e-6 < steps.min() <= steps.max() < 1e6
     if not usable or abs(np.linalg.det(affine[:3, :3] / steps)) < 1e-3:
-        raise ValueError("the affine does not say where the voxels lie (axes of length 0, not finite, or in one plane)")
+        raise Reason("the affine does not say where the voxels lie (axes of length 0, not finite, or in one plane)")
 
 
 def _unreadable(data: bytes, name: str, error: Exception) -> DataError:
@@ -541,5 +610,5 @@ def _unreadable(data: bytes, name: str, error: Exception) -> DataError:
     elif isinstance(error, EOFError | zlib.error | gzip.BadGzipFile):
         reason = "the compressed data are damaged or cut off"
     else:
-        reason = " ".join(str(error).split()).rstrip(".")[:200] or "the header is damaged"
+        reason = str(error) if isinstance(error, Reason) else "the header or the voxels are damaged"
     return DataError(f"{name}: cannot be read as a volume ({reason}); replace or remove the file.")

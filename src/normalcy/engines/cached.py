@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 from collections.abc import Mapping
 from contextlib import suppress
@@ -13,16 +14,19 @@ from typing import Any
 
 import torch
 
+from normalcy.config import to_dict
 from normalcy.engines.graph import Engine, Graph, GraphFile, available, open_graph
 from normalcy.engines.method import GraphMethod, graph_method
 from normalcy.engines.probe import largest_differences, probes
 from normalcy.engines.trace import check_exportable, to_onnx
 from normalcy.errors import ModelFileError, NormalcyError, SettingsError
-from normalcy.files import read_bytes, read_json, temporary_folder, write_bytes, write_folder, write_json
+from normalcy.files import own_secret, read_bytes, read_json, temporary_folder, write_bytes, write_folder, write_json
 from normalcy.method import Method
 
 CACHE = ".graphs"
 """Folder inside a model folder; it can be deleted at any time."""
+SECRET = Path("~/.cache/normalcy/graphs.key")
+"""By which graphs that this user has made are recognised."""
 BOUND = 1e-4
 """Largest difference allowed between a method and its graph in 32 bits, of every output, relative to its largest value."""
 WORTH = 200
@@ -76,8 +80,10 @@ def faster(
         return None
     kept = None if folder is None else folder / CACHE / _key(method, weights, wanted)
     if kept is not None and (kept / "graph.json").exists():
-        with suppress(ModelFileError):  # damaged: made again
-            return _of(method, open_graph(kept, read_json(kept / "graph.json"), wanted))
+        with suppress(ModelFileError, OSError):  # damaged, or made by somebody else: made again
+            words = read_json(kept / "graph.json")
+            if hmac.compare_digest(str(words.pop("seal", "")).encode(), _seal(kept.name, words).encode()):
+                return _of(method, open_graph(kept, words, wanted))
     if not asked and (images is None or images < WORTH):
         return None
     try:
@@ -95,13 +101,15 @@ def _make(method: Method, kept: Path | None, engine: Engine) -> GraphMethod:
     def fill(partial: Path) -> None:
         contents = write_graph(onnx, partial, engine)
         digests = tuple(hashlib.sha256(content).hexdigest() for content in contents.values())
-        facts = GraphFile(engine, "32", _score(method), outputs, tuple(contents), digests)
-        write_json(partial / "graph.json", asdict(facts))
+        facts = asdict(GraphFile(engine, "32", _score(method), outputs, tuple(contents), digests))
+        write_json(partial / "graph.json", facts if kept is None else {**facts, "seal": _seal(kept.name, facts)})
 
     with temporary_folder() as temporary:
         folder = Path(temporary) / "graph"
         write_folder(folder, fill)
-        twin = _of(method, open_graph(folder, read_json(folder / "graph.json"), engine))
+        words = read_json(folder / "graph.json")
+        words.pop("seal", None)
+        twin = _of(method, open_graph(folder, words, engine))
         images = probes(method, 2)
         differences = largest_differences(method.score(images), twin.score(images))
         worst = max(d["relative"] for d in differences.values())
@@ -110,7 +118,7 @@ def _make(method: Method, kept: Path | None, engine: Engine) -> GraphMethod:
                 f"{method.name} by {engine} differs by {worst:.2g} from torch, more than {BOUND:g}: use --engine torch."
             )
         if kept is not None:
-            with suppress(OSError):  # a folder that cannot be written
+            with suppress(OSError, SettingsError):  # a folder that cannot be written, or is by another process
                 write_folder(kept, fill, overwrite=True)
     return twin
 
@@ -123,11 +131,19 @@ def _score(method: Method) -> str:
     return str(method.settings.score) if method.scores else ""
 
 
+def _seal(name: str, words: Mapping[str, Any]) -> str:
+    """Shows that this user's normalcy made the graph: a model folder may come from elsewhere, with a graph that its weights do
+    not make. Raises OSError where the user has no place for a secret."""
+    text = json.dumps([name, words], sort_keys=True)
+    return hmac.new(own_secret(SECRET.expanduser()), text.encode(), "sha256").hexdigest()
+
+
 def _key(method: Method, weights: str, engine: Engine) -> str:
     """What the graph depends on."""
     facts: Mapping[str, Any] = {
         "weights": weights,
-        "score": _score(method),
+        "settings": to_dict(method.settings),
+        "shape": method.shape,
         "normalcy": version("normalcy"),
         "torch": torch.__version__,
         engine: version(engine),

@@ -84,6 +84,10 @@ class Graph:
         threads: int | None = None,
     ) -> None:
         self.outputs, self.engine, self.precision = tuple(outputs), engine, precision
+        if (
+            not contents[0].lstrip().startswith(b"<") and b"location" in contents[0]
+        ):  # a key of ONNX, for tensors in other files
+            raise ModelFileError("The graph names other files, which are not read: export the model again.")
         if engine not in available():
             raise SettingsError(f"The engine {engine} is not installed: pip install {engine}.")
         make = _onnxruntime if engine == "onnxruntime" else _openvino

@@ -26,6 +26,9 @@ from normalcy.preprocessing.views import ViewSettings
 from normalcy.scoring import Pipeline, Result, Results, stream
 from normalcy.settings import DecisionSettings, InputSettings
 
+_PARTS = ("settings", "input", "train", "decision", "data", "preprocess", "views", "graph")
+"""Objects of ``detector.json``."""
+
 
 @dataclass(frozen=True)
 class GraphScores:
@@ -106,7 +109,10 @@ def load(folder: Path | str, engine: str = "auto", threads: int | None = None) -
     if not isinstance(words.get("graph"), dict):
         raise ModelFileError(f"{folder} is no exported model: write one with 'normalcy export MODEL --out {folder}'.")
     try:
-        name = str(words["method"])
+        for part, kind in (("method", str), ("normalcy", str), *((part, dict) for part in _PARTS)):
+            if not isinstance(words.get(part), kind):
+                raise ValueError(f"{part} is missing or of another type")
+        name = words["method"]
         inputs = InputSettings.from_json(words["input"])
         decision = config.build(DecisionSettings, words["decision"], "decision")
         preprocess = Preprocess.from_json(words["preprocess"])

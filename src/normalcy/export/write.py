@@ -14,25 +14,26 @@ import numpy as np
 
 from normalcy.arrays import Array
 from normalcy.data.dataset import DataSet
-from normalcy.data.open import as_dataset, open_data
-from normalcy.data.splits import hold_out, normal_training_images, with_split
+from normalcy.data.open import as_dataset
 from normalcy.detector import Detector
 from normalcy.engines.cached import BOUND, write_graph
 from normalcy.engines.graph import Engine, GraphFile, Precision, available
 from normalcy.engines.probe import largest_differences, probes
 from normalcy.engines.trace import check_exportable, to_onnx
-from normalcy.errors import DataError, NormalcyError, SettingsError
+from normalcy.errors import DataError, SettingsError
 from normalcy.files import (
     prepare_target,
     read_bytes,
     read_json,
+    refuse_source,
     temporary_folder,
     write_bytes,
     write_folder,
     write_json,
 )
-from normalcy.model_folder import CALIBRATION, DESCRIPTION
+from normalcy.model_folder import CALIBRATION, DESCRIPTION, literal
 from normalcy.provenance import versions
+from normalcy.results.writer import refuse_inputs
 from normalcy.scoring import Results
 
 PARITY = "parity.json"
@@ -55,8 +56,8 @@ def export(
 
     ``to``: "onnx" (runs by onnxruntime and OpenVINO) or "openvino". ``precision`` "bf16" computes in bfloat16 by OpenVINO.
     ``score``: another of the method's scores. ``calibrate``: normal images that the method was not trained on, as
-    :meth:`Detector.fit` takes them. p-values and thresholds are then computed again on the exported graph, which bf16 requires;
-    without them the images that the fit held out are opened by the name of the data, if they are still what they were.
+    :meth:`Detector.fit` takes them. p-values and thresholds are then computed again on the exported graph, which bf16 requires,
+    and the outputs compared on them; without, on smooth random textures.
 
     Written whole or not at all. Raises SettingsError for a method that cannot be exported, for bf16 without images to calibrate,
     and in 32 bits when an output differs by more than 1e-4 of its largest value.
@@ -77,12 +78,15 @@ def export(
     if engine not in available():
         raise SettingsError(f"Exporting to {to} needs {engine}: pip install 'normalcy[export]' {engine}.")
     model, detector = Path(model), Detector.load(model)
+    refuse_source(out, model)
     if score is not None:
         detector = detector.with_score(score)
     method = detector.method
     assert method is not None
     check_exportable(method)
-    held_out = _held_out(detector) if calibrate is None else as_dataset(calibrate)
+    held_out = None if calibrate is None else as_dataset(calibrate)
+    if held_out is not None:
+        refuse_inputs(out, held_out)
     if precision == "bf16" and held_out is None:
         raise SettingsError(
             "bf16 changes scores in the third digit, so p-values and thresholds must be computed on the exported graph: give "
@@ -111,7 +115,7 @@ def export(
         if (model / CALIBRATION).exists():
             write_bytes(partial / CALIBRATION, read_bytes(model / CALIBRATION))
         exported = Detector.load(partial)
-        if held_out is not None and (calibrate is not None or precision == "bf16"):
+        if held_out is not None:
             exported.calibrate(held_out)
             write_json(partial / CALIBRATION, {used: exported.calibrations[used].to_json()})
         parity.update(_compare(detector, exported, held_out, precision))
@@ -120,21 +124,6 @@ def export(
 
     write_folder(out, fill, overwrite)
     return parity
-
-
-def _held_out(detector: Detector) -> DataSet | None:
-    """The images that the fit held out for calibration, where the data can be opened by their name and are the same."""
-    known = detector.facts.get("data", {})
-    try:
-        data = normal_training_images(with_split(open_data(str(known.get("name", ""))), detector.train.seed))
-        if data.fingerprint() != known.get("fingerprint") or not detector.decision.calibration:
-            return None
-        unused = np.array(known.get("unused", []), dtype=np.intp)  # had no part in the draw
-        data = data.subset(np.setdiff1d(np.arange(len(data)), unused))
-        carved = hold_out(data.cases, detector.decision.calibration, seed=detector.train.seed)[1]
-    except NormalcyError:
-        return None
-    return data.subset(carved)
 
 
 def _compare(detector: Detector, exported: Detector, held_out: DataSet | None, precision: Precision) -> dict[str, Any]:
@@ -206,7 +195,7 @@ def _card(facts: GraphFile, parity: dict[str, Any]) -> str:
             f"{' and '.join(facts.files)}: input `images` (B, C, *spatial), float32, preprocessed; outputs "
             f"{', '.join(f'`{name}`' for name in facts.outputs)}. Engine {facts.engine}, precision {facts.precision}.",
             "",
-            f"Largest differences from the model on {inputs['count']} images ({inputs['name']}):",
+            f"Largest differences from the model on {inputs['count']} images ({literal(inputs['name'])}):",
             "",
             "| output | absolute | relative to the largest value |",
             "|---|---|---|",

@@ -134,8 +134,11 @@ def _in_32_bits(convolve: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return convolve(x.float())
 
 
-def _create(architecture: str, pretrained: bool = False) -> Any:
-    """A timm network without classifier; vision transformers of a fixed input size are made to accept any."""
+def _create(architecture: str, pretrained: bool = False, file: str | None = None) -> Any:
+    """A timm network without classifier; vision transformers of a fixed input size are made to accept any.
+
+    ``file``: pretrained weights as timm publishes them, instead of a download.
+    """
     known = timm.list_models() + timm.list_pretrained() + [EMBEDDED]
     if architecture not in known:
         near = get_close_matches(architecture, known, n=3)
@@ -147,7 +150,8 @@ def _create(architecture: str, pretrained: bool = False) -> Any:
     flexible: dict[str, Any] = (
         {"dynamic_img_size": True} if timm.models.is_model(name) and name.startswith("vit_") else {}
     )
-    network = timm.create_model(name, pretrained=pretrained, num_classes=0, **flexible)
+    local: dict[str, Any] = {"pretrained_cfg_overlay": {"file": file}} if file else {}
+    network = timm.create_model(name, pretrained=pretrained, num_classes=0, **flexible, **local)
     if not hasattr(network, "forward_intermediates"):
         raise SettingsError(f"Backbone {architecture}: this timm model returns no feature maps; choose another.")
     if isinstance(network, timm.models.VGG):
@@ -218,10 +222,18 @@ def _read(path: Path, name: str) -> Mapping[str, Tensor]:
 
 
 def _from_hub(architecture: str) -> Mapping[str, Tensor]:
+    """Weights from the local cache of the hub, where no request is made, or from the hub."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    source = timm.get_pretrained_cfg_value(architecture, "hf_hub_id") or architecture
     try:
-        weights: Mapping[str, Tensor] = _create(architecture, pretrained=True).state_dict()
+        cached = try_to_load_from_cache(source, "model.safetensors")
+        if isinstance(cached, str):
+            weights: Mapping[str, Tensor] = _create(architecture, pretrained=True, file=cached).state_dict()
+        else:
+            HfApi().model_info(source, timeout=10)  # fails at once without a network; a download retries for a minute
+            weights = _create(architecture, pretrained=True).state_dict()
     except Exception as error:  # each layer below raises its own: sockets, HTTP, the hub, timm without weights
-        source = timm.get_pretrained_cfg_value(architecture, "hf_hub_id") or architecture
         raise SettingsError(
             f"Backbone {architecture}: its weights cannot be fetched ({type(error).__name__}). Get model.safetensors of "
             f'{source} on a connected machine and give "{architecture}:/path/to/model.safetensors", or use '

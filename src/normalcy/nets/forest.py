@@ -33,6 +33,8 @@ class IsolationTrees(nn.Module):
             self.register_buffer(name, torch.empty(0, dtype=torch.long if whole else torch.float32))
         self.register_buffer("expected_length", torch.tensor(1.0))
 
+        self.register_load_state_dict_post_hook(_refuse_wrong)  # type: ignore[no-untyped-call]
+
     def learn(self, x: Tensor) -> None:
         """Grow the trees on vectors (N, k), each on a random subset of ``per_tree``."""
         per_tree = min(self.per_tree, len(x))
@@ -67,8 +69,18 @@ class IsolationTrees(nn.Module):
         node = self.roots.expand(len(x), -1)  # (B, trees)
         for _ in range(self.depth):
             feature, below, above = self.links[node].unbind(-1)
+            feature = feature.clamp(max=x.shape[1] - 1)  # weights may come from elsewhere
             node = torch.where(x.gather(1, feature) <= self.cut[node], below, above)
         return self.path_length[node].mean(1)
+
+
+def _refuse_wrong(forest: IsolationTrees, _: object) -> None:
+    """Numbers of nodes from a file that lead out of the trees."""
+    count = len(forest.links)
+    nodes = torch.cat([forest.roots.flatten(), forest.links[:, 1:].flatten()]) if count else forest.roots
+    sound = forest.links.ndim == 2 and len(forest.cut) == len(forest.path_length) == count
+    if not sound or (len(nodes) and not 0 <= int(nodes.min()) <= int(nodes.max()) < count) or (forest.links < 0).any():
+        raise ValueError("a tree of the forest names nodes that it does not have")
 
 
 def mean_search_length(n: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from normalcy.arrays import Array, Float32, Mask
-from normalcy.data.kinds import is_whole, same_values, values_of
+from normalcy.data.kinds import is_whole, range_of, same_values, values_of
 from normalcy.errors import DataError, ModelFileError, SettingsError
 from normalcy.preprocessing.geometry import Affine, Entry, Geometry, Move, Shape
 from normalcy.preprocessing.grammar import colon_form, read_step
@@ -37,7 +37,7 @@ from normalcy.preprocessing.steps import STEPS, Gcn, Geometric, Passage, Resize,
 class Fitted:
     """Constants of the training images.
 
-    ``values``: "8-bit" (uint8), "integer", "float" or "bool"; ``channels``: after ``grey`` or ``rgb``.
+    ``values``: "8-bit" (uint8), "integer", "float" or "bool"; ``channels``: after ``grey``, ``rgb`` or ``drop_alpha``.
     ``low``, ``high``: values of the file that become 0 and 1. ``gcn``: range of the contrast-normalised values.
     """
 
@@ -109,18 +109,27 @@ class Preprocess:
                 return first[0]
             return np.asarray(read(i))
 
-        fitted = known or self._constants(image, n)
+        def inside(i: int) -> Mask | None:
+            return None if imaged is None else imaged(i, image(i))
+
+        fitted = known or self._constants(image, n, inside)
         fresh = dataclasses.replace(self, fitted=fitted)
         position = next((i for i, step in enumerate(self.plan) if isinstance(step, Gcn)), None)
         if position is not None:
             # With the range (0, 1) the step leaves the contrast-normalised values as they are.
             raw = dataclasses.replace(self, fitted=dataclasses.replace(fitted, gcn=(0.0, 1.0)))
             until = self.plan[: position + 1]
-            seen = (raw._forward(raw._checked(image(i), i), until, imaged and imaged(i, image(i)))[0] for i in range(n))
+            seen = (raw._seen(raw._checked(image(i), i), until, inside(i)) for i in range(n))
             fresh = dataclasses.replace(self, fitted=dataclasses.replace(fitted, gcn=_range(seen)))
         return fresh
 
-    def _constants(self, read: Callable[[int], Array], n: int) -> Fitted:
+    def _seen(self, image: Array, plan: tuple[Step, ...], imaged: Mask | None) -> tuple[Array, Mask | None]:
+        """An image after some of the steps, and where it is no padding."""
+        x, trace = self._forward(image, plan, imaged)
+        here = None if imaged is None else Geometry(tuple(image.shape[1:]), trace).forward_mask(imaged)
+        return x, here if here is not None and here.any() else None
+
+    def _constants(self, read: Callable[[int], Array], n: int, inside: Callable[[int], Mask | None]) -> Fitted:
         first = read(0)
         values = values_of(first)
         if first.ndim not in (3, 4):
@@ -131,7 +140,7 @@ class Preprocess:
         fitted = Fitted(values, self.channels_after(first.shape[0]), first.ndim - 1, low, high)
         if self.window_limits is None and values != "8-bit":
             fresh = dataclasses.replace(self, fitted=fitted)
-            low, high = _range(_finite(fresh._checked(read(i), i), i) for i in range(n))
+            low, high = _range((_finite(fresh._checked(read(i), i), i), inside(i)) for i in range(n))
         return dataclasses.replace(fitted, low=low, high=high)
 
     @property
@@ -151,12 +160,15 @@ class Preprocess:
     def apply(self, image: Array, imaged: Mask | None = None) -> tuple[Float32, Geometry]:
         """Image (C, *spatial) of the training images' kind -> float32 (C, *size) and its geometry.
 
-        ``imaged`` (*spatial) is False in padding, which statistics of the body leave out.
+        ``imaged`` (*spatial) is False in padding: it has no part in statistics, and is clipped to the range of the training
+        images.
 
         Never changes or aliases ``image``. Raises DataError for another kind of values, number of channels or
         dimensions than the training images had, and for values that are not finite.
         """
-        x, trace = self._forward(_finite(self._checked(image)), self.plan, imaged)
+        image = self._checked(image)
+        self._refuse_large(image)
+        x, trace = self._forward(_finite(image), self.plan, imaged)
         return np.ascontiguousarray(x), Geometry(tuple(image.shape[1:]), trace)
 
     def size_of(self, shape: Iterable[int]) -> Shape:
@@ -195,7 +207,7 @@ class Preprocess:
         elif original.dtype.kind == "b":
             values = np.where(values >= 0.5, 1, 0)
         result: Array = np.array(original)
-        box = (slice(None), *geometry.examined)
+        box = (slice(len(values)), *geometry.examined)  # fewer channels where drop_alpha left one out
         result[box] = values[box].astype(original.dtype)
         return result
 
@@ -209,6 +221,8 @@ class Preprocess:
         values = np.subtract(image, work.type(scale.offset), dtype=work)
         values /= work.type(scale.scale)
         x: Float32 = values.astype(np.float32, copy=False)
+        if imaged is not None:  # -3024 is no darker than air
+            x[:, ~imaged] = x[:, ~imaged].clip(0, 1)
         passage = Passage(image, [scale], fitted.gcn, imaged)
         for step in plan:
             x, entry = step.apply(x, passage)
@@ -224,6 +238,17 @@ class Preprocess:
             channels = step.channels(channels)
         return channels
 
+    def _refuse_large(self, image: Array) -> None:
+        """Before memory is taken: a setting of a few digits can ask for any number of values."""
+        size, most = tuple(image.shape[1:]), max(_FEW, _MAGNIFIED * math.prod(image.shape[1:]))
+        for step in self.plan:
+            size = step.size(size)
+            if math.prod(size) > most:
+                raise DataError(
+                    f"preprocess makes {math.prod(size):,} pixels of an image {tuple(image.shape)} by {step}, at most "
+                    f"{most:,} are made; choose a smaller size."
+                )
+
     def _checked(self, image: Array, index: int | None = None) -> Array:
         fitted, values = self.constants, values_of(image)
         alike = values == fitted.values or same_values(fitted.values, fitted.low, fitted.high, values, is_whole(image))
@@ -232,8 +257,8 @@ class Preprocess:
             who = "preprocess" if index is None else f"preprocess (training image {index})"
             raise DataError(
                 f"{who} expects {_describe(fitted.values, fitted.channels, fitted.spatial_dims)} like the "
-                f"training images, got {image.dtype} {tuple(image.shape)}; convert the image (steps grey and rgb "
-                "convert channels) or train on images of this kind."
+                f"training images, got {image.dtype} {tuple(image.shape)}; convert the image (steps grey, rgb and "
+                "drop_alpha convert channels) or train on images of this kind."
             )
         return image
 
@@ -254,6 +279,8 @@ class Preprocess:
             fitted = data["fitted"]
             if fitted is not None:
                 gcn = fitted["gcn"] and (float(fitted["gcn"][0]), float(fitted["gcn"][1]))
+                if fitted["values"] not in ("8-bit", "integer", "float", "bool"):
+                    raise ValueError("values are of an unknown type")
                 whole = int(fitted["channels"]), int(fitted["spatial_dims"])
                 fitted = Fitted(str(fitted["values"]), *whole, float(fitted["low"]), float(fitted["high"]), gcn)
             steps = tuple(colon_form(str(step)) for step in data["steps"])
@@ -265,6 +292,9 @@ class Preprocess:
 
 
 # -- private --------------------------------------------------------------------------------------------------------
+
+_FEW, _MAGNIFIED = 2**26, 64
+"""Pixels that any image may become, and how many times its own."""
 
 
 def _describe(values: str, channels: int, spatial_dims: int) -> str:
@@ -278,8 +308,10 @@ def _finite(image: Array, index: int | None = None) -> Array:
     return image
 
 
-def _range(images: Iterable[Array]) -> tuple[float, float]:
+def _range(images: Iterable[tuple[Array, Mask | None]]) -> tuple[float, float]:
+    """Of all images, each with where it is no padding."""
     low, high = math.inf, -math.inf
-    for image in images:
-        low, high = min(low, float(image.min())), max(high, float(image.max()))
+    for image, inside in images:
+        least, greatest = range_of(image, inside)
+        low, high = min(low, least), max(high, greatest)
     return low, high

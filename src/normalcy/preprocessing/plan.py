@@ -130,7 +130,7 @@ def plan(
             else:
                 reasons[i] = (
                     f"{_described(*key)}, while {len(groups[most])} of {len(data)} training images are "
-                    f"{_described(*most)}; convert it (steps grey and rgb convert channels) or leave it out"
+                    f"{_described(*most)}; convert it (steps grey, rgb and drop_alpha convert channels) or leave it out"
                 )
     usable.sort()
     shapes = {i: _seen(preprocess, augment, kind.size, slices) for i in usable if (kind := known[i]) is not None}

@@ -17,6 +17,7 @@ image (``Move``, ``Affine`` or ``Channels``, each with its inverse), or None whe
 ``zscore[:PIXELS]``         mean 0 and standard deviation 1 over PIXELS of the image
 ``percentile[:LOW:HIGH][:PIXELS]``  these percentiles (1 and 99) over PIXELS of the image to [0, 1], clipped
 ``grey``, ``rgb``           luminance of three channels (ITU-R 601); one channel repeated three times
+``drop_alpha``              RGBA to RGB, grey with alpha to grey; images of one or three channels stay as they are
 
 PIXELS: all by default; ``nonzero``: those that are not 0 in the file; ``body``: those above Otsu's threshold of the image.
 Neither counts padding, where the file says which values that has.
@@ -39,7 +40,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from normalcy.arrays import Array, Float32, Mask
+from normalcy.arrays import Array, Float32, Indices, Mask
 from normalcy.data.foreground import body_mask
 from normalcy.errors import DataError
 from normalcy.preprocessing import grammar
@@ -76,12 +77,13 @@ class Passage:
     """(*spatial) of the original: False in padding; None where there is none."""
 
     def inside(self, x: Float32, pixels: str) -> Float32:
-        """Values (C, N) of the chosen pixels of ``x``; all of x where none are chosen or none are there."""
-        if not pixels:
+        """Values (C, N) of the chosen pixels of ``x`` but padding; all of x where none are chosen or none are there."""
+        chosen = self.imaged
+        if pixels:
+            chosen = body_mask(self.original, self.imaged) if pixels == "body" else (self.original != 0).any(axis=0)
+            chosen = chosen if self.imaged is None else chosen & self.imaged
+        if chosen is None:
             return x
-        chosen = body_mask(self.original, self.imaged) if pixels == "body" else (self.original != 0).any(axis=0)
-        if self.imaged is not None:
-            chosen = chosen & self.imaged
         here = Geometry(self.original.shape[1:], tuple(self.trace)).forward_mask(chosen)
         return x[:, here] if here.any() else x
 
@@ -190,12 +192,18 @@ class HistogramEqualisation(Step):
     loses_units = True
 
     def apply(self, x: Float32, passage: Passage) -> tuple[Float32, Entry | None]:
-        low, high = float(x.min()), float(x.max())
+        inside = passage.inside(x, "")
+        low, high = float(inside.min()), float(inside.max())
         if high - low <= FLAT:
             return np.zeros_like(x), None
-        level = np.rint((x - np.float32(low)) * np.float32(65535 / (high - low))).astype(np.int64)
-        rank = np.bincount(level.ravel()).cumsum()
-        equal: Float32 = ((rank - rank[0]) / (rank[-1] - rank[0])).astype(np.float32)[level]
+
+        def level(values: Float32) -> Indices:
+            scaled = (values - np.float32(low)) * np.float32(65535 / (high - low))
+            levels: Indices = np.rint(scaled).clip(0, 65535).astype(np.intp)
+            return levels
+
+        rank = np.bincount(level(inside).ravel(), minlength=65536).cumsum()
+        equal: Float32 = ((rank - rank[0]) / (rank[-1] - rank[0])).astype(np.float32)[level(x)]
         return equal, None
 
 
@@ -213,9 +221,10 @@ class Clahe(Step):
         from skimage.exposure import equalize_adapthist  # slow to import, and no other step needs it
 
         result = np.zeros_like(x)
-        for channel, out in zip(x, result):
-            low, high = float(channel.min()), float(channel.max())
+        for channel, inside, out in zip(x, passage.inside(x, ""), result):
+            low, high = float(inside.min()), float(inside.max())
             if high - low > FLAT:
+                channel = channel.clip(low, high)  # padding, where there is some
                 # A leading axis keeps scikit-image from taking a volume of 3 or 4 columns for a colour image.
                 lone = channel[None] if channel.ndim == 3 else channel
                 tiles = [min(max(side // 8, 8), side) for side in lone.shape]
@@ -311,7 +320,7 @@ class Colour(Step):
         if before not in (1, 3):
             raise DataError(
                 f"preprocess expects images with 1 or 3 channels for {self.name}, got {before}; "
-                "leave the step out or choose channels first."
+                "leave the step out, or put drop_alpha before it if the last channel is an alpha channel."
             )
         return self.wanted
 
@@ -333,7 +342,22 @@ class Rgb(Colour):
     wanted = 3
 
 
+class DropAlpha(Step):
+    name = "drop_alpha"
+
+    def channels(self, before: int) -> int:
+        if before > 4:
+            raise DataError(
+                f"preprocess expects images with 1 to 4 channels for drop_alpha, got {before}; leave it out."
+            )
+        return before - 1 if before in (2, 4) else before
+
+    def apply(self, x: Float32, passage: Passage) -> tuple[Float32, Entry | None]:
+        return x[: self.channels(len(x))], None  # restored images take this channel from the original
+
+
 STEPS = by_name(
-    Resize, CentreCrop, Pad, PadTo, ResizePlane, HistogramEqualisation, Clahe, Gcn, Window, ZScore, Percentile, Grey, Rgb
+    Resize, CentreCrop, Pad, PadTo, ResizePlane, HistogramEqualisation, Clahe, Gcn, Window, ZScore, Percentile, Grey, Rgb,
+    DropAlpha,
 )  # fmt: skip
 """Name -> step."""

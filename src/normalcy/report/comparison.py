@@ -22,6 +22,7 @@ from normalcy.report.text import (
 )
 from normalcy.results.comparison import COMPARISON, Compared, Comparison, MethodFailure, Paired, read_comparison
 from normalcy.results.metrics import METRICS, Interval, read_metrics
+from normalcy.results.names import REPORT
 from normalcy.results.writer import Writer
 
 CLEAR = 0.05  # p-value below which a difference from the best is called clear
@@ -36,7 +37,7 @@ def write_comparison(folder: Path) -> Path:
     methods, failed = comparison.ranked(), comparison.failed
     if not methods and not failed:
         raise DataError(f"{folder / COMPARISON}: expected at least one method, got none; compare some methods first.")
-    return Writer(folder).bytes("report.html", _page(folder, comparison, methods).encode("utf-8"))
+    return Writer(folder).bytes(REPORT, _page(folder, comparison, methods).encode("utf-8"))
 
 
 def _page(folder: Path, comparison: Comparison, methods: list[Compared]) -> str:
@@ -113,7 +114,7 @@ def _table(folder: Path, methods: list[Compared]) -> Content:
 
 def _linked(folder: Path, one: Compared) -> Content:
     own = _folder(folder, one)
-    if own is None or not (own / "report.html").is_file():
+    if own is None or not (own / REPORT).is_file():
         return one.name
     return tag("a", one.name, href=f"./{quote(one.folder)}/report.html")
 

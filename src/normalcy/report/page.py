@@ -13,7 +13,7 @@ import numpy as np
 from normalcy.arrays import Float64, Indices, Mask
 from normalcy.data.dataset import DataSet, Failure
 from normalcy.errors import DataError
-from normalcy.files import read_array
+from normalcy.files import is_inside, read_array
 from normalcy.metrics.intervals import wilson
 from normalcy.provenance import NOTICE
 from normalcy.report import figures
@@ -25,11 +25,13 @@ from normalcy.report.text import MISSING, count, ends, metric, number, percent, 
 from normalcy.results.folder import LATENTS, ResultsFolder, read_results
 from normalcy.results.inputs import reopen
 from normalcy.results.metrics import Best, Curves, Interval
+from normalcy.results.names import REPORT
 from normalcy.results.schema import to_json
 from normalcy.results.writer import Writer
 from normalcy.training.log import TRAIN_LOG, read_log
 
 LATENT_POINTS = 2000
+LATENT_VALUES = 2**26
 LISTED = 100  # failed files
 
 
@@ -46,9 +48,9 @@ def write_report(results: Path, dataset: DataSet | None = None, radiological: bo
     read = read_results(folder)
     about = "Inputs: the data set that was given."
     if dataset is None:
-        dataset, about = reopen(read.run)
+        dataset, about = reopen(read)
     page = _page(read, dataset, about, radiological)
-    return Writer(folder).bytes("report.html", page.encode("utf-8"))
+    return Writer(folder).bytes(REPORT, page.encode("utf-8"))
 
 
 def headline(results: ResultsFolder) -> Markup:
@@ -172,11 +174,13 @@ def _warnings(results: ResultsFolder) -> Content:
             f"{count(lost, 'image has', 'images have')} no finite score; they are left out of figures and galleries."
         )
     if run.data.failed:
-        texts.append(f"{count(len(run.data.failed), 'file')} could not be read: see Failed files, at the end.")
-    if run.data.incomplete:
         texts.append(
-            f"Of {count(len(run.data.incomplete), 'image')} the mask could not be used or a file not be written: see Incomplete "
-            "images, at the end."
+            f"{count(run.data.failed_count or len(run.data.failed), 'file')} could not be read: see Failed files, at the end."
+        )
+    if run.data.incomplete:
+        images = count(run.data.incomplete_count or len(run.data.incomplete), "image")
+        texts.append(
+            f"Of {images} the mask could not be used or a file not be written: see Incomplete images, at the end."
         )
     if results.metrics is None and counts.normal and counts.anomalous:
         texts.append(
@@ -493,16 +497,18 @@ def _types(results: ResultsFolder) -> Content:
 def _latent(results: ResultsFolder) -> Content:
     """Both spaces in which one may look at images: their codes, and their restored versions."""
     path = results.folder / LATENTS
-    if not path.is_file():
+    if not (path.is_file() and is_inside(path, results.folder)):
         return None
     try:
         codes = read_array(path)
     except DataError as error:
         return tag("p", f"{LATENTS} cannot be read ({error}).", class_="warning")
-    if codes.ndim < 2 or len(codes) != len(results):
+    if codes.ndim < 2 or len(codes) != len(results) or codes.dtype.kind not in "fiu":
         return tag(
             "p", f"{LATENTS} has shape {codes.shape}, expected {len(results):,} rows; not shown.", class_="warning"
         )
+    if min(len(codes), LATENT_POINTS) * codes[0].size > LATENT_VALUES:
+        return tag("p", f"{LATENTS} has shape {codes.shape}, too large to be shown.", class_="warning")
     rows = np.arange(len(codes))
     if len(rows) > LATENT_POINTS:
         rows = np.sort(np.random.default_rng(0).choice(rows, LATENT_POINTS, replace=False))
@@ -558,7 +564,8 @@ def _groups(results: ResultsFolder, rows: Indices) -> dict[str, Mask]:
 def _training(results: ResultsFolder) -> Content:
     """A figure for each stage. After a resume, a step may have been recorded twice: the later one counts."""
     stages: dict[str, dict[str, dict[int, float]]] = {}
-    for record in read_log(results.folder / TRAIN_LOG):
+    path = results.folder / TRAIN_LOG
+    for record in read_log(path) if is_inside(path, results.folder) else ():
         step, stage = record.get("step"), str(record.get("stage") or "")
         if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < 2**53:
             continue
@@ -606,10 +613,17 @@ def _details(results: ResultsFolder, about_inputs: str) -> Content:
                 whole, ("created", "normalcy", "commit", "score", "device", "seconds", "images_per_second", "versions")
             ),
         ),
-        (f"Failed files ({len(failed)})", _failed(failed) if failed else None),
-        (f"Incomplete images ({len(incomplete)})", _failed(incomplete) if incomplete else None),
+        (f"Failed files ({run.data.failed_count or len(failed)})", _failed(failed) if failed else None),
+        (
+            f"Incomplete images ({run.data.incomplete_count or len(incomplete)})",
+            _failed(incomplete) if incomplete else None,
+        ),
     ]
-    files = [name for name in ("scores.csv", "metrics.json", "run.json") if (results.folder / name).is_file()]
+    files = [
+        name
+        for name in ("scores.csv", "failed.csv", "incomplete.csv", "metrics.json", "run.json")
+        if (results.folder / name).is_file()
+    ]
     links = [[tag("a", name, href=quote(name)), " "] for name in files]
     folded = [(title, content) for title, content in parts if content]
     return [

@@ -18,7 +18,7 @@ from skimage import measure
 from normalcy.arrays import Array, Float64, Indices
 from normalcy.data.dataset import DataSet
 from normalcy.data.images import read_image, read_mask, read_raw
-from normalcy.data.volumes import Space, volume_space
+from normalcy.data.volumes import Space, as_darkest, volume_space
 from normalcy.errors import DataError
 from normalcy.files import read_array, read_bytes
 from normalcy.results.folder import MAPS, MASKS, ResultsFolder
@@ -66,6 +66,7 @@ def load_picture(
     if dataset is not None and place is not None:
         try:
             whole = dataset.read(place)  # (C, *spatial)
+            whole = as_darkest(whole, dataset.imaged(place, whole))
         except (DataError, OSError) as error:
             missing = str(error)
     volume_map = _array(results.file("maps", i, *MAPS))

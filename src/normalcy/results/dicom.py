@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from normalcy.arrays import Array
 from normalcy.data.dataset import DataSet, Failure
 from normalcy.data.dicom import require_pydicom, sources
 from normalcy.data.images import read_raw
-from normalcy.data.volumes import Space
-from normalcy.errors import DataError
-from normalcy.files import prepare_target, remove, write_bytes, write_folder
+from normalcy.data.volumes import Space, as_darkest
+from normalcy.errors import DataError, NormalcyWarning
+from normalcy.files import prepare_target, refuse_source, remove, write_bytes, write_folder
 from normalcy.provenance import NOTICE, versions
 from normalcy.results.folder import MAPS, ResultsFolder, read_results
 from normalcy.results.inputs import reopen
@@ -43,12 +44,15 @@ def write_dicom(
     Below the base name of an image (see scores.csv), ``map.dcm`` is a parametric map with the values of the map;
     ``regions.dcm`` a segmentation of what is above the pixel threshold, where there is one and something is;
     ``overlay-<slice>.dcm`` secondary captures of those slices, or of the one with the peak. All refer to the source instances.
+    Images that do not lie in a frame of reference (radiographs, ultrasound) get no ``map.dcm``: a parametric map needs one. A
+    warning says of how many.
     ``data`` is opened again as run.json names it unless given (:func:`~normalcy.results.inputs.reopen`).
     """
     prepare_target(out, overwrite)
+    refuse_source(out, results)
     read = read_results(results)
     if data is None:
-        data, reason = reopen(read.run)
+        data, reason = reopen(read)
         if data is None:
             raise DataError(f"{results}: {reason}")
     refuse_inputs(out, data)
@@ -56,6 +60,7 @@ def write_dicom(
     places = {readable(item.path): i for i, item in enumerate(chosen.items)}
     names = file_names(read.paths)
     failed: list[Failure] = []
+    without_map: list[str] = []
 
     def fill(folder: Path) -> None:
         writer = Writer(folder)
@@ -67,13 +72,24 @@ def write_dicom(
                 space = None if place is None else chosen.space(place)
                 if place is None or space is None or not space.files:
                     raise DataError(f"{path}: is no DICOM image of {chosen.name}; only those get DICOM results.")
-                _write_one(writer.path(names[i]), path, _map(read, i), chosen.read(place), space, read.run.calibration)
+                image = chosen.read(place)
+                image = as_darkest(image, chosen.imaged(place, image))
+                if not _write_one(writer.path(names[i]), path, _map(read, i), image, space, read.run.calibration):
+                    without_map.append(path)
             except DataError as error:
                 failed.append(Failure(path, str(error)))
         if len(failed) == len(read):
             raise DataError(f"{results}: no DICOM result could be written: {failed[0].reason}")
 
     write_folder(out, fill, overwrite)
+    if without_map:
+        warnings.warn(
+            f"{len(without_map)} images have no frame of reference (FrameOfReferenceUID, ImageOrientationPatient), without which "
+            "DICOM has no parametric map: they have overlays, and regions unless they are of several frames "
+            f"({', '.join(without_map[:3])}{', ...' * (len(without_map) > 3)}); the values are in the maps of {results}.",
+            NormalcyWarning,
+            stacklevel=2,
+        )
     return len(read) - len(failed), failed
 
 
@@ -89,7 +105,8 @@ def _map(read: ResultsFolder, i: int) -> Array:
 
 def _write_one(
     folder: Path, path: str, values: Array, image: Array, space: Space, calibration: Thresholds | None
-) -> None:
+) -> bool:
+    """Whether there is a parametric map among the files: it needs a frame of reference, the others do not (PS3.3, A.51.3)."""
     try:
         import highdicom
     except ImportError:
@@ -127,9 +144,14 @@ def _write_one(
 
     try:
         number = 9000 + int(datasets[0].get("SeriesNumber") or 0) % 100 * 10
-        _save(_parametric_map(highdicom, datasets, heat, identity(number)), folder / "map.dcm")
-        if marked.any():
-            _save(_segmentation(highdicom, datasets, marked, identity(number + 1)), folder / "regions.dcm")
+        placed = space.oriented and "FrameOfReferenceUID" in datasets[0]
+        if placed:
+            _save(_parametric_map(highdicom, datasets, heat, identity(number)), folder / "map.dcm")
+        if marked.any() and (placed or not _has_frames(datasets[0])):  # segmentations of frames need their places
+            regions = _segmentation(highdicom, datasets, marked, identity(number + 1))
+            if not placed:
+                regions.PatientOrientation = list(_towards(datasets[0]) or "") or None
+            _save(regions, folder / "regions.dcm")
         shown = np.flatnonzero(marked.any((1, 2))) if marked.any() else [int(heat.max((1, 2)).argmax())]
         series = highdicom.UID()
         grey, limits = frames(image), span or (float(heat.min()), float(heat.max()))
@@ -144,6 +166,7 @@ def _write_one(
         raise DataError(
             f"{path}: the source lacks what DICOM results need{_missing(datasets[0], error)}; use the map in the results folder."
         ) from None
+    return placed
 
 
 def _save(dataset: Any, path: Path) -> None:
@@ -152,8 +175,10 @@ def _save(dataset: Any, path: Path) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-_NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "PatientID", "FrameOfReferenceUID", "ImagePositionPatient",
-           "ImageOrientationPatient", "PixelSpacing")  # fmt: skip
+_NEEDED = (
+    "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "PatientID", "PatientName", "PatientBirthDate", "PatientSex",
+    "StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName",
+)  # fmt: skip
 
 
 def _missing(dataset: Any, error: Exception) -> str:
@@ -204,11 +229,7 @@ def _segmentation(highdicom: Any, datasets: list[Any], marked: Array, identity: 
 
 def _overlay(highdicom: Any, source: Any, pixels: Array, series: str, number: int, instance: int) -> Any:
     """A secondary capture that refers to the slice it shows."""
-    letters = [("L", "P", "H"), ("R", "A", "F")]
-    cosines = [float(v) for v in source.get("ImageOrientationPatient") or [1, 0, 0, 0, 1, 0]]
-    rows = [cosines[:3], cosines[3:]]
-    largest = [int(np.abs(row).argmax()) for row in rows]
-    towards = tuple(letters[row[axis] < 0][axis] for row, axis in zip(rows, largest))
+    towards, frames = _towards(source), int(source.get("NumberOfFrames") or 1)
     image = highdicom.sc.SCImage.from_ref_dataset(
         source,
         pixels,
@@ -220,13 +241,41 @@ def _overlay(highdicom: Any, source: Any, pixels: Array, series: str, number: in
         sop_instance_uid=highdicom.UID(),
         instance_number=instance,
         manufacturer="normalcy",
-        patient_orientation=towards,
+        patient_orientation=("L", "P"),
     )
+    image.PatientOrientation = (
+        list(towards or "") or None
+    )  # highdicom knows neither an empty one nor oblique ones (A, FR)
+    if "ImageLaterality" not in image:
+        image.Laterality = source.get("Laterality")
     reference = require_pydicom().Dataset()
     reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = source.SOPClassUID, source.SOPInstanceUID
+    if frames > 1:
+        reference.ReferencedFrameNumber = instance
     image.SourceImageSequence = [reference]
     image.SeriesDescription = "Anomaly map over image: no diagnosis"
     return image
+
+
+def _has_frames(source: Any) -> bool:
+    """Whether a source is of a class with frames; those of X-ray angiography and fluoroscopy may leave out that there is one."""
+    return "NumberOfFrames" in source or source.SOPClassUID in (
+        "1.2.840.10008.5.1.4.1.1.12.1",
+        "1.2.840.10008.5.1.4.1.1.12.2",
+    )
+
+
+def _towards(source: Any) -> tuple[str, str] | None:
+    """Where rows and columns of an image run to in the patient; None where it does not say."""
+    letters = [("L", "P", "H"), ("R", "A", "F")]
+    cosines = [float(v) for v in source.get("ImageOrientationPatient") or []]
+    if len(cosines) == 6:
+        rows = (cosines[:3], cosines[3:])
+        along, down = (letters[row[axis] < 0][axis] for row in rows for axis in [int(np.abs(row).argmax())])
+        return along, down
+    given = [str(one) for one in source.get("PatientOrientation") or []]
+    known = len(given) == 2 and all(re.fullmatch(r"[LRAPHF]{1,3}", one) for one in given)
+    return (given[0], given[1]) if known else None
 
 
 def _blend(plane: Array, heat: Array, whole: Array, limits: Any) -> Array:

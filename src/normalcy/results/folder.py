@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,10 @@ import numpy.typing as npt
 
 from normalcy.arrays import Float64
 from normalcy.errors import DataError
-from normalcy.files import read_bytes
+from normalcy.files import is_inside, read_bytes
 from normalcy.results.metrics import METRICS, Metrics, read_metrics
 from normalcy.results.names import LATENTS as LATENTS
-from normalcy.results.names import NIFTI, named
+from normalcy.results.names import NIFTI, meant, named
 from normalcy.results.run import COLUMNS, Run, read_run
 from normalcy.results.schema import LARGEST
 
@@ -35,6 +36,7 @@ class ResultsFolder:
     paths: list[str]
     cases: list[str]
     types: list[str]
+    splits: list[str]
     """Empty where unknown."""
     scores: Float64
     p_values: Float64
@@ -55,19 +57,26 @@ class ResultsFolder:
         """Names of the method's extra maps."""
         folders = [self.folder / name for name in ("extra_maps", OLD_FOLDERS["extra_maps"])]
         return sorted(
-            {entry.name for folder in folders if folder.is_dir() for entry in folder.iterdir() if entry.is_dir()}
+            {
+                entry.name
+                for folder in folders
+                if folder.is_dir() and is_inside(folder, self.folder)
+                for entry in folder.iterdir()
+                if entry.is_dir()
+            }
         )
 
     def file(self, kind: str, i: int, *suffixes: str) -> Path | None:
-        """``<kind>/<base name of image i><suffix>``, of the first suffix that exists. None outside the folder: a name is text
-        from a file, and "../../" in it must not bring foreign files into a page."""
+        """``<kind>/<base name of image i><suffix>``, of the first suffix that exists. None outside the folder: neither "../../"
+        in a name, which is text from a file, nor a link must bring foreign files into a page."""
         first, _, rest = kind.partition("/")
         old = OLD_FOLDERS.get(first)
         for here in (kind, *([f"{old}/{rest}".rstrip("/")] if old else [])):
             for suffix in suffixes:
                 path = self.folder / here / named(self.files[i], suffix)
                 try:
-                    if path.is_file() and path.resolve().is_relative_to((self.folder / here).resolve()):
+                    within = os.path.normpath(path).startswith(os.path.normpath(self.folder / here) + os.sep)
+                    if path.is_file() and within and is_inside(path, self.folder):
                         return path
                 except (OSError, ValueError):  # a name too long, or with a null byte
                     return None
@@ -84,6 +93,7 @@ def read_results(folder: Path) -> ResultsFolder:
         columns["path"],
         [case or path for case, path in zip(columns["case"], columns["path"])],
         columns["type"],
+        columns["split"],
         _numbers(columns["score"], "score", path),
         _numbers(columns["p_value"], "p_value", path, 0.0, 1.0),
         _yes_no(columns["flagged"]),
@@ -107,6 +117,8 @@ def _read_scores(path: Path) -> dict[str, list[str]]:
         raise DataError(
             f"{path}: cannot be read (there is no such file); expected a folder that 'normalcy score' wrote."
         )
+    if not is_inside(path, path.parent):
+        raise DataError(f"{path}: is a link to another place; copy the table into the folder.")
     text = read_bytes(path, LARGEST_TABLE).decode("utf-8", "surrogateescape")
     try:
         reader = csv.reader(io.StringIO(text, newline=""))
@@ -122,7 +134,7 @@ def _read_scores(path: Path) -> dict[str, list[str]]:
                     "score the images again."
                 )
             for name, place in places.items():
-                columns[name].append("" if place is None else row[place])
+                columns[name].append("" if place is None else meant(row[place]))
     except csv.Error as error:
         raise DataError(f"{path}: is not a table of scores ({error}); score the images again.") from None
     if not columns["path"]:

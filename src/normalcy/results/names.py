@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Sequence
 
 LATENTS = "latents.npy"
+REPORT = "report.html"
 NIFTI = ".nii.gz"
 SUFFIXES = (".npy", ".png", ".tiff", NIFTI)
 """Of all files of an image."""
@@ -37,6 +38,33 @@ def readable(path: str) -> str:
     ('a.png', 'caf\\\\udce9.png')
     """
     return path.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def harmless(text: str) -> str:
+    """A cell of a table that spreadsheets take as text: what they would run as a formula starts with an apostrophe.
+
+    >>> harmless("a.png"), harmless("=1+1"), harmless("-0.5"), meant(harmless("'=1+1"))
+    ('a.png', "'=1+1", '-0.5', "'=1+1")
+    """
+    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
+
+
+def meant(cell: str) -> str:
+    """The text of which :func:`harmless` made this cell."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|nan)")
+
+
+def original(text: str) -> str:
+    """The path of which :func:`readable` made this text.
+
+    >>> original("caf\\\\udce9.png") == "caf\\udce9.png"
+    True
+    """
+    return re.sub(r"\\udc([89a-f][0-9a-f])", lambda found: chr(0xDC00 + int(found[1], 16)), text)
 
 
 def file_names(paths: Sequence[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,9 +15,23 @@ from normalcy.arrays import Array
 from normalcy.calibrate import Decision
 from normalcy.data.dataset import DataSet, Failure
 from normalcy.errors import DataError
-from normalcy.files import new_array, prepare_target, refuse_existing, write_folder
-from normalcy.results.names import LATENTS
-from normalcy.results.run import CASE_COLUMNS, COLUMNS, RUN, SLICE_COLUMNS, CaseRow, InCase, Run, ScoreRow, describe
+from normalcy.files import new_array, prepare_target, refuse_existing, refuse_source, write_folder
+from normalcy.results.names import LATENTS, readable
+from normalcy.results.run import (
+    CASE_COLUMNS,
+    COLUMNS,
+    LISTED,
+    POSITIONS,
+    RUN,
+    SLICE_COLUMNS,
+    CaseRow,
+    InCase,
+    Run,
+    ScoreRow,
+    Shard,
+    describe,
+    shard_of,
+)
 from normalcy.results.schema import as_read, dumps
 from normalcy.results.writer import ImageWriter, Writer, refuse_inputs
 from normalcy.scoring import Result
@@ -27,6 +40,7 @@ from normalcy.training.log import TRAIN_LOG, Record
 if TYPE_CHECKING:
     from normalcy.detector import Detector
 
+FAULT_COLUMNS = ("path", "reason")
 Maps = bool | Callable[[Result], bool]
 
 
@@ -41,22 +55,33 @@ def score_into(
     tile: bool = False,
     batch_size: int = 32,
     maps: Maps = True,
+    shard: Shard | None = None,
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Run:
     """Score ``data`` with a detector into the results folder ``out``; see :func:`predict`.
 
     ``decision`` defaults to the detector's own false-alarm rate. ``spec`` and ``split`` are noted, so that the report can open
-    the images again.
+    the images again. ``shard``: only the images of this part, for :func:`~normalcy.results.shards.merge`.
     """
     decision = decision or detector.decide()
     if tile and not detector.tiled:  # thresholds of whole images do not hold for tiles
         decision = None
     prepare_target(out, overwrite)
-    run = describe(detector, data, decision, tile=tile, spec=spec, split=split)
-    results = detector.stream(data, batch_size=batch_size, tile=tile, decision=decision)
+    refuse_source(out, detector.folder)
+    run = describe(detector, data, decision, tile=tile, spec=spec, split=split, shard=shard)
+    part = data if shard is None else data.subset(shard_of(data.cases, shard))
+    results = detector.stream(part, batch_size=batch_size, tile=tile, decision=decision)
     return predict(
-        results, run, data, out, maps=maps, records=detector.records, overwrite=overwrite, on_progress=on_progress
+        results,
+        run,
+        data,
+        out,
+        maps=maps,
+        count=len(part),
+        records=detector.records,
+        overwrite=overwrite,
+        on_progress=on_progress,
     )
 
 
@@ -67,18 +92,22 @@ def predict(
     out: Path,
     *,
     maps: Maps = True,
+    count: int | None = None,
     records: Sequence[Record] = (),
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
+    finish: Callable[[Path], None] | None = None,
 ) -> Run:
     """Write the results of images of ``data`` as they come into the results folder ``out``, whole or not at all.
 
     ``run`` says how they are made (:func:`~normalcy.results.run.describe`); returned and written is this with counts, failures
     and times. ``maps=False`` writes the tables alone; a function tells for each image whether its maps and images are written.
-    ``records`` is the training log. Files are written in threads while the next images are scored; memory does not grow with
-    the number of images.
+    ``records`` is the training log, ``count`` the number of results, if it is not that of ``data``: of a shard, ``data`` is the
+    whole data set. ``finish`` adds files to the folder before it gets its name. Files are written in threads while the next
+    images are scored; memory does not grow with the number of images.
 
-    Images that cannot be used are listed in ``run.json``; raises DataError when all are bad.
+    Images that cannot be used are listed in ``run.json``; raises DataError when all are bad, but for a shard, which may have
+    no image at all.
     """
     refuse_existing(out, overwrite)
     refuse_inputs(out, data)
@@ -89,20 +118,26 @@ def predict(
         writer = Writer(folder)
         started = time.monotonic()
         with ImageWriter(writer, data, maps, run.map_range) as images:
-            tables = _Tables(writer, data, images.names)
+            tables = _Tables(writer, data, len(data) if count is None else count, images.names, images.places)
             failed = tables.fill(results, images.add, on_progress)
-            if not tables.count:
+            if run.data.shard is not None:
+                tables.write_positions()
+            elif not tables.count:
                 first = f": {failed[0].path}: {failed[0].reason}" if failed else ""
                 raise DataError(f"None of the {len(data)} images of {data.name} can be scored{first}")
             images.finish()
         seconds = time.monotonic() - started
         if records:
             writer.bytes(TRAIN_LOG, "".join(json.dumps(record) + "\n" for record in records).encode())
-        incomplete = tuple(images.incomplete)
+        write_faults(writer, failed, images.incomplete)
         whole = as_read(
             replace(
                 run,
-                data=replace(run.data, count=tables.count, failed=tuple(failed), incomplete=incomplete),
+                data=replace(
+                    run.data.with_faults(failed, images.incomplete),
+                    count=tables.count,
+                    fingerprint=tables.fingerprint() or run.data.fingerprint,
+                ),
                 map_range=images.span,
                 extra_maps_with_channels=tuple(sorted(tables.with_channels)),
                 seconds=round(seconds, 3),
@@ -110,9 +145,18 @@ def predict(
             )
         )
         writer.bytes(RUN, dumps(whole))
+        if finish is not None:
+            finish(folder)
 
     write_folder(out, fill, overwrite)
     return whole
+
+
+def write_faults(writer: Writer, failed: Sequence[Failure], incomplete: Sequence[Failure]) -> None:
+    """``failed.csv`` and ``incomplete.csv``, where there are more images than ``run.json`` lists."""
+    for name, faults in (("failed.csv", failed), ("incomplete.csv", incomplete)):
+        if len(faults) > LISTED:
+            writer.csv(name, FAULT_COLUMNS, [(readable(one.path), one.reason) for one in faults])
 
 
 # -- private ---------------------------------------------------------------------------------------------------------
@@ -121,9 +165,13 @@ def predict(
 class _Tables:
     """``scores.csv``, ``cases.csv``, ``slices.csv`` and ``latents.npy``, row by row."""
 
-    def __init__(self, writer: Writer, data: DataSet, names: Mapping[str, str]) -> None:
-        self.writer, self.data, self.names = writer, data, names
+    def __init__(
+        self, writer: Writer, data: DataSet, most: int, names: Mapping[str, str], places: Mapping[str, int]
+    ) -> None:
+        self.writer, self.data, self.most, self.names, self.places = writer, data, most, names, places
         self.count = 0
+        self.positions: list[int] = []
+        """Of the scored images in the data set."""
         self.with_channels: set[str] = set()
         """Of volumes: extra maps with channels (in a file one channel cannot be told from none)."""
         self._cases: dict[str, list[InCase]] = {}
@@ -142,7 +190,7 @@ class _Tables:
         with scores as add_score, slices as add_slice:
             for r in results:
                 if on_progress is not None:
-                    on_progress(self.count + len(failed) + 1, len(self.data))
+                    on_progress(self.count + len(failed) + 1, self.most)
                 if isinstance(r, Failure):
                     failed.append(r)
                     continue
@@ -156,20 +204,31 @@ class _Tables:
             rows = [CaseRow.of(case, images).cells() for case, images in self._cases.items()]
             self.writer.csv("cases.csv", CASE_COLUMNS, rows)
         if self._latents is not None and failed:
-            buffer = io.BytesIO()
-            np.save(buffer, np.array(self._latents[: self.count]), allow_pickle=False)
-            self._latents = None
-            self.writer.bytes(LATENTS, buffer.getvalue())
+            kept, self._latents = np.array(self._latents[: self.count]), None
+            self.writer.array(LATENTS, kept)
         return failed
+
+    def write_positions(self) -> None:
+        """For a shard: ``positions.npy``, and a table where no image was scored."""
+        self.writer.array(POSITIONS, np.array(self.positions, np.int64))
+        if not self.count:
+            self.writer.csv("scores.csv", COLUMNS, [])
+
+    def fingerprint(self) -> str | None:
+        """Of the images of the table in its order; None where they are all of the data set in its own."""
+        if self.positions == list(range(len(self.data))):
+            return None
+        return self.data.subset(self.positions).fingerprint()
 
     def _remember(self, r: Result) -> None:
         item = r.item
+        self.positions.append(self.places[r.path])
         self._cases.setdefault(item.case, []).append(InCase(r.score, r.p_value, r.flagged, item.label))
         if r.space is not None:
             self.with_channels |= {name for name, x in r.extra_maps.items() if x.ndim > len(r.space.size)}
         if r.latent is not None:
             if self._latents is None:  # on disk: memory does not grow with the number of images
-                shape = (len(self.data), len(r.latent))
+                shape = (self.most, len(r.latent))
                 self._latents = new_array(self.writer.path(LATENTS), shape)
             self._latents[self.count] = r.latent
         self.count += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -9,6 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
+from normalcy.arrays import Indices
 from normalcy.calibrate import Calibration, Decision
 from normalcy.data.dataset import DataSet, Failure
 from normalcy.errors import SettingsError
@@ -22,6 +26,10 @@ if TYPE_CHECKING:
     from normalcy.detector import Detector
 
 RUN = "run.json"
+POSITIONS = "positions.npy"
+"""Of a shard: place of each row of scores.csv in the whole data set."""
+LISTED = 1000
+"""Images at most of which ``run.json`` says why they could not be used."""
 REMEDY = "score the images again with 'normalcy score'"
 
 MapRange = tuple[float, float]
@@ -48,6 +56,18 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Shard:
+    """The part of a data set that was scored; ``positions.npy`` has the place of each row of scores.csv in the whole."""
+
+    index: Count
+    """From 1."""
+    of: Count
+    """Number of parts."""
+    whole: str = ""
+    """Fingerprint of the whole data set."""
+
+
+@dataclass(frozen=True)
 class Scored:
     """The data set that was scored."""
 
@@ -60,7 +80,7 @@ class Scored:
     split: str | None = None
     """``train``, ``test`` or ``all`` of it; null where it has no split."""
     fingerprint: str = ""
-    """Inputs are opened again only where it is the same."""
+    """Of the images that were scored: inputs are opened again only where it is the same."""
     medical: bool = False
     """Volumes, DICOM images or slides: shown with the notice that results are no diagnosis."""
     has_masks: bool = False
@@ -68,9 +88,26 @@ class Scored:
     count: Count = 0
     """Images scored."""
     failed: tuple[Failure, ...] = ()
-    """Images that could not be scored: path and reason."""
+    """Images that could not be scored: path and reason; of more than 1,000 the first, and all in ``failed.csv``."""
     incomplete: tuple[Failure, ...] = ()
-    """Images that were scored, but of which a file could not be written or the mask not be used: path and reason."""
+    """Images that were scored, but of which a file could not be written or the mask not be used; of more than 1,000 the first,
+    and all in ``incomplete.csv``."""
+    failed_count: Count = field(default=0, metadata=ABSENT)
+    """Images that could not be scored, where they are more than 1,000."""
+    incomplete_count: Count = field(default=0, metadata=ABSENT)
+    """Images of which something is missing, where they are more than 1,000."""
+    shard: Shard | None = field(default=None, metadata=ABSENT)
+    """For a shard only."""
+
+    def with_faults(self, failed: Sequence[Failure], incomplete: Sequence[Failure]) -> Scored:
+        """The same with these images, of which the first are listed."""
+        return replace(
+            self,
+            failed=tuple(failed[:LISTED]),
+            incomplete=tuple(incomplete[:LISTED]),
+            failed_count=len(failed) if len(failed) > LISTED else 0,
+            incomplete_count=len(incomplete) if len(incomplete) > LISTED else 0,
+        )
 
 
 @dataclass(frozen=True)
@@ -173,13 +210,14 @@ def describe(
     tile: bool = False,
     spec: str | None = None,
     split: str | None = None,
+    shard: Shard | None = None,
 ) -> Run:
     """The run of scoring ``data``, before any image is scored. ``tile`` and ``decision`` as for the scores."""
     method = detector.method
     if method is None:
         raise SettingsError(f"The {detector.name} detector is not fitted yet: call fit() or load one.")
     calibration = None if tile and not detector.tiled else detector.calibration  # that of whole images
-    settings = detector.all_settings()
+    settings, fingerprint = detector.all_settings(), data.fingerprint()
     return Run(
         model=Model(
             method=detector.name,
@@ -195,9 +233,10 @@ def describe(
             spec=spec,
             base=None if spec is None else str(Path.cwd()),
             split=split,
-            fingerprint=data.fingerprint(),
+            fingerprint=fingerprint,
             medical=data.is_medical,
             has_masks=data.has_masks,
+            shard=None if shard is None else replace(shard, whole=fingerprint),
         ),
         calibration=thresholds(calibration, decision),
         map_range=None if calibration is None else calibration.map_range,
@@ -209,6 +248,26 @@ def describe(
         device=f"{method.device} ({detector.engine})",
         versions=versions(),
     )
+
+
+def read_shard(text: str) -> Shard:
+    """``K/N``: part K of N, from 1.
+
+    >>> read_shard("2/7")
+    Shard(index=2, of=7)
+    """
+    index, slash, of = text.partition("/")
+    if not (slash and index.isascii() and of.isascii() and index.isdigit() and of.isdigit() and len(of) < 10):
+        raise SettingsError(f"--shard expects K/N, such as 2/7 for the second of seven parts, got {text!r}.")
+    if not 1 <= int(index) <= int(of):
+        raise SettingsError(f"--shard expects K/N with K from 1 to N, got {text!r}.")
+    return Shard(int(index), int(of))
+
+
+def shard_of(cases: Sequence[str], shard: Shard) -> Indices:
+    """Positions of the images that a shard scores: by a checksum of the case, which is never divided."""
+    parts = {case: int(hashlib.sha256(readable(case).encode()).hexdigest()[:15], 16) % shard.of for case in set(cases)}
+    return np.array([i for i, case in enumerate(cases) if parts[case] == shard.index - 1], np.intp)
 
 
 def thresholds(calibration: Calibration | None, decision: Decision | None) -> Thresholds | None:

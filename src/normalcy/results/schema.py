@@ -21,7 +21,7 @@ import numpy as np
 
 from normalcy.config import field_docs
 from normalcy.errors import DataError
-from normalcy.files import read_bytes
+from normalcy.files import is_inside, read_bytes
 
 T = TypeVar("T")
 
@@ -106,6 +106,8 @@ def read_json(path: Path, remedy: str) -> Any:
     """The JSON value in a regular file of bounded size."""
     if not path.exists():
         raise DataError(f"{path}: cannot be read (there is no such file); {remedy}.")
+    if not is_inside(path, path.parent):
+        raise DataError(f"{path}: is a link to another place; {remedy}.")
     data = read_bytes(path, LARGEST_FILE)
     try:
         return json.loads(data.decode("utf-8"))

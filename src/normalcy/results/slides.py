@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,11 @@ from normalcy.data.dataset import Failure
 from normalcy.data.slides import Slide, TileSettings, slide_files, tiles_of
 from normalcy.detector import Detector
 from normalcy.errors import DataError, SettingsError
-from normalcy.files import prepare_target, remove, write_folder, writing
+from normalcy.files import prepare_target, refuse_source, remove, write_folder, writing
 from normalcy.provenance import NOTICE, versions
 from normalcy.results.names import file_names, readable
-from normalcy.results.run import RUN
-from normalcy.results.schema import Count, Rate, dumps
+from normalcy.results.run import RUN, Shard, shard_of
+from normalcy.results.schema import ABSENT, Count, Rate, dumps
 from normalcy.results.writer import Writer
 from normalcy.scoring import Result
 
@@ -37,6 +37,11 @@ class SlidesRun:
     notice: str
     failed: tuple[Failure, ...]
     versions: Mapping[str, str]
+    shard: Shard | None = field(default=None, metadata=ABSENT)
+
+
+SLIDES = "slides.csv"
+SLIDE_COLUMNS = ("slide", "score", "tiles", "flagged_fraction")
 
 
 def score_slides(
@@ -47,6 +52,7 @@ def score_slides(
     quantile: float = 0.95,
     cell: int = 32,
     batch_size: int = 32,
+    shard: Shard | None = None,
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[tuple[str, float]], list[Failure]]:
@@ -60,6 +66,8 @@ def score_slides(
     ``<name>/regions.geojson``  outlines of what is above the pixel threshold, in pixels of the finest level, as QuPath reads
                              them; only for a calibrated detector
 
+    ``shard``: only the slides of this part, for :func:`~normalcy.results.shards.merge`; it may have none.
+
     Raises DataError when no slide can be scored and SettingsError for a tile that ``cell`` does not divide.
     """
     names = [slide.path.stem for slide in slides]
@@ -68,6 +76,9 @@ def score_slides(
     if not 0 <= quantile <= 1:
         raise SettingsError(f"quantile must be in [0, 1], got {quantile}.")
     prepare_target(out, overwrite)
+    refuse_source(out, detector.folder, *(slide.path for slide in slides))
+    places = dict(zip(names, file_names(names)))
+    part = range(len(slides)) if shard is None else shard_of(names, shard)
     scored: list[tuple[str, float]] = []
     failed: list[Failure] = []
     decision = detector.decide()
@@ -75,11 +86,11 @@ def score_slides(
 
     def fill(folder: Path) -> None:
         writer = Writer(folder)
-        with writer.table("slides.csv", ("slide", "score", "tiles", "flagged_fraction")) as add:
-            for slide, name, place in zip(slides, names, file_names(names)):
+        with writer.table(SLIDES, SLIDE_COLUMNS) as add:
+            for slide, name in [(slides[i], names[i]) for i in part]:
                 if slide.settings.tile % cell:
                     raise SettingsError(f"cell must divide the tile of {slide.settings.tile} pixels, got {cell}.")
-                own = Writer(writer.path(place))
+                own = Writer(writer.path(places[name]))
                 try:
                     heat, scores, flagged = _score(detector, slide, own, cell, batch_size, on_progress)
                 except DataError as error:
@@ -90,13 +101,15 @@ def score_slides(
                 side = cell * slide.downsample
                 write_pyramid(own.path("heatmap.tif"), heat, None if slide.mpp is None else slide.mpp * side)
                 if pixel_threshold is not None and np.isfinite(pixel_threshold):
-                    own.bytes("regions.geojson", json.dumps(outlines(heat, pixel_threshold, side)).encode())
+                    own.bytes("regions.geojson", json.dumps(outlines(heat, pixel_threshold, side, slide.size)).encode())
                 fraction = "" if decision is None else repr(flagged / len(scores))
                 add([readable(name), repr(score), len(scores), fraction])
                 scored.append((name, score))
-        if not scored:
+        if not scored and shard is not None:
+            writer.csv(SLIDES, SLIDE_COLUMNS, [])
+        elif not scored:
             raise DataError(f"slides: none of {len(slides)} could be scored; the first says: {failed[0].reason}")
-        record = SlidesRun(detector.name, quantile, cell, NOTICE, tuple(failed), versions())
+        record = SlidesRun(detector.name, quantile, cell, NOTICE, tuple(failed), versions(), shard)
         writer.bytes(RUN, dumps(record))
 
     write_folder(out, fill, overwrite)

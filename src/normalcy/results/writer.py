@@ -25,8 +25,8 @@ from normalcy.data.dataset import DataSet, Failure
 from normalcy.data.images import read_raw, write_image, write_raw
 from normalcy.data.volumes import split_name, write_volume
 from normalcy.errors import DataError, SettingsError
-from normalcy.files import write_bytes, writing_text
-from normalcy.results.names import NIFTI, file_names, named
+from normalcy.files import is_inside, write_bytes, writing_text
+from normalcy.results.names import NIFTI, file_names, harmless, named
 from normalcy.results.run import MapRange
 from normalcy.scoring import Result
 
@@ -54,9 +54,15 @@ class Writer:
         write_bytes(path, data)
         return path
 
+    def array(self, name: str, values: Array) -> Path:
+        """As ``.npy``."""
+        buffer = io.BytesIO()
+        np.save(buffer, values, allow_pickle=False)
+        return self.bytes(name, buffer.getvalue())
+
     def csv(self, name: str, head: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
         text = io.StringIO()
-        csv.writer(text).writerows([head, *rows])
+        csv.writer(text).writerows([head, *(map(_cell, row) for row in rows)])
         return self.bytes(name, text.getvalue().encode("utf-8"))
 
     @contextmanager
@@ -70,7 +76,7 @@ class Writer:
                 if file is None:
                     file = stack.enter_context(writing_text(self.path(name)))
                     csv.writer(file).writerow(head)
-                csv.writer(file).writerow(row)
+                csv.writer(file).writerow(map(_cell, row))
 
             yield add
 
@@ -89,7 +95,9 @@ class ImageWriter:
         paths = [item.path for item in data.items]
         self.names: Mapping[str, str] = dict(zip(paths, file_names(paths)))
         self.incomplete: list[Failure] = []
-        self._places = {path: i for i, path in enumerate(paths)}
+        self.places = {path: i for i, path in enumerate(paths)}
+        """Position of each image in the data set."""
+        _palette()  # before there are threads: base64 fills a table of its own when it is first used, without a lock
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1)
         self._waiting: deque[tuple[Future[None], int]] = deque()
         self._held = 0
@@ -120,8 +128,9 @@ class ImageWriter:
             self._finish_first()
         if self._unpictured:
             self.span = (self._low, self._high)
-            deque(self._pool.map(self._picture_later, sorted(self._unpictured)), maxlen=0)
-        self.incomplete.sort(key=lambda one: self._places[one.path])
+            span = self.span
+            deque(self._pool.map(lambda base: picture_map(self.writer, base, span), sorted(self._unpictured)), maxlen=0)
+        self.incomplete.sort(key=lambda one: self.places[one.path])
 
     def _finish_first(self) -> None:
         future, size = self._waiting.popleft()
@@ -166,13 +175,6 @@ class ImageWriter:
             self._unpictured.append(base)
             self._low, self._high = min(self._low, float(values.min())), max(self._high, float(values.max()))
 
-    def _picture_later(self, base: str) -> None:
-        """From the map as it was written."""
-        for suffix in (".npy", NIFTI):
-            file = self.writer.path("maps", named(base, suffix))
-            if file.exists():
-                self._picture(base, np.asarray(read_raw(file), np.float32))
-
     def _write_restored(self, base: str, image: Array) -> None:
         """PNG for what PNG holds, TIFF for other bit depths and channels, .npy for volumes; never another value range."""
         if image.ndim == 3 and image.dtype == np.uint8 and len(image) in (1, 3, 4):
@@ -186,13 +188,11 @@ class ImageWriter:
             )
             self.writer.bytes(f"restored/{base}.tiff", buffer.getvalue())
         else:
-            buffer = io.BytesIO()
-            np.save(buffer, image, allow_pickle=False)
-            self.writer.bytes(f"restored/{base}.npy", buffer.getvalue())
+            self.writer.array(f"restored/{base}.npy", image)
 
     def _write_mask(self, base: str, r: Result) -> None:
         """The mask of an image, unless it is empty; never one of another size than the image's."""
-        i = self._places[r.path]
+        i = self.places[r.path]
         mask = self.data.mask(i)
         if mask is None or not mask.any():
             return
@@ -216,13 +216,12 @@ def refuse_inputs(out: Path, data: DataSet) -> None:
     inside = {_identity(Path(folder, name)) for folder, _, names in os.walk(out) for name in names} - {None}
     if not inside:
         return
-    real = out.resolve()
     for i in range(len(data)):
         source = data.source(i)
         if source is None:
             continue
         file = Path(split_name(str(source))[0])
-        if _identity(file) in inside or file.resolve().is_relative_to(real):
+        if _identity(file) in inside or is_inside(file, out):
             raise SettingsError(f"{out} holds {file}, an image to score: choose another folder for the results.")
 
 
@@ -237,7 +236,19 @@ def picture(values: Float32, span: MapRange) -> bytes:
     return buffer.getvalue()
 
 
+def picture_map(writer: Writer, base: str, span: MapRange) -> None:
+    """Write the picture of a map from the map as it was written."""
+    for suffix in (".npy", NIFTI):
+        file = writer.path("maps", named(base, suffix))
+        if file.exists():
+            writer.bytes(f"maps/{base}.png", picture(np.asarray(read_raw(file), np.float32), span))
+
+
 # -- private -----------------------------------------------------------------------------------------------------------
+
+
+def _cell(value: object) -> object:
+    return harmless(value) if isinstance(value, str) else value
 
 
 @cache

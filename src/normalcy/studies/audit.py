@@ -38,7 +38,7 @@ from normalcy.report import write_report
 from normalcy.results.names import readable
 from normalcy.results.predict import predict
 from normalcy.results.run import AuditRun, SparseFit, describe
-from normalcy.results.writer import Writer
+from normalcy.results.writer import Writer, refuse_inputs
 from normalcy.scoring import Result
 
 BAR = 3.5
@@ -106,7 +106,9 @@ def audit(
     _check(method, given, fraction, weights, folds, show)
     given["calibration"] = 0.0
     prepare_target(out, overwrite)
-    images = normal_training_images(as_dataset(data))
+    data = as_dataset(data)
+    refuse_inputs(out, data)
+    images = normal_training_images(data)
     images = images.with_items([replace(item, label=None) for item in images.items])
     tell = on_step or (lambda what: None)
 
@@ -121,6 +123,15 @@ def audit(
     threshold = cast("float", decision.threshold)
     ranked = np.sort(list(of_image.values()))[::-1]
     lowest = -math.inf if show >= len(ranked) else float(ranked[show])
+    cases = {item.path: item.case for item in images.items}
+    falling = sorted(of_image.items(), key=lambda one: -one[1])
+    suspects = [Suspect(image, cases[image], score) for image, score in falling if score > threshold]
+
+    def finish(folder: Path) -> None:
+        rows = [(readable(s.path), readable(s.case), repr(s.score)) for s in suspects]
+        Writer(folder).csv(SUSPICIOUS, ("path", "case", "score"), rows)
+        write_report(folder, images)
+
     tell("writing")
     split = "train" if any(item.split for item in images.items) else None
     run = describe(chosen[0].detector, images, decision, spec=spec, split=split)
@@ -133,13 +144,8 @@ def audit(
         maps=lambda result: result.score > lowest,
         records=chosen[0].detector.records,
         overwrite=overwrite,
+        finish=finish,
     )
-    cases = {item.path: item.case for item in images.items}
-    falling = sorted(of_image.items(), key=lambda one: -one[1])
-    suspects = [Suspect(image, cases[image], score) for image, score in falling if score > threshold]
-    rows = [(readable(s.path), readable(s.case), repr(s.score)) for s in suspects]
-    Writer(out).csv(SUSPICIOUS, ("path", "case", "score"), rows)
-    write_report(out, images)
     return Audit(len(of_image), suspects, decision.rule, threshold, path, run.data.failed)
 
 

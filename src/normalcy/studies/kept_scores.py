@@ -58,7 +58,7 @@ class KeptScores:
         """Add scores of test images, rounded as they will be kept."""
         values = self.scores.get(name, np.full(len(self.labels), np.nan))
         values[np.asarray(images, dtype=int)] = scores
-        self.scores[name] = _unpacked(_packed(values, np.asarray(self.labels) == 0))
+        self.scores[name] = _unpacked(_packed(values, np.asarray(self.labels) == 0), len(values))
         self.seconds[name] = round(self.seconds.get(name, 0.0) + seconds, 2)
 
     def of(self, name: str, images: Sequence[int]) -> tuple[list[int], list[float]]:
@@ -80,18 +80,20 @@ class KeptScores:
 
 
 def read_scores(path: Path) -> KeptScores | None:
-    """The scores that ``path`` holds; none where there is no such file or one of another format."""
+    """The scores that ``path`` holds; none where there is no such file, or one that is damaged or of another format."""
     try:
         record = read_json(path, "remove it")
-    except DataError:
+        if record["format"] != FORMAT:
+            return None
+        labels = ["?01".index(character) - 1 for character in record["labels"]]
+        scores = {name: _unpacked(packed, len(labels)) for name, packed in record["scores"].items()}
+        unread = [range(len(labels))[i] for i in record["unread"]]
+        seconds = {name: float(record["seconds"][name]) for name in scores}
+    except (DataError, KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError, zlib.error):
         return None
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        return None
-    labels = ["?01".index(character) - 1 for character in record["labels"]]
-    scores = {name: _unpacked(packed) for name, packed in record["scores"].items()}
     own = ("format", "labels", "unread", "seconds", "scores")
     facts = {word: value for word, value in record.items() if word not in own}
-    return KeptScores(labels, scores, record["unread"], record["seconds"], facts)
+    return KeptScores(labels, scores, unread, seconds, facts)
 
 
 def _packed(values: Float64, normal: NDArray[np.bool_]) -> Json:
@@ -108,13 +110,17 @@ def _packed(values: Float64, normal: NDArray[np.bool_]) -> Json:
     return {"data": _text(values.astype("<f4"))}
 
 
-def _unpacked(packed: Mapping[str, Any]) -> Float64:
-    columns = np.frombuffer(zlib.decompress(base64.b64decode(packed["data"])), np.uint8).reshape(4, -1)
+def _unpacked(packed: Mapping[str, Any], count: int) -> Float64:
+    """Raises ValueError and others for what does not hold ``count`` scores; takes no more memory than those."""
+    data = zlib.decompressobj().decompress(base64.b64decode(packed["data"]), 4 * count + 1)
+    if len(data) != 4 * count:
+        raise ValueError(f"expected {count} scores")
+    columns = np.frombuffer(data, np.uint8).reshape(4, -1)
     content = np.ascontiguousarray(columns.T)
     if "step" not in packed:
         return content.view("<f4")[:, 0].astype(np.float64)
     places = content.view("<u4")[:, 0].astype(np.float64)
-    return np.where(places == 0, np.nan, packed["low"] + packed["step"] * (places - 1))
+    return np.where(places == 0, np.nan, float(packed["low"]) + float(packed["step"]) * (places - 1))
 
 
 def _text(values: NDArray[Any]) -> str:

@@ -19,22 +19,25 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import optuna
+from sqlalchemy.exc import SQLAlchemyError
 
 from normalcy import config
 from normalcy.arrays import Array, Float64
 from normalcy.data.dataset import DataSet, Item
+from normalcy.data.kinds import range_of
 from normalcy.data.open import as_dataset
 from normalcy.data.splits import folds, normal_training_images, with_split
 from normalcy.data.synthetic import SYNTHETIC, make
 from normalcy.detector import Detector
-from normalcy.errors import DataError, NormalcyError, SettingsError
+from normalcy.errors import DataError, NormalcyError, SettingsError, WriteError
 from normalcy.files import make_folder
 from normalcy.methods import get
 from normalcy.metrics import auroc
@@ -209,51 +212,55 @@ def select(
     normal_parts, anomaly_parts = _parts(data, anomalies, seed)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     make_folder(out)
-    study = optuna.create_study(
-        storage=storage or f"sqlite:///{out / 'study.db'}",
-        study_name=f"normalcy-{method}",
-        sampler=_sampler(choices, trials, seed),
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=AT_FIRST),
-        direction="maximize",
-        load_if_exists=True,
-    )
-    _check_identity(study, method, choices, fixed, normal_parts, anomaly_parts)
-    if not study.trials:
-        study.enqueue_trial({word: values[0] for word, values in _texts(choices).items()})
+    with _written(out):
+        study = optuna.create_study(
+            storage=storage or f"sqlite:///{out / 'study.db'}",
+            study_name=f"normalcy-{method}",
+            sampler=_sampler(choices, trials, seed),
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=AT_FIRST),
+            direction="maximize",
+            load_if_exists=True,
+        )
+        _check_identity(study, method, choices, fixed, normal_parts, anomaly_parts)
+        if not study.trials:
+            study.enqueue_trial({word: values[0] for word, values in _texts(choices).items()})
 
-    def objective(trial: optuna.Trial) -> float:
-        chosen = {word: trial.suggest_categorical(word, list(texts)) for word, texts in _texts(choices).items()}
-        own = {word: choices[word][_texts(choices)[word].index(text)] for word, text in chosen.items()}
-        found: list[list[float]] = []
-        steps: list[int] = []
-        for k in range(FOLDS):
-            rest = _joined([part for j, part in enumerate(normal_parts) if j != k])
-            try:
-                detector = Detector(method, **{**fixed, **own, "calibration": 0.0})
-                detector.fit(rest, stopping=WATCHED)
-                normal = detector.score(normal_parts[k]).scores
-                anomalous = [detector.score(part).scores for part in anomaly_parts[k]]
-            except NormalcyError as error:
-                trial.set_user_attr("reason", str(error))
-                raise
-            found.append([auroc(np.r_[np.zeros(len(normal)), np.ones(len(s))], np.r_[normal, s]) for s in anomalous])
-            steps += _best_step(detector.records)
-            trial.set_user_attr("aurocs", found)
-            trial.set_user_attr("steps", steps)
-            trial.report(float(np.mean(found)), k)
-            if k + 1 < FOLDS and trial.should_prune():
-                raise optuna.TrialPruned
-        return float(np.mean(found))
+        def objective(trial: optuna.Trial) -> float:
+            chosen = {word: trial.suggest_categorical(word, list(texts)) for word, texts in _texts(choices).items()}
+            own = {word: choices[word][_texts(choices)[word].index(text)] for word, text in chosen.items()}
+            found: list[list[float]] = []
+            steps: list[int] = []
+            for k in range(FOLDS):
+                rest = _joined([part for j, part in enumerate(normal_parts) if j != k])
+                try:
+                    detector = Detector(method, **{**fixed, **own, "calibration": 0.0})
+                    detector.fit(rest, stopping=WATCHED)
+                    normal = detector.score(normal_parts[k]).scores
+                    anomalous = [detector.score(part).scores for part in anomaly_parts[k]]
+                except NormalcyError as error:
+                    trial.set_user_attr("reason", str(error))
+                    raise
+                found.append(
+                    [auroc(np.r_[np.zeros(len(normal)), np.ones(len(s))], np.r_[normal, s]) for s in anomalous]
+                )
+                steps += _best_step(detector.records)
+                trial.set_user_attr("aurocs", found)
+                trial.set_user_attr("steps", steps)
+                trial.report(float(np.mean(found)), k)
+                if k + 1 < FOLDS and trial.should_prune():
+                    raise optuna.TrialPruned
+            return float(np.mean(found))
 
-    def tell(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-        if on_trial is not None:
-            on_trial(_trial(trial, choices))
+        def tell(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+            if on_trial is not None:
+                on_trial(_trial(trial, choices))
 
-    missing = trials - sum(t.state in GIVEN for t in study.trials)
-    if missing > 0:
-        stop = optuna.study.MaxTrialsCallback(trials, states=GIVEN)
-        study.optimize(objective, n_trials=missing, callbacks=[stop, tell], catch=(NormalcyError,))
-    tried = [_trial(t, choices) for t in study.trials if t.state in GIVEN]
+        missing = trials - sum(t.state in GIVEN for t in study.trials)
+        if missing > 0:
+            stop = optuna.study.MaxTrialsCallback(trials, states=GIVEN)
+            study.optimize(objective, n_trials=missing, callbacks=[stop, tell], catch=(NormalcyError,))
+        trials_made = study.trials
+    tried = [_trial(t, choices) for t in trials_made if t.state in GIVEN]
     complete = [t for t in tried if t.state == "complete"]
     if not complete:
         raise NormalcyError(
@@ -274,6 +281,18 @@ def select(
 
 
 # -- private ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _written(out: Path) -> Iterator[None]:
+    """Raises WriteError where the database cannot be written or is not one."""
+    try:
+        yield
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        reason = " ".join(str(getattr(error, "orig", None) or error.__cause__ or error).split())
+        raise WriteError(
+            f"{out}: the study cannot be kept ({reason[:200]}); free some space, or check its database."
+        ) from error
 
 
 def _choices(
@@ -357,7 +376,7 @@ def synthetic_anomalies(data: DataSet, seed: int = 0) -> DataSet:
         low, high = (
             (0.0, float(np.iinfo(image.dtype).max))
             if image.dtype.kind == "u"
-            else (float(image.min()), float(image.max()))
+            else range_of(image, data.imaged(i, image))
         )
         unit = ((image.astype(np.float32) - low) / max(high - low, 1e-12)).clip(0, 1)
         for kind in [*kinds[i % len(kinds) :], *kinds[: i % len(kinds)]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from normalcy.config import to_dict
 from normalcy.errors import SettingsError, TrainingError
 from normalcy.files import open_regular, writing
 from normalcy.method import Method
-from normalcy.training.batches import Augment, Images, first_image
+from normalcy.training.batches import Augment, Images, first_image, take
 from normalcy.training.settings import TrainSettings
 
 
@@ -49,6 +50,8 @@ class State:
     best: float = math.inf
     looks_since_best: int = 0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
+    averages: dict[str, Any] = field(default_factory=dict)
+    """Of the loss terms since the last record, see :meth:`~normalcy.training.log.Meter.kept`."""
 
 
 class Checkpoint:
@@ -66,6 +69,7 @@ class Checkpoint:
             "training": json.dumps(to_dict(kept), sort_keys=True),
             "images": json.dumps([*job.images.shape]),
             "first image": hashlib.sha256(np.ascontiguousarray(first_image(job.images)).tobytes()).hexdigest()[:16],
+            "content of the images": _digest(job.images) if job.run_dir or job.shared else "",
             "steps": json.dumps(list(steps)),
         }
 
@@ -93,10 +97,10 @@ class Checkpoint:
         for stage in sorted(set(self.method.late_settings.values()), reverse=True):
             path = self._shared(stage)
             if path is not None and path.exists():
-                with open_regular(path) as file:
-                    content = torch.load(file, map_location=device, weights_only=True)
-                self.method.load_state_dict(content["weights"])
-                return State(**content["state"])
+                with _damage(path):
+                    content = _content(path, device)
+                    self.method.load_state_dict(content["weights"])
+                    return _state(content["state"])
         return State()
 
     def _shared(self, stage: int) -> Path | None:
@@ -112,21 +116,55 @@ class Checkpoint:
     def load(self, device: torch.device) -> tuple[State, list[Mapping[str, Any]]]:
         if self.path is None or not self.path.exists():
             return self.load_shared(device), []
-        try:
-            with open_regular(self.path) as file:
-                content = torch.load(file, map_location=device, weights_only=True)
-            saved = content["identity"]
-            state, optimisers = State(**content["state"]), content["optimisers"]
-        except Exception as error:  # whatever a damaged file makes of the reader
-            sentence = (
-                f"The checkpoint {self.path} cannot be read, it is damaged or no checkpoint: start without --resume."
-            )
-            raise TrainingError(sentence) from error
+        with _damage(self.path):
+            content = _content(self.path, device)
+            saved = dict(content["identity"])
+            state, optimisers = _state(content["state"]), list(content["optimisers"])
         for what, value in self.identity.items():
             if saved.get(what) != value:
                 raise SettingsError(
                     f"The checkpoint {self.path} belongs to another run (its {what} was {saved.get(what)}, now {value}): "
                     "repeat the first command with --resume, or start without it."
                 )
-        self.method.load_state_dict(content["weights"])
+        with _damage(self.path):
+            self.method.load_state_dict(content["weights"])
         return state, optimisers
+
+
+# -- private ---------------------------------------------------------------------------------------------------------
+
+
+def _content(path: Path, device: torch.device) -> dict[str, Any]:
+    with open_regular(path) as file:
+        content = torch.load(file, map_location=device, weights_only=True)
+    return dict(content)
+
+
+def _state(words: Mapping[str, Any]) -> State:
+    """Raises TypeError for values of other types."""
+    state = State(**words)
+    for name, value in vars(State()).items():
+        kinds = (int, float) if isinstance(value, float) else type(value)
+        if not isinstance(getattr(state, name), kinds):
+            raise TypeError(f"{name} is of another type")
+    return state
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Whatever a damaged file makes of the reader is one error."""
+    try:
+        yield
+    except Exception as error:
+        sentence = f"The checkpoint {path} cannot be read, it is damaged or no checkpoint: start without --resume."
+        raise TrainingError(sentence) from error
+
+
+def _digest(images: Images) -> str:
+    """Changes with any value of any image; reads them once."""
+    digest = hashlib.sha256()
+    at_once = max(1, 2**24 // max(1, math.prod(images.shape[1:])))
+    for first in range(0, len(images), at_once):
+        rows = np.arange(first, min(first + at_once, len(images)))
+        digest.update(np.ascontiguousarray(take(images, rows, torch.device("cpu"))).data)
+    return digest.hexdigest()[:16]

@@ -69,6 +69,21 @@ class Meter:
         self.sums: dict[str, Tensor] = {}
         self.count, self.images, self.since, self.step = 0, 0, time.monotonic(), 0
 
+    def kept(self) -> dict[str, Any]:
+        """What has been added since the last record, for :meth:`resume`."""
+        return {
+            "sums": {name: value.clone() for name, value in self.sums.items()},
+            "count": self.count,
+            "images": self.images,
+            "seconds": time.monotonic() - self.since,
+        }
+
+    def resume(self, kept: Mapping[str, Any]) -> None:
+        """Continue the averages of an interrupted run; nothing where it had none."""
+        if kept:
+            self.sums, self.count, self.images = dict(kept["sums"]), kept["count"], kept["images"]
+            self.since = time.monotonic() - kept["seconds"]
+
     def add(self, step: int, terms: Mapping[str, Tensor], images: int) -> None:
         """The loss terms of step ``step`` (from 0) on this process's ``images`` images."""
         import torch

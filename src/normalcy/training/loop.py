@@ -125,6 +125,7 @@ def train_stage(run: StageRun, state: State, optimiser_states: Sequence[Mapping[
             run.fabric.world_size,
             run.fabric.all_reduce,
         )
+        meter.resume(state.averages)
         last_saved = time.monotonic()
         for step in range(state.step, run.steps):
             seed_generators(run.seed(step), run.fabric.device)
@@ -139,6 +140,7 @@ def train_stage(run: StageRun, state: State, optimiser_states: Sequence[Mapping[
                 break
             if state.step < run.steps and due(settings, state.step, last_saved):
                 meter.check()  # no checkpoint of weights that a loss has spoilt
+                state.averages = meter.kept()
                 save(run, state, [player.optimiser for player in players])
                 last_saved = time.monotonic()
         meter.flush()
