@@ -28,9 +28,13 @@ of rectified ones of 128, 256, 512. For the paper's method: ``shrink=1``, ``star
 ``backbone="vgg19"`` (or "vgg19:file"), ``layers=(1, 3, 5)``, ``statistics`` the authors' file. ``backbone="self"`` trains a
 network on the training images by SimCLR.
 
-The authors' bottleneck has 8 channels for five classes of CIFAR-10, 256 for cats. With ``bottleneck="spatial"`` sides halve to 8
-to 15 pixels. A tenth of the normal images is held out for ``early_stop``. The image
-score is a mean over the image, so that small defects have little weight in it; the map localises them.
+The statistics of natural images are, for EfficientNet-Lite0, from a file for images of about the same size
+(``recipes/natural_statistics.py``); other backbones measure six photographs. The defaults of ``statistics``, ``start``, ``shrink`` and
+``anneal`` were chosen on training images (``recipes/dpa_defaults.py``).
+
+The authors' bottleneck has 8 channels for five classes of CIFAR-10, 256 for cats. A tenth of the normal images is held out for
+``early_stop``. The image score is a mean over the image, so that small defects have little weight in it: ``top`` gives them more;
+the map localises them.
 """
 
 from __future__ import annotations
@@ -76,8 +80,8 @@ class DPASettings:
     magnify: int | None = 1
     """Factor by which images are enlarged for the backbone; none: as its first layer reduces them."""
     statistics: str = "natural"
-    """Mean and standard deviation of the features (equation 2): "natural" (of photographs), "training" (of the training images)
-    or an .npz file with the arrays <layer>_mean and <layer>_std."""
+    """Mean and standard deviation of the features (equation 2): "natural" (of natural images), "training" (of the training
+    images) or an .npz file with the arrays <layer>_mean and <layer>_std."""
     start: Literal["authors", "zero"] = "zero"
     """Initial weights: "authors" (He et al. in all layers); "zero": the same, but each residual block starts as its shortcut."""
     shrink: int | None = None
