@@ -42,7 +42,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "statistics of the training images": {"statistics": "training"},
     "initial weights of the authors": {"start": "authors"},
     "autoencoder at full size": {"shrink": 1},
-    "constant learning rate": {"anneal": False},
+    "learning rate that falls to 0": {"anneal": True},
 }
 LAYERS: dict[str, dict[str, Any]] = {"layer 1": {"layers": [0, 1]}, "layer 3": {"layers": [0, 1, 3]}}
 

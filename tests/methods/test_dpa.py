@@ -165,14 +165,14 @@ def test_score_of_the_highest_errors() -> None:
 
 
 def test_learning_rate_of_the_last_stage_falls_to_0() -> None:
-    stages = _method((1, 64, 64)).stages()
+    stages = _method((1, 64, 64), anneal=True).stages()
     assert [s.objectives[0].schedule is None for s in stages] == [True] * 4 + [False]
     (last,) = stages[-1].objectives
     assert last.schedule is not None
     assert [last.schedule(f) for f in (0.0, 0.25, 1.0)] == [1.0, 0.75, 0.0]
     assert stages[-1].early_stop is not None
     assert stages[-1].early_stop.after == 0.5  # a plateau at a high rate is no reason to stop
-    constant = _method(anneal=False).stages()[-1]
+    constant = _method().stages()[-1]
     assert constant.objectives[0].schedule is None
     assert constant.early_stop is not None
     assert constant.early_stop.after == 0

@@ -17,14 +17,13 @@ equations 1 to 3). The output is a "content tensor", not an image, unless ``l1``
 | growing starts | | one halving above the bottleneck | the same |
 | steps of a stage, growing | 20,000; last one 3,500 to 10,000 | | 20,000; last one 10,000 |
 | steps, not growing | CIFAR-10 3,666 to 8,000; medical 16,000 to 35,000 | | 5,000 |
-| learning rate | | constant | ``anneal``: that of the last stage falls to 0 |
 | score with an L1 term | includes it (ablations) | | excludes it, unless ``perceptual=0`` |
 | adversarial term (table 4) | | critic: an encoder | full resolution only, critic of ``f_anogan`` |
 | map | not evaluated | mean error over the layer's channels | as the authors' code |
 
 VGG19 features are for 8, 16, 32 and 64 pixels: r12, r22, r32, and r32 or r42. EfficientNet-Lite0 installs offline and halves the
 image where VGG19 does not: its layers 0, 1, 2 have the grids of r22, r32, r42, but are linear and of 16, 24, 40 channels in place
-of rectified ones of 128, 256, 512. For the paper's method: ``shrink=1``, ``start="authors"``, ``anneal=false``,
+of rectified ones of 128, 256, 512. For the paper's method: ``shrink=1``, ``start="authors"``,
 ``backbone="vgg19"`` (or "vgg19:file"), ``layers=(1, 3, 5)``, ``statistics`` the authors' file. ``backbone="self"`` trains a
 network on the training images by SimCLR.
 
@@ -107,7 +106,7 @@ class DPASettings:
     lr: float | None = None
     """Learning rate (Adam); none: 1e-3 when growing or with a spatial bottleneck, else 2.56 / (latent x side), at most 1e-2 (the
     authors, for 32 pixels: 1e-2, 5e-3, 2e-3, 1e-3, 2e-4 with 8, 16, 32, 64, 256 channels)."""
-    anneal: bool = True
+    anneal: bool = False
     """The learning rate of the last stage falls linearly to 0; false: it is constant, as the authors'."""
     cache: bool = True
     """Features of the images are computed once and kept in memory where the resolution is fixed and images are not
