@@ -90,6 +90,7 @@ class Detector:
         run_dir: Path | str | None = None,
         resume: bool = False,
         shared: Path | None = None,
+        stopping: float = 0.1,
         log: Log | None = None,
         on_decode: Callable[[int, int], None] | None = None,
     ) -> Detector:
@@ -97,7 +98,8 @@ class Detector:
 
         Of a labelled set the normal training images are used. A part of them is held out for calibration. ``run_dir``
         keeps checkpoints; with ``resume=True`` a killed fit goes on there. ``shared`` is a folder of stages that fits of
-        one method with different settings have in common (:attr:`Method.late_settings`). Returns self.
+        one method with different settings have in common (:attr:`Method.late_settings`). ``stopping`` is the fraction of the
+        remaining images on which stages stop early or conclude, where a method has such stages. Returns self.
 
         Raises DataError for images that cannot be used together and SettingsError for settings that do not fit them.
         """
@@ -115,12 +117,12 @@ class Detector:
             shape = (x.shape[1], *self.augment.size_of(x.shape[2:]))
             self.method = self._build(shape)
             journal = Journal(Path(run_dir) / TRAIN_LOG if run_dir is not None else None, resume, log)
-            learnt, stopping = self._hold_out(x, [training.items[i].case for i in origin])
+            learnt, watched = self._hold_out(x, [training.items[i].case for i in origin], stopping)
             summary = fit(
                 self.method,
                 learnt,
                 self.train,
-                held_out=stopping,
+                held_out=watched,
                 augment=self.augment if self.augment.steps else None,
                 run_dir=Path(run_dir) if run_dir is not None else None,
                 resume=resume,
@@ -472,11 +474,11 @@ class Detector:
         tile, overlap = self._tile(scoring), i.tile_overlap if scoring else 0.0
         return ViewSettings(tile, overlap, i.tile_window, i.slices, i.slice_range, i.slice_body)
 
-    def _hold_out(self, x: Float32 | DiskImages, cases: Sequence[str]) -> tuple[Any, Float32 | None]:
-        """Training images, and held-out ones where a stage stops early or concludes on them; whole cases."""
+    def _hold_out(self, x: Float32 | DiskImages, cases: Sequence[str], fraction: float) -> tuple[Any, Float32 | None]:
+        """Training images, and a held-out fraction where a stage stops early or concludes on them; whole cases."""
         if not any(stage.early_stop or stage.finalise for stage in self._fitted.stages()):
             return torch.from_numpy(x) if isinstance(x, np.ndarray) else x, None
-        kept, carved = hold_out(cases, 0.1, minimum=1, seed=self.train.seed + 1)
+        kept, carved = hold_out(cases, fraction, minimum=1, seed=self.train.seed + 1)
         if isinstance(x, DiskImages):
             return x.subset(kept), x[carved]
         return torch.from_numpy(x[kept]), x[carved]

@@ -165,6 +165,9 @@ class Method(nn.Module):
     search: ClassVar[Mapping[str, Sequence[Any]]] = {}
     """Settings worth choosing with a few anomalies, and the values that ``normalcy select`` tries besides the default."""
 
+    length_setting: ClassVar[str] = "steps"
+    """Setting that holds the length, in steps, of the stage that stops early; ``normalcy select`` gives it the best number."""
+
     sparse_weight: ClassVar[str] = ""
     """For a method that separates a sparse part (extra map "sparse") from each image: the setting that weighs its penalty."""
     audit_settings: ClassVar[Mapping[str, Any]] = {}

@@ -39,7 +39,9 @@ def test_transforms_are_flip_shift_turn(k: int) -> None:
     x = torch.rand(1, *SHAPE)
     mirrored, right, down, turns = TRANSFORMS[k]
     expected = x.flip(-1) if mirrored else x
-    padded = np.pad(expected.numpy(), [(0, 0), (0, 0), (3, 3), (3, 3)], mode="reflect")
+    padded = np.pad(
+        expected.numpy(), [(0, 0), (0, 0), (3, 3), (3, 3)], mode="symmetric"
+    )  # as Keras and scipy mean "reflect"
     moved = np.roll(padded, (3 * down, 3 * right), (2, 3))[:, :, 3:-3, 3:-3]
     turned = np.rot90(moved, turns, (2, 3))
     np.testing.assert_array_equal(method.transformed(x, torch.tensor([k])).numpy(), turned)
@@ -69,7 +71,7 @@ def test_score_is_the_normality_of_the_paper_restated(fitted: Callable[..., Deep
         total = 0.0
         for k in range(72):
             with torch.no_grad():
-                moved = method.transformed(image[None], torch.tensor([k]))
+                moved = method.transformed(method.range(image[None]), torch.tensor([k]))
                 answer = F.softmax(method.classifier(moved), 1)[0].double()
             total += float(((method.alpha[k].double() - 1) * answer.log()).sum())
         assert float(score) == pytest.approx(-total / 72, rel=1e-3)
@@ -80,6 +82,15 @@ def test_wide_resnet_10_4() -> None:
     convolutions = [m for m in method.classifier.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
     assert [m.out_channels for m in convolutions] == [16, 64, 64, 128, 128, 256, 256]
     assert method.stages()[0].epochs == 216
+    assert method.stages()[0].objectives[0].weight_decay == 2 * 2.5e-4  # the gradient of the authors' l2(2.5e-4)
+
+
+def test_classifier_sees_minus_1_to_1(fitted: Callable[..., DeepGEO]) -> None:
+    """So that the zeros around an image are its middle grey; brightness and contrast of all images change nothing."""
+    x = smooth_textures(24, SHAPE, seed=0)
+    plain = fitted(DeepGEO, x, **SMALL | {"count": 24}).score(x[:4]).image
+    scaled = fitted(DeepGEO, 3 * x + 5, **SMALL | {"count": 24}).score(3 * x[:4] + 5).image
+    torch.testing.assert_close(plain, scaled, rtol=1e-2, atol=1e-2)
 
 
 def test_oblong_images_are_refused() -> None:
@@ -91,6 +102,7 @@ def test_oblong_images_are_refused() -> None:
     ("words", "message"),
     [
         ({"widen": 0}, "deep_geo: widen must be at least 1, got 0."),
+        ({"weight_decay": -1.0}, "deep_geo: weight_decay must be at least 0, got -1.0."),
         ({"lr": 0.0}, "deep_geo: lr must be greater than 0, got 0.0."),
         ({"epochs_of_all": 0.0}, "deep_geo: epochs_of_all must be greater than 0, got 0.0."),
     ],

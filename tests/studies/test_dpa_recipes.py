@@ -6,14 +6,19 @@ import zipfile
 from io import BytesIO
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image
 
-from normalcy import Detector, open_data
-from normalcy.studies.tables import read_table
+from normalcy import Detector, config, open_data
+from normalcy.methods.dpa import DPA, DPASettings
+from normalcy.studies.tables import read_table, select
+from normalcy.training.fit import plan_steps
+from normalcy.training.settings import TrainSettings
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
@@ -137,6 +142,83 @@ def test_tables_of_the_nih(tmp_path: Path) -> None:
     assert {column.data for column in columns.values()} == {
         "camelyon16", "nih/subset.csv", "nih/PA.csv", "nih/AP.csv"
     }  # fmt: skip
+
+
+# -- tables 2 to 4 as the authors ran them (their configuration files, anomaly_detection@6fa35f3) --------------------
+
+
+def as_run(number: int, row: str, column: str) -> tuple[DPA, dict[str, Any], list[int]]:
+    """The method of a row on a column, its settings, and the steps of its stages for 5,000 images."""
+    cells = select(read_table(f"dpa/table-{number}"), columns=[column], seeds=[0])
+    [cell] = [cell for cell in cells if cell.row == row]
+    settings = cell.settings
+    own = {name: settings[name] for name in config.fields_of(DPASettings)}
+    method = DPA(config.build(DPASettings, own, "dpa"), (3 if column == "Camelyon16" else 1, 64, 64))
+    return method, settings, plan_steps(method.stages(), TrainSettings(steps=settings["steps"]), 5000)
+
+
+ROWS = (
+    (2, "DPA without growing"),
+    (2, "DPA"),
+    (3, "DPA without growing"),
+    (3, "DPA"),
+    (4, "3 PL"),
+    (4, "10 PL, growing"),
+)
+
+
+@pytest.mark.parametrize(("number", "row"), ROWS)
+@pytest.mark.parametrize("column", ["Camelyon16", "NIH-subset", "NIH-PA", "NIH-AP"])
+def test_chosen_settings_are_the_authors(number: int, row: str, column: str) -> None:
+    method, settings, steps = as_run(number, row, column)
+    growing = settings["grow"]
+    assert (settings["shrink"], settings["start"], settings["anneal"]) == (1, "authors", False)
+    assert settings["statistics"] == "natural"
+    assert all(stage.early_stop is None for stage in method.stages())  # a fixed length
+    latent = {"Camelyon16": 4, "NIH-AP": 64}.get(column, 16)
+    assert settings["latent"] == latent
+    code = method.autoencoder.encode(torch.zeros(1, *method.shape)).shape
+    assert tuple(code) == ((1, 4, 8, 8) if column == "Camelyon16" else (1, latent, 1, 1))
+    assert (settings["lr"] == 5e-4) == (column == "NIH-AP")
+    equalised = "histogram_equalisation" in settings["preprocess"]
+    assert equalised == (column == "NIH-AP")
+    alone = {"Camelyon16": 34_666, "NIH-subset": 16_000, "NIH-PA": 33_000, "NIH-AP": 27_000}
+    whole = {"Camelyon16": 88_666, "NIH-subset": 123_500, "NIH-PA": 130_000, "NIH-AP": 127_000}
+    assert sum(steps) == (whole if growing else alone)[column]
+    if growing:
+        assert set(steps[:-1]) == {20_000}
+        assert len(steps) == (5 if column == "Camelyon16" else 7)  # from 16 or from 8 pixels
+    r32, r42 = 1, 2
+    assert method.layer(0) == (r42 if column in ("Camelyon16", "NIH-subset") else r32)
+    if growing and column == "Camelyon16":
+        assert method.layer(2) == r32  # at 16 pixels
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "code", "lr", "steps"),
+    [
+        ("1 L1, unsupervised", "NIH-subset", (64, 4, 4), 5e-4, 31_000),
+        ("1 L1, unsupervised", "NIH-PA", (64, 4, 4), 5e-4, 28_333),
+        ("1 L1, unsupervised", "NIH-AP", (64, 4, 4), 5e-4, 32_333),
+        ("1 L1, unsupervised", "Camelyon16", (32, 16, 16), 2e-4, 46_000),
+        ("2 PL, unsupervised", "NIH-subset", (64, 4, 4), 5e-4, 64_333),
+        ("2 PL, unsupervised", "NIH-PA", (64, 4, 4), 5e-4, 57_666),
+        ("2 PL, unsupervised", "NIH-AP", (64, 4, 4), 5e-4, 24_333),
+        ("2 PL, unsupervised", "Camelyon16", (64, 16, 16), 1e-4, 77_000),
+    ],
+)
+def test_unsupervised_settings_of_table_4(row: str, column: str, code: tuple[int, ...], lr: float, steps: int) -> None:
+    method, settings, planned = as_run(4, row, column)
+    assert tuple(method.autoencoder.encode(torch.zeros(1, *method.shape)).shape[1:]) == code
+    assert settings["lr"] == lr
+    assert planned == [steps]
+    assert (settings["l1"], settings["perceptual"]) == ((1.0, 0.0) if row.startswith("1") else (0.0, 1.0))
+
+
+def test_baselines_of_table_2_are_the_authors() -> None:
+    cells = {cell.method: cell.settings for cell in select(read_table("dpa/table-2"), columns=["NIH-PA"], seeds=[0])}
+    assert (cells["deep_geo"]["blocks"], cells["deep_geo"]["widen"]) == (2, 8)  # a WRN-16-8
+    assert cells["piad"]["preset"] == "paper"
 
 
 # -- chest X-rays at hand, figure 5 ----------------------------------------------------------------------------------

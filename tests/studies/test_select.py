@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from runner import Run
-from torch import Tensor
+from torch import Tensor, nn
 
 from normalcy import methods
 from normalcy.config import build, read_toml
@@ -20,7 +21,7 @@ from normalcy.data.open import as_dataset
 from normalcy.data.splits import folds
 from normalcy.detector import Detector
 from normalcy.errors import DataError, NormalcyError, SettingsError, WriteError
-from normalcy.method import Method, Scores, Stage
+from normalcy.method import EarlyStop, Method, Objective, Scores, Stage
 from normalcy.methods.dpa import DPASettings
 from normalcy.methods.pca import PCA
 from normalcy.studies.select import Selection, Trial, select, synthetic_anomalies
@@ -53,8 +54,31 @@ class Planted(Method):
         return Scores(image=x.flatten(1).mean(1) + spread * noise)
 
 
+class Stopping(Planted):
+    """Its weight is ``start`` and grows by 0.1 with each step; the loss on held-out images is lowest where it is 1."""
+
+    name = "stopping"
+
+    def __init__(self, settings: PlantedSettings, shape: Sequence[int]) -> None:
+        super().__init__(settings, shape)
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.watched = 0
+
+    def stages(self) -> list[Stage]:
+        def held_out(x: Tensor) -> dict[str, Tensor]:
+            SEEN.append(len(x))
+            return {"loss": (self.weight - 1.0 + 0.1 * self.settings.level).square() + 0 * x.mean()}
+
+        up = Objective(lambda x: {"loss": -self.weight}, [self.weight], lr=0.1, betas=(0.0, 0.0), optimiser="sgd")
+        return [Stage("up", [up], steps=30, batch_size=40, early_stop=EarlyStop(held_out, patience=3))]
+
+
+SEEN: list[int] = []
+
+
 @pytest.fixture(autouse=True)
 def _planted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(methods.METHODS, "stopping", f"{__name__}:Stopping")  # type: ignore[arg-type]
     monkeypatch.setitem(methods.METHODS, "planted", f"{__name__}:Planted")  # type: ignore[arg-type]
 
 
@@ -92,6 +116,25 @@ def test_mean_auroc_is_that_of_fits_by_hand(tmp_path: Path) -> None:
             scores = detector.score(strange.subset(part)).scores
             above = (scores[:, None] > normal).mean() + 0.5 * (scores[:, None] == normal).mean()
             assert default.aurocs[k, j] == pytest.approx(above)
+
+
+def test_mean_best_number_of_steps_of_the_best_setting_goes_to_the_final_training(tmp_path: Path) -> None:
+    """Each fit watches a fifth of its 40 images and would stop 3 steps after the best one."""
+    SEEN.clear()
+    found = select(NORMAL, "stopping", as_dataset(STRANGE), tmp_path, trials=5, space={"level": range(5)})
+    assert [trial.steps for trial in found.trials] == [(10 - trial.settings["level"],) * 3 for trial in found.trials]
+    assert set(SEEN) == {8}
+    assert found.settings == {"level": 3}
+    assert read_toml(tmp_path / "best.toml") == {"method": "stopping", "level": 3, "steps": 7}
+    assert json.loads((tmp_path / "select.json").read_text())["steps"] == 7
+
+
+def test_layers_to_search_are_distinct_at_full_resolution() -> None:
+    dpa = methods.get("dpa")
+    assert {4, 8} < set(dpa.search["latent"])  # the authors' choices for Camelyon16 and five classes of CIFAR-10
+    for side in (32, 64, 128):
+        used = [dpa(DPASettings(layers=layers), (1, side, side)).layer(0) for layers in dpa.search["layers"]]  # type: ignore[attr-defined]
+        assert used == [0, 1, 2, 3]
 
 
 def test_a_large_space_is_searched_and_bad_settings_are_given_up(tmp_path: Path) -> None:

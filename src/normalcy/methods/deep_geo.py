@@ -1,10 +1,10 @@
 """Deep GEO: classifier of 72 geometric transforms, scored by the negative Dirichlet log-likelihood of its softmax outputs.
 
 The classifier learns which transform was applied to a normal image: mirrored or not, shifted by a quarter of the side left,
-right, up or down or not (reflected at the border), rotated by 0, 90, 180 or 270 degrees. For each transform, a Dirichlet
-distribution is fitted to the classifier's softmax outputs on the training images; the score is minus the mean over transforms of
-(alpha - 1) . log y(x) (Golan, El-Yaniv 2018, section 4). Anomalies that leave the orientation readable go unnoticed, and images
-without orientation (tissue, textures) cannot be used: table 2 of DPA. There is no map.
+right, up or down or not (mirrored at the border, the last pixel included), rotated by 0, 90, 180 or 270 degrees. For each
+transform, a Dirichlet distribution is fitted to the classifier's softmax outputs on the training images; the score is minus the
+mean over transforms of (alpha - 1) . log y(x) (Golan, El-Yaniv 2018, section 4). Anomalies that leave the orientation readable go
+unnoticed, and images without orientation (tissue, textures) cannot be used: table 2 of DPA. There is no map.
 
 | | paper and authors' code | normalcy |
 | --- | --- | --- |
@@ -12,6 +12,9 @@ without orientation (tissue, textures) cannot be used: table 2 of DPA. There is 
 | batch | 128 images in all 72 transforms | a random transform for each image of a batch |
 | length | 3 epochs of all images in all transforms (authors' code: 200 / 72) | 216 passes over the images, the same |
 | score | sum over transforms | mean over transforms |
+| L2 penalty | authors' code: 2.5e-4 on all weights, biases and norms | the same: ``weight_decay`` is twice that |
+| value range | authors' code: [-1, 1] | [-1, 1] by the range of the training images |
+| initial weights, head | Keras; mean over 8x8 pixels | Torch; mean over all pixels, which differs from 64 pixels on |
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,6 +32,7 @@ from torch.nn import functional as F
 from normalcy import config
 from normalcy.errors import DataError
 from normalcy.method import Batches, Method, Objective, Scores, Stage
+from normalcy.nets.scaling import Range
 
 TRANSFORMS = tuple(product((False, True), (0, -1, 1), (0, -1, 1), (0, 1, 2, 3)))
 """Mirrored, moved along x, moved along y (quarters of the side), quarter turns; the first changes nothing."""
@@ -44,8 +49,12 @@ class DeepGEOSettings:
     lr: float = 1e-3
     """Learning rate (Adam)."""
 
+    weight_decay: float = 5e-4
+    """Added to the gradient times each weight, bias and norm (authors' code: the gradient of an L2 penalty of 2.5e-4)."""
+
     def __post_init__(self) -> None:
-        config.require("deep_geo", self, positive=("widen", "blocks", "epochs_of_all", "lr"))
+        positive = ("widen", "blocks", "epochs_of_all", "lr")
+        config.require("deep_geo", self, positive=positive, non_negative=("weight_decay",))
 
 
 class WideBlock(nn.Module):
@@ -84,6 +93,7 @@ class DeepGEO(Method):
         channels, height, width = self.shape
         if height != width or height < 8:
             raise DataError(f"deep_geo turns images, so it expects squares of at least 8 pixels, got {self.shape}.")
+        self.range = Range()
         self.register_buffer("places", source_of_pixels(height), persistent=False)
         layers: list[nn.Module] = [nn.Conv2d(channels, 16, 3, padding=1, bias=False)]
         before = 16
@@ -96,10 +106,11 @@ class DeepGEO(Method):
         self.register_buffer("alpha", torch.ones(len(TRANSFORMS), len(TRANSFORMS)))
 
     def stages(self) -> Sequence[Stage]:
-        objective = Objective(self.classification, self.classifier.parameters(), lr=self.settings.lr)
-        passes = self.settings.epochs_of_all * len(TRANSFORMS)
+        s = self.settings
+        objective = Objective(self.classification, self.classifier.parameters(), lr=s.lr, weight_decay=s.weight_decay)
+        passes = s.epochs_of_all * len(TRANSFORMS)
         return [
-            Stage("classifier", [objective], epochs=passes, batch_size=128),
+            Stage("classifier", [objective], epochs=passes, batch_size=128, prepare=self.range.measure),
             Stage("dirichlet", prepare=self.measure),
         ]
 
@@ -110,12 +121,13 @@ class DeepGEO(Method):
 
     def classification(self, x: Tensor) -> Mapping[str, Tensor]:
         which = torch.randint(len(TRANSFORMS), (len(x),), device=x.device)
-        answers = self.classifier(self.transformed(x, which)).float()
+        answers = self.classifier(self.transformed(self.range(x), which)).float()
         right = (answers.argmax(1) == which).float().mean()
         return {"loss": F.cross_entropy(answers, which), "right": right}
 
     def log_answers(self, x: Tensor) -> Tensor:
         """log softmax of the classifier on every transform of images (B, C, H, W): (B, transforms, classes)."""
+        x = self.range(x)
         if torch.compiler.is_compiling():  # traced for export: one pass of the classifier, not 72 in the graph
             copies = x.flatten(2)[:, :, self.places].transpose(1, 2).reshape(-1, *x.shape[1:])
             return F.log_softmax(self.classifier(copies).float(), 1).view(len(x), len(TRANSFORMS), -1)
@@ -138,14 +150,14 @@ class DeepGEO(Method):
 
 def source_of_pixels(side: int) -> Tensor:
     """Where each pixel of each transformed image comes from: (transforms, side * side) places in the flat image."""
-    pixels = torch.arange(side * side, dtype=torch.float32).view(1, 1, side, side)
     step = side // 4
-    around = F.pad(pixels, (step,) * 4, mode="reflect")
+    # "reflect" of Keras and scipy, which repeats the last pixel, is numpy's "symmetric".
+    around = torch.from_numpy(np.pad(np.arange(side * side).reshape(side, side), step, mode="symmetric"))
     sources = []
     for mirrored, x, y, turns in TRANSFORMS:
         image = around.flip(-1) if mirrored else around
         moved = image[..., step - y * step : step - y * step + side, step - x * step : step - x * step + side]
-        sources.append(torch.rot90(moved, turns, (-2, -1)).flatten().long())
+        sources.append(torch.rot90(moved, turns, (-2, -1)).flatten())
     return torch.stack(sources)
 
 

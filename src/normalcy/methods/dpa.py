@@ -7,8 +7,10 @@ equations 1 to 3). The output is a "content tensor", not an image, unless ``l1``
 
 | | paper | authors' code | normalcy |
 | --- | --- | --- | --- |
-| features | VGG19, ReLU r12, r22, r32 or r42 | CIFAR-10: r32 or r42, by class | first layers of EfficientNet-Lite0 |
-| feature statistics | ImageNet | ImageNet | ``statistics``; without a file, the training images |
+| features | VGG19, ReLU r12, r22, r32 or r42 | CIFAR-10: r32 or r42, by class | linear bottlenecks of EfficientNet-Lite0 |
+| feature statistics | ImageNet | ImageNet | ``statistics``: 26 natural images of about the same size |
+| initial weights | | He et al. | ``start``: each residual block starts as its shortcut |
+| size of the autoencoder | that of the image | the same | ``shrink``: half of it |
 | value range | [-1, 1] by the range of the images | the same | [-1, 1] by the range of the training images |
 | blocks | "pre-activation residual blocks" | resampling inside the block | as the authors' code |
 | channels | | at most those of the bottleneck | as the authors' code, for any side that halves to 4 to 7 pixels |
@@ -20,13 +22,18 @@ equations 1 to 3). The output is a "content tensor", not an image, unless ``l1``
 | map | not evaluated | mean error over the layer's channels | as the authors' code |
 
 VGG19 features are for 8, 16, 32 and 64 pixels: r12, r22, r32, and r32 or r42. EfficientNet-Lite0 installs offline and halves the
-image where VGG19 does not, so that its layers 0, 1, 2 have the grids of r22, r32, r42. For the paper's features:
+image where VGG19 does not: its layers 0, 1, 2 have the grids of r22, r32, r42, but are linear and of 16, 24, 40 channels in place
+of rectified ones of 128, 256, 512. For the paper's method: ``shrink=1``, ``start="authors"``,
 ``backbone="vgg19"`` (or "vgg19:file"), ``layers=(1, 3, 5)``, ``statistics`` the authors' file. ``backbone="self"`` trains a
 network on the training images by SimCLR.
 
-The authors' bottleneck has 8 channels for five classes of CIFAR-10, 256 for cats. With ``bottleneck="spatial"`` sides halve to 8
-to 15 pixels. Where normal images are held out (``calibration`` holds some out), early stopping ends the last stage. The image
-score is a mean over the image, so that small defects have little weight in it; the map localises them.
+The statistics of natural images are, for EfficientNet-Lite0, from a file for images of about the same size
+(``recipes/natural_statistics.py``); other backbones measure six photographs. The defaults of ``statistics``, ``start``,
+``shrink`` and ``anneal`` were chosen on training images (``recipes/dpa_defaults.py``).
+
+The authors' bottleneck has 8 channels for five classes of CIFAR-10, 256 for cats. A tenth of the normal images is held out for
+``early_stop``. The image score is a mean over the image, so that small defects have little weight in it: ``top`` gives them more;
+the map localises them.
 """
 
 from __future__ import annotations
@@ -38,7 +45,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -47,9 +53,9 @@ from normalcy import config
 from normalcy.errors import DataError
 from normalcy.method import Batches, EarlyStop, Method, Objective, Scores, Stage
 from normalcy.nets.contrastive import SelfTaught
-from normalcy.nets.filters import gaussian_smooth
+from normalcy.nets.filters import gaussian_smooth, mean_of_highest
 from normalcy.nets.gan import Encoder, wasserstein_loss
-from normalcy.nets.perceptual import PerceptualFeatures, relative_l1, relative_map
+from normalcy.nets.perceptual import PerceptualFeatures, joined, parted, relative_error, relative_l1
 from normalcy.nets.scaling import Range
 from normalcy.nets.statistics import Mapped
 
@@ -59,8 +65,9 @@ class DPASettings:
     latent: int = 16
     """Channels of the bottleneck; no level has more (the authors: 8 to 256, for a spatial one 4)."""
     bottleneck: Literal["vector", "spatial"] = "vector"
-    """"vector": one pixel (the paper: 1x1); "spatial": the 8 to 15 pixels a side that the image halves to (the paper: for example
-    4 channels of 8x8)."""
+    """"vector": one pixel (the paper: 1x1); "spatial": ``grid`` pixels a side (the paper: for example 4 channels of 8x8)."""
+    grid: int = 8
+    """Least side of a spatial bottleneck: the image halves to ``grid`` to 2 ``grid`` - 1 pixels."""
     width: int = 32
     """Channels next to the image, doubled with each halving, but never more than ``latent``."""
     blocks: int = 2
@@ -71,10 +78,23 @@ class DPASettings:
     """Feature layers for 8, 16, 32 ... pixels; larger images use the last."""
     magnify: int | None = 1
     """Factor by which images are enlarged for the backbone; none: as its first layer reduces them."""
-    statistics: str = ""
-    """.npz file with the arrays <layer>_mean and <layer>_std of natural images; empty: those of the training images."""
+    statistics: str = "natural"
+    """Mean and standard deviation of the features (equation 2): "natural" (of natural images), "training" (of the training
+    images) or an .npz file with the arrays <layer>_mean and <layer>_std."""
+    start: Literal["authors", "zero"] = "zero"
+    """Initial weights: "authors" (He et al. in all layers); "zero": the same, but each residual block starts as its shortcut."""
+    shrink: int | None = None
+    """Factor by which images are reduced for the autoencoder, whose output is enlarged again: loss and score keep the full
+    size; none: 2."""
     grow: bool | None = None
     """Progressive growing; none: for images above 32 pixels."""
+    stage_steps: int = 20_000
+    """Growing: steps of each stage but the last, before ``steps`` or ``epochs`` shorten or lengthen all."""
+    last_steps: int | None = None
+    """Steps of the last or only stage, before the same; none: 10,000 when growing, else 5,000."""
+    early_stop: bool = True
+    """The last stage ends where the loss on held-out normal images does not fall any more (the paper); false: never (the final
+    trainings of the authors, whose length they searched)."""
     perceptual: float = 1.0
     """Weight of the relative perceptual L1; 0 removes it from loss and score."""
     l1: float = 0.0
@@ -86,9 +106,14 @@ class DPASettings:
     lr: float | None = None
     """Learning rate (Adam); none: 1e-3 when growing or with a spatial bottleneck, else 2.56 / (latent x side), at most 1e-2 (the
     authors, for 32 pixels: 1e-2, 5e-3, 2e-3, 1e-3, 2e-4 with 8, 16, 32, 64, 256 channels)."""
+    anneal: bool = False
+    """The learning rate of the last stage falls linearly to 0; false: it is constant, as the authors'."""
     cache: bool = True
     """Features of the images are computed once and kept in memory where the resolution is fixed and images are not
     augmented."""
+    top: float = 1.0
+    """Image score: mean over this fraction of the highest values of the error over the feature grid, for small defects; 0: the
+    highest alone; 1: all, equation 1."""
     smoothing: float = 0.0
     """Standard deviation of the Gaussian that smooths the map, in pixels."""
     bf16: bool = True
@@ -98,7 +123,19 @@ class DPASettings:
         config.require(
             "dpa",
             self,
-            positive=("latent", "width", "blocks", "magnify", "critic_steps", "lr"),
+            positive=(
+                "latent",
+                "grid",
+                "width",
+                "blocks",
+                "shrink",
+                "magnify",
+                "stage_steps",
+                "last_steps",
+                "critic_steps",
+                "lr",
+            ),
+            unit=("top",),
             non_negative=("perceptual", "l1", "adversarial", "smoothing"),
         )
         config.require_that(
@@ -129,22 +166,27 @@ class GrowingAutoencoder(nn.Module):
     """g of the paper: images (B, C, H / 2^level, W / 2^level) in [-1, 1] -> reconstructions, unbounded, float32.
 
     ``level`` 0 is the full resolution. With ``alpha`` below 1 the layers of this level are blended with those of the
-    next coarser one. ``code`` is (B, latent, h, w).
+    next coarser one. ``code`` is (B, latent, h, w). Inside, images are ``shrink`` times smaller.
     """
 
-    def __init__(self, shape: Sequence[int], latent: int, spatial: bool, width: int, blocks: int) -> None:
+    def __init__(self, shape: Sequence[int], s: DPASettings) -> None:
         super().__init__()
         channels, *sides = shape
-        smallest = 8 if spatial else 4
+        spatial, smallest = s.bottleneck == "spatial", s.grid if s.bottleneck == "spatial" else 4
+        halves = all(n % 2 == 0 and n // 2 >= smallest for n in sides)
+        self.shrink = s.shrink or (2 if halves else 1)
+        if divisible := all(n % self.shrink == 0 for n in sides):
+            sides = [n // self.shrink for n in sides]
         self.halvings = 0
         while all(n % 2 == 0 and n // 2 >= smallest for n in sides):
             sides, self.halvings = [n // 2 for n in sides], self.halvings + 1
-        if not all(smallest <= n < 2 * smallest for n in (min(sides), max(sides))):
+        if not divisible or not all(smallest <= n < 2 * smallest for n in (min(sides), max(sides))):
             raise DataError(
-                f"dpa expects sides that halve to {smallest} to {2 * smallest - 1} pixels, such as 32, 48, 64 or 256, got "
-                f"{tuple(shape[1:])}: use resize or pad_to."
+                f"dpa expects sides that, divided by {self.shrink}, halve to {smallest} to {2 * smallest - 1} pixels, such as "
+                f"32, 48, 64 or 256, got {tuple(shape[1:])}: use resize or pad_to."
             )
-        widths = [min(latent, width * 2**i) for i in range(self.halvings + 1)]
+        latent, blocks = s.latent, s.blocks
+        widths = [min(latent, s.width * 2**i) for i in range(self.halvings + 1)]
         self.from_image = nn.ModuleList(
             nn.Sequential(nn.Conv2d(channels, w, 3, padding=1), *(Residual(w, w) for _ in range(blocks)))
             for w in widths
@@ -165,8 +207,13 @@ class GrowingAutoencoder(nn.Module):
                 nn.init.kaiming_normal_(part.weight, a=0.2, mode="fan_out")
                 if part.bias is not None:
                     nn.init.zeros_(part.bias)
+        if s.start == "zero":  # else the output of many blocks without norm is 2 to 70 times as large as images
+            for part in self.modules():
+                if isinstance(part, Residual):
+                    nn.init.zeros_(part.second.weight)
 
     def encode(self, x: Tensor, level: int = 0, alpha: float = 1.0) -> Tensor:
+        x = F.avg_pool2d(x, self.shrink) if self.shrink > 1 else x
         h = self.from_image[level](x)
         for k in range(level, self.halvings):
             h = self.down[k](h)
@@ -179,10 +226,14 @@ class GrowingAutoencoder(nn.Module):
         h = self.widen(code)
         for k in reversed(range(level, self.halvings)):
             coarse, h = h, self.up[k](h)
-        image: Tensor = self.to_image[level](h)
+        image = self._enlarged(self.to_image[level](h))
         if alpha < 1:
-            image = torch.lerp(upsample(self.to_image[level + 1](coarse)), image, alpha)
-        return image.float()
+            image = torch.lerp(upsample(self._enlarged(self.to_image[level + 1](coarse))), image, alpha)
+        return image
+
+    def _enlarged(self, image: Tensor) -> Tensor:
+        image = image.float()
+        return F.interpolate(image, scale_factor=float(self.shrink), mode="bilinear") if self.shrink > 1 else image
 
     def forward(self, x: Tensor, level: int = 0, alpha: float = 1.0) -> Tensor:
         return self.decode(self.encode(x, level, alpha), level, alpha)
@@ -190,6 +241,10 @@ class GrowingAutoencoder(nn.Module):
 
 def _residuals(before: int, after: int, count: int, resample: Callable[[Tensor], Tensor]) -> nn.Sequential:
     return nn.Sequential(Residual(before, after, resample), *(Residual(after, after) for _ in range(count - 1)))
+
+
+def _to_zero(fraction: float) -> float:
+    return 1 - fraction
 
 
 def downsample(x: Tensor) -> Tensor:
@@ -209,18 +264,20 @@ class DPA(Method):
         "perceptual autoencoders. IEEE Access 9, 2021. arXiv:2006.13265."
     )
     search: ClassVar = {
-        "latent": (16, 32, 64, 128, 256),
+        "latent": (4, 8, 16, 32, 64, 128, 256),
         "bottleneck": ("vector", "spatial"),
-        "layers": ((0,), (0, 1), (0, 1, 2), (0, 1, 2, 3)),
+        "layers": ((0,), (0, 1), (0, 1, 2), (0, 1, 3)),  # another layer each at full resolution, from 32 pixels on
+        "statistics": ("natural", "training"),
         "preprocess": ((), ("histogram_equalisation",)),
     }
+    length_setting: ClassVar = "last_steps"
     settings: DPASettings
 
     def __init__(self, settings: DPASettings, shape: Sequence[int]) -> None:
         super().__init__(settings, shape)
         s = settings
         self.range = Range()
-        self.autoencoder = GrowingAutoencoder(self.shape, s.latent, s.bottleneck == "spatial", s.width, s.blocks)
+        self.autoencoder = GrowingAutoencoder(self.shape, s)
         grow = max(self.shape[1:]) > 32 if s.grow is None else s.grow
         # Growing starts one halving above the bottleneck.
         self.levels = list(reversed(range(max(1, self.autoencoder.halvings)))) if grow else [0]
@@ -295,13 +352,14 @@ class DPA(Method):
         if isinstance(taught := self.perceptual.backbone, SelfTaught):
             simclr = Objective(partial(self._contrast, taught), taught.parameters(), lr=1e-3, name="simclr")
             stages.append(Stage("simclr", [simclr], epochs=100, batch_size=256, prepare=self.range.measure))
+        steps = self.settings.stage_steps
         before: int | None = None
         for level in self.levels:
             side = min(self.shape[1:]) >> level
             if before is not None:
-                stages.append(self._stage(f"fade {side}", level, 20_000, fade=True))
-            last = 10_000 if len(self.levels) > 1 else 5_000
-            stages.append(self._stage(f"stabilise {side}", level, 20_000 if level else last, first=before is None))
+                stages.append(self._stage(f"fade {side}", level, steps, fade=True))
+            last = self.settings.last_steps or (10_000 if len(self.levels) > 1 else 5_000)
+            stages.append(self._stage(f"stabilise {side}", level, steps if level else last, first=before is None))
             before = level
         return stages
 
@@ -323,12 +381,15 @@ class DPA(Method):
             objective = Objective(partial(self._fading_loss, level), own, lr=lr, name="fading")
             return Stage(name, [objective], steps=steps, batch_size=128, on_progress=self._fade)
         loss = partial(self._fixed_loss, level)
-        objectives = [Objective(loss, own, lr=lr, name="reconstruction")]
+        anneal = s.anneal and level == 0
+        schedule = _to_zero if anneal else None
+        objectives = [Objective(loss, own, lr=lr, schedule=schedule, name="reconstruction")]
         if self.critic is not None and level == 0:
             against = Objective(
                 partial(self._critic_loss, level),
                 self.critic.parameters(),
                 lr=lr,
+                schedule=schedule,
                 betas=(0.0, 0.9),
                 repeats=s.critic_steps,
                 name="critic",
@@ -341,7 +402,9 @@ class DPA(Method):
             batch_size=128,
             prepare=self.measure if first else None,
             derive=partial(self._with_features, level) if s.cache and s.perceptual else None,
-            early_stop=EarlyStop(loss, every=1000, patience=3, min_delta=0.001) if level == 0 else None,
+            early_stop=EarlyStop(loss, every=1000, patience=3, min_delta=0.001, after=0.5 if anneal else 0.0)
+            if level == 0 and s.early_stop
+            else None,
         )
 
     def _fade(self, fraction: float) -> None:
@@ -350,15 +413,13 @@ class DPA(Method):
     def _with_features(self, level: int, x: Tensor) -> Tensor:
         """Images and their features, flattened and concatenated, (B, n)."""
         y = self.at_level(x, level)
-        return torch.cat([y.flatten(1), self.features(y, level).flatten(1)], 1)
+        return joined(y, self.features(y, level))
 
     def _unpack(self, level: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The images at a level and, where the stage computed them in advance, their features."""
         if x.ndim == 4:
             return self.at_level(x, level), None
-        shape = (self.shape[0], *(n >> level for n in self.shape[1:]))
-        pixels = int(np.prod(shape))
-        return x[:, :pixels].reshape(-1, *shape), x[:, pixels:]
+        return parted(x, (self.shape[0], *(n >> level for n in self.shape[1:])))
 
     def _fixed_loss(self, level: int, x: Tensor) -> Mapping[str, Tensor]:
         y, target = self._unpack(level, x)
@@ -381,15 +442,13 @@ class DPA(Method):
         code = self.autoencoder.encode(y)
         restored = self.autoencoder.decode(code)
         if self.settings.perceptual:
-            wanted = self.features(y)
-            image = relative_l1(wanted, features := self.features(restored))
-            error = relative_map(wanted, features, self.shape[1:])
+            error = relative_error(self.features(y), self.features(restored))
         else:
             error = (y - restored).abs().mean(1)
-            image = error.mean((1, 2))
+        map_ = F.interpolate(error[:, None], size=self.shape[1:], mode="bilinear")[:, 0]
         return Scores(
-            image=image,
-            map=gaussian_smooth(error, self.settings.smoothing),
+            image=mean_of_highest(error, self.settings.top),
+            map=gaussian_smooth(map_, self.settings.smoothing),
             restored=self.range.inverse(restored),
             latent=code.flatten(1).float(),
         )

@@ -30,8 +30,10 @@ class Backbone(nn.Module):
     ``name`` is "efficientnet_lite0" (embedded), a timm model ("resnet18", "vit_small_patch14_dinov2.lvd142m"; weights from
     the hub) or "timm name:file" with the weights in a local .safetensors or .pth file. ``layers`` are timm's feature
     indices, ascending: stages of a convolutional network, finest first, or blocks of a transformer. For
-    efficientnet_lite0 these are 0 to 4 with 16, 24, 40, 112, 320 channels at 1/2, 1/4, 1/8, 1/16, 1/32 of the image's side;
-    for VGG networks every ReLU counts, so that in vgg19 r12, r22, r32, r42 are 1, 3, 5, 9. ``names`` holds the layers' names.
+    efficientnet_lite0 these are 0 to 4 with 16, 24, 40, 112, 320 channels at 1/2, 1/4, 1/8, 1/16, 1/32 of the image's side,
+    and, as of all EfficientNets, one more: the last convolution after its activation (1,280 channels, 1/32), which the
+    classifier averages; for VGG networks every ReLU counts, so that in vgg19 r12, r22, r32, r42 are 1, 3, 5, 9. ``names`` holds
+    the layers' names.
     ``channels`` of the images: 3, or 1, which is repeated. ``bf16``: compute in bfloat16 (about twice as fast where the
     processor supports it, at a precision of about three digits).
 
@@ -62,7 +64,11 @@ class Backbone(nn.Module):
         self.reductions = tuple(int(stages[i]["reduction"]) for i in self.layers)
         self.names = tuple(str(stages[i].get("name", i)) for i in self.layers)
         self.finest = int(stages[0]["reduction"])
-        network.prune_intermediate_layers(list(self.layers), prune_norm=True, prune_head=True)
+        self.head = stages[self.layers[-1]]["module"] == "conv_head"
+        self.inner = (
+            list(dict.fromkeys(min(i, len(stages) - 2) for i in self.layers)) if self.head else list(self.layers)
+        )
+        network.prune_intermediate_layers(self.inner, prune_norm=not self.head, prune_head=not self.head)
         self.network = network.requires_grad_(False).to(memory_format=torch.channels_last)
         for part in network.modules():
             if isinstance(part, nn.Conv2d) and part.groups > 1 and max(part.stride) > 1:
@@ -88,8 +94,11 @@ class Backbone(nn.Module):
         x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)  # one channel becomes three here
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16 if bf16 is None else bf16):
             maps = self.network.forward_intermediates(
-                x, indices=list(self.layers), norm=False, stop_early=True, output_fmt="NCHW", intermediates_only=True
+                x, self.inner, norm=False, stop_early=True, output_fmt="NCHW", intermediates_only=not self.head
             )
+            if self.head:
+                last, maps = maps
+                maps = [*maps[: len(self.layers) - 1], last]
         return [m.float() for m in maps]
 
     def load_pretrained(self) -> None:
@@ -147,7 +156,16 @@ def _create(architecture: str, pretrained: bool = False, file: str | None = None
         raise SettingsError(f"Backbone {architecture}: this timm model returns no feature maps; choose another.")
     if isinstance(network, timm.models.VGG):
         _name_each_relu(network)
+    if isinstance(network, timm.models.EfficientNet):
+        _add_head(network)
     return network
+
+
+def _add_head(network: Any) -> None:
+    """Make the last convolution, with its norm and activation, a feature layer; to timm it belongs to the classifier."""
+    last = network.feature_info[-1]
+    info = {"num_chs": network.num_features, "reduction": last["reduction"], "module": "conv_head"}
+    network.feature_info = [*network.feature_info, info]
 
 
 def _name_each_relu(network: Any) -> None:

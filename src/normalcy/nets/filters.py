@@ -113,3 +113,14 @@ def reduce_map(maps: Tensor, reduce: Reduce) -> Tensor:
     if reduce == "top":
         return flat.topk(max(1, round(TOP * flat.shape[1])), dim=1).values.mean(1)
     return map_quantile(maps, 1.0 if reduce == "max" else reduce)
+
+
+def mean_of_highest(maps: Tensor, fraction: float) -> Tensor:
+    """Mean of the highest ``fraction`` of the values of each map (B, ...), at least one: (B,).
+
+    >>> mean_of_highest(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), 0.5)
+    tensor([3.5000])
+    """
+    flat = maps.flatten(1)
+    count = max(1, round(fraction * flat.shape[1]))
+    return flat.mean(1) if count == flat.shape[1] else flat.topk(count, dim=1).values.mean(1)

@@ -27,16 +27,19 @@ INITIAL_STD = 0.02
 
 
 class Generator(nn.Module):
-    """(B, latent) -> (B, C, H, W) in [-1, 1], float32."""
+    """(B, latent) -> (B, C, H, W) in [-1, 1], float32; ``linear``: without tanh, unbounded."""
 
-    def __init__(self, shape: Sequence[int], latent: int, width: int, norm: Norm = "batch") -> None:
+    def __init__(
+        self, shape: Sequence[int], latent: int, width: int, norm: Norm = "batch", linear: bool = False
+    ) -> None:
         super().__init__()
-        self.latent = latent
+        self.latent, self.linear = latent, linear
         layers = ConvNet("dcgan", _widths(shape, width), norm, slope=0.0).decoder(shape, latent)
         self.entry, self.rest = layers[0], layers[1:]
 
     def forward(self, z: Tensor) -> Tensor:
-        return torch.tanh(self.rest(self.entry(z)).float())
+        image: Tensor = self.rest(self.entry(z)).float()
+        return image if self.linear else torch.tanh(image)
 
     def alike(self, z: Tensor) -> Tensor:
         """As ``forward`` (in evaluation mode), but bitwise independent of the number of images in the batch.
@@ -93,11 +96,16 @@ def gradient_penalty(critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
     return (norm - 1).square().mean()
 
 
-def wasserstein_loss(critic: nn.Module, real: Tensor, fake: Tensor, penalty: float) -> Mapping[str, Tensor]:
-    """The critic's loss of a WGAN-GP: mean D(fake) - mean D(real) + ``penalty`` times the gradient penalty."""
-    distance = critic(real).mean() - critic(fake).mean()
+def wasserstein_loss(
+    critic: nn.Module, real: Tensor, fake: Tensor, penalty: float, drift: float = 0.0
+) -> Mapping[str, Tensor]:
+    """The critic's loss of a WGAN-GP: mean D(fake) - mean D(real) + ``penalty`` times the gradient penalty + ``drift`` times mean
+    D(real)^2, which keeps the outputs near 0 (Karras et al. 2018)."""
+    of_real = critic(real)
+    distance = of_real.mean() - critic(fake).mean()
     gradient = gradient_penalty(critic, real, fake)
-    return {"loss": penalty * gradient - distance, "wasserstein": distance, "penalty": gradient}
+    loss = penalty * gradient - distance + drift * of_real.square().mean()
+    return {"loss": loss, "wasserstein": distance, "penalty": gradient}
 
 
 class DCGAN(nn.Module):
