@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from mutations import assert_one_sentence, deep, mutations, outcome
+from example_mutations import assert_one_sentence, deep, mutations, outcome
 
 from normalcy import DataError
 from normalcy.metrics import Interval as Found

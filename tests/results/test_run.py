@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from example_mutations import assert_one_sentence, deep, mutations, outcome
 from example_parts import texture, write_table
-from mutations import assert_one_sentence, deep, mutations, outcome
 
 from normalcy import DataError, Detector, SettingsError, open_data
 from normalcy.calibrate import Decision
