@@ -16,6 +16,7 @@ from normalcy import DataError, Detector, open_data
 from normalcy.data.open import open_recorded
 from normalcy.data.splits import images_to_score
 from normalcy.report import write_report
+from normalcy.results.dicom import write_dicom
 from normalcy.results.evaluate import evaluate
 from normalcy.results.folder import read_results
 from normalcy.results.inputs import reopen
@@ -270,3 +271,15 @@ def test_a_series_is_opened_again(tmp_path: Path) -> None:
     assert again is not None
     assert again.fingerprint() == data.fingerprint()
     assert {item.path.rpartition("/")[2][:7] for item in again.items} == {"study", "series-"}
+
+
+@pytest.mark.parametrize("spec", ["private", "private/scan.dcm", "/", "/proc/self/environ"])
+def test_dicom_results_open_no_file_of_this_machine(scored: Path, tmp_path: Path, spec: str) -> None:
+    """A foreign folder names images of which it has no fingerprint: nothing is written, and nothing of them is said."""
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "scan.dcm").write_bytes(b"\0" * 128 + b"DICM Mustermann^Erika")
+    change(scored, spec=spec if spec.startswith("/") else str(tmp_path / spec))
+    with pytest.raises(DataError, match="name the data set with --data") as caught:
+        write_dicom(scored, tmp_path / "out")
+    assert "Mustermann" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
