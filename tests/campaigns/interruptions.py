@@ -60,6 +60,7 @@ import normalcy.results.evaluate
 import normalcy.results.folder
 import normalcy.results.predict
 import normalcy.results.run
+import normalcy.results.shards
 import normalcy.results.slides
 import normalcy.studies.audit
 import normalcy.studies.compare
@@ -188,6 +189,7 @@ COMMANDS = (
     Command("score into an empty folder", SCORE, {**SCORED, "out": "empty"}, "out", mark="run.json"),
     Command("score by a graph", (*SCORE, "--engine", "onnxruntime", "--no-maps"), SCORED, "out",
             progress=r"model/\.graphs(/.*)?$", points=7),
+    Command("merge", ("merge", "shard-1", "shard-2", "--out", "out"), {"shard-1": "shard-1", "shard-2": "shard-2"}, "out"),
     Command("evaluate", ("evaluate", "results"), {"results": "old-metrics"}, "results/metrics.json"),
     Command("report", ("report", "results"), {"results": "results", **DATA}, "results/report.html"),
     Command("report, again", ("report", "results"), {"results": "old-report", **DATA}, "results/report.html"),
@@ -233,6 +235,8 @@ def make_templates(folder: Path, needed: Collection[str]) -> None:
         command("fit", *words, "--out", name)
     command("score", "model", "data", "--out", "results")
     command("evaluate", "results")
+    for k in (1, 2):
+        command("score", "model", "data", "--shard", f"{k}/2", "--out", f"shard-{k}")
     command("score", "old-model", "data", "--out", "old-results")
     shutil.copytree("results", "old-metrics")
     command("evaluate", "old-metrics", "--limit", "0.2")
