@@ -14,7 +14,7 @@ def test_mutated_folders_work_or_are_refused(tmp_path: Path) -> None:
     words = [
         sys.executable,
         str(HERE / "mutations.py"),
-        "24",
+        "12",
         "--few",
         "--seed",
         "1",

@@ -296,7 +296,7 @@ def test_a_row_that_names_a_folder_of_much_is_refused_soon(tmp_path: Path, monke
     (tmp_path / "all/below").mkdir(parents=True)
     for k in range(25):
         (tmp_path / f"all/below/{k}").touch()
-    assert "more than 20; name a folder of one" in refused(b"path\nall\n", "a.csv", tmp_path)
+    assert "holds more files and folders than are read" in refused(b"path\nall\n", "a.csv", tmp_path)
 
 
 def test_circles_of_directories_in_a_slide_end(tmp_path: Path) -> None:
