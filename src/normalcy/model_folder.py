@@ -11,7 +11,7 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,6 +57,11 @@ _TYPES = {
 _Plan = dict[str, tuple[tuple[int, ...], Any]]
 """Tensor -> shape, type."""
 
+ADDED: Mapping[str, frozenset[str]] = {
+    "lsr": frozenset({"local", "code_error", "spread", "chosen"}),
+    "vq_restoration": frozenset({"deviation"}),
+}
+"""Method -> tensors that models of earlier versions lack; they keep the values of a new method."""
 ALWAYS_MEAN = ("alocc", "dsebm", "ganomaly", "ocgan")
 """Methods whose models of earlier versions have no setting ``reduce`` and score by the mean of the map."""
 
@@ -119,6 +124,10 @@ def read_description(folder: Path) -> dict[str, Any]:
     if description["method"] == "pca" and "quantile" in settings:
         quantile = settings.pop("quantile")  # none was the mean
         settings["reduce"] = "mean" if quantile is None else quantile
+    if description["method"] == "vq_restoration" and isinstance(settings.get("filter"), bool):
+        settings["filter"] = "paper" if settings["filter"] else "none"
+    if description["method"] == "lsr":
+        settings.setdefault("prior", "causal")
     if description["method"] in ALWAYS_MEAN:
         settings.setdefault("reduce", "mean")
     return description
@@ -138,13 +147,15 @@ def read_weights(folder: Path, description: Mapping[str, Any], build: Callable[[
         with safe_open(path, "pt") as file:
             parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
             stored = {name: (tuple(part.get_shape()), _TYPES.get(part.get_dtype())) for name, part in parts.items()}
-            _compare(folder, stored, build)  # first: the checksum of a file that claims much takes long
+            added = ADDED.get(description["method"], frozenset())
+            _compare(folder, stored, build, added)  # first: the checksum of a file that claims much takes long
             if _digest(path) != description.get("weights_sha256"):
                 raise ModelFileError(
                     f"{path} is damaged or was exchanged (its checksum is another): copy the model again."
                 )
             method = build()
-            method.load_state_dict({name: file.get_tensor(name) for name in stored})
+            weights = {name: file.get_tensor(name) for name in stored}
+            method.load_state_dict({**{name: method.state_dict()[name] for name in added}, **weights})
         return method
     except OSError as error:
         raise ModelFileError(f"Cannot read {path}: {error.strerror or error}.") from error
@@ -288,8 +299,9 @@ def _same_memory(made: Tensor, one: Any) -> bool:
     return isinstance(one, Tensor) and made.untyped_storage()._cdata == one.untyped_storage()._cdata
 
 
-def _compare(folder: Path, stored: _Plan, build: Callable[[], nn.Module]) -> None:
-    """Tensors that ``build`` makes against the stored ones, on the device that has no memory."""
+def _compare(folder: Path, stored: _Plan, build: Callable[[], nn.Module], added: Collection[str] = ()) -> None:
+    """Tensors that ``build`` makes against the stored ones, of which those ``added`` since may be absent, on the device that has
+    no memory."""
     most = 4 * sum(math.prod(shape) for shape, _ in stored.values()) + SPARE
     try:
         with torch.device("meta"), _Bounded(most):
@@ -300,7 +312,9 @@ def _compare(folder: Path, stored: _Plan, build: Callable[[], nn.Module]) -> Non
         wanted = (tuple(tensors[name].shape), tensors[name].dtype) if name in tensors else None
         got = stored.get(name)
         open_ = wanted is not None and got is not None and wanted[0] == (0,) and wanted[1] == got[1]
-        if wanted != got and not open_:  # open: learned buffers, whose shape is known only after training
+        if (
+            wanted != got and not open_ and not (got is None and name in added)
+        ):  # open: learned buffers, whose shape is known only after training
             raise ModelFileError(
                 f"{folder} is damaged or does not fit this normalcy (the tensor {name[:80]}: expected {_said(wanted)}, "
                 f"got {_said(got)})."

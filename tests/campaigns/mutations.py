@@ -508,8 +508,9 @@ def refit(root: Path) -> None:
     for path in regular(root, "detector.json", "graph.json"):
         with contextlib.suppress(ValueError, KeyError, TypeError, OSError, AttributeError, RecursionError):
             words = json.loads(path.read_text())
-            if "weights_sha256" in words:
-                words["weights_sha256"] = hashlib.sha256((path.parent / "weights.safetensors").read_bytes()).hexdigest()
+            weights = path.parent / "weights.safetensors"
+            if "weights_sha256" in words and weights.is_file():  # it may be a pipe by now
+                words["weights_sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
             graph = words.get("graph", words)
             if "sha256" in graph:
                 graph["sha256"] = [

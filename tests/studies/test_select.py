@@ -19,6 +19,7 @@ from normalcy import methods
 from normalcy.config import build, read_toml
 from normalcy.data.open import as_dataset
 from normalcy.data.splits import folds
+from normalcy.data.synthetic import SYNTHETIC
 from normalcy.detector import Detector
 from normalcy.errors import DataError, NormalcyError, SettingsError, WriteError
 from normalcy.method import EarlyStop, Method, Objective, Scores, Stage
@@ -184,7 +185,7 @@ def test_synthetic_anomalies_are_the_images_with_a_defect() -> None:
     data = as_dataset(images)
     planted = synthetic_anomalies(data, seed=3)
     assert {item.label for item in planted.items} == {1}
-    assert len({item.type for item in planted.items}) == 5
+    assert len({item.type for item in planted.items}) == len(SYNTHETIC)
     for i in range(12):
         assert planted.read(i).dtype == np.uint8
         share = float((planted.read(i) != data.read(i)).mean())
