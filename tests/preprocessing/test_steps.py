@@ -278,3 +278,10 @@ def test_grey_and_rgb_convert_what_they_are_asked_to_and_accept_both():
     assert x.shape == (3, 5, 6)
     assert preprocess.constants.channels == 3
     assert np.array_equal(preprocess.invert_image(x, single, geometry), single)
+
+
+def test_messages_quote_the_start_of_a_long_step():
+    for text in ("resize:" + "9" * 5000, "x" * 5000):
+        with pytest.raises(SettingsError) as caught:
+            read_step(text, STEPS, "preprocess")
+        assert len(str(caught.value)) < 1000

@@ -93,7 +93,7 @@ def read_step(text: str, steps: Mapping[str, type[StepT]], who: str) -> StepT:
     name, *arguments = (part.strip() for part in text.split(":"))
     if name not in steps:
         usages = ", ".join(step.form.usage(known) for known, step in steps.items())
-        raise SettingsError(f"{who} expects one of its steps, got {text!r}. Available: {usages}.")
+        raise SettingsError(f"{who} expects one of its steps, got {text[:100]!r}. Available: {usages}.")
     form = steps[name].form
     mode = form.mode.choices[0] if form.mode else ""
     if form.mode and arguments and arguments[-1] in form.mode.choices:
@@ -107,7 +107,7 @@ def read_step(text: str, steps: Mapping[str, type[StepT]], who: str) -> StepT:
     fits = len(numbers) == len(form.numbers) and all(n.holds(value) for n, value in zip(form.numbers, numbers))
     if not fits or (form.increasing and numbers[0] >= numbers[1]):
         remedy = "write colons between arguments" if "," in text else "correct the step"
-        raise SettingsError(f"{who} expects {form.usage(name)} {form.meaning()}, got {text!r}; {remedy}.")
+        raise SettingsError(f"{who} expects {form.usage(name)} {form.meaning()}, got {text[:100]!r}; {remedy}.")
     return steps[name](numbers, mode)
 
 

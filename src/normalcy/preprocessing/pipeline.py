@@ -287,7 +287,7 @@ class Preprocess:
             return cls(steps, data["size"], fitted, bool(data.get("plane", False)))
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ModelFileError(
-                f"preprocess expects what to_json wrote, got {error!r}; the model file is damaged."
+                f"preprocess expects what to_json wrote, got {repr(error)[:300]}; the model file is damaged."
             ) from error
 
 
