@@ -436,7 +436,7 @@ def points(events: Sequence[traced.Event], most: int, others: int) -> list[int]:
 
 
 def spread(numbers: Sequence[int], most: int) -> list[int]:
-    """At most so many of them, evenly, with the first and the last; the middle one of one."""
+    """At most this number of them, evenly, with the first and the last; the middle one of one."""
     if len(numbers) <= most:
         return list(numbers)
     if most == 1:
@@ -573,7 +573,7 @@ SIZES = (20, 60, 120)
 
 
 def small_disks(bench: Bench, _: int) -> Iterator[tuple[str, str, str]]:
-    """On a file system of so many kilobytes, and one that is mounted read-only. Only the superuser can mount them."""
+    """On a file system of a few kilobytes, and one that is mounted read-only. Only the superuser can mount them."""
     disk = bench.here / "disk"
     disk.mkdir(exist_ok=True)
     for command, size in itertools.product(bench.commands, (*SIZES, 0)):

@@ -38,6 +38,9 @@ SMALL: dict[str, Any] = {
     "codes": 8, "dimension": 4, "width": 8, "residuals": 1, "prior_width": 16, "prior_blocks": 1, "dropout": 0.0,
     "halvings": 1, "lr": 5e-3, "copies": 4, "slices_per_step": 4,
 }  # fmt: skip
+TRAINED: dict[str, Any] = {
+    **SMALL, "pixel_quantile": 0.99, "sample_quantile": 0.998, "filter": "none", "steps": 600, "batch_size": 4,
+}  # fmt: skip
 VOLUME = (1, 6, 16, 16)
 
 
@@ -52,15 +55,7 @@ def _volumes(count: int, seed: int = 0) -> Tensor:
 
 @pytest.fixture(scope="module")
 def method(fitted: Callable[..., VQRestoration]) -> VQRestoration:
-    settings = {
-        **SMALL,
-        "pixel_quantile": 0.99,
-        "sample_quantile": 0.998,
-        "filter": "none",
-        "steps": 600,
-        "batch_size": 4,
-    }
-    return fitted(VQRestoration, _volumes(64), validation=_volumes(8, seed=1), **settings)
+    return fitted(VQRestoration, _volumes(64), validation=_volumes(8, seed=1), **TRAINED)
 
 
 def test_a_slice_out_of_place_is_restored(method: VQRestoration) -> None:
@@ -179,16 +174,7 @@ def test_impossible_settings(settings: dict[str, Any], message: str) -> None:
 
 @pytest.fixture(scope="module")
 def bidirectional(fitted: Callable[..., VQRestoration]) -> VQRestoration:
-    settings = {
-        **SMALL,
-        "prior": "masked",
-        "pixel_quantile": 0.99,
-        "sample_quantile": 0.998,
-        "filter": "none",
-        "steps": 600,
-        "batch_size": 4,
-    }
-    return fitted(VQRestoration, _volumes(64), validation=_volumes(8, seed=1), **settings)
+    return fitted(VQRestoration, _volumes(64), validation=_volumes(8, seed=1), **TRAINED, prior="masked")
 
 
 def test_the_masked_prior_restores_a_square_out_of_place(bidirectional: VQRestoration) -> None:

@@ -277,11 +277,11 @@ def test_slides(slide_results: Path, copy_of: Callable[[Path], Path]):
 
 def test_only_with_the_token(results: Path):
     client = Client([results])
-    stranger = TestClient(client.app, base_url=f"http://{HOST}", follow_redirects=False)
+    other_client = TestClient(client.app, base_url=f"http://{HOST}", follow_redirects=False)
     for address in ("/", "/api/rows", "/image/0/input", "/thumb/0", "/static/main.js", "/api/facts"):
-        assert stranger.get(address).status_code == 403
-    assert stranger.get("/?token=wrong").status_code == 403
-    assert stranger.post("/api/decide/0", content=b"{}", headers=OWN).status_code == 403
+        assert other_client.get(address).status_code == 403
+    assert other_client.get("/?token=wrong").status_code == 403
+    assert other_client.post("/api/decide/0", content=b"{}", headers=OWN).status_code == 403
     cookie = client.http.get(f"/?token={TOKEN}").headers["set-cookie"].lower()
     assert "httponly" in cookie
     assert "samesite=strict" in cookie

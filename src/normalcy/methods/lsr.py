@@ -98,8 +98,7 @@ ETAS = tuple(10.0**k for k in (-6, -5, -4.5, -4, -3.5, -3, -2.75, -2.5, -2.25, -
 PAPER_ETA = 0.0005 * 512
 """eta of the paper times its number of codes."""
 WEIGHT = 2.0
-"""Of the surprise beside a residual: of 0.5, 1 and 2 the best on synthetic anomalies in normal magnetic tiles (pixel and image
-AUROC, AUPRO), no others were tried."""
+"""Of the surprise beside a residual."""
 CHOICE = 48
 """Held-out images at most, by which score="auto" and eta="search" choose."""
 AREAS = (0.005, 0.02)

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normalcy.nets.convnets import conv
-from normalcy.nets.restore import Restored, negative_log_likelihood
+from normalcy.nets.pixelsnail import ChannelNorm
+from normalcy.nets.restore import Restored, drawn, negative_log_likelihood
 
 DILATIONS = (1, 2, 4)
 """Of the convolutions in each block."""
@@ -171,14 +172,8 @@ def refill(
         some = None if conditions is None else conditions[going]
         now, still = flat[going], open_[going]
         logits = prior(now.view(-1, *grid), still.view(-1, *grid), some).flatten(2)
-        chances = logits.softmax(1)
-        if uniform is None:
-            wanted = chances.argmax(1)
-        else:
-            below = chances.double().cumsum(1)  # double precision for sums of many small probabilities
-            u = uniform[going].to(below) * below[:, -1]
-            wanted = (below <= u[:, None]).sum(1).clamp(max=prior.codes - 1)
-        certain = chances.gather(1, wanted[:, None])[:, 0].masked_fill(~still, -1)
+        wanted = logits.argmax(1) if uniform is None else drawn(logits, uniform[going])
+        certain = logits.softmax(1).gather(1, wanted[:, None])[:, 0].masked_fill(~still, -1)
         rank = certain.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         decided = still & (rank < (still.sum(1, keepdim=True) - (total[going] * (rounds - k)) // rounds))
         flat[going] = torch.where(decided, wanted, now)
@@ -197,25 +192,13 @@ def widened(marked: Tensor, reach: int) -> Tensor:
     return wide[:, 0] > 0
 
 
-class _Norm(nn.Module):
-    """Layer norm over the channels of (B, C, *grid)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.norm(x.movedim(1, -1))
-        return y.movedim(-1, 1)
-
-
 class _Gated(nn.Module):
     """Gated residual block: x + a sigmoid(b), with a and b from two 3x3 convolutions, the first dilated."""
 
     def __init__(self, dims: int, width: int, dilation: int, dropout: float) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            _Norm(width), nn.ELU(), conv(dims)(width, width, 3, padding=dilation, dilation=dilation), nn.ELU(),
+            ChannelNorm(width), nn.ELU(), conv(dims)(width, width, 3, padding=dilation, dilation=dilation), nn.ELU(),
             nn.Dropout(dropout), conv(dims)(width, 2 * width, 3, padding=1),
         )  # fmt: skip
 
@@ -231,7 +214,7 @@ class _ToMeans(nn.Module):
     def __init__(self, dims: int, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads, self.dims = math.gcd(width, heads), dims
-        self.norm = _Norm(width)
+        self.norm = ChannelNorm(width)
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)

@@ -76,7 +76,7 @@ def mean_nats(logits: Tensor, codes: Tensor) -> Tensor:
     return F.cross_entropy(logits.movedim(1, -1).flatten(0, -2), codes.flatten())
 
 
-class _Norm(nn.Module):
+class ChannelNorm(nn.Module):
     """Layer norm over the channels of (B, C, *grid)."""
 
     def __init__(self, channels: int) -> None:
@@ -94,7 +94,7 @@ class _Gated(nn.Module):
     def __init__(self, dims: int, width: int, dropout: float) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            _Norm(width), nn.ELU(), _masked(dims, width, width, 3), nn.ELU(), nn.Dropout(dropout),
+            ChannelNorm(width), nn.ELU(), _masked(dims, width, width, 3), nn.ELU(), nn.Dropout(dropout),
             _masked(dims, width, 2 * width, 3),
         )  # fmt: skip
 
@@ -117,7 +117,7 @@ class _Attention(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads = math.gcd(width, heads)
-        self.norm = _Norm(width)
+        self.norm = ChannelNorm(width)
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(2 * width, 2 * width)
         self.none = nn.Parameter(torch.zeros(1, 1, 2 * width))

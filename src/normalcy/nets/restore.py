@@ -185,9 +185,14 @@ class SampledCodes:
         return nll > self.limit
 
     def instead(self, logits: Tensor, rows: Tensor, places: Tensor) -> Tensor:
-        below = logits.double().softmax(1).cumsum(1)  # double precision for sums of many small probabilities
-        u = self.uniform[rows, places].to(below) * below[:, -1]
-        return (below <= u[:, None]).sum(1).clamp(max=logits.shape[1] - 1)
+        return drawn(logits, self.uniform[rows, places])
+
+
+def drawn(logits: Tensor, uniform: Tensor) -> Tensor:
+    """Codes (m, ...) drawn from distributions with logits (m, K, ...) by numbers (m, ...) in [0, 1)."""
+    below = logits.double().softmax(1).cumsum(1)  # double precision for sums of many small probabilities
+    u = uniform.to(below) * below[:, -1]
+    return (below <= u[:, None]).sum(1).clamp(max=logits.shape[1] - 1)
 
 
 def later_neighbours_max(values: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import csv
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ class _Part:
     folder: Path
     run: Run
 
-    @property
+    @cached_property
     def rows(self) -> list[list[str]]:
         return _table(self.folder / "scores.csv", COLUMNS)
 
