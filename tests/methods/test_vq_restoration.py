@@ -39,7 +39,7 @@ SMALL: dict[str, Any] = {
     "halvings": 1, "lr": 5e-3, "copies": 4, "slices_per_step": 4,
 }  # fmt: skip
 TRAINED: dict[str, Any] = {
-    **SMALL, "pixel_quantile": 0.99, "sample_quantile": 0.998, "filter": "none", "steps": 600, "batch_size": 4,
+    **SMALL, "pixel_quantile": 0.99, "sample_quantile": 0.998, "filter": "none", "steps": 720, "batch_size": 4,
 }  # fmt: skip
 VOLUME = (1, 6, 16, 16)
 
