@@ -103,12 +103,19 @@ def current(page: Any) -> int:
     return int(page.get_attribute("body", "data-current"))
 
 
+def settled(page: Any) -> None:
+    """Nothing is being opened or written."""
+    page.wait_for_selector("body:not([aria-busy=true])")
+
+
 def press(page: Any, *keys: str) -> None:
     """Keys that each go on to another image."""
     for key in keys:
+        settled(page)
         before = current(page)
         page.keyboard.press(key)
         page.wait_for_function("before => Number(document.body.dataset.current) !== before", arg=before)
+    settled(page)
 
 
 PROGRESS = "n => document.getElementById('progress-text').textContent.startsWith(`${n} of`)"
@@ -292,6 +299,7 @@ def test_two_reviewers_and_a_blind_opinion(results: Path, opened: Open):
         ben.click("#ask-ok")
         ben.wait_for_function("() => document.getElementById('reviewer-name').textContent === 'ben'")
         ben.select_option("#order", "score")
+        settled(ben)
         ben.locator(".item").first.click()
         ben.wait_for_selector(".verdict-mark.other")
         ben.wait_for_function("() => !document.getElementById('list').scrollTop")

@@ -31,7 +31,7 @@ const decisions = new Map(); // image -> Map(reviewer -> {verdict, type, note, m
 const drafts = new Map(); // image -> note that is not saved yet
 const undone = []; // decisions of this page, to withdraw: {image, before}
 const abouts = new Cache(300);
-let last = 0, queue = [], current = -1, list, threshold = null, viewer = null, viewers, informative = null, busy = 0, opening = 0, types = [];
+let last = 0, queue = [], current = -1, list, threshold = null, viewer = null, viewers, informative = null, busy = 0, opening = 0, pending = 0, types = [];
 
 // -- what is known of an image
 
@@ -113,7 +113,16 @@ function fillItem(item, image) {
 
 // -- going on
 
-async function go(image, focusList = false) {
+/** The page says that it is busy for as long as `work` runs. */
+async function during(work) {
+  pending++;
+  document.body.setAttribute("aria-busy", "true");
+  try { return await work(); } finally { document.body.setAttribute("aria-busy", String(--pending > 0)); }
+}
+
+const go = (image, focusList = false) => during(() => openImage(image, focusList));
+
+async function openImage(image, focusList) {
   if (image === undefined || image < 0) return;
   if (!(await saveMarks())) return;
   const mine = ++opening;
@@ -182,7 +191,9 @@ function nextUnreviewed() {
 // -- deciding
 
 /** Write the decision; the next image shows when it is on disk. */
-async function judge(verdict, kind = null, goOn = true) {
+const judge = (verdict, kind = null, goOn = true) => during(() => decideCurrent(verdict, kind, goOn));
+
+async function decideCurrent(verdict, kind, goOn) {
   if (app.readOnly) { say("This review is read-only.", true); return; }
   if (current < 0 || busy) return;
   busy++;
@@ -530,7 +541,12 @@ function listen() {
   let typing = 0;
   $("search").oninput = () => { clearTimeout(typing); typing = setTimeout(() => buildQueue(), 120); };
   for (const id of ["order", "filter", "filter-type"]) {
-    $(id).onchange = async () => { await buildQueue(); if (!queue.includes(current) && queue.length) go(queue[0]); else if (id === "order" && queue.length && !own(current)) go(queue.find((i) => !own(i)) ?? queue[0]); $(id).blur(); };
+    $(id).onchange = () => during(async () => {
+      await buildQueue();
+      if (!queue.includes(current) && queue.length) go(queue[0]);
+      else if (id === "order" && queue.length && !own(current)) go(queue.find((i) => !own(i)) ?? queue[0]);
+      $(id).blur();
+    });
   }
   $("opacity").oninput = () => { app.opacity = Number($("opacity").value); remember("opacity", app.opacity); viewer?.draw(); };
   const value = (id) => viewer.bounds[0] + (Number($(id).value) / 1000) * (viewer.bounds[1] - viewer.bounds[0]);
