@@ -52,6 +52,7 @@ ALLOWED = {
     "review": FOUNDATION | {"data", "metrics", "results", "review"},
     "studies": USE | {"report", "results", "studies"},
     "testing": USE,
+    "sklearn": USE,
 }
 """Part -> parts of normalcy that it may import; what is not named (the command line) may import all."""
 
