@@ -28,6 +28,7 @@ from normalcy import config
 from normalcy.arrays import Array, Float64
 from normalcy.data.dataset import DataSet, unnamed
 from normalcy.data.open import as_dataset
+from normalcy.data.samples import is_samples
 from normalcy.data.stores import Arrays
 from normalcy.detector import Detector
 from normalcy.errors import DataError, NormalcyWarning, SettingsError
@@ -234,8 +235,9 @@ def _holds_images(X: Any) -> bool:
     if isinstance(X, DataSet | str | Path):
         return True
     if isinstance(X, list | tuple):
-        return len(X) > 0 and (isinstance(X[0], str | Path) or getattr(X[0], "ndim", 0) >= 2)
-    return getattr(X, "ndim", 0) > 2
+        known = len(X) > 0 and (isinstance(X[0], str | Path) or getattr(X[0], "ndim", 0) >= 2)
+        return known or (len(X) > 0 and not isinstance(X[0], list | tuple) and is_samples(X))
+    return getattr(X, "ndim", 0) > 2 or (not hasattr(X, "__array__") and not hasattr(X, "shape") and is_samples(X))
 
 
 def _not_anomalous(y: Any, images: DataSet) -> Array:
