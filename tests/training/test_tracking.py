@@ -5,6 +5,7 @@ import json
 import math
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,8 @@ def records_of_wandb(file: Path) -> Iterator[Any]:
         length, kind = struct.unpack_from("<HB", data, place + 4)
         parts += data[place + 7 : place + 7 + length]
         place += 7 + length
+        if place > len(data):  # not yet written
+            return
         if kind in (1, 4):  # whole, or the last part
             yield Message.FromString(parts)
             parts = b""
@@ -136,6 +139,12 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     place = tmp_path / "wb"
     write(f"wandb:{place}")
     [file] = place.glob("wandb/offline-run-*/*.wandb")
+    until = time.monotonic() + 60
+    while not any(
+        r.WhichOneof("record_type") == "exit" for r in records_of_wandb(file)
+    ):  # its service writes a little later
+        assert time.monotonic() < until, "the run was not written"
+        time.sleep(0.1)
     found: dict[str, Any] = {"config": {}, "summary": {}, "rows": []}
     for record in records_of_wandb(file):
         kind = record.WhichOneof("record_type")

@@ -253,7 +253,7 @@ class Reader:
         first = is_tensor(value) or self.channel_axis == 0
         array = np.asarray((_pixels(value) if _is_pillow(value) else to_numpy(value)) != 0)
         if array.ndim == len(shape):
-            array = array.any(axis=0 if first else -1)
+            array = np.asarray(array.any(axis=0 if first else -1))
         if array.shape != shape[1:]:
             raise DataError(
                 f"{self.name}: sample {i}: expected a mask of the image's size {shape[1:]}, got {array.shape}."
@@ -341,8 +341,8 @@ def _meanings(
 def _class_names(source: Any, label: str) -> list[str] | None:
     """Names of the classes by number, where a source knows them."""
     features = getattr(source, "features", None)
-    named = isinstance(features, Mapping)
-    names = getattr(features.get(label), "names", None) if named else getattr(source, "classes", None)
+    column = features.get(label) if isinstance(features, Mapping) else None
+    names = getattr(column, "names", None) if features is not None else getattr(source, "classes", None)
     return [str(one) for one in names] if isinstance(names, list | tuple) and names else None
 
 
