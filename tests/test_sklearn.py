@@ -14,6 +14,7 @@ from sklearn.model_selection import GridSearchCV, ParameterGrid, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from torch.utils.data import TensorDataset
 
 from normalcy import DataError, DataSet, Detector, SettingsError
 from normalcy.data.images import write_image
@@ -112,6 +113,7 @@ def test_all_forms_of_the_same_images_score_alike(tmp_path: Path):
         (AnomalyDetector("pca"), x, x[..., None]),
         (AnomalyDetector("pca"), x, torch.from_numpy(x)[:, None]),
         (AnomalyDetector("pca"), x, list(x)),
+        (AnomalyDetector("pca"), x, TensorDataset(torch.from_numpy(x)[:, None])),
         (AnomalyDetector("pca"), x, paths),
         (AnomalyDetector("pca"), x, np.array([str(path) for path in paths])),
     ]

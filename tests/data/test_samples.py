@@ -213,7 +213,7 @@ def test_hugging_face_data_sets():
     streamed = open_samples(made.to_iterable_dataset(), normal="ok")
     np.testing.assert_array_equal(streamed.read(59)[0], x[59])
     with pytest.raises(
-        DataError, match=r"mapping with the keys train: give one of its values, such as data\['train'\]"
+        DataError, match=r"got a DatasetDict with the keys train: give one of its values, such as data\['train'\]"
     ):
         as_dataset(datasets.DatasetDict({"train": made}))
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 import sys
 import threading
+import weakref
 import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
@@ -68,8 +69,8 @@ def open_samples(
         raise DataError("expected a data set of single images, got a DataLoader: give its data set (loader.dataset).")
     if isinstance(source, Mapping):
         raise DataError(
-            f"expected a data set, got a mapping with the keys {', '.join(map(str, list(source)[:5]))}: give one of its values, "
-            "such as data['train']."
+            f"expected a data set, got a {type(source).__name__} with the keys {', '.join(map(str, list(source)[:5]))}: give one "
+            "of its values, such as data['train']."
         )
     keys = Keys(image, label, mask, case)
     name = type(source).__name__ if not isinstance(source, list | tuple) else "samples"
@@ -268,8 +269,9 @@ class _Spool:
     """Images (C, *spatial) and masks in a temporary file, which lives as long as this."""
 
     def __init__(self) -> None:
-        self._folder = temporary_folder()
-        self.path = Path(self._folder.name) / "samples.raw"
+        folder = temporary_folder()
+        self.path = Path(folder.name) / "samples.raw"
+        weakref.finalize(self, folder.cleanup)
         self._places: list[tuple[_Place, _Place | None]] = []
         self._end = 0
         self.faults: dict[int, str] = {}
