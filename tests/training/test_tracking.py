@@ -87,6 +87,7 @@ def mlflow_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("mlflow") / "ml"
 
 
+@pytest.mark.slow
 def test_mlflow(tmp_path: Path, mlflow_place: Path, monkeypatch: pytest.MonkeyPatch):
     from mlflow import MlflowClient
 
@@ -132,6 +133,7 @@ def records_of_wandb(file: Path) -> Iterator[Any]:
             parts = b""
 
 
+@pytest.mark.slow
 def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     home = tmp_path / "home"
     home.mkdir()
@@ -176,6 +178,7 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert [p for p in home.rglob("*") if p.is_file()] == []
 
 
+@pytest.mark.slow
 def test_a_fit_that_fails_is_a_failed_run(mlflow_place: Path):
     from mlflow import MlflowClient
 

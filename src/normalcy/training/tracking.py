@@ -169,7 +169,7 @@ _NO_TERMS = ("method", "stage", "step", "steps", "event")
 
 class _CSV:
     def __init__(self, place: str, version: int, name: str) -> None:
-        from lightning_fabric.loggers import CSVLogger
+        from lightning_fabric.loggers.csv_logs import CSVLogger
 
         self.folder = Path(place) / f"version_{version}"
         self.logger = CSVLogger(place, name="", version=version, flush_logs_every_n_steps=1)
@@ -179,17 +179,18 @@ class _CSV:
         write_bytes(self.folder / "settings.json", (json.dumps(settings, indent=2) + "\n").encode())
 
     def log(self, stage: str, step: int, terms: Numbers) -> None:
-        self.logger.log_metrics({f"{stage}/{name}": value for name, value in terms.items()}, step)
+        values: dict[str, Any] = {f"{stage}/{name}": value for name, value in terms.items()}
+        self.logger.log_metrics(values, step)
 
     def close(self, settings: Mapping[str, Any], results: Numbers, finished: bool) -> None:
         if results:
-            self.logger.log_metrics(_final(results), 0)
+            self.logger.log_metrics(dict[str, Any](_final(results)), 0)
         self.logger.finalize("success" if finished else "failed")
 
 
 class _TensorBoard:
     def __init__(self, place: str, version: int, name: str) -> None:
-        from lightning_fabric.loggers import TensorBoardLogger
+        from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
         self.logger = TensorBoardLogger(place, name="", version=version, default_hp_metric=False)
 
@@ -261,7 +262,7 @@ class _WandB:
                 x_disable_stats=True,
                 x_save_requirements=False,
             )
-            self.run = wandb.init(project=PROJECT, name=name, dir=place, mode="offline", settings=quiet)
+            self.run: Any = wandb.init(project=PROJECT, name=name, dir=place, mode="offline", settings=quiet)
         finally:
             for key, value in kept.items():
                 os.environ.pop(key) if value is None else os.environ.update({key: value})
