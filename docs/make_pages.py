@@ -4,7 +4,8 @@
 
 A page for each method (``docs/methods``), the tables of methods, the list of papers, the tables of settings, the command-line
 reference, the trees of layouts and what recipes and benchmarks measured. Whole pages are written anew; in the others only what
-stands between a pair of markers ``<!-- NAME -->`` and ``<!-- /NAME -->``. ``tests/test_docs.py`` fails when a part is not up to date.
+stands between a pair of markers ``<!-- NAME -->`` and ``<!-- /NAME -->``. ``tests/test_docs.py`` fails when a part is not up
+to date.
 """
 
 from __future__ import annotations

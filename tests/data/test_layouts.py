@@ -428,7 +428,7 @@ def test_splits_of_annotations(tmp_path: Path):
     (folder / "labels/train/9.txt").write_text("0 0.5 0.5 0.2 0.2\n")
     data = open_data(folder)
     assert {item.path: item.split for item in data.items}["images/train/9.png"] is None
-    assert "1 anomalous images of the training split are neither trained on nor scored" in data.origin.notes
+    assert "anomalous images of the training split, which are neither trained on nor scored: 1" in data.origin.notes
     written(tree_of("YOLO annotations"), tmp_path / "b", lambda name: name.replace("test", "val"))
     assert {item.split for item in open_data(tmp_path / "b" / "yolo").items} == {None}
 

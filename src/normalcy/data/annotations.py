@@ -232,7 +232,7 @@ def _data_set(
     items, notes = _usable_splits(items)
     empty = sum(not one.shapes for one in shapes)
     if empty:
-        notes.append(f"{empty} images without annotation are taken as normal")
+        notes.append(f"images without annotation, which are taken as normal: {empty}")
     ignored = {path: "an image that the annotations do not name" for path in present if path not in items}
     files = Files(Folder(root, limits), list(items))
 
@@ -285,7 +285,9 @@ def _usable_splits(items: Mapping[str, Item]) -> tuple[dict[str, Item], list[str
         for path, item in items.items()
     }
     out = sum(item.split == "train" and item.label == 1 for item in items.values())
-    return kept, [f"{out} anomalous images of the training split are neither trained on nor scored"] if out else []
+    return kept, [
+        f"anomalous images of the training split, which are neither trained on nor scored: {out}"
+    ] if out else []
 
 
 def _fields(item: Item) -> tuple[str, str, int | None, str | None]:
@@ -452,7 +454,7 @@ def _yolo_shapes(file: Path, names: Mapping[int, str]) -> list[Shape]:
                 f"{file}, line {number}: expected a class and fractions of the image's size, x y width height or at least three "
                 f"points x y, got {line[:60]!r}; export the annotations again."
             )
-        name = names.get(kind, str(kind))
+        name = names.get(kind, f"class {kind}")
         if len(values) == 4:
             x, y, wide, tall = values.tolist()
             shapes.append(Shape(name, (_box(x - wide / 2, y - tall / 2, x + wide / 2, y + tall / 2),)))
