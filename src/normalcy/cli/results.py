@@ -47,7 +47,9 @@ def report(
     if (results / "compare.json").exists():
         page = write_comparison(results)
     else:
-        page = write_report(results, None if data is None else o.open_data(data, data_root), not neurological)
+        page = write_report(
+            results, None if data is None else o.open_data(data, data_root, as_normal=True), not neurological
+        )
     show(str(page))
 
 
@@ -59,7 +61,7 @@ def dicom(results: o.Results, out: o.DicomOut, data: o.SourceImages = None, over
     from normalcy.results.dicom import write_dicom
 
     with progress("writing") as on_progress:
-        source = None if data is None else o.open_data(data, None)
+        source = None if data is None else o.open_data(data, None, as_normal=True)
         count, failed = write_dicom(results, out, source, overwrite=overwrite, on_progress=on_progress)
     for failure in failed:
         complain(f"Skipped {failure.reason}")

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from normalcy.data import diffusion, folder, named, polygons, slides, table
+from normalcy.data import diffusion, folder, named, slides, table
+from normalcy.data.annotations import open_annotations, open_labelme
 from normalcy.data.companions import NO_IMAGE, reason
 from normalcy.data.dataset import DataSet, Item, case_of, unnamed
 from normalcy.data.dicom import is_dicom, series_in
@@ -24,36 +25,48 @@ from normalcy.errors import DataError
 DEFAULT_DATA_ROOT = Path("~/.cache/normalcy/data")
 
 
-def open_data(spec: Any, data_root: Path | str | None = None, *, limits: Limits = LIMITS) -> DataSet:
+def open_data(
+    spec: Any, data_root: Path | str | None = None, *, limits: Limits = LIMITS, as_normal: bool = False
+) -> DataSet:
     """The data set that a path or a name stands for; of any other object what :func:`as_dataset` makes of it.
 
     =============================  ====================================================================================
-    a folder                       ``train/good``, ``test/<type>``, ``ground_truth/<type>`` as in MVTec AD; any other
-                                   folder is searched for images of unknown label
+    a folder                       one of the layouts of :mod:`normalcy.data.layouts` (MVTec AD, Folder, VisA ...), or
+                                   images beside annotations; any other is searched for images of unknown label
     an image                       a set of one
     ``.csv``, ``.parquet``         a table, see :func:`~normalcy.data.table.open_table`
-    ``.json``                      annotations of COCO or LabelMe; ``labelme:FOLDER`` for one file per image, see
-                                   :mod:`normalcy.data.polygons`
+    ``.json``                      annotations of COCO, LabelMe or Datumaro; ``labelme:FOLDER`` for one file per image,
+                                   see :mod:`normalcy.data.annotations`
     ``.npz``, ``.npz:3``           arrays, see :func:`~normalcy.data.named.open_npz`; with a class taken as normal
     ``mnist:3``, ``cifar10:cat``   a named set with a class taken as normal, see :mod:`normalcy.data.named`
     ``elpv``, ``magnetic_tile``    a named set of defects
+    ``mvtec:bottle``, ``bmad:..``  a category of a published set, see :mod:`normalcy.data.published`
     ``slides:FOLDER,tile=256``     tiles of whole-slide images, see :mod:`normalcy.data.slides`
     ``diffusion:DATA``             4D volumes with b-values as attenuations, see :mod:`normalcy.data.diffusion`
     =============================  ====================================================================================
 
     Named sets are looked for in ``data_root`` (default ``~/.cache/normalcy/data``) and downloaded into it if missing.
-    ``limits`` holds for images, tables and arrays in files; a larger one reads larger files.
+    ``limits`` holds for images, tables and arrays in files; a larger one reads larger files. A folder that no layout explains
+    although names in it say that some images are anomalous, or masks, is refused, unless ``as_normal``: its images are then of
+    unknown label, which a fit takes as normal. What was understood is in ``DataSet.origin``.
     """
     if not isinstance(spec, str | Path):
         return as_dataset(spec)
+    data = _open(spec, data_root, limits, as_normal)
+    if data.origin.doubt and not as_normal:
+        raise DataError(data.origin.doubt)
+    return data
+
+
+def _open(spec: str | Path, data_root: Path | str | None, limits: Limits, as_normal: bool) -> DataSet:
     text, root = str(spec), Path(data_root or DEFAULT_DATA_ROOT).expanduser()
     if text.startswith("slides:"):
         return slides.open_slides(text.removeprefix("slides:"))
     if text.startswith("labelme:"):
-        return polygons.open_labelme(Path(text.removeprefix("labelme:")).expanduser(), limits)
+        return open_labelme(Path(text.removeprefix("labelme:")).expanduser(), limits)
     if text.startswith("diffusion:"):
         source, *options = text.removeprefix("diffusion:").split(",")
-        return diffusion.open_diffusion(open_data(source, data_root, limits=limits), options)
+        return diffusion.open_diffusion(open_data(source, data_root, limits=limits, as_normal=as_normal), options)
     path = Path(text).expanduser()
     if text and not _exists(path) and _exists(Path(split_name(str(path))[0])):
         return open_files([path], limits)  # a part of a volume
@@ -66,7 +79,7 @@ def open_data(spec: Any, data_root: Path | str | None = None, *, limits: Limits 
         if suffix == ".npz":
             return named.open_npz(path, limits=limits)
         if suffix == ".json":
-            return polygons.open_annotations(path, limits)
+            return open_annotations(path, limits)
         if is_image(path.name) or is_dicom(Folder(path.parent).head(path.name)):
             return open_files([path], limits)
         below = Folder(path.parent)
@@ -79,8 +92,8 @@ def open_data(spec: Any, data_root: Path | str | None = None, *, limits: Limits 
     name, colon, choice = text.rpartition(":") if ":" in text else (text, "", "")
     if colon and name.lower().endswith(".npz") and _exists(Path(name)):
         return named.open_npz(Path(name), choice, limits)
-    if isinstance(spec, str) and name in named.NAMED:
-        return named.open_named(name, choice, root)
+    if isinstance(spec, str) and named.is_named(name):
+        return named.open_named(name, choice, root, limits)
     known = {**{key: key for key in named.NAMED}, **{str(p): str(p) for p in _siblings(path)}}
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.75)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
