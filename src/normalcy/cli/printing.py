@@ -8,7 +8,7 @@ import shutil
 import sys
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ from normalcy.errors import NormalcyWarning
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from normalcy.results.comparison import Compared
+    from normalcy.results.metrics import Metrics
     from normalcy.training.log import Record
 
 OnProgress = Callable[[int, int], None]
@@ -65,6 +67,36 @@ def show_table(
     width = shutil.get_terminal_size().columns if terminal else WIDTH
     Console(file=text, width=width, highlight=False, markup=False, emoji=False).print(table)
     print("\n".join(line.rstrip() for line in text.getvalue().splitlines()))
+
+
+def show_classes(found: Mapping[str, Metrics | Compared]) -> None:
+    """Print a table by class, and the means over the classes, of each method that has several classes."""
+    from normalcy.report.text import number, percent, with_interval
+
+    rows = []
+    for name, one in found.items():
+        rows += [
+            (
+                name,
+                kind,
+                str(own.normal),
+                str(own.anomalous),
+                with_interval(own.auroc),
+                number(own.pixel_auroc, 3),
+                number(own.aupro, 3),
+                percent(own.false_positive_rate),
+                percent(own.true_positive_rate),
+            )
+            for kind, own in (one.classes or {}).items()
+        ]
+        if one.class_mean is not None:
+            mean = (one.class_mean.auroc, one.class_mean.pixel_auroc, one.class_mean.aupro)
+            rows.append((name, "mean", "", "", *(number(value, 3) for value in mean), "", ""))
+    if rows:
+        head = ("class", "normal", "anomalous", "AUROC [95 %]", "pixel AUROC", "AUPRO", "false alarms", "detected")
+        named = len(found) > 1
+        show("")
+        show_table(("method", *head) if named else head, rows if named else [row[1:] for row in rows], left=1 + named)
 
 
 def complain(message: str) -> None:

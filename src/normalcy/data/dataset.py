@@ -64,6 +64,7 @@ class DataSet:
         ignored: Sequence[str] | Mapping[str, str] = (),
         space: Callable[[int], Space | None] | None = None,
         scheme: Mapping[str, Any] | None = None,
+        classes: Sequence[str] = (),
         positions: Sequence[int] | Indices | None = None,
     ) -> None:
         self.name = name
@@ -72,6 +73,8 @@ class DataSet:
         self.ignored = tuple(ignored)
         self.reasons = dict(ignored) if isinstance(ignored, Mapping) else {}
         self.scheme = dict(scheme or {})
+        self.classes = tuple(classes)
+        """Of a union (:mod:`normalcy.data.union`): its data sets, with which the paths of their images start."""
         self._read, self._mask, self._size, self._stamp, self._space = read, mask, size, stamp, space
         # a view keeps the functions of the whole and the place of each of its items in it
         self._positions = np.arange(len(self.items)) if positions is None else np.asarray(positions, dtype=np.intp)
@@ -182,6 +185,7 @@ class DataSet:
             ignored=self.reasons or self.ignored,
             space=self._space,
             scheme=self.scheme,
+            classes=self.classes,
             positions=positions,
         )
 

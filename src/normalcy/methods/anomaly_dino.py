@@ -22,9 +22,10 @@ the sign of the component is reversed. The mask is then dilated and closed by 3 
 bank is not masked. The threshold of 10 is in the units of DINOv2's features; other networks need another.
 
 The weights of DINO networks are not installed with normalcy: they come from the hub, or from a file with
-``backbone=vit_small_patch14_dinov2.lvd142m:model.safetensors``. DINOv3 (``vit_small_patch16_dinov3.lvd1689m``) has a licence of its
-own. Any other backbone works, too; with ``efficientnet_lite0``, which needs no network, it is another method by the same formulas.
-Images reach the network at 448 pixels, but with no more detail than ``size`` has left: give ``size=448`` (or 672) for larger ones.
+``backbone=vit_small_patch14_dinov2.lvd142m:model.safetensors``. DINOv3 (``vit_small_patch16_dinov3.lvd1689m``) has a licence of
+its own. Any other backbone works, too; with ``efficientnet_lite0``, which needs no network, it is another method by the same
+formulas. Images reach the network at 448 pixels, but with no more detail than ``size`` has left: give ``size=448`` (or 672) for
+larger ones.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """PaDiM: Mahalanobis distance of each patch's pretrained features from the Gaussian of normal patches at the same position.
 
-Defard et al. 2021. Feature maps of several layers are resized to the finest layer and concatenated; ``dimensions`` of the channels
-are drawn at random. Each position of that grid has its own mean and covariance over the normal images, so the images must be
+Defard et al. 2021. Feature maps of several layers are resized to the finest layer and concatenated; ``dimensions`` channels are
+drawn at random. Each position of that grid has its own mean and covariance over the normal images, so the images must be
 aligned: the same object at the same place. The image score is the maximum of the map.
 
 | | paper | common reimplementation | normalcy |
@@ -16,8 +16,9 @@ aligned: the same object at the same place. The image score is the maximum of th
 | images | 256 pixels, centre crop of 224 | the same | as given; ``preprocess=resize:256,centre_crop:0.875`` |
 
 The reimplementation is the one by xiahaifeng1995 that later work compares with; the authors published no code. Means and
-covariances are updated batch by batch, so training needs no memory for the images: it is positions x dimensions^2 x 4 bytes, which
-is also the size of the model (224 pixels, 100 dimensions, a grid of 56 x 56: 125 MB; 550 dimensions: 3.8 GB).
+covariances are updated batch by batch, so the memory of training does not grow with the number of images. It takes positions x
+dimensions^2 x 4 bytes, which is also the size of the model: with 224 pixels (a grid of 56 x 56) 125 MB for 100 dimensions, 3.8 GB
+for 550.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ class PaDiM(Method):
         self.mean, self.whitening = mean, self._inverted(scatter.div_(seen - 1))
 
     def _inverted(self, covariances: Tensor) -> Tensor:
-        """Inverse Cholesky factors of covariances (positions, d, d) plus epsilon, in their place: |L^-1 (x - m)| is the distance."""
+        """Inverse Cholesky factors L^-1 of covariances (positions, d, d) plus epsilon, written in their place."""
         identity = torch.eye(covariances.shape[1], dtype=torch.float64)
         for part in torch.split(covariances, max(1, AT_ONCE // identity.numel())):
             factor = torch.linalg.cholesky(part.double().cpu() + self.settings.epsilon * identity)
