@@ -171,4 +171,7 @@ def test_compare_prints_a_line_for_each_class_and_their_mean(
             lines = [line.split() for line in printed.splitlines()]
             assert sum(line[:2] == [row.name, kind] for line in lines) == 1
         assert row.class_mean is not None
-        assert f"{row.class_mean.auroc:.3g}" in printed
+        assert f"{row.class_mean.auroc:.3f}" in printed
+        assert f"{row.class_mean.auroc:.3f}" in (tmp_path / "C/report.html").read_text()
+    for page in (tmp_path / "C/report.html", tmp_path / "C/pca/report.html"):
+        assert "its anomalous images against its own normal ones" in page.read_text()

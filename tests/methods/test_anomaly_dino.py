@@ -172,9 +172,11 @@ def test_finds_a_defect_with_a_random_transformer(method: AnomalyDINO) -> None:
     assert method.score(images).image.min() > method.score(smooth_textures(8, SHAPE, seed=4)).image.max()
 
 
-def test_a_transformer_is_exported(method: AnomalyDINO) -> None:
-    graph = graph_of(method, "onnxruntime")
-    twin = graph_method(AnomalyDINO, method.settings, SHAPE, graph)
+@pytest.mark.parametrize("side", [96, 48])
+def test_a_transformer_is_exported(fitted: Callable[..., AnomalyDINO], vit: dict[str, Any], side: int) -> None:
+    """With images enlarged, and with images reduced with antialiasing."""
+    method = fitted(AnomalyDINO, SHAPE, **vit | {"side": side}, count=4)
+    twin = graph_method(AnomalyDINO, method.settings, SHAPE, graph_of(method, "onnxruntime"))
     x = with_defect(smooth_textures(3, SHAPE, seed=2), seed=3)[0]
     for part, difference in largest_differences(method.score(x), twin.score(x)).items():
         assert difference["relative"] < 1e-4, part

@@ -70,33 +70,13 @@ def show_table(
 
 
 def show_classes(found: Mapping[str, Metrics | Compared]) -> None:
-    """Print a table by class, and the means over the classes, of each method that has several classes."""
-    from normalcy.report.text import number, percent, with_interval
+    """Print the table by class of each named result that has several classes."""
+    from normalcy.report.classes import HEAD, class_rows
 
-    rows = []
-    for name, one in found.items():
-        rows += [
-            (
-                name,
-                kind,
-                str(own.normal),
-                str(own.anomalous),
-                with_interval(own.auroc),
-                number(own.pixel_auroc, 3),
-                number(own.aupro, 3),
-                percent(own.false_positive_rate),
-                percent(own.true_positive_rate),
-            )
-            for kind, own in (one.classes or {}).items()
-        ]
-        if one.class_mean is not None:
-            mean = (one.class_mean.auroc, one.class_mean.pixel_auroc, one.class_mean.aupro)
-            rows.append((name, "mean", "", "", *(number(value, 3) for value in mean), "", ""))
-    if rows:
-        head = ("class", "normal", "anomalous", "AUROC [95 %]", "pixel AUROC", "AUPRO", "false alarms", "detected")
-        named = len(found) > 1
+    named = len(found) > 1
+    if rows := class_rows(found):
         show("")
-        show_table(("method", *head) if named else head, rows if named else [row[1:] for row in rows], left=1 + named)
+        show_table(("method", *HEAD) if named else HEAD, rows if named else [row[1:] for row in rows], left=1 + named)
 
 
 def complain(message: str) -> None:

@@ -169,9 +169,10 @@ def open_files(paths: Sequence[str | Path], limits: Limits = LIMITS) -> DataSet:
 def as_dataset(images: Any, labels: Any = None, masks: Any = None) -> DataSet:
     """Whatever holds images, as a data set.
 
-    A data set itself; a list of data sets (:func:`~normalcy.data.union.union`); a path or name (:func:`open_data`); a list of paths; NumPy arrays with channels last, ``(N, H,
-    W)``, ``(N, H, W, C)`` or volumes ``(N, D, H, W, C)``; Torch tensors with channels first, ``(N, C, H, W)`` or ``(N,
-    C, D, H, W)``; a list of arrays ``(H, W)`` or ``(H, W, C)``, or of tensors ``(C, H, W)``, of any sizes.
+    A data set itself; a list of data sets (:func:`~normalcy.data.union.union`); a path or name (:func:`open_data`); a list of
+    paths; NumPy arrays with channels last, ``(N, H, W)``, ``(N, H, W, C)`` or volumes ``(N, D, H, W, C)``; Torch tensors with
+    channels first, ``(N, C, H, W)`` or ``(N, C, D, H, W)``; a list of arrays ``(H, W)`` or ``(H, W, C)``, or of tensors ``(C, H,
+    W)``, of any sizes.
     ``labels`` are N times 0 (normal) or 1 (anomalous); ``masks`` are N masks of the images' spatial size, or None for
     images that have none (a list of them may also name files).
 

@@ -9,9 +9,9 @@ aligned: the same object at the same place. The image score is the maximum of th
 | network | ResNet-18, Wide ResNet-50-2, EfficientNet-B5 | ResNet-18, Wide ResNet-50-2 | EfficientNet-Lite0; ``backbone`` |
 | layers | 1 to 3 of a ResNet | the same | 1 to 3: at 1/4, 1/8 and 1/16 of the image's side |
 | random dimensions | R18 100, WR50 550 | the same | 100; ``dimensions`` |
-| resizing of coarse layers | bilinear | nearest | bilinear |
+| coarse layers | vectors at the corresponding place | nearest | bilinear |
 | covariance | N - 1, plus 0.01 I | the same | the same; ``epsilon`` |
-| map | bilinear to the image | then Gaussian, 4 pixels | the same; ``smoothing`` |
+| map | resized to the image | bilinear, then Gaussian of 4 pixels | the same; ``smoothing`` |
 | image score | maximum of the map | maximum of the smoothed map | maximum of the smoothed map |
 | images | 256 pixels, centre crop of 224 | the same | as given; ``preprocess=resize:256,centre_crop:0.875`` |
 
