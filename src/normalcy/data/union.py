@@ -27,9 +27,9 @@ def union(parts: Sequence[DataSet]) -> DataSet:
     """
     if len(parts) < 2:
         raise DataError(f"union expects at least two data sets, got {len(parts)}.")
-    roots = [part.root for part in parts]
-    folders = [Path(os.path.abspath(root)) for root in roots if root is not None]
-    root = Path(os.path.commonpath(folders)) if len(folders) == len(parts) and len(set(folders)) > 1 else None
+    folders = [Path(os.path.abspath(part.root)) for part in parts if part.root is not None]
+    beside = len(folders) == len(parts) and len(set(folders)) > 1 and len({folder.drive for folder in folders}) == 1
+    root = Path(os.path.commonpath(folders)) if beside else None
     names = [
         re.sub(r"[^\w.-]+", "-", part.name) if root is None else folder.relative_to(root).as_posix()
         for part, folder in zip(parts, folders if root else [Path()] * len(parts))
