@@ -56,7 +56,7 @@ ALLOWED = {
 """Part -> parts of normalcy that it may import; what is not named (the command line) may import all."""
 
 INSIDE_DATA = ("formats", "companions", "foreground", "stain", "synthetic", "volumes", "kinds", "dicom_codecs", "dicom", "images",
-               "dataset", "splits", "check", "stores", "polygons", "folder", "table", "named", "diffusion", "slides",
+               "dataset", "splits", "union", "check", "stores", "polygons", "folder", "table", "named", "diffusion", "slides",
                "open")  # fmt: skip
 """Files of ``data``: each imports only those before it."""
 LARGEST_ROOT = 14

@@ -56,8 +56,8 @@ CENTRAL = 0.35
 class AnomalyDINOSettings:
     backbone: str = "vit_small_patch14_dinov2.lvd142m"
     """Pretrained network: a timm model, "timm model:weights file", or the embedded "efficientnet_lite0" (nets/backbones.py)."""
-    layer: int = -1
-    """Feature layer of the backbone: a block of a transformer; -1 is the last."""
+    layer: int | None = None
+    """Feature layer of the backbone: a block of a transformer, from 0. none: the last."""
     side: int = 448
     """Shorter side in pixels to which images are resized (paper: 448, and 672); both sides become multiples of the patch."""
     shots: int = 0
@@ -99,14 +99,15 @@ class AnomalyDINO(Method):
         "S. Damm, M. Laszkiewicz, J. Lederer, A. Fischer. AnomalyDINO: boosting patch-based few-shot anomaly detection with "
         "DINOv2. WACV, 2025. arXiv:2405.14529"
     )
-    search: ClassVar = {"layer": (-1, -2, -4), "top": (0.0, 0.01, 0.1), "rotations": (1, 4, 8)}
+    search: ClassVar = {"top": (0.0, 0.01, 0.1), "rotations": (1, 4, 8)}
     settings: AnomalyDINOSettings
     memory: Tensor
 
     def __init__(self, settings: AnomalyDINOSettings, shape: Sequence[int]) -> None:
         super().__init__(settings, shape)
         s = settings
-        self.backbone = Backbone(s.backbone, (s.layer,), self.shape[0], s.bf16, norm=True)
+        layers = None if s.layer is None else (s.layer,)
+        self.backbone = Backbone(s.backbone, layers, self.shape[0], s.bf16, norm=True)
         patch, factor = self.backbone.reductions[0], s.side / min(self.shape[1:])
         self.sides = [max(1, round(n * factor / patch)) * patch for n in self.shape[1:]]
         self.learned("memory")

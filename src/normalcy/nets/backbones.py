@@ -34,7 +34,7 @@ class Backbone(nn.Module):
     and, as of all EfficientNets, one more: the last convolution after its activation (1,280 channels, 1/32), which the
     classifier averages; for VGG networks every ReLU counts, so that in vgg19 r12, r22, r32, r42 are 1, 3, 5, 9. ``names`` holds
     the layers' names.
-    Negative layers count from the last, -1. ``norm``: apply a transformer's final layer norm to its features.
+    ``layers=None`` is the last. ``norm``: apply a transformer's final layer norm to its features.
     ``channels`` of the images: 3, or 1, which is repeated. ``bf16``: compute in bfloat16 (about twice as fast where the
     processor supports it, at a precision of about three digits).
 
@@ -45,22 +45,24 @@ class Backbone(nn.Module):
     std: Tensor
     has_weights: Tensor
 
-    def __init__(self, name: str, layers: Sequence[int], channels: int, bf16: bool = False, norm: bool = False) -> None:
+    def __init__(
+        self, name: str, layers: Sequence[int] | None, channels: int, bf16: bool = False, norm: bool = False
+    ) -> None:
         super().__init__()
         if channels not in (1, 3):
             raise DataError(
                 f"Backbone {name} expects images of 1 or 3 channels, got {channels}: choose or merge channels."
             )
-        self.name, self.layers, self.bf16, self.norm = name, tuple(layers), bf16, norm
+        self.name, self.bf16, self.norm = name, bf16, norm
         self.architecture, _, self.file = name.partition(":")
         network = _create(self.architecture)
         stages = list(network.feature_info)
-        self.layers = tuple(i + len(stages) if i < 0 else i for i in self.layers)
+        self.layers = (len(stages) - 1,) if layers is None else tuple(layers)
         if not self.layers or list(self.layers) != sorted({i for i in self.layers if 0 <= i < len(stages)}):
             sides = ", ".join(f"1/{stage['reduction']}" for stage in stages)
             raise SettingsError(
                 f"Backbone {name} has the layers 0 to {len(stages) - 1} (at {sides} of the image's side), ascending; "
-                f"got {', '.join(map(str, layers)) or 'none'}."
+                f"got {', '.join(map(str, self.layers)) or 'none'}."
             )
         self.widths = tuple(int(stages[i]["num_chs"]) for i in self.layers)
         self.reductions = tuple(int(stages[i]["reduction"]) for i in self.layers)
