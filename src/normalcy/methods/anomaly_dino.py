@@ -171,7 +171,8 @@ def rotated(x: Tensor, angle: float) -> Tensor:
         [sin(angle) * width / height, cos(angle), 0.0],
     ]
     grid = F.affine_grid(x.new_tensor(matrix).expand(len(x), 2, 3), list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+    turned: Tensor = F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+    return turned
 
 
 def foreground(patches: Tensor, threshold: float) -> Tensor:

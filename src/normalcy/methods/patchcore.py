@@ -203,7 +203,7 @@ class PatchCore(Method):
         maps = [m if m.shape[2:] == grid else F.interpolate(m, size=grid, mode="bilinear") for m in maps]
         patches = torch.cat(maps, dim=1).permute(0, 2, 3, 1)
         # A whole number of layers: the mean of so many consecutive values is adaptive pooling.
-        return patches.unflatten(3, (dimension, len(maps))).mean(4) if dimension else patches
+        return patches.reshape(*patches.shape[:3], dimension, len(maps)).mean(4) if dimension else patches
 
     def _linear(self, centred: Tensor) -> Tensor:
         """(D, d): scaling or whitening and projection as one matrix, from centred features (n, D) of normal patches."""
@@ -261,5 +261,8 @@ def neighbourhoods(maps: Tensor, side: int, dimension: int) -> Tensor:
     places = first[:, None] + torch.arange(int((beyond - first).max()))  # (dimension, width)
     inside = (places < beyond[:, None]).float()
     weights = (inside / inside.sum(1, keepdim=True)).to(maps.device)
-    chosen = values[:, :, places.clamp(max=count - 1).flatten().to(maps.device)].unflatten(2, weights.shape)
-    return (chosen * weights).sum(3).transpose(1, 2).unflatten(2, maps.shape[2:])
+    chosen = values[:, :, places.clamp(max=count - 1).flatten().to(maps.device)].reshape(
+        *values.shape[:2], *weights.shape
+    )
+    averaged: Tensor = (chosen * weights).sum(3).transpose(1, 2)
+    return averaged.reshape(maps.shape[0], dimension, *maps.shape[2:])
