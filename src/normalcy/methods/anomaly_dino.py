@@ -145,7 +145,8 @@ class AnomalyDINO(Method):
         """(B, C, H, W) -> (B, h, w, D)"""
         if list(x.shape[2:]) != self.sides:
             x = F.interpolate(x, size=self.sides, mode="bilinear", antialias=self.sides[0] < x.shape[2])
-        return self.backbone(x)[0].permute(0, 2, 3, 1)
+        maps: list[Tensor] = self.backbone(x)
+        return maps[0].permute(0, 2, 3, 1)
 
     def _score(self, x: Tensor) -> Scores:
         patches = self._patches(x)  # (B, h, w, D)
@@ -171,8 +172,7 @@ def rotated(x: Tensor, angle: float) -> Tensor:
         [sin(angle) * width / height, cos(angle), 0.0],
     ]
     grid = F.affine_grid(x.new_tensor(matrix).expand(len(x), 2, 3), list(x.shape), align_corners=False)
-    turned: Tensor = F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
-    return turned
+    return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
 
 
 def foreground(patches: Tensor, threshold: float) -> Tensor:
