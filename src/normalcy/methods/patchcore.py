@@ -258,7 +258,9 @@ def neighbourhoods(maps: Tensor, side: int, dimension: int) -> Tensor:
     # torch's adaptive pooling, by indices: where the numbers do not divide, its own exports as one node for each output value
     first = torch.arange(dimension) * count // dimension
     beyond = -(-(torch.arange(dimension) + 1) * count // dimension)
-    places = first[:, None] + torch.arange(int((beyond - first).max()))  # (dimension, width)
+    # an integer of Python's, as one of a tensor would not be constant in a traced graph
+    width = max(-(-(i + 1) * count // dimension) - i * count // dimension for i in range(dimension))
+    places = first[:, None] + torch.arange(width)  # (dimension, width)
     inside = (places < beyond[:, None]).float()
     weights = (inside / inside.sum(1, keepdim=True)).to(maps.device)
     chosen = values[:, :, places.clamp(max=count - 1).flatten().to(maps.device)].reshape(
