@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from normalcy.cli import options as o
-from normalcy.cli.printing import complain, progress, show
+from normalcy.cli.printing import complain, progress, show, show_classes
 
 if TYPE_CHECKING:
     from normalcy.results.metrics import Metrics
@@ -28,6 +28,7 @@ def evaluate(
     found = evaluate_results(results, limit=limit, patch=patch, patch_fraction=patch_share, labels=labels)
     for line in _metrics(found):
         show(line)
+    show_classes({"": found})
     for note in found.notes[1:]:
         complain(f"Note: {note}")
 

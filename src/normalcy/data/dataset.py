@@ -89,6 +89,7 @@ class DataSet:
         scheme: Mapping[str, Any] | None = None,
         origin: Origin | None = None,
         regions: Callable[[int], list[Region]] | None = None,
+        classes: Sequence[str] = (),
         positions: Sequence[int] | Indices | None = None,
     ) -> None:
         self.name = name
@@ -99,6 +100,8 @@ class DataSet:
         self.scheme = dict(scheme or {})
         self.origin = origin or Origin()
         self._regions = regions
+        self.classes = tuple(classes)
+        """Of a union (:mod:`normalcy.data.union`): its data sets, with which the paths of their images start."""
         self._read, self._mask, self._size, self._stamp, self._space = read, mask, size, stamp, space
         # a view keeps the functions of the whole and the place of each of its items in it
         self._positions = np.arange(len(self.items)) if positions is None else np.asarray(positions, dtype=np.intp)
@@ -215,6 +218,7 @@ class DataSet:
             scheme=self.scheme,
             origin=self.origin,
             regions=self._regions,
+            classes=self.classes,
             positions=positions,
         )
 

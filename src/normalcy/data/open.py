@@ -19,6 +19,7 @@ from normalcy.data.dicom import is_dicom, series_in
 from normalcy.data.formats import IMAGE_SUFFIXES, LIMITS, VOLUME_SUFFIXES, Limits, is_image
 from normalcy.data.samples import is_samples, is_tensor, open_samples, to_numpy
 from normalcy.data.stores import Arrays, Files, Folder, Found, check_stack, files_of, find_images, recorded
+from normalcy.data.union import union
 from normalcy.data.volumes import split_name
 from normalcy.errors import DataError
 
@@ -43,6 +44,7 @@ def open_data(
     ``mvtec:bottle``, ``bmad:..``  a category of a published set, see :mod:`normalcy.data.published`
     ``slides:FOLDER,tile=256``     tiles of whole-slide images, see :mod:`normalcy.data.slides`
     ``diffusion:DATA``             4D volumes with b-values as attenuations, see :mod:`normalcy.data.diffusion`
+    ``a,b``                        several of these, each a class of normal images, see :mod:`normalcy.data.union`
     =============================  ====================================================================================
 
     Named sets are looked for in ``data_root`` (default ``~/.cache/normalcy/data``) and downloaded into it if missing.
@@ -89,6 +91,9 @@ def _open(spec: str | Path, data_root: Path | str | None, limits: Limits, as_nor
             f"{path}: expected a folder, an image ({' '.join(sorted((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES)))}), a table "
             f"({' '.join(sorted(table.TABLE_SUFFIXES))}) or .npz, got a file of another kind."
         )
+    if len(several := _several(text)) > 1:
+        parts = [open_data(one, data_root, limits=limits, as_normal=as_normal) for one in several]
+        return union(parts)
     name, colon, choice = text.rpartition(":") if ":" in text else (text, "", "")
     if colon and name.lower().endswith(".npz") and _exists(Path(name)):
         return named.open_npz(Path(name), choice, limits)
@@ -100,6 +105,21 @@ def _open(spec: str | Path, data_root: Path | str | None, limits: Limits, as_nor
     raise DataError(
         f"{text!r} is neither a file or folder nor a named data set; named sets are {', '.join(named.USAGE)}.{hint}"
     )
+
+
+def _several(text: str) -> list[str]:
+    """The sources in ``text``, separated by commas; options (``size=512``) belong to the source before them.
+
+    >>> _several("mvtec:bottle, real_iad:phone,size=512,view=C1,other")
+    ['mvtec:bottle', 'real_iad:phone,size=512,view=C1', 'other']
+    """
+    sources: list[str] = []
+    for part in map(str.strip, text.split(",")):
+        if "=" in part and sources:
+            sources[-1] += f",{part}"
+        else:
+            sources.append(part)
+    return sources
 
 
 def open_recorded(spec: str, items: Sequence[Item], base: Path) -> DataSet | None:
@@ -122,6 +142,8 @@ def open_recorded(spec: str, items: Sequence[Item], base: Path) -> DataSet | Non
         if not all(_is(root / name, Path.is_file) for name in names):
             return None
         return _the_same(slides.open_files([root / name for name in names], names, options), items)
+    if len(_several(spec)) > 1 and not _exists(base / spec):
+        return None  # a union: its parts may lie anywhere
     if kind in named.LOCAL and not _exists(base / spec):
         return _the_same(named.open_named(kind, rest, DEFAULT_DATA_ROOT.expanduser()), items)
     place = base / Path(spec).expanduser()
@@ -177,10 +199,11 @@ def open_files(paths: Sequence[str | Path], limits: Limits = LIMITS) -> DataSet:
 def as_dataset(images: Any, labels: Any = None, masks: Any = None) -> DataSet:
     """Whatever holds images, as a data set.
 
-    A data set itself; a path or name (:func:`open_data`); a list of paths; NumPy arrays with channels last, ``(N, H,
-    W)``, ``(N, H, W, C)`` or volumes ``(N, D, H, W, C)``; Torch tensors with channels first, ``(N, C, H, W)`` or ``(N,
-    C, D, H, W)``; a list of arrays ``(H, W)`` or ``(H, W, C)``, or of tensors ``(C, H, W)``, of any sizes; samples of
-    ``torch.utils.data``, MONAI or Hugging Face ``datasets``, see :func:`~normalcy.data.samples.open_samples`.
+    A data set itself; a list of data sets (:func:`~normalcy.data.union.union`); a path or name (:func:`open_data`); a list of
+    paths; NumPy arrays with channels last, ``(N, H, W)``, ``(N, H, W, C)`` or volumes ``(N, D, H, W, C)``; Torch tensors with
+    channels first, ``(N, C, H, W)`` or ``(N, C, D, H, W)``; a list of arrays ``(H, W)`` or ``(H, W, C)``, or of tensors ``(C, H,
+    W)``, of any sizes; samples of ``torch.utils.data``, MONAI or Hugging Face ``datasets``, see
+    :func:`~normalcy.data.samples.open_samples`.
     ``labels`` are N times 0 (normal) or 1 (anomalous); ``masks`` are N masks of the images' spatial size, or None for
     images that have none (a list of them may also name files).
 
@@ -242,6 +265,8 @@ def _from_list(images: Sequence[Any]) -> DataSet:
         if len(images) == 1 and not _exists(Path(images[0])):
             return open_data(images[0])  # a name such as mnist:3
         return open_files(images)
+    if all(isinstance(image, DataSet) for image in images):
+        return union(images)
     if all(isinstance(image, np.ndarray) for image in images) or all(is_tensor(image) for image in images):
         tensor = is_tensor(images[0])
         axes = ("(C, H, W)", (3, 4)) if tensor else ("(H, W) or (H, W, C)", (2, 3, 4))
