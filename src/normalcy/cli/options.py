@@ -139,7 +139,9 @@ Try = Annotated[
         help="Values to choose from, instead of the method's search space; repeatable.",
     ),
 ]
-Storage = Annotated[str | None, Option(help="Database URL for several workers [SQLite in OUT].")]
+Storage = Annotated[
+    str | None, Option(help="Database URL, or journal:///FILE on a shared disk, for several workers [SQLite in OUT].")
+]
 
 Table = Annotated[
     str | None,
@@ -154,6 +156,9 @@ TablesOut = Annotated[Path, Option(help="Folder for the results of all tables.")
 Jobs = Annotated[
     int | None,
     Option(help="Number of parallel fits [one per GPU, or one per two cores; two on a machine with two cores]."),
+]
+Lease = Annotated[
+    float, Option(help="Seconds after which other processes run the cells of a machine that died; at least 1.")
 ]
 ListOnly = Annotated[bool, Option("--list", help="Show what the table contains, run nothing.")]
 Rerun = Annotated[bool, Option("--overwrite", help="Run cells again that already have results.")]

@@ -9,6 +9,7 @@ import typer
 
 from normalcy.cli import options as o
 from normalcy.cli.printing import complain, lines_over_progress, show, show_table, status
+from normalcy.errors import SettingsError
 
 if TYPE_CHECKING:
     from normalcy.results.comparison import Comparison
@@ -138,6 +139,7 @@ def reproduce(
     out: o.TablesOut = Path("recipes-results"),
     data_root: o.DataRoot = None,
     jobs: o.Jobs = None,
+    lease: o.Lease = 180.0,
     list_: o.ListOnly = False,
     overwrite: o.Rerun = False,
 ) -> None:
@@ -153,6 +155,8 @@ def reproduce(
         _list_tables()
         return
     o.at_least_one(jobs, "--jobs")
+    if not 1 <= lease < float("inf"):
+        raise SettingsError(f"--lease must be at least 1 second, got {lease:g}.")
     settings = parse_settings(set_)
     table = tables.read_table(name)
     table = (table.reduced() if quick else table).changed(settings)
@@ -162,7 +166,7 @@ def reproduce(
     if list_:
         _show_plan(table)
     else:
-        _run_cells(table, folder, cells, data_root, jobs, overwrite)
+        _run_cells(table, folder, cells, data_root, jobs, overwrite, lease)
     found = tabulate(table, folder)
     _show_reproduced(found)
     if not list_:
@@ -261,7 +265,13 @@ def _show_plan(table: Table) -> None:
 
 
 def _run_cells(
-    table: Table, out: Path, cells: list[Cell], data_root: Path | None, jobs: int | None, overwrite: bool
+    table: Table,
+    out: Path,
+    cells: list[Cell],
+    data_root: Path | None,
+    jobs: int | None,
+    overwrite: bool,
+    lease: float,
 ) -> None:
     """Run the missing cells, with a line for each that ends."""
     from normalcy.studies.reproduce import reproduce as run
@@ -275,7 +285,7 @@ def _run_cells(
                 outcome = f"failed: {record.failed}"
             finished(f"{cell.row}, {cell.column} {cell.normal}, seed {cell.seed}: {outcome}")
 
-        run(table, out, cells, data_root=data_root, jobs=jobs, overwrite=overwrite, on_cell=tell)
+        run(table, out, cells, data_root=data_root, jobs=jobs, overwrite=overwrite, lease=lease, on_cell=tell)
 
 
 def _show_reproduced(found: Reproduced) -> None:

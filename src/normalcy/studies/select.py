@@ -27,7 +27,9 @@ from typing import Any, Literal
 
 import numpy as np
 import optuna
-from sqlalchemy.exc import SQLAlchemyError
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from normalcy import config
 from normalcy.arrays import Array, Float64
@@ -51,6 +53,8 @@ WATCHED = 0.2
 """Fraction of the images of a fit on which it stops early."""
 AT_FIRST = 5
 """Trials before one can be given up."""
+JOURNAL = "journal"
+"""Scheme of the URL of a file that Optuna appends to."""
 GIVEN = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED, optuna.trial.TrialState.FAIL)
 
 
@@ -202,8 +206,8 @@ def select(
 
     ``data`` gives the normal training images; ``anomalies`` a few images, all taken as anomalous where none is labelled so.
     ``space``: setting -> values to choose from (default: ``Method.search``); the method's own value is always among them,
-    and the first trial has all of these. ``settings`` stay as they are. ``storage`` is a database URL (default
-    SQLite in ``out``).
+    and the first trial has all of these. ``settings`` stay as they are. ``storage``: a database URL, or ``journal:///FILE`` for
+    a file on a disk that machines share (default SQLite in ``out``).
 
     Raises SettingsError for impossible settings or a study of other data, DataError for too few images or anomalies out of
     the test split, NormalcyError when every trial failed.
@@ -218,7 +222,7 @@ def select(
     make_folder(out)
     with _written(out):
         study = optuna.create_study(
-            storage=storage or f"sqlite:///{out / 'study.db'}",
+            storage=_storage(storage or f"sqlite:///{out / 'study.db'}"),
             study_name=f"normalcy-{method}",
             sampler=_sampler(choices, trials, seed),
             pruner=optuna.pruners.MedianPruner(n_startup_trials=AT_FIRST),
@@ -300,6 +304,28 @@ def _written(out: Path) -> Iterator[None]:
         raise WriteError(
             f"{out}: the study cannot be kept ({reason[:200]}); free some space, or check its database."
         ) from error
+
+
+def _storage(url: str) -> optuna.storages.BaseStorage:
+    """Of a database URL, or of ``journal:///FILE``."""
+    scheme, _, rest = url.partition("://")
+    try:
+        if scheme == JOURNAL:
+            path = Path(rest)
+            make_folder(path.parent)
+            with warnings.catch_warnings():  # that it is "experimental" is nothing a user can act on
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                return JournalStorage(JournalFileBackend(str(path)))
+        return optuna.storages.get_storage(url)
+    except (ArgumentError, ValueError, ImportError) as error:
+        raise SettingsError(
+            f"select: the storage {scheme}://... cannot be opened; expected a database URL whose driver is installed, such as "
+            f"postgresql+pg8000://user@machine/name, or {JOURNAL}:///FILE."
+        ) from error
+    except OSError as error:
+        if isinstance(error, NormalcyError):
+            raise
+        raise WriteError(f"{rest}: the study cannot be kept there ({error.strerror}); choose another place.") from error
 
 
 def _choices(
