@@ -27,7 +27,7 @@ import tokenize
 import tomllib
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO, TextIO, cast
 
@@ -742,6 +742,23 @@ class Target:
     def unfinished(self) -> Path:
         """Where work is kept that the next start continues: ``<folder>.run`` beside it, hidden inside where it stays."""
         return self.path / ".normalcy-run" if self.in_place else self.path.with_name(f"{self.path.name}.run")
+
+    def begin(self, identity: Sequence[object], what: str, differs: str) -> Path:
+        """The folder in :attr:`unfinished` of the work with this identity; made where it is missing.
+
+        Raises SettingsError where other work is kept there, unless it may be overwritten.
+        """
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        work = self.unfinished / digest
+        if any(path != work for path in self.unfinished.glob("*")):
+            if not self.overwrite:
+                raise SettingsError(
+                    f"{self.unfinished} holds an unfinished {what} of other {differs}: repeat that "
+                    "command to continue it, or pass --overwrite to start again."
+                )
+            remove(self.unfinished)
+        make_folder(work)
+        return work
 
     def hidden(self, kind: str) -> Path:
         """A new name for a folder on the way in ("partial", and in place "complete", "moving") or out ("old")."""

@@ -71,6 +71,14 @@ Tile = Annotated[bool, Option("--tile", help="Score large images in overlapping 
 OneShard = Annotated[
     str | None, Option("--shard", metavar="K/N", help="Score part K of N only; normalcy merge joins the results.")
 ]
+Ray = Annotated[
+    str | None,
+    Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Work on a Ray cluster: HOST:PORT, auto (the one of this machine) or local (new).",
+    ),
+]
 Shards = Annotated[list[Path], Argument(metavar="RESULTS...", help="Results folders of all shards.")]
 Maps = Annotated[bool, Option(help="Write anomaly maps and restored images.")]
 

@@ -48,6 +48,7 @@ from normalcy.metrics import (
 )
 from normalcy.provenance import write_record
 from normalcy.report.text import MISSING, markdown_table, metric, signed, value_with_ends
+from normalcy.results.cluster import connected, each
 from normalcy.results.schema import FORMAT, Count, Positive, Rate, dumps, from_json, load, to_json, was
 from normalcy.results.writer import Writer
 from normalcy.scoring import Result
@@ -186,6 +187,7 @@ def reproduce(
     jobs: int | None = None,
     overwrite: bool = False,
     lease: float = LEASE,
+    ray: str | None = None,
     on_cell: Callable[[Cell, CellRecord], None] | None = None,
 ) -> Reproduced:
     """Run the cells (all unless given) that ``out`` does not hold and write ``out/<table>.json`` and ``.md``.
@@ -196,7 +198,8 @@ def reproduce(
     content of the JSON file.
 
     Other calls may fill ``out`` at the same time, on other machines too: no fit is run twice, and each call ends when all its
-    cells are there. ``lease``: seconds after which the fits of a machine that died are run by others.
+    cells are there. ``lease``: seconds after which the fits of a machine that died are run by others. ``ray``: address of a Ray
+    cluster that runs the fits instead of ``jobs``, see :mod:`normalcy.results.cluster`.
     """
     root = Path(data_root or DEFAULT_DATA_ROOT).expanduser()
     tell = on_cell or (lambda cell, record: None)
@@ -221,7 +224,11 @@ def reproduce(
         _Fit(table, out, tuple({cell.file: cell for cell in group}.values()), root, lease, before)
         for group in fits.values()
     ]
-    for fit, records in side_by_side(work, jobs or len(_gpus()) or max(min(2, _cores()), _cores() // 2)):
+    if ray is None:
+        made = side_by_side(work, jobs or len(_gpus()) or max(min(2, _cores()), _cores() // 2))
+    else:
+        made = _on_cluster(work, ray)
+    for fit, records in made:
         for cell, record in zip(fit.cells, records):
             tell(cell, record)
     for fit in work if not any((out / "running").glob("*.claim*")) else ():
@@ -466,6 +473,28 @@ def side_by_side(work: Sequence[_Fit], jobs: int) -> Iterator[tuple[_Fit, list[C
         for worker, _ in busy.values():  # it gives up its claim
             worker.process.join(10)
             worker.process.kill()
+
+
+def _on_cluster(work: Sequence[_Fit], address: str) -> Iterator[tuple[_Fit, list[CellRecord]]]:
+    """As :func:`side_by_side`, on a Ray cluster."""
+    waiting = deque(work)
+    if not waiting:
+        return
+    with connected(address) as ray:
+        for fit, records in each(ray, _Running, waiting):
+            if records is None:
+                waiting.append(replace(fit, wait=POLL))
+            elif isinstance(records, NormalcyError):
+                yield fit, [_write_failure(fit.table, fit.out, cell, _reason(records)) for cell in fit.cells]
+            else:
+                yield fit, records
+
+
+class _Running:
+    """Runs fits in an actor."""
+
+    def __call__(self, fit: _Fit, on_done: object) -> list[CellRecord] | None:
+        return fit.run()
 
 
 class _Worker:
