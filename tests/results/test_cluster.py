@@ -27,8 +27,6 @@ from normalcy.errors import NormalcyError, SettingsError
 from normalcy.results.cluster import Shards, connected, each, score_on_cluster, shards_for
 
 ray = pytest.importorskip("ray", reason="needs normalcy[ray]") if not os.environ.get("CI") else __import__("ray")
-FORKS = get_context("forkserver")
-FORKS.set_forkserver_preload(["ray", "normalcy.cli.score", "normalcy.results.cluster", __name__])
 COUNT, PARTS = 48, 8
 
 
@@ -176,14 +174,20 @@ def test_a_killed_node(cluster: Any, root: Path, tmp_path: Path):
     at_most_one_again(log)
 
 
+def drive(root: Path, log: Path, out: Path, address: str) -> None:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    score_on_cluster(shards(root, log, 1.0), out, address)
+
+
 def test_a_killed_driver(cluster: Any, root: Path, tmp_path: Path):
     log, out = tmp_path / "log", tmp_path / "out"
-    words = (shards(root, log, 1.0), out, cluster.address)
-    driver = FORKS.Process(target=score_on_cluster, args=words, daemon=True)
+    driver = get_context("spawn").Process(target=drive, args=(root, log, out, cluster.address), daemon=True)
     driver.start()
-    until(lambda: len(list(out.with_name("out.run").glob("*/shard-*"))) >= 2)
-    driver.kill()
-    driver.join()
+    try:
+        until(lambda: len(list(out.with_name("out.run").glob("*/shard-*"))) >= 2)
+    finally:
+        driver.kill()
+        driver.join()
     before = begun(log)
     done = {path.name for path in out.with_name("out.run").glob("*/shard-*")}
     assert not out.exists()
