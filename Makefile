@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 RESULTS ?= demo-results
 
-.PHONY: setup demo test browser lint types clean
+.PHONY: setup demo test browser database lint types clean
 
 setup: $(STAMP)
 
@@ -31,7 +31,13 @@ browser:
 	  { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -qq -y chromium >/dev/null; } || \
 	  echo "No Chromium: install one (Debian: apt-get install chromium) to test the review page."
 
-test: lint types browser
+# A study of `normalcy select` is kept in a real PostgreSQL in the tests.
+database:
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || \
+	  { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -qq -y postgresql >/dev/null; } || \
+	  echo "No PostgreSQL: install it (Debian: apt-get install postgresql) to test studies in a database."
+
+test: lint types browser database
 	$(BIN)/python -m pytest
 
 clean:

@@ -221,6 +221,11 @@ class Detector:
         return self._source[0]
 
     @property
+    def checksum(self) -> str:
+        """Of the weights in that folder; empty without one."""
+        return self._source[1]
+
+    @property
     def calibration(self) -> Calibration | None:
         """Of the score in use; None where no images were held out."""
         return self.calibrations.get(getattr(self.settings, "score", "") if self._fitted.scores else "")

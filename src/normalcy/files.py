@@ -27,7 +27,7 @@ import tokenize
 import tomllib
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO, TextIO, cast
 
@@ -385,6 +385,68 @@ def write_json(path: Path, words: Mapping[str, Any]) -> None:
     write_bytes(path, json.dumps(words, indent=1, allow_nan=False).encode())
 
 
+def create_bytes(path: Path, data: bytes) -> bool:
+    """A new file with this content; False where there is one of that name. One process of several alone succeeds, on a disk that
+    machines share too."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+    except FileExistsError:
+        return False
+    except OSError as fault:
+        raise _cannot_write(path, fault) from fault
+    return True
+
+
+def rename(source: Path, target: Path) -> bool:
+    """Give a file the name ``target``, in place of the one there, or a folder where nothing is; False where it cannot be."""
+    try:
+        if source.is_dir() and target.exists():
+            return False
+        os.replace(source, target)
+    except OSError:
+        return False
+    return True
+
+
+def mark_used(path: Path) -> bool:
+    """Set the time of a file to now, by the clock of the file system; False where that cannot be."""
+    try:
+        os.utime(path)
+    except OSError:
+        return False
+    return True
+
+
+def content_and_age(path: Path, limit: int = 2**16) -> tuple[bytes, float] | None:
+    """The content of a small file and the seconds since it was changed or marked; None where it is gone.
+
+    Both times are the file system's own, so that clocks of machines may differ.
+    """
+    try:
+        with open_regular(path) as file:
+            data, then = file.read(limit), os.fstat(file.fileno()).st_mtime
+        probe = path.parent / f".normalcy-{os.urandom(8).hex()}"
+        with open(probe, "xb") as file:
+            os.utime(file.fileno() if os.utime in os.supports_fd else probe)
+            now = os.fstat(file.fileno()).st_mtime
+        probe.unlink()
+    except (OSError, DataError):
+        return None
+    return data, now - then
+
+
+def stamp(path: Path) -> tuple[int, int, int] | None:
+    """What changes when a file is replaced by another; None where there is no file."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
 def append_text(path: Path, text: str) -> None:
     """Adds to the end of a regular file, which is made where it is missing."""
     flags = os.O_CREAT | os.O_APPEND | os.O_WRONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -680,6 +742,23 @@ class Target:
     def unfinished(self) -> Path:
         """Where work is kept that the next start continues: ``<folder>.run`` beside it, hidden inside where it stays."""
         return self.path / ".normalcy-run" if self.in_place else self.path.with_name(f"{self.path.name}.run")
+
+    def begin(self, identity: Sequence[object], what: str, differs: str) -> Path:
+        """The folder in :attr:`unfinished` of the work with this identity; made where it is missing.
+
+        Raises SettingsError where other work is kept there, unless it may be overwritten.
+        """
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        work = self.unfinished / digest
+        if any(path != work for path in self.unfinished.glob("*")):
+            if not self.overwrite:
+                raise SettingsError(
+                    f"{self.unfinished} holds an unfinished {what} of other {differs}: repeat that "
+                    "command to continue it, or pass --overwrite to start again."
+                )
+            remove(self.unfinished)
+        make_folder(work)
+        return work
 
     def hidden(self, kind: str) -> Path:
         """A new name for a folder on the way in ("partial", and in place "complete", "moving") or out ("old")."""

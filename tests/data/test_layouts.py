@@ -199,7 +199,7 @@ def test_real_iad_of_several_sizes_and_views(tmp_path: Path):
         ("size=300", "expected one of the sizes 256, 512, 1024, raw"),
         ("size=512,views=C1", "Real-IAD has no option 'views'. Available: json, view"),
         ("size=512,view=C9", "has no images of the view 'C9'"),
-        ("size", "expected options as size=512"),
+        ("size", "say which with size="),  # without "=" another data set, beside the first
         ("size=512,json=other", "audiojack.json, which is missing"),
     ):
         with pytest.raises(DataError, match=message):

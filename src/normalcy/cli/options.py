@@ -84,6 +84,14 @@ Tile = Annotated[bool, Option("--tile", help="Score large images in overlapping 
 OneShard = Annotated[
     str | None, Option("--shard", metavar="K/N", help="Score part K of N only; normalcy merge joins the results.")
 ]
+Ray = Annotated[
+    str | None,
+    Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Work on a Ray cluster: HOST:PORT, auto (the one of this machine) or local (new).",
+    ),
+]
 Shards = Annotated[list[Path], Argument(metavar="RESULTS...", help="Results folders of all shards.")]
 Maps = Annotated[bool, Option(help="Write anomaly maps and restored images.")]
 
@@ -152,7 +160,9 @@ Try = Annotated[
         help="Values to choose from, instead of the method's search space; repeatable.",
     ),
 ]
-Storage = Annotated[str | None, Option(help="Database URL for several workers [SQLite in OUT].")]
+Storage = Annotated[
+    str | None, Option(help="Database URL, or journal:///FILE on a shared disk, for several workers [SQLite in OUT].")
+]
 
 Table = Annotated[
     str | None,
@@ -167,6 +177,9 @@ TablesOut = Annotated[Path, Option(help="Folder for the results of all tables.")
 Jobs = Annotated[
     int | None,
     Option(help="Number of parallel fits [one per GPU, or one per two cores; two on a machine with two cores]."),
+]
+Lease = Annotated[
+    float, Option(help="Seconds after which other processes run the cells of a machine that died; at least 1.")
 ]
 ListOnly = Annotated[bool, Option("--list", help="Show what the table contains, run nothing.")]
 Rerun = Annotated[bool, Option("--overwrite", help="Run cells again that already have results.")]
