@@ -22,6 +22,8 @@ from normalcy.data.stores import Arrays, Files, Folder, Found, check_stack, file
 from normalcy.data.volumes import split_name
 from normalcy.errors import DataError
 
+__all__ = ["as_dataset", "open_data", "open_files"]
+
 DEFAULT_DATA_ROOT = Path("~/.cache/normalcy/data")
 
 
