@@ -938,7 +938,13 @@ def markdown(text: str) -> str:
     borders = [i for i, line in enumerate(lines) if re.fullmatch(r"=+ +=+", line)]
     for first, last in reversed(list(zip(borders[::2], borders[1::2]))):
         second = lines[first].index(" =") + 1  # where the second column starts
-        rows = [(line[:second].strip(), line[second:].strip()) for line in lines[first + 1 : last]]
+        rows: list[tuple[str, str]] = []
+        for line in lines[first + 1 : last]:
+            name, meaning = line[:second].strip(), line[second:].strip()
+            if name or not rows:
+                rows.append((name, meaning))
+            else:  # a second line of the cell above
+                rows[-1] = (rows[-1][0], f"{rows[-1][1]} {meaning}")
         lines[first : last + 1] = table(("", ""), rows).splitlines()
     text = "\n".join(lines)
     text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text)

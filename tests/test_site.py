@@ -180,6 +180,5 @@ def test_notebooks_are_those_of_the_pages(run_tutorials: ModuleType, page: Path)
     """With an output for each block of code; ``docs/run_tutorials.py --write`` makes them."""
     outputs = run_tutorials.committed(page.stem)
     assert any(output.text for output in outputs)
-    assert any(output.images for output in outputs)
     found = json.loads(page.with_suffix(".ipynb").read_text(encoding="utf-8"))
     assert len({cell["id"] for cell in found["cells"]}) == len(found["cells"])
