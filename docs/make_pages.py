@@ -587,10 +587,10 @@ API = {
     ),
     "data": Part(
         "Data",
-        "Open images as data sets, check and split them, add synthetic anomalies. `open_data`, `DataSet`, `Item` and `Failure` "
-        "can be imported from `normalcy`. How-to: [bring your own data](../how-to/data.md).",
+        "Open images as data sets, check and split them, add synthetic anomalies. `open_data`, `open_samples`, `DataSet`, `Item` "
+        "and `Failure` can be imported from `normalcy`. How-to: [bring your own data](../how-to/data.md).",
         ("data.open", "data.splits", "data.check", "data.synthetic"),
-        ("DataSet", "Item", "Failure"),
+        ("DataSet", "Item", "Failure", "open_samples"),
     ),
     "settings": Part(
         "Settings and training",
@@ -636,6 +636,11 @@ API = {
         "[the contract of a method](../explanation/contract.md).",
         ("config", "testing"),
         ("Method", "Scores", "Stage", "Objective", "EarlyStop", "METHODS"),
+    ),
+    "sklearn": Part(
+        "scikit-learn",
+        "Every method as an estimator of scikit-learn. How-to: [use a detector in scikit-learn](../how-to/scikit-learn.md).",
+        ("sklearn",),
     ),
     "export": Part(
         "Export",

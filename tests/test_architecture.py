@@ -52,11 +52,12 @@ ALLOWED = {
     "review": FOUNDATION | {"data", "metrics", "results", "review"},
     "studies": USE | {"report", "results", "studies"},
     "testing": USE,
+    "sklearn": USE,
 }
 """Part -> parts of normalcy that it may import; what is not named (the command line) may import all."""
 
 INSIDE_DATA = ("formats", "companions", "foreground", "stain", "synthetic", "volumes", "kinds", "dicom_codecs", "dicom", "images",
-               "dataset", "splits", "check", "stores", "polygons", "folder", "table", "named", "diffusion", "slides",
+               "dataset", "splits", "check", "samples", "stores", "polygons", "folder", "table", "named", "diffusion", "slides",
                "open")  # fmt: skip
 """Files of ``data``: each imports only those before it."""
 LARGEST_ROOT = 14

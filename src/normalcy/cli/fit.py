@@ -73,6 +73,7 @@ def fit(
     devices: o.Devices = None,
     false_alarms: o.FalseAlarms = None,
     exclude: o.Exclude = None,
+    log_to: o.LogTo = [],  # noqa: B006 (Typer copies it)
     resume: o.Resume = False,
     overwrite: o.Overwrite = False,
 ) -> None:
@@ -82,10 +83,13 @@ def fit(
     from normalcy.files import prepare_target, remove
     from normalcy.results.labels import chosen_on, read_labels, without_labelled
     from normalcy.results.writer import refuse_inputs
+    from normalcy.training.log import TRAIN_LOG, Record, read_log
+    from normalcy.training.tracking import destinations, tracking
 
     settings = training.settings(devices=devices, false_alarms=false_alarms)
     named = str(settings.pop("method", "patchcore"))
     detector = Detector(method or named, **settings)
+    tracked = destinations(log_to, out.absolute().with_name(f"{out.absolute().name}.logs"))
     with prepare_target(out, overwrite):
         run = _run_folder(out, resume, overwrite)
         images = training.open(data)
@@ -94,8 +98,20 @@ def fit(
         if exclude is not None:
             # the split is drawn first, so that it is that of a fit to all images
             images, excluded = without_labelled(with_split(images, detector.train.seed), read_labels(exclude))
-        with fit_progress() as (log, on_decode):
+        facts_given = {"method": detector.name, "data": images.name, **detector.all_settings()}
+        with (
+            tracking(tracked, facts_given, name=out.absolute().name) as tracker,
+            fit_progress() as (show_progress, on_decode),
+        ):
+            for record in read_log(run / TRAIN_LOG) if resume else []:
+                tracker(record)
+
+            def log(record: Record) -> None:
+                show_progress(record)
+                tracker(record)
+
             detector.fit(images, run_dir=run, resume=resume, log=log, on_decode=on_decode)
+            tracker.results(detector.outcome())
         if excluded:
             detector.facts["data"]["excluded"] = excluded
         if chosen := chosen_on(training.config_file):
@@ -111,6 +127,8 @@ def fit(
     show(
         f"Fitted {detector.name} on {count['count']} images ({held_out}{skipped}) in {facts['seconds']:.1f} s -> {out}"
     )
+    for one in tracked:
+        show(f"Logged to {one}")
 
 
 def info(model: o.Model) -> None:

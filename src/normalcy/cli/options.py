@@ -54,6 +54,14 @@ Method = Annotated[str | None, Option(help="Name of the method [patchcore].")]
 Devices = Annotated[int | None, Option(help="Number of training processes [1].")]
 Resume = Annotated[bool, Option("--resume", help="Resume interrupted training.")]
 ModelOut = Annotated[Path, Option(help="Folder for the model.")]
+LogTo = Annotated[
+    list[str],
+    Option(
+        "--log-to",
+        metavar="KIND[:PLACE]",
+        help="Log the training to csv, tensorboard, mlflow or wandb, into the folder PLACE [OUT.logs/KIND]; repeatable.",
+    ),
+]
 MethodName = Annotated[str | None, Argument(metavar="NAME", help="Show the settings of this method.")]
 Family = Annotated[str | None, Option(help="List the methods of this family only, such as one-class.")]
 

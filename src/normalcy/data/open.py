@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from normalcy.arrays import Array
 from normalcy.data import diffusion, folder, named, polygons, slides, table
 from normalcy.data.companions import NO_IMAGE, reason
 from normalcy.data.dataset import DataSet, Item, case_of, unnamed
 from normalcy.data.dicom import is_dicom, series_in
 from normalcy.data.formats import IMAGE_SUFFIXES, LIMITS, VOLUME_SUFFIXES, Limits, is_image
+from normalcy.data.samples import is_samples, is_tensor, open_samples, to_numpy
 from normalcy.data.stores import Arrays, Files, Folder, Found, check_stack, files_of, find_images, recorded
 from normalcy.data.volumes import split_name
 from normalcy.errors import DataError
@@ -27,8 +26,8 @@ __all__ = ["as_dataset", "open_data", "open_files"]
 DEFAULT_DATA_ROOT = Path("~/.cache/normalcy/data")
 
 
-def open_data(spec: str | Path, data_root: Path | str | None = None, *, limits: Limits = LIMITS) -> DataSet:
-    """The data set that a path or a name stands for.
+def open_data(spec: Any, data_root: Path | str | None = None, *, limits: Limits = LIMITS) -> DataSet:
+    """The data set that a path or a name stands for; of any other object what :func:`as_dataset` makes of it.
 
     =============================  ====================================================================================
     a folder                       ``train/good``, ``test/<type>``, ``ground_truth/<type>`` as in MVTec AD; any other
@@ -47,6 +46,8 @@ def open_data(spec: str | Path, data_root: Path | str | None = None, *, limits: 
     Named sets are looked for in ``data_root`` (default ``~/.cache/normalcy/data``) and downloaded into it if missing.
     ``limits`` holds for images, tables and arrays in files; a larger one reads larger files.
     """
+    if not isinstance(spec, str | Path):
+        return as_dataset(spec)
     text, root = str(spec), Path(data_root or DEFAULT_DATA_ROOT).expanduser()
     if text.startswith("slides:"):
         return slides.open_slides(text.removeprefix("slides:"))
@@ -167,7 +168,8 @@ def as_dataset(images: Any, labels: Any = None, masks: Any = None) -> DataSet:
 
     A data set itself; a path or name (:func:`open_data`); a list of paths; NumPy arrays with channels last, ``(N, H,
     W)``, ``(N, H, W, C)`` or volumes ``(N, D, H, W, C)``; Torch tensors with channels first, ``(N, C, H, W)`` or ``(N,
-    C, D, H, W)``; a list of arrays ``(H, W)`` or ``(H, W, C)``, or of tensors ``(C, H, W)``, of any sizes.
+    C, D, H, W)``; a list of arrays ``(H, W)`` or ``(H, W, C)``, or of tensors ``(C, H, W)``, of any sizes; samples of
+    ``torch.utils.data``, MONAI or Hugging Face ``datasets``, see :func:`~normalcy.data.samples.open_samples`.
     ``labels`` are N times 0 (normal) or 1 (anomalous); ``masks`` are N masks of the images' spatial size, or None for
     images that have none (a list of them may also name files).
 
@@ -179,17 +181,19 @@ def as_dataset(images: Any, labels: Any = None, masks: Any = None) -> DataSet:
         data = images
     elif isinstance(images, str | Path):
         data = open_data(images)
-    elif isinstance(images, np.ndarray) or _is_tensor(images):
+    elif isinstance(images, np.ndarray) or is_tensor(images):
         data = _from_stack(images)
+    elif is_samples(images):
+        data = open_samples(images, labelled=labels is None)
     elif isinstance(images, list | tuple) and images:
         data = _from_list(images)
     else:
         raise DataError(
             "expected images as a data set, a path or name, a list of paths, a NumPy array (N, H, W) or (N, H, W, C), "
-            f"a Torch tensor (N, C, H, W) or a list of arrays, got {_describe(images)}."
+            f"a Torch tensor (N, C, H, W), a list of arrays or a data set of samples, got {_describe(images)}."
         )
     if labels is not None:
-        values = [int(v) if v in (0, 1) else v for v in _numpy(labels).ravel().tolist()]
+        values = [int(v) if v in (0, 1) else v for v in to_numpy(labels).ravel().tolist()]
         if len(values) != len(data) or not set(values) <= {0, 1, None}:
             raise DataError(
                 f"labels: expected {len(data)} of 0 (normal), 1 (anomalous) or None, one for each image, "
@@ -199,7 +203,7 @@ def as_dataset(images: Any, labels: Any = None, masks: Any = None) -> DataSet:
     if masks is not None:
         if len(masks) != len(data):
             raise DataError(f"masks: expected {len(data)}, one for each image, got {len(masks)}.")
-        given = Arrays((), _numpy(masks) if _is_tensor(masks) else masks)
+        given = Arrays((), to_numpy(masks) if is_tensor(masks) else masks)
         # masks are in the order of this view, so what reads them must count in its positions
         data = DataSet(
             data.name, data.items, data.read, given.mask, data.root, size=data.size, stamp=data.stamp, space=data.space
@@ -208,7 +212,7 @@ def as_dataset(images: Any, labels: Any = None, masks: Any = None) -> DataSet:
 
 
 def _from_stack(images: Any) -> DataSet:
-    if not _is_tensor(images):
+    if not is_tensor(images):
         return check_stack(images, "images").data_set("images", unnamed("images", len(images)))
     if images.ndim not in (4, 5) or not len(images):
         shape = tuple(images.shape)
@@ -219,7 +223,7 @@ def _from_stack(images: Any) -> DataSet:
             f"expected a tensor with channels first, (N, C, H, W) or (N, C, D, H, W), got shape {tuple(images.shape)}, which "
             f"looks like channels last; give images.permute({order}), or a NumPy array."
         )
-    return Arrays(_numpy(images), first=True).data_set("images", unnamed("images", len(images)))
+    return Arrays(to_numpy(images), first=True).data_set("images", unnamed("images", len(images)))
 
 
 def _from_list(images: Sequence[Any]) -> DataSet:
@@ -227,29 +231,16 @@ def _from_list(images: Sequence[Any]) -> DataSet:
         if len(images) == 1 and not _exists(Path(images[0])):
             return open_data(images[0])  # a name such as mnist:3
         return open_files(images)
-    if all(isinstance(image, np.ndarray) for image in images) or all(_is_tensor(image) for image in images):
-        tensor = _is_tensor(images[0])
+    if all(isinstance(image, np.ndarray) for image in images) or all(is_tensor(image) for image in images):
+        tensor = is_tensor(images[0])
         axes = ("(C, H, W)", (3, 4)) if tensor else ("(H, W) or (H, W, C)", (2, 3, 4))
         wrong = next((image for image in images if image.ndim not in axes[1]), None)
         if wrong is not None:
             raise DataError(f"expected a list of images {axes[0]}, got one of shape {tuple(wrong.shape)} in it.")
-        arrays = Arrays([_numpy(image) for image in images], first=tensor)
+        arrays = Arrays([to_numpy(image) for image in images], first=tensor)
         return arrays.data_set("images", unnamed("images", len(images)))
     kinds = ", ".join(sorted({type(image).__name__ for image in images}))
     raise DataError(f"expected a list of paths or a list of arrays, got a list of {kinds}.")
-
-
-def _is_tensor(value: Any) -> bool:
-    torch = sys.modules.get("torch")  # whoever holds a tensor has imported it
-    return torch is not None and isinstance(value, torch.Tensor)
-
-
-def _numpy(value: Any) -> Array:
-    if _is_tensor(value):
-        value = value.detach().cpu()
-        value = value.float() if str(value.dtype) == "torch.bfloat16" else value  # unknown to NumPy
-        return np.asarray(value.numpy())
-    return np.asarray(value)
 
 
 def _describe(value: Any) -> str:
