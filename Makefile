@@ -1,10 +1,10 @@
-# Two commands: `make demo` (the main job on real images, ending in a report) and `make test`.
+# `make demo` (the main job on real images, ending in a report), `make test`, and `make docs`.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 RESULTS ?= demo-results
 
-.PHONY: setup demo test browser database lint types clean
+.PHONY: setup demo test docs browser database lint types clean
 
 setup: $(STAMP)
 
@@ -40,5 +40,9 @@ database:
 test: lint types browser database
 	$(BIN)/python -m pytest
 
+# The documentation site, build/site/index.html; tutorials are executed where they or the package changed.
+docs: setup
+	$(BIN)/python docs/make_site.py
+
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
+	rm -rf build .cache .venv .mypy_cache .ruff_cache .pytest_cache

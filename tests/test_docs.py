@@ -65,7 +65,7 @@ def blocks(language: str) -> list[Any]:
 def commands_in(block: Block) -> list[list[str]]:
     """Words of each normalcy command of a block of shell lines."""
     lines = block.text.replace("\\\n", " ").splitlines()
-    found = [shlex.split(part, comments=True) for line in lines for part in line.split("&&")]
+    found = [shlex.split(part, comments=True) for line in lines for part in re.split(r"&& | \| ", line)]
     return [words for words in found if words[:1] == ["normalcy"]]
 
 
@@ -167,6 +167,8 @@ def test_commands_parse(block: Block):
             continue
         command = group.commands.get(words[1])
         assert command is not None, f"{block.place}: there is no command {words[1]}"
+        if words[2:] == ["--help"]:
+            continue
         options = command.make_context(words[1], words[2:]).params  # raises for an unknown option or a missing argument
         settings = parse_settings(options.get("set_") or [])
         if words[1] == "fit" and options["config_file"] is None:

@@ -14,6 +14,8 @@ from normalcy.data.dataset import DataSet, Item
 from normalcy.data.kinds import Kind, in_threads, kind_of, refuse_mixed_kinds, same_values, values_of
 from normalcy.errors import DataError
 
+__all__ = ["Fault", "check"]
+
 CALIBRATION_MINIMUM = 20
 
 

@@ -23,6 +23,8 @@ from normalcy.data.union import union
 from normalcy.data.volumes import split_name
 from normalcy.errors import DataError
 
+__all__ = ["as_dataset", "open_data", "open_files"]
+
 DEFAULT_DATA_ROOT = Path("~/.cache/normalcy/data")
 
 

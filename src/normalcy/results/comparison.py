@@ -10,6 +10,8 @@ from typing import Annotated, Any
 from normalcy.results.metrics import AUPRO, ClassMean, ClassMetrics, ImagesAtThreshold, Interval
 from normalcy.results.schema import ABSENT, Bounds, Count, Positive, Rate, load, was
 
+__all__ = ["Comparison", "read_comparison"]
+
 COMPARISON = "compare.json"
 Difference = Annotated[float, Bounds(-1, 1)]
 

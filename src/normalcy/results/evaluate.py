@@ -51,6 +51,8 @@ from normalcy.results.run import CaseRow, InCase
 from normalcy.results.schema import as_read, dumps
 from normalcy.results.writer import Writer
 
+__all__ = ["evaluate"]
+
 _EXACT_PIXELS = 150_000_000
 """Above this many pixels, map metrics come from bins, with a stated error."""
 _CURVE_POINTS = 400

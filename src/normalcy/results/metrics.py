@@ -12,6 +12,8 @@ from normalcy import metrics
 from normalcy.metrics import AtThreshold
 from normalcy.results.schema import ABSENT, Count, Positive, Rate, load, was
 
+__all__ = ["Metrics", "read_metrics"]
+
 METRICS = "metrics.json"
 REMEDY = "evaluate again with 'normalcy evaluate'"
 IntervalT = TypeVar("IntervalT", bound="Interval")

@@ -22,6 +22,8 @@ from normalcy.results.schema import ABSENT, Count, Positive, Rate, load, was
 from normalcy.scoring import Result
 from normalcy.training.settings import FitSummary
 
+__all__ = ["Run", "read_run"]
+
 if TYPE_CHECKING:
     from normalcy.detector import Detector
 

@@ -29,6 +29,8 @@ from normalcy.results.writer import Writer
 from normalcy.settings import settings_for_method
 from normalcy.training.log import Log
 
+__all__ = ["compare"]
+
 
 def compare(
     data: DataSet,

@@ -57,6 +57,8 @@ from normalcy.studies.kept_scores import KeptScores, read_scores
 from normalcy.studies.tables import METRICS, Cell, Json, Row, Table, cells_of, classes_of
 from normalcy.training.settings import FitSummary
 
+__all__ = ["Reproduced", "reproduce"]
+
 REMEDY = "remove it, and run its cell again"
 POLL = 1.0
 """Seconds that a worker waits for a fit that another process runs, before it looks at the next."""

@@ -50,6 +50,8 @@ from normalcy.results.schema import Count, Rate, dumps
 from normalcy.results.writer import Writer
 from normalcy.settings import COMMON
 
+__all__ = ["Selection", "select", "synthetic_anomalies"]
+
 FOLDS = 3
 WATCHED = 0.2
 """Fraction of the images of a fit on which it stops early."""
