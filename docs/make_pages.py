@@ -618,8 +618,8 @@ API = {
     ),
     "data": Part(
         "Data",
-        "Open images as data sets, check and split them, add synthetic anomalies. `open_data`, `open_samples`, `union`, `DataSet`, "
-        "`Item` and `Failure` can be imported from `normalcy`. How-to: [bring your own data](../how-to/data.md).",
+        "Open images as data sets, check and split them, add synthetic anomalies. `open_data`, `open_samples`, `union`, "
+        "`DataSet`, `Item` and `Failure` can be imported from `normalcy`. How-to: [bring your own data](../how-to/data.md).",
         ("data.open", "data.splits", "data.check", "data.synthetic"),
         ("DataSet", "Item", "Failure", "open_samples", "union"),
     ),
