@@ -177,8 +177,8 @@ class LSRSettings:
     """Learning rate of the prior (Adam); none: 0.0003, or 0.0015 with the other presets, a tenth of it in the last third."""
     filter: bool = True
     """Filter of the maps: "restored" and "input" bilateral, diameter 20 of 256 pixels, standard deviations of 75 of 256 pixels
-    and of 75/255 in value; the others Gaussian, with a standard deviation of 1/32 of the longer side ("residual", and all distances
-    of features: 1/64)."""
+    and of 75/255 in value; the others Gaussian, with a standard deviation of 1/32 of the longer side ("residual", and all
+    distances of features: 1/64)."""
     reduce: Reduce = "auto"
     """Image score: "mean", "max" or "top" (mean of the largest 1 %) of the map, or this quantile of it, in [0, 1]; "auto": "mean"
     up to 32 pixels a side, else "top". That of "likelihood" is the sum over the codes."""
