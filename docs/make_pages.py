@@ -281,7 +281,7 @@ RECIPES = {
     "magnetic_tile": Recipe("magnetic tiles", "Magnetic tiles at 256x256: detection and localisation"),
     "lsr_tiles": Recipe(
         "magnetic tiles",
-        "The same tiles, networks trained from scratch for the same time",
+        "The same tiles, networks trained for the same time",
         lambda found: f"{found['minutes']:g} minutes of one core for each method.",
         "pixel_auroc",
     ),
