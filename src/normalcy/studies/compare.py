@@ -15,6 +15,7 @@ from normalcy.detector import Detector
 from normalcy.errors import DataError, NormalcyError, SettingsError, WriteError
 from normalcy.files import Target, make_folder, prepare_target, remove
 from normalcy.metrics import delong_test
+from normalcy.nets.pooled import kept_features
 from normalcy.provenance import versions
 from normalcy.report import write_comparison, write_report
 from normalcy.results.comparison import COMPARISON, Compared, ComparedData, Comparison, MethodFailure, Paired
@@ -60,7 +61,7 @@ def compare(
     data = with_split(data, int(settings.get("seed", 0)))
     test, split = images_to_score(data, None)
     tell = on_method or (lambda name, step: None)
-    with prepare_target(out, overwrite) as target:
+    with prepare_target(out, overwrite) as target, kept_features():
         fingerprint = data.fingerprint()
         work = _begun(target, [own, fingerprint, spec, split, versions()])
         rows, failed = [], []

@@ -45,6 +45,7 @@ from normalcy.metrics import (
     pixel_f1_at,
     pro,
 )
+from normalcy.nets.pooled import kept_features
 from normalcy.provenance import write_record
 from normalcy.report.text import MISSING, markdown_table, metric, signed, value_with_ends
 from normalcy.results.schema import FORMAT, Count, Positive, Rate, dumps, from_json, load, to_json, was
@@ -398,8 +399,9 @@ def side_by_side(work: Sequence[_Fit], jobs: int) -> Iterator[tuple[_Fit, list[C
     """Each fit with its records, as they come. One job runs in this process."""
     jobs = min(jobs, len(work))
     if jobs <= 1:
-        for fit in work:
-            yield fit, fit.run()
+        with kept_features():
+            for fit in work:
+                yield fit, fit.run()
         return
     waiting, gpus = deque(work), _gpus()
     busy: dict[object, tuple[_Worker, _Fit]] = {}
@@ -449,8 +451,9 @@ def _serve(connection: Connection, threads: int, gpu: str | None) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     torch.set_num_threads(threads)
     try:
-        while True:
-            connection.send(connection.recv().run())
+        with kept_features():
+            while True:
+                connection.send(connection.recv().run())
     except (EOFError, KeyboardInterrupt):  # the other side is gone, or stops
         return
 
