@@ -29,8 +29,9 @@ class _Kept:
         return self.vectors.get(key)
 
     def put(self, key: tuple[object, ...], vectors: Tensor) -> None:
+        if key not in self.vectors:
+            self.bytes += vectors.nbytes
         self.vectors[key] = vectors
-        self.bytes += vectors.nbytes
         while self.bytes > self.maximum:
             self.bytes -= self.vectors.popitem(last=False)[1].nbytes
 
@@ -67,13 +68,12 @@ class PooledFeatures(nn.Module):
         if kept is None or torch.is_grad_enabled():
             return torch.cat(self._layers(x), 1)
         keys = self._keys(x)
-        found = [kept.get(key) for key in keys]
-        if any(vectors is None for vectors in found):
-            found = list(self._layers(x))
-            for key, vectors in zip(keys, found, strict=True):
-                if kept.get(key) is None:
-                    kept.put(key, vectors)
-        return torch.cat([vectors for vectors in found if vectors is not None], 1)
+        vectors = [found for key in keys if (found := kept.get(key)) is not None]
+        if len(vectors) < len(keys):
+            vectors = self._layers(x)
+            for key, computed in zip(keys, vectors, strict=True):
+                kept.put(key, computed)
+        return torch.cat(vectors, 1)
 
     def _layers(self, x: Tensor) -> list[Tensor]:
         if list(x.shape[2:]) != self.sides:
