@@ -14,6 +14,7 @@ from normalcy.detector import Detector
 from normalcy.errors import DataError, NormalcyError, SettingsError, WriteError
 from normalcy.files import prepare_target, remove
 from normalcy.metrics import delong_test
+from normalcy.nets.pooled import kept_features
 from normalcy.provenance import versions
 from normalcy.report import write_comparison, write_report
 from normalcy.results.cluster import connected, each
@@ -68,7 +69,7 @@ def compare(
     data = with_split(data, seed)
     test, split = images_to_score(data, None)
     tell = on_method or (lambda name, step: None)
-    with prepare_target(out, overwrite) as target:
+    with prepare_target(out, overwrite) as target, kept_features():
         fingerprint = data.fingerprint()
         identity = [own, fingerprint, spec, split, versions()]
         work = target.begin(identity, "comparison", "images, methods or settings")

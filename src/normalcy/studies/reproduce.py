@@ -46,6 +46,7 @@ from normalcy.metrics import (
     pixel_f1_at,
     pro,
 )
+from normalcy.nets.pooled import kept_features
 from normalcy.provenance import write_record
 from normalcy.report.text import MISSING, markdown_table, metric, signed, value_with_ends
 from normalcy.results.cluster import connected, each
@@ -435,12 +436,13 @@ def side_by_side(work: Sequence[_Fit], jobs: int) -> Iterator[tuple[_Fit, list[C
     jobs = min(jobs, len(work))
     waiting, gpus = deque(work), _gpus()
     if jobs <= 1:
-        while waiting:
-            fit = waiting.popleft()
-            if (records := fit.run()) is None:
-                waiting.append(replace(fit, wait=POLL))
-            else:
-                yield fit, records
+        with kept_features():
+            while waiting:
+                fit = waiting.popleft()
+                if (records := fit.run()) is None:
+                    waiting.append(replace(fit, wait=POLL))
+                else:
+                    yield fit, records
         return
     busy: dict[object, tuple[_Worker, _Fit]] = {}
 
@@ -522,8 +524,9 @@ def _serve(connection: Connection, threads: int, gpu: str | None) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     try:
-        while True:
-            connection.send(connection.recv().run())
+        with kept_features():
+            while True:
+                connection.send(connection.recv().run())
     except (EOFError, OSError, KeyboardInterrupt):  # the other side is gone, or stops
         return
 
