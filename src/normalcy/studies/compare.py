@@ -16,6 +16,7 @@ from normalcy.errors import DataError, NormalcyError, SettingsError, WriteError
 from normalcy.files import Target, make_folder, prepare_target, remove
 from normalcy.metrics import delong_test
 from normalcy.provenance import versions
+from normalcy.remote.urls import public
 from normalcy.report import write_comparison, write_report
 from normalcy.results.comparison import COMPARISON, Compared, ComparedData, Comparison, MethodFailure, Paired
 from normalcy.results.evaluate import evaluate
@@ -85,7 +86,7 @@ def compare(
             raise NormalcyError("No method could be compared: " + "; ".join(f"{f.name}: {f.reason}" for f in failed))
         if not work.exists():
             raise DataError(f"The images of {data.name} changed while methods were compared on them: compare again.")
-        about = ComparedData(data.name, spec, fingerprint, len(test))
+        about = ComparedData(data.name, None if spec is None else public(spec), fingerprint, len(test))
         comparison = as_read(_with_tests(work, Comparison(about, tuple(rows), tuple(failed))))
         Writer(work).bytes(COMPARISON, dumps(comparison))
         write_comparison(work)
