@@ -108,7 +108,7 @@ def open_tars(paths: Sequence[Path], limits: Limits = LIMITS) -> DataSet:
         ignored |= {f"{path.stem}/{name}": why for name, why in index.ignored.items()}
         for sample in index.samples.values():
             if not sample.image:
-                ignored |= {f"{path.stem}/{name}": "belongs to no image" for name in sample.names}
+                ignored = {f"{path.stem}/{name}": "belongs to no image" for name in sample.names} | ignored
                 continue
             name = f"{path.stem}/{sample.image}"
             members[name] = (tar, *sample.places[sample.image])

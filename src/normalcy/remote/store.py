@@ -15,6 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, BinaryIO, TypeVar
 
 from normalcy.errors import DataError, NormalcyError, SettingsError, WriteError
@@ -101,8 +102,8 @@ class Store:
 
         def get(fs: Any) -> bytes:
             data = bytes(fs.cat_file(entry.path, start=start, end=end))
-            if len(data) > end - start and start == 0:  # a server that does not know ranges
-                data = data[:end]
+            if len(data) == entry.size:  # all of it, from a server that does not know ranges
+                data = data[start:end]
             if len(data) != end - start:
                 raise _Cut(f"got {len(data):,} of {end - start:,} bytes")
             return data
@@ -129,7 +130,7 @@ class Store:
 
     def delete(self, paths: Iterable[str]) -> None:
         for path in paths:
-            self._tried(path, lambda fs, path=path: fs.rm_file(path), WriteError, missing=None)
+            self._tried(path, partial(_delete, path), WriteError, missing=None)
 
     def shown(self, path: str) -> str:
         """The URL of a path of the store, without what may be secret."""
@@ -139,30 +140,32 @@ class Store:
 
     def _linked(self, base: str, most: int) -> list[Entry]:
         """Files that the index page of a web server names, and those of the folders below."""
-        found, waiting = list[Entry](), [base]
+        found, waiting, seen = list[Entry](), [base], {base}
         while waiting:
             below = waiting.pop()
-            links: list[Mapping[str, Any]] = self._tried(below, lambda fs, at=below: fs.ls(at, detail=True), missing=[])
+            links: list[Mapping[str, Any]] = self._tried(below, partial(_links, below), missing=[])
             for link in links:
                 path = str(link["name"])
                 if not path.startswith(below) or path == below or "?" in path or "#" in path:
                     continue  # leads out, or sorts the page
                 if path.endswith("/"):
-                    waiting.append(path)
+                    waiting += {path} - seen
+                    seen.add(path)
                 elif (entry := self.entry(path, path[len(base) :])) is not None:
                     found.append(entry)
-                if len(found) + len(waiting) > most:
+                if len(found) + len(seen) > most:
                     raise DataError(f"{self.url}: holds more files than are read; name a smaller folder.")
         return sorted(found, key=lambda entry: entry.name)
 
     def _entries(self, found: Mapping[str, Any], base: str, most: int) -> list[Entry]:
         if len(found) > most:
             raise DataError(f"{self.url}: holds more files than are read; name a smaller folder.")
-        return [
+        entries = (
             _entry(info, path[len(base) :])
             for path, info in sorted(found.items())
-            if info.get("type") != "directory" and path.startswith(base) and not path.endswith("/")
-        ]
+            if path.startswith(base) and not path.endswith("/")
+        )
+        return [entry for entry in entries if entry is not None]
 
     def _fs(self) -> Any:
         """fsspec's file system, one per process."""
@@ -262,7 +265,7 @@ class ZipStore(Store):
                 if isinstance(error, NormalcyError):
                     raise
                 raise DataError(f"{self.url}: cannot be opened as a zip ({error}).") from None
-        return self._opened[1]  # type: ignore[no-any-return]
+        return self._opened[1]
 
 
 # -- private -----------------------------------------------------------------------------------------------------------
@@ -298,6 +301,14 @@ def _file_system(url: Url) -> Any:
     if hasattr(fs, "retries"):
         fs.retries = 1  # once: the store counts its own tries
     return fs
+
+
+def _delete(path: str, fs: Any) -> None:
+    fs.rm_file(path)
+
+
+def _links(path: str, fs: Any) -> list[Mapping[str, Any]]:
+    return list(fs.ls(path, detail=True))
 
 
 def _entry(info: Mapping[str, Any], name: str) -> Entry | None:
