@@ -49,8 +49,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     detector = Detector("pca", false_alarms=0.2)
     detector.fit(open_data(images))
-    detector.save(tmp_path_factory.mktemp("model") / "pca")
-    return detector.folder
+    folder = tmp_path_factory.mktemp("model") / "pca"
+    detector.save(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -79,13 +80,15 @@ def s3(images: Path) -> Iterator[Faulty]:
     patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
     for setting, value in (("FIRST_PAUSE", 0.01), ("LONGEST_PAUSE", 0.05), ("STALLED", 1.0)):
         patch.setattr(store, setting, value)
-    fs = fsspec.filesystem("s3", skip_instance_cache=True)
+    fs = plain()
     fs.mkdir("bucket")
     fs.put(f"{images}/", "bucket/parts/", recursive=True)
+    store.FILE_SYSTEMS.clear()
     yield proxy
     proxy.close()
     server.stop()
     patch.undo()
+    store.FILE_SYSTEMS.clear()
 
 
 @pytest.fixture(autouse=True)
@@ -96,9 +99,13 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
         request.getfixturevalue("s3").reset()
 
 
+def plain() -> Any:
+    return fsspec.filesystem("s3", use_listings_cache=False)
+
+
 def stored(prefix: str) -> dict[str, bytes]:
     """Name -> content of what is below a folder of the bucket."""
-    fs = fsspec.filesystem("s3", skip_instance_cache=True, use_listings_cache=False)
+    fs = plain()
     base = f"bucket/{prefix}"
     return {path[len(base) + 1 :]: fs.cat_file(path) for path in fs.find(base)}
 
@@ -115,7 +122,7 @@ def test_scores_over_a_faulty_line_are_the_local_ones(s3: Faulty, run: Run, mode
     s3.fail("GET", "test/hole/000.png", "stall", "503", "cut")
     s3.fail("GET", "test/hole/003.png", "slow")
     s3.fail("GET", "ground_truth/hole/001_mask.png", "cut", "503")
-    s3.fail("PUT", "maps/test/good/003.npy", "503", "503")
+    s3.fail("PUT", "maps/test/good/003.png.npy", "503", "503")
     s3.fail("PUT", "run.json", "503")
     sizes = []
     with watched(tmp_path / "cache", sizes):
@@ -190,7 +197,7 @@ def test_a_store_that_is_gone_is_one_error(s3: Faulty, run: Run, model: Path, tm
 def test_nothing_partial_looks_complete(s3: Faulty, run: Run, model: Path, tmp_path: Path):
     """An upload that fails in the middle; then again over it; then again over what is complete."""
     out = "s3://bucket/results/b"
-    s3.fail("PUT", "maps/test/hole/001.png", *["503"] * 50)
+    s3.fail("PUT", "maps/test/hole/001.png.npy", *["503"] * 50)
     assert run("score", model, "s3://bucket/parts", "--out", out) == 1
     assert "cannot be reached after 6 tries" in run.err
     half = stored("results/b")
@@ -212,7 +219,7 @@ def test_nothing_partial_looks_complete(s3: Faulty, run: Run, model: Path, tmp_p
     changed = [(method, path) for method, path in s3.seen if method in ("PUT", "DELETE") and "uploading" not in path]
     assert changed[0] == ("DELETE", "/bucket/results/b/run.json")
     assert changed[-1] == ("PUT", "/bucket/results/b/run.json")
-    assert stored("results/b").keys() == {"scores.csv", "run.json"}
+    assert stored("results/b").keys() == {"scores.csv", "run.json", "train.jsonl"}
 
 
 def test_two_processes_do_not_mix(s3: Faulty, tmp_path: Path):
@@ -263,7 +270,7 @@ def test_models_and_reports(s3: Faulty, run: Run, images: Path, tmp_path: Path):
     ],
 )
 def test_where_nothing_is_written(s3: Faulty, run: Run, model: Path, out: str, words: str):
-    fsspec.filesystem("s3", skip_instance_cache=True).pipe_file("bucket/other/a.txt", b"a")
+    plain().pipe_file("bucket/other/a.txt", b"a")
     s3.reset()
     assert run("score", model, "s3://bucket/parts", "--out", out, "--overwrite") != 0
     assert words in run.err, run.err
@@ -280,7 +287,7 @@ def test_commands_that_need_a_local_path_say_so(s3: Faulty, run: Run):
 
 def test_every_layout(s3: Faulty, images: Path, tmp_path: Path):
     """A table, arrays, a single image, a pattern and a zip, as from this machine."""
-    fs = fsspec.filesystem("s3", skip_instance_cache=True)
+    fs = plain()
     table = "path,label,mask\ntest/good/000.png,0,\ntest/hole/001.png,1,ground_truth/hole/001_mask.png\n"
     fs.pipe_file("bucket/parts/some.csv", table.encode())
     (images.parent / "arrays").mkdir()
@@ -310,7 +317,7 @@ def listed_local(images: Path, name: str) -> Any:
 
 def test_tars(s3: Faulty, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """In blocks through the cache, over a faulty line, as the local ones; a bound smaller than the tars."""
-    fs = fsspec.filesystem("s3", skip_instance_cache=True)
+    fs = plain()
     for k in range(3):
         with tarfile.open(tmp_path / f"p-{k:03}.tar", "w") as tar:
             for file in sorted((images / "test/hole").iterdir())[2 * k : 2 * k + 2]:
@@ -328,7 +335,7 @@ def test_tars(s3: Faulty, images: Path, tmp_path: Path, monkeypatch: pytest.Monk
         assert all(np.array_equal(there.read(i), here.read(i)) for i in range(6))
         assert all(np.array_equal(there.mask(i), here.mask(i)) for i in range(6))
     assert 0 < cached(mirror.SETTING.cache.folder) <= 12_000
-    with pytest.raises(DataError, match=r"p-007.tar: no such file"):
+    with pytest.raises(DataError, match=r"p-003.tar: no such file"):
         open_data("s3://bucket/tars/p-{000..007}.tar")
 
 

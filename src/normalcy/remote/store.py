@@ -29,6 +29,7 @@ PATIENCE = 10
 STALLED = 60.0
 """Seconds without a byte after which a connection is given up."""
 
+FILE_SYSTEMS: dict[tuple[int, str], Any] = {}
 T = TypeVar("T")
 
 
@@ -51,7 +52,6 @@ class Store:
 
     def __init__(self, url: Url) -> None:
         self.url = url
-        self._opened: tuple[int, Any] | None = None
         self._given_up = 0
         self._lock = threading.Lock()
 
@@ -168,10 +168,11 @@ class Store:
         return [entry for entry in entries if entry is not None]
 
     def _fs(self) -> Any:
-        """fsspec's file system, one per process."""
-        if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = os.getpid(), _file_system(self.url)
-        return self._opened[1]
+        """fsspec's file system, one per process and protocol: those of s3 take seconds to make."""
+        key = os.getpid(), self.url.protocol
+        if key not in FILE_SYSTEMS:
+            FILE_SYSTEMS[key] = _file_system(self.url)
+        return FILE_SYSTEMS[key]
 
     def _tried(self, path: str, work: Callable[[Any], T], error: type[NormalcyError] = DataError, **missing: T) -> T:
         tries = TRIES if self._given_up < PATIENCE else 1
@@ -204,6 +205,7 @@ class ZipStore(Store):
         super().__init__(url)
         self.archive = archive
         """Opens the zip itself, for reading at any place."""
+        self._opened: tuple[int, zipfile.ZipFile] | None = None
         self._reading = threading.Lock()
 
     def __reduce__(self) -> tuple[type[Store], tuple[Any, ...]]:
