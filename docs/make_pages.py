@@ -3,8 +3,9 @@
     python docs/make_pages.py
 
 A page for each method (``docs/methods``), the tables of methods, the list of papers, the tables of settings, the command-line
-reference and what recipes and benchmarks measured. Whole pages are written anew; in the others only what stands between a pair
-of markers ``<!-- NAME -->`` and ``<!-- /NAME -->``. ``tests/test_docs.py`` fails when a part is not up to date.
+reference, the trees of layouts and what recipes and benchmarks measured. Whole pages are written anew; in the others only what
+stands between a pair of markers ``<!-- NAME -->`` and ``<!-- /NAME -->``. ``tests/test_docs.py`` fails when a part is not up
+to date.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ from normalcy.settings import COMMON
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
+sys.path.insert(0, str(DOCS))  # not there where this file is loaded as a module
+import layout_trees  # noqa: E402
+
 RESULTS = ROOT / "recipes" / "results"
 BENCHMARKS = ROOT / "benchmarks" / "results"
 FILES = {
@@ -58,6 +62,7 @@ def pages() -> dict[Path, str]:
         DOCS / "reference" / "files.md": {name: file_table(cls) for name, cls in FILES.items()},
         DOCS / "explanation" / "which-method.md": {"evidence": evidence()},
         DOCS / "how-to" / "export.md": {"exportable": exportable()},
+        DOCS / "how-to" / "layouts.md": {"layouts": layouts()},
     }
     for path, texts in parts.items():
         content = path.read_text(encoding="utf-8")
@@ -65,6 +70,24 @@ def pages() -> dict[Path, str]:
             content = put_between(content, name, text, path)
         made[path] = content
     return made
+
+
+def layouts() -> str:
+    """A section for each tree: its text, the tree, and what is read from it."""
+    sections = []
+    for tree in layout_trees.TREES:
+        rows = []
+        for path, read in tree.read.items():
+            mask = "yes" if isinstance(read.mask, tuple) else {"empty": "nothing marked", "none": "none"}[read.mask]
+            label = {0: "normal", 1: "anomalous", None: "unknown"}[read.label]
+            rows.append((f"`{path}`", read.split or "", label, read.type or "", mask))
+        opened = [f"`{tree.folder}`"] if tree.folder else []
+        opened += [f"`{name}`" for name in tree.names]
+        named = f"\n\nRead from {' or '.join(opened)}:" if opened else ""
+        head = ("image", "split", "label", "type", "mask")
+        drawn = f"```text\n{layout_trees.drawn(tree)}\n```"
+        sections.append(f"### {tree.title}\n\n{tree.text}\n\n{drawn}{named}\n\n{table(head, rows)}")
+    return "\n\n".join(sections) + "\n"
 
 
 def put_between(content: str, name: str, text: str, path: Path) -> str:
@@ -238,6 +261,15 @@ RECIPES = {
             f"{found['size']}x{found['size']} pixels, about {found['minutes']:g} minutes of training where steps can be counted, "
             f"{found['images']} test images, one thread, one seed; processor seconds. Equal, small compute budgets: not each "
             "method's best performance."
+        ),
+        "image_auroc",
+    ),
+    "reference_methods": Recipe(
+        "magnetic tiles",
+        "PatchCore and PaDiM with the embedded backbone, on one machine",
+        lambda found: (
+            f"{found['size']}x{found['size']} pixels, {found['images']} test images, one thread, one seed; processor seconds. "
+            "The networks of the papers were not measured: their weights could not be downloaded."
         ),
         "image_auroc",
     ),

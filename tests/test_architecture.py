@@ -53,12 +53,13 @@ ALLOWED = {
     "review": FOUNDATION | {"data", "metrics", "results", "review"},
     "studies": USE | {"report", "results", "studies"},
     "testing": USE,
+    "sklearn": USE,
 }
 """Part -> parts of normalcy that it may import; what is not named (the command line) may import all."""
 
 INSIDE_DATA = ("formats", "companions", "foreground", "stain", "synthetic", "volumes", "kinds", "dicom_codecs", "dicom", "images",
-               "dataset", "splits", "check", "stores", "polygons", "folder", "table", "webdataset", "elsewhere", "named",
-               "diffusion", "slides", "open")  # fmt: skip
+               "dataset", "splits", "check", "samples", "stores", "polygons", "layouts", "annotations", "indexed", "folder",
+               "table", "webdataset", "elsewhere", "published", "named", "diffusion", "slides", "union", "open")  # fmt: skip
 """Files of ``data``: each imports only those before it."""
 LARGEST_ROOT = 14
 """Files in the root of the package."""

@@ -395,6 +395,27 @@ class Detector:
         parts = (self.settings, self.input, self.train, self.decision)
         return {word: value for part in parts for word, value in config.to_dict(part).items()}
 
+    def outcome(self) -> dict[str, float]:
+        """What the fit came to, in numbers: images, seconds, steps, thresholds, quantiles of the held-out scores.
+
+        For a run of an experiment tracker, see :func:`normalcy.training.tracking.tracking`.
+        """
+        fit, data = self.facts["fit"], self.facts["data"]
+        numbers = {
+            "seconds": fit["seconds"],
+            "steps": fit["steps"],
+            "images": data["count"],
+            "held_out": data["held_out"],
+        }
+        calibration, decision = self.calibration, self.decide()
+        if calibration is not None and decision is not None:
+            numbers |= {"false_alarms": self.decision.false_alarms, "threshold": decision.threshold}
+            if decision.pixel_threshold is not None:
+                numbers["pixel_threshold"] = decision.pixel_threshold
+            quantiles = np.quantile(calibration.scores, (0.5, 0.9, 1.0)).tolist()
+            numbers |= dict(zip(("held_out_median", "held_out_90", "held_out_largest"), quantiles))
+        return numbers
+
     def card(self) -> str:
         """CARD.md: what the detector was trained on, how it decides, how to use it."""
         decision = self.decide()

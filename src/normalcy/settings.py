@@ -24,7 +24,8 @@ class InputSettings:
     preprocess: tuple[str, ...] = ()
     """Preprocessing steps in order, for example centre_crop:0.75,clahe:0.01 (docs/how-to/preprocessing.md)."""
     augment: tuple[str, ...] = ()
-    """Random transforms of the training images, for example flip,rotate:10 (docs/how-to/preprocessing.md)."""
+    """Random transforms of the training images, geometric and photometric, for example flip,rotate:10,brightness:0.1
+    (docs/how-to/preprocessing.md)."""
     tile: int | None = None
     """Cut images into overlapping tiles of this side, in pixels, instead of resizing them; see view_score."""
     tile_overlap: float = 0.25

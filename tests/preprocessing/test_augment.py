@@ -8,7 +8,8 @@ from scipy import ndimage
 from normalcy.errors import DataError, SettingsError
 from normalcy.preprocessing.augment import TRANSFORMS, Augment
 
-STEPS = ["rotate90", "flip", "flip_horizontal", "rotate:10", "crop:6", "shift:3"]
+PHOTOMETRIC = ["brightness:0.2", "contrast:0.3", "gamma:0.5", "noise:0.1", "blur:1.5"]
+STEPS = ["rotate90", "flip", "flip_horizontal", "rotate:10", "crop:6", "shift:3", *PHOTOMETRIC]
 
 
 def generator(seed=0):
@@ -98,6 +99,67 @@ def test_shifts_are_whole_pixels_up_to_the_limit():
     places = result[:, 0].nonzero()[:, 1:] - 7
     assert len(places) == 200
     assert {tuple(place) for place in places.tolist()} == {(i, j) for i in range(-2, 3) for j in range(-2, 3)}
+
+
+@pytest.mark.parametrize("step", PHOTOMETRIC)
+@pytest.mark.parametrize("shape", [(64, 1, 12, 12), (64, 5, 12, 12), (64, 2, 8, 8, 8)])
+def test_photometric_transforms_keep_the_shape_and_the_range(step, shape):
+    images = batch(*shape)
+    result = Augment((step,))(images, generator())
+    assert result.shape == images.shape
+    assert result.min() >= 0
+    assert result.max() <= 1 + 1e-6
+    changed = (result - images).flatten(1).abs().amax(1) > 1e-6
+    assert changed.float().mean() > 0.75  # a blur of less than a fifth of a pixel is none
+    wide = 6 * images - 3  # as after zscore
+    result = Augment((step,))(wide, generator())
+    assert (result.flatten(1).amin(1) >= wide.flatten(1).amin(1) - 1e-5).all()
+    assert (result.flatten(1).amax(1) <= wide.flatten(1).amax(1) + 1e-5).all()
+
+
+def test_brightness_and_contrast_are_one_number_for_each_image():
+    images = 0.4 + 0.2 * batch(500, 3, 8, 8)  # far enough from 0 and 1
+    added = Augment(("brightness:0.2",))(images, generator()) - images
+    assert torch.allclose(added, added[:, :1, :1, :1].expand_as(added), atol=1e-6)
+    drawn = added[:, 0, 0, 0]
+    assert (round(drawn.min().item(), 2), round(drawn.max().item(), 2)) == (-0.2, 0.2)
+    assert abs(drawn.mean()) < 0.02
+    mean = images.mean((1, 2, 3), keepdim=True)
+    factors = (Augment(("contrast:0.5",))(images, generator()) - mean) / (images - mean)
+    middle = factors.flatten(1).median(1).values
+    assert torch.allclose(factors[images.sub(mean).abs() > 0.02], middle[:, None, None, None].expand_as(factors)[
+        images.sub(mean).abs() > 0.02], atol=1e-3)  # fmt: skip
+    assert (round(middle.min().item(), 1), round(middle.max().item(), 1)) == (0.5, 1.5)
+
+
+def test_gamma_is_a_power_between_0_and_1_alone():
+    images = torch.tensor([-0.5, 0.0, 0.25, 0.5, 1.0, 2.0]).view(1, 1, 1, 6).expand(500, -1, -1, -1)
+    result = Augment(("gamma:1",))(images, generator())
+    outside = [0, 1, 4, 5]
+    assert torch.equal(result[..., outside], images[..., outside])
+    powers = result[..., 3].log2().neg().flatten()  # 0.5 ** g
+    assert torch.allclose(result[..., 2].flatten(), 0.25**powers, atol=1e-6)
+    assert (round(powers.min().item(), 1), round(powers.max().item(), 1)) == (0.5, 2.0)
+
+
+def test_noise_is_gaussian_and_independent_between_channels():
+    noise = Augment(("noise:0.1",))(torch.full((300, 2, 32, 32), 0.5), generator()) - 0.5
+    stds = noise.flatten(1).std(1)
+    assert stds.max() < 0.105
+    assert abs(stds.mean() - 0.05) < 0.005
+    one, other = noise[:, 0].flatten(1), noise[:, 1].flatten(1)
+    assert ((one * other).mean(1) / stds**2).abs().max() < 0.25
+    strongest = noise[stds.argmax()].flatten() / stds.max()
+    assert abs((strongest.abs() < 1).float().mean() - 0.683) < 0.03
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+def test_blur_is_scipys(axes):
+    images = batch(1, 2, *(15,) * axes)
+    result = Augment(("blur:2",))(images, generator())
+    std = 2 * torch.rand(1, generator=generator()).item()
+    expected = ndimage.gaussian_filter(images[0].numpy(), (0, *(std,) * axes), mode="nearest", radius=(0, *(6,) * axes))
+    np.testing.assert_allclose(result[0].numpy(), expected, atol=1e-5)
 
 
 def test_no_steps_no_change():

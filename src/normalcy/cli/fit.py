@@ -41,24 +41,30 @@ def methods(name: o.MethodName = None, family: o.Family = None) -> None:
 
 
 def check(data: o.Data, data_root: o.DataRoot = None) -> None:
-    """List every problem of a data set; exit 1 if there are errors.
+    """Show how a data set is understood and list every problem of it; exit 1 if there are errors.
 
     Reads all images and masks once.
     """
     from normalcy.data.check import check_and_survey
 
-    images = o.open_data(data, data_root)
+    images = o.open_data(data, data_root, as_normal=True)
+    for line in _understood(images):
+        show(line)
     with progress("checking") as on_progress:
-        faults, kinds = check_and_survey(images, on_progress=on_progress)
+        faults, kinds, masks = check_and_survey(images, on_progress=on_progress)
     for fault in sorted(faults, key=lambda f: (f.severity != "error", f.path)):
         show(f"{fault.severity}: {fault.path}: {fault.problem}")
     errors = sum(f.severity == "error" for f in faults)
     normal, anomalous, unknown = (int((images.labels == label).sum()) for label in (0, 1, -1))
+    if images.has_masks:
+        others = [(masks.another_size, "of another size than the image"), (masks.unreadable, "not readable")]
+        listed = "".join(f", {count} {what}" for count, what in others if count)
+        show(f"Masks of anomalous images: {masks.there} there, {masks.missing} missing{listed}.")
     show(
         f"{images.name}: {len(images)} images ({normal} normal, {anomalous} anomalous, {unknown} unknown), "
         f"{errors} errors, {len(faults) - errors} warnings."
     )
-    show(_outlook(images, kinds))
+    show(f"fit would refuse these images: {doubt}" if (doubt := images.origin.doubt) else _outlook(images, kinds))
     if errors:
         raise typer.Exit(1)
 
@@ -73,6 +79,7 @@ def fit(
     devices: o.Devices = None,
     false_alarms: o.FalseAlarms = None,
     exclude: o.Exclude = None,
+    log_to: o.LogTo = [],  # noqa: B006 (Typer copies it)
     resume: o.Resume = False,
     overwrite: o.Overwrite = False,
 ) -> None:
@@ -82,10 +89,13 @@ def fit(
     from normalcy.files import prepare_target, remove
     from normalcy.results.labels import chosen_on, read_labels, without_labelled
     from normalcy.results.writer import refuse_inputs
+    from normalcy.training.log import TRAIN_LOG, Record, read_log
+    from normalcy.training.tracking import destinations, tracking
 
     settings = training.settings(devices=devices, false_alarms=false_alarms)
     named = str(settings.pop("method", "patchcore"))
     detector = Detector(method or named, **settings)
+    tracked = destinations(log_to, out.absolute().with_name(f"{out.absolute().name}.logs"))
     with prepare_target(out, overwrite):
         run = _run_folder(out, resume, overwrite)
         images = training.open(data)
@@ -94,8 +104,20 @@ def fit(
         if exclude is not None:
             # the split is drawn first, so that it is that of a fit to all images
             images, excluded = without_labelled(with_split(images, detector.train.seed), read_labels(exclude))
-        with fit_progress() as (log, on_decode):
+        facts_given = {"method": detector.name, "data": images.name, **detector.all_settings()}
+        with (
+            tracking(tracked, facts_given, name=out.absolute().name) as tracker,
+            fit_progress() as (show_progress, on_decode),
+        ):
+            for record in read_log(run / TRAIN_LOG) if resume else []:
+                tracker(record)
+
+            def log(record: Record) -> None:
+                show_progress(record)
+                tracker(record)
+
             detector.fit(images, run_dir=run, resume=resume, log=log, on_decode=on_decode)
+            tracker.results(detector.outcome())
         if excluded:
             detector.facts["data"]["excluded"] = excluded
         if chosen := chosen_on(training.config_file):
@@ -111,6 +133,8 @@ def fit(
     show(
         f"Fitted {detector.name} on {count['count']} images ({held_out}{skipped}) in {facts['seconds']:.1f} s -> {out}"
     )
+    for one in tracked:
+        show(f"Logged to {one}")
 
 
 def info(model: o.Model) -> None:
@@ -121,6 +145,20 @@ def info(model: o.Model) -> None:
 
 
 # -- private ---------------------------------------------------------------------------------------------------------
+
+
+def _understood(images: DataSet) -> list[str]:
+    """Layout, and the number of images of each split and kind."""
+    from normalcy.data.check import counts
+
+    titles = {"train": "Training", "test": "Test", "": "In no split"}
+    parts = counts(images)
+    if set(parts) == {""}:
+        titles[""] = "Without split"
+    lines = [f"Layout: {images.origin.layout}."] if images.origin.layout else []
+    for split, kinds in parts.items():
+        lines.append(f"{titles[split]}: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}.")
+    return lines + [f"Note: {note}." for note in images.origin.notes]
 
 
 def _outlook(images: DataSet, kinds: list[Kind | str]) -> str:

@@ -22,7 +22,7 @@ Data = Annotated[
     str,
     Argument(
         metavar="DATA",
-        help="Folder (MVTec-style or plain), CSV/Parquet table, .npz file, or a name such as mnist:3.",
+        help="Folder, CSV/Parquet table, .npz file, annotations (.json), or a name such as mvtec:bottle or mnist:3.",
     ),
 ]
 Model = Annotated[Path, Argument(metavar="MODEL", help="Model folder.")]
@@ -48,12 +48,25 @@ Engine = Annotated[str, Option(help="What computes the scores: auto, torch, onnx
 BatchSize = Annotated[int, Option(help="Images or tiles per batch.")]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace an existing output folder.")]
 
+AsNormal = Annotated[
+    bool,
+    Option("--as-normal", help="Train on all images of a folder that is refused because of names such as bad or mask."),
+]
+
 # -- of one command
 
 Method = Annotated[str | None, Option(help="Name of the method [patchcore].")]
 Devices = Annotated[int | None, Option(help="Number of training processes [1].")]
 Resume = Annotated[bool, Option("--resume", help="Resume interrupted training.")]
 ModelOut = Annotated[Path, Option(help="Folder for the model.")]
+LogTo = Annotated[
+    list[str],
+    Option(
+        "--log-to",
+        metavar="KIND[:PLACE]",
+        help="Log the training to csv, tensorboard, mlflow or wandb, into the folder PLACE [OUT.logs/KIND]; repeatable.",
+    ),
+]
 MethodName = Annotated[str | None, Argument(metavar="NAME", help="Show the settings of this method.")]
 Family = Annotated[str | None, Option(help="List the methods of this family only, such as one-class.")]
 
@@ -171,6 +184,7 @@ class Training:
     seed: Seed = None
     device: Device = None
     precision: Precision = None
+    as_normal: AsNormal = False
 
     def settings(self, **options: Any) -> dict[str, Any]:
         """Settings of the file, overridden by those of --set, overridden by options (and ``options``, of one command)."""
@@ -186,7 +200,7 @@ class Training:
         return {**settings, **given}
 
     def open(self, data: str) -> DataSet:
-        return open_data(data, self.data_root)
+        return open_data(data, self.data_root, self.as_normal)
 
 
 def with_training(command: Callable[..., None]) -> Callable[..., None]:
@@ -217,8 +231,10 @@ def with_training(command: Callable[..., None]) -> Callable[..., None]:
 # -- values of options
 
 
-def open_data(data: str, data_root: Path | None) -> DataSet:
-    """As :func:`normalcy.data.open.open_data`; a review (``RESULTS/review``) is a data set, too: the images decided."""
+def open_data(data: str, data_root: Path | None, as_normal: bool = False) -> DataSet:
+    """As :func:`normalcy.data.open.open_data`; a review (``RESULTS/review``) is a data set, too: the images decided.
+
+    ``as_normal``: also a folder whose names say that images may be anomalous, as commands that do not train open it."""
     from normalcy.data import open as opening
 
     if Path(data).name == "review":
@@ -226,7 +242,7 @@ def open_data(data: str, data_root: Path | None) -> DataSet:
 
         if is_review(data):
             return open_review(Path(data))
-    return opening.open_data(data, data_root)
+    return opening.open_data(data, data_root, as_normal=as_normal)
 
 
 def listed(text: str) -> list[str]:

@@ -8,7 +8,7 @@ import shutil
 import sys
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ from normalcy.remote.urls import public
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from normalcy.results.comparison import Compared
+    from normalcy.results.metrics import Metrics
     from normalcy.training.log import Record
 
 OnProgress = Callable[[int, int], None]
@@ -77,6 +79,16 @@ def show_table(
     width = shutil.get_terminal_size().columns if terminal else WIDTH
     Console(file=text, width=width, highlight=False, markup=False, emoji=False).print(table)
     print("\n".join(line.rstrip() for line in text.getvalue().splitlines()))
+
+
+def show_classes(found: Mapping[str, Metrics | Compared]) -> None:
+    """Print the table by class of each named result that has several classes."""
+    from normalcy.report.classes import HEAD, class_rows
+
+    named = len(found) > 1
+    if rows := class_rows(found):
+        show("")
+        show_table(("method", *HEAD) if named else HEAD, rows if named else [row[1:] for row in rows], left=1 + named)
 
 
 def complain(message: str) -> None:

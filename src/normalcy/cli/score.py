@@ -170,7 +170,7 @@ def _load(model: Path, device: str | None, engine: str) -> Detector:
 def _open_all(inputs: list[str], data_root: Path | None) -> DataSet:
     from normalcy.data.open import open_files
 
-    return o.open_data(inputs[0], data_root) if len(inputs) == 1 else open_files(inputs)
+    return o.open_data(inputs[0], data_root, as_normal=True) if len(inputs) == 1 else open_files(inputs)
 
 
 def _decide(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from normalcy.cli import options as o
-from normalcy.cli.printing import complain, lines_over_progress, show, show_table, status
+from normalcy.cli.printing import complain, lines_over_progress, show, show_classes, show_table, status
 
 if TYPE_CHECKING:
     from normalcy.results.comparison import Comparison
@@ -225,6 +225,7 @@ def _show_comparison(found: Comparison) -> None:
         "p vs best",
     )
     show_table(head, rows, f"{found.data.name}: {found.data.test_images} test images", left=1)
+    show_classes({row.name: row for row in found.ranked()})
     for failure in found.failed:
         complain(f"{failure.name} failed: {failure.reason}")
 

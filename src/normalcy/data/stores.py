@@ -8,7 +8,7 @@ import os
 import threading
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -19,7 +19,7 @@ import numpy as np
 
 from normalcy.arrays import Array, Mask
 from normalcy.data.companions import reasons
-from normalcy.data.dataset import DataSet, Item, case_of
+from normalcy.data.dataset import DataSet, Item, Origin, Region, case_of
 from normalcy.data.dicom import decode_series, is_dicom, series_in, series_space
 from normalcy.data.formats import DICOM_SUFFIXES, LIMITS, VOLUME_SUFFIXES, Limits, is_image, is_volume, own
 from normalcy.data.images import channel_first, decode_image, decode_mask, image_size, read_mask
@@ -59,7 +59,8 @@ class Opener(Protocol):
 
 
 class Files:
-    """Images and masks in files that ``opener`` gives as bytes; ``masks[i]`` names a file or is None.
+    """Images and masks in files that ``opener`` gives as bytes; ``masks[i]`` names a file, or several that are one mask, or is
+    None.
 
     An image may be several files: those of a DICOM series.
     """
@@ -68,7 +69,7 @@ class Files:
         self,
         opener: Opener,
         images: Sequence[Named],
-        masks: Sequence[str | None] | None = None,
+        masks: Sequence[str | tuple[str, ...] | None] | None = None,
     ) -> None:
         self.opener, self.images, self.masks = opener, images, masks
         self._spaces: dict[int, Space] = {}  # of images that were read: their headers need not be read again
@@ -93,13 +94,36 @@ class Files:
         return volume_space(self.opener.bytes(file), self.opener.full_name(file), self.opener.limits).part(part)
 
     def mask(self, i: int) -> Mask | None:
-        file = None if self.masks is None else self.masks[i]
-        if file is None:
+        parts = [self._mask(i, file) for file in self.mask_files(i)]
+        if not parts:
             return None
+        whole = parts[0]
+        for part, file in zip(parts[1:], self.mask_files(i)[1:]):
+            if part.shape != whole.shape:
+                raise DataError(
+                    f"{self.opener.full_name(file)}: expected the size {whole.shape} of the other parts of the mask, "
+                    f"got {part.shape}; replace it."
+                )
+            whole = whole | part
+        return whole
+
+    def mask_files(self, i: int) -> tuple[str, ...]:
+        """The files of a mask; empty where there is none."""
+        files = None if self.masks is None else self.masks[i]
+        return () if files is None else (files,) if isinstance(files, str) else files
+
+    def _mask(self, i: int, file: str) -> Mask:
         self._check_grid(i, file)
         if split_name(file)[1]:
             return np.asarray((self._decode(file)[0] != 0).any(axis=0))
         return decode_mask(self.opener.bytes(file), self.opener.full_name(file), self.opener.limits)
+
+    def values(self, file: str) -> Array:
+        """(*spatial): the largest value of each pixel of a mask's file, as it is written."""
+        values: Array = decode_image(
+            self.opener.bytes(file), self.opener.full_name(file), limits=self.opener.limits
+        ).max(axis=0)
+        return values
 
     def _check_grid(self, i: int, mask: str) -> None:
         """Refuses a mask of the image's shape that lies elsewhere in the patient."""
@@ -155,11 +179,28 @@ class Files:
         files = (split_name(image)[0],) if isinstance(image, str) else image
         return sum(self.opener.stamp(file) for file in files)
 
-    def data_set(self, name: str, items: Sequence[Item], ignored: Sequence[str] | Mapping[str, str] = ()) -> DataSet:
+    def data_set(
+        self,
+        name: str,
+        items: Sequence[Item],
+        ignored: Sequence[str] | Mapping[str, str] = (),
+        origin: Origin | None = None,
+        regions: Callable[[int], list[Region]] | None = None,
+    ) -> DataSet:
         mask = None if self.masks is None else self.mask
         root = self.opener.path if isinstance(self.opener, Folder) else None
         return DataSet(
-            name, items, self.read, mask, root, size=self.size, stamp=self.stamp, ignored=ignored, space=self.space
+            name,
+            items,
+            self.read,
+            mask,
+            root,
+            size=self.size,
+            stamp=self.stamp,
+            ignored=ignored,
+            space=self.space,
+            origin=origin,
+            regions=regions,
         )
 
 

@@ -6,6 +6,16 @@
 ``rotate:DEGREES``   uniform in +-DEGREES about the centre, bilinear, the border reflected (10 for upright objects)
 ``crop:SIDE``        a random square (cube) of this side; a detector then scores each image by tiles of this side
 ``shift:PIXELS``     whole pixels, uniform in +-PIXELS along each axis, the border reflected
+``brightness:F``     plus a number, uniform in +-F
+``contrast:F``       differences from the image's mean, times a factor that is uniform in [1 - F, 1 + F]
+``gamma:F``          values v in [0, 1] become v ** g, log g uniform in +-log(1 + F); other values stay
+``noise:F``          Gaussian noise, independent for each value, of a standard deviation that is uniform in [0, F]
+``blur:PIXELS``      Gaussian blur along all axes, of a standard deviation that is uniform in [0, PIXELS], the border repeated
+
+The photometric ones, from ``brightness`` on, work on any number of channels and any bit depth: images are scaled by then, so
+F is a fraction of the range of the values (0..255 of uint8, else that of the training images). ``brightness``, ``contrast``,
+``gamma`` and ``blur`` are the same for all channels of an image. What leaves [0, 1] by ``brightness``, ``contrast`` or ``noise``
+is clipped, to the image's own range where that is larger.
 
 The list for textures in the paper of ``lsr`` (section 4.3.1) is ``("rotate90", "flip", "crop:256")``, for upright
 objects ``("rotate:10",)``. Volumes (B, C, D, H, W): rotations turn all slices alike in the plane of the last two axes
@@ -95,7 +105,58 @@ class Shift(Transform):
         return _shift(images, generator, int(self.numbers[0]))
 
 
-TRANSFORMS = by_name(Rotate90, Flip, FlipHorizontal, Rotate, Crop, Shift)
+_FRACTION = Form((Number("F", "a number from 0 to 1", 0, 1),))
+
+
+class Brightness(Transform):
+    name = "brightness"
+    form = _FRACTION
+
+    def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        added = self.numbers[0] * (2 * _uniform(len(images), generator, images) - 1)
+        return _clipped(images + _column(added, images), images)
+
+
+class Contrast(Transform):
+    name = "contrast"
+    form = _FRACTION
+
+    def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        factor = 1 + self.numbers[0] * (2 * _uniform(len(images), generator, images) - 1)
+        mean = images.mean(tuple(range(1, images.ndim)), keepdim=True)
+        return _clipped(mean + _column(factor, images) * (images - mean), images)
+
+
+class Gamma(Transform):
+    name = "gamma"
+    form = Form((Number("F", "a number from 0 to 9", 0, 9),))
+
+    def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        log_gamma = math.log1p(self.numbers[0]) * (2 * _uniform(len(images), generator, images) - 1)
+        power = images.clamp(0, 1) ** _column(log_gamma.exp(), images)
+        return torch.where((images > 0) & (images < 1), power, images)
+
+
+class Noise(Transform):
+    name = "noise"
+    form = _FRACTION
+
+    def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        std = self.numbers[0] * _uniform(len(images), generator, images)
+        noise = torch.randn(images.shape, generator=generator, device=generator.device).to(images)
+        return _clipped(images + _column(std, images) * noise, images)
+
+
+class Blur(Transform):
+    name = "blur"
+    form = Form((Number("PIXELS", "a number from 0.1 to 100", 0.1, 100),))
+
+    def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        std = self.numbers[0] * _uniform(len(images), generator, images)
+        return _blur(images, std, math.ceil(3 * self.numbers[0]))
+
+
+TRANSFORMS = by_name(Rotate90, Flip, FlipHorizontal, Rotate, Crop, Shift, Brightness, Contrast, Gamma, Noise, Blur)
 """Name -> transform."""
 
 
@@ -133,6 +194,33 @@ class Augment:
 def _uniform(n: int, generator: torch.Generator, like: Tensor) -> Tensor:
     """n numbers in [0, 1) on the device of the images."""
     return torch.rand(n, generator=generator, device=generator.device).to(like.device)
+
+
+def _column(values: Tensor, images: Tensor) -> Tensor:
+    """(B,) -> (B, 1, 1, ...), one value for each image."""
+    return values.to(images.dtype).view(-1, *[1] * (images.ndim - 1))
+
+
+def _clipped(changed: Tensor, images: Tensor) -> Tensor:
+    """To [0, 1], or to the range of each original image where that is larger."""
+    flat = images.flatten(1)
+    low, high = flat.amin(1).clamp(max=0), flat.amax(1).clamp(min=1)
+    return changed.clamp(_column(low, images), _column(high, images))
+
+
+def _blur(images: Tensor, std: Tensor, radius: int) -> Tensor:
+    """Each image (C, *spatial) by its own Gaussian of standard deviation ``std`` (B,), cut off at ``radius`` pixels."""
+    offsets = torch.arange(-radius, radius + 1, device=images.device)
+    weights = torch.exp(-0.5 * (offsets / std.clamp(min=1e-3)[:, None]) ** 2)  # (B, 2 radius + 1)
+    weights = weights / weights.sum(1, keepdim=True)
+    for axis in range(2, images.ndim):
+        positions = torch.arange(images.shape[axis], device=images.device)
+        blurred = torch.zeros_like(images)
+        for weight, offset in zip(weights.T, offsets):
+            neighbours = images.index_select(axis, (positions + offset).clamp(0, len(positions) - 1))
+            blurred += _column(weight, images) * neighbours
+        images = blurred
+    return images
 
 
 def _rotate90(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -99,6 +99,8 @@ class Scored:
     """Images of which something is missing, where they are more than 1,000."""
     shard: Shard | None = field(default=None, metadata=ABSENT)
     """For a shard only."""
+    classes: tuple[str, ...] = field(default=(), metadata=ABSENT)
+    """Of several data sets in one: their names, with which the paths of their images start."""
 
     def with_faults(self, failed: Sequence[Failure], incomplete: Sequence[Failure]) -> Scored:
         """The same with these images, of which the first are listed."""
@@ -275,6 +277,7 @@ def describe(
             fingerprint=fingerprint,
             medical=data.is_medical,
             has_masks=data.has_masks,
+            classes=data.classes,
             shard=None if shard is None else replace(shard, whole=fingerprint),
         ),
         calibration=thresholds(calibration, decision),

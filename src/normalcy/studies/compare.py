@@ -125,6 +125,8 @@ def _row(out: Path, name: str, settings: Mapping[str, Any]) -> Compared:
         fit_seconds=None if run.model.fit is None else run.model.fit.seconds,
         images_per_second=run.images_per_second,
         folder=name,
+        classes=found.classes,
+        class_mean=found.class_mean,
     )
 
 
