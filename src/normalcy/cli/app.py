@@ -138,7 +138,7 @@ def _bytes(text: str) -> int:
     found = re.fullmatch(r"(\d{1,15})\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
     if not found or not int(found[1]):
         raise SettingsError(f"--cache-size expects bytes, such as 500MB or 20GB, got {text!r}.")
-    return int(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " ")
+    return int(found[1]) * (1, 10**3, 10**6, 10**9, 10**12)[" KMGT".index(found[2].upper() or " ")]
 
 
 def _explain(error: Exception, debug: bool) -> int:

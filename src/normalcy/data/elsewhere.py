@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from normalcy.data import table, webdataset
 from normalcy.data.dataset import DataSet
@@ -47,6 +48,9 @@ def _opened(listed: Mirror, work: Callable[[], DataSet]) -> DataSet:
         data = work()
     except NormalcyError as error:
         raise type(error)(listed.in_words(str(error))) from None
+    origin = data.origin
+    notes = tuple(map(listed.in_words, origin.notes))
+    data.origin = replace(origin, notes=notes, doubt=listed.in_words(origin.doubt))
     if listed.passed:
         data.ignored = (*data.ignored, *listed.passed)
         data.reasons = {**data.reasons, **listed.passed}

@@ -48,7 +48,7 @@ _SPECIAL = {
 
 def is_tars(text: str) -> bool:
     """Whether a data set is named by tars: ``parts.tar``, ``parts-{000..012}.tar``, ``parts/*.tar``."""
-    return text.lower().endswith(".tar")
+    return text.lower().endswith(".tar") and "," not in re.sub(r"\{[^{}]*\}", "", text)
 
 
 def expand(text: str) -> list[str]:
