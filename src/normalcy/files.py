@@ -25,11 +25,12 @@ import tempfile
 import threading
 import tokenize
 import tomllib
+import weakref
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, BinaryIO, TextIO, cast
+from typing import IO, Any, BinaryIO, Protocol, TextIO, cast
 
 from normalcy.errors import DataError, ModelFileError, NormalcyError, Reason, SettingsError, WriteError
 
@@ -51,7 +52,12 @@ MARKS = ("detector.json", "run.json", "compare.json", "select.json")
 
 
 def open_regular(path: Path | str, error: type[NormalcyError] = DataError) -> BinaryIO:
-    """A regular file, opened for reading; links are followed. Raises ``error`` for anything else, without waiting."""
+    """A regular file, opened for reading; links are followed. Raises ``error`` for anything else, without waiting.
+
+    What lies in the folder of a :class:`Mount` is what that gives.
+    """
+    if (found := mounted(path)) is not None and (file := _of_mount(found.open, path, error)) is not None:
+        return file
     try:
         _refuse_special(path, os.stat(path).st_mode, error)  # first: opening a device can already act on it
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -67,6 +73,13 @@ def open_regular(path: Path | str, error: type[NormalcyError] = DataError) -> Bi
         reason = (fault.strerror if isinstance(fault, OSError) else None) or str(fault)
         shown = str(path) if len(str(path)) < 500 else f"{str(path)[:100]}...{str(path)[-100:]}"
         raise error(f"{shown}: cannot be opened ({reason}); check the name and the access rights.") from None
+
+
+def open_blocks(path: Path | str) -> BinaryIO:
+    """A regular file to be read at any place; of one in the folder of a :class:`Mount` only what is read is fetched."""
+    if (found := mounted(path)) is not None and (file := _of_mount(found.blocks, path, DataError)) is not None:
+        return file
+    return open_regular(path)
 
 
 def read_bytes(path: Path | str, limit: int = MAX_BYTES, error: type[NormalcyError] = DataError) -> bytes:
@@ -95,6 +108,8 @@ def reading_text(path: Path, limit: int, error: type[NormalcyError] = DataError)
 def read_head(path: Path | str, count: int) -> bytes:
     """The first bytes of a file; empty where it cannot be read or is not a regular file."""
     try:
+        if (found := mounted(path)) is not None and (head := found.head(Path(path), count)) is not None:
+            return head
         with open_regular(path) as file:
             return file.read(count)
     except (OSError, DataError):
@@ -265,6 +280,73 @@ def read_member(archive: zipfile.ZipFile, name: str, limit: int = MAX_BYTES) -> 
         raise ValueError(f"it has {size:,} bytes when decompressed, at most {limit:,} are read")
     with archive.open(name) as file:
         return file.read(size)
+
+
+class Mount(Protocol):
+    """A folder of this machine that stands for a store elsewhere; see :mod:`normalcy.remote.mirror`."""
+
+    @property
+    def root(self) -> Path: ...
+
+    def open(self, path: Path) -> BinaryIO | None: ...
+
+    def blocks(self, path: Path) -> BinaryIO | None: ...
+
+    def head(self, path: Path, count: int) -> bytes | None: ...
+
+    def shown(self, path: Path | str) -> str:
+        """The name of a file elsewhere."""
+
+    def in_words(self, text: str) -> str:
+        """A message with those names."""
+
+
+_MOUNTS: weakref.WeakValueDictionary[str, Mount] = weakref.WeakValueDictionary()
+
+
+def mount(folder: Mount) -> None:
+    """Files of ``folder.root`` are opened by it, as long as it lives."""
+    _MOUNTS[f"{folder.root}{os.sep}"] = folder
+
+
+def mounted(path: Path | str) -> Mount | None:
+    """The mount that a path lies in, if there is one."""
+    if not _MOUNTS:
+        return None
+    place = f"{os.path.abspath(path)}{os.sep}"
+    return next((found for root, found in list(_MOUNTS.items()) if place.startswith(root)), None)
+
+
+def _of_mount(
+    opener: Callable[[Path], BinaryIO | None], path: Path | str, error: type[NormalcyError]
+) -> BinaryIO | None:
+    try:
+        return opener(Path(path))
+    except DataError as fault:
+        raise error(str(fault)) from None
+
+
+def blank_file(path: Path, size: int, made: set[Path]) -> None:
+    """A new file that takes no space and has a size; ``made`` are folders that are there, to which those above it are added."""
+    if path.parent not in made:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made.add(path.parent)
+    with open(path, "xb") as file:
+        file.truncate(size)
+
+
+def anonymous_file() -> BinaryIO:
+    """A file for reading and writing that is gone when it is closed."""
+    return cast("BinaryIO", tempfile.NamedTemporaryFile(prefix="normalcy-"))
+
+
+def private_folder(folder: Path) -> None:
+    """A folder that only this user may read, with those above it, where it is missing."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as fault:
+        raise _cannot_write(folder, fault) from fault
 
 
 def _refuse_special(path: Path | str, mode: int, error: type[NormalcyError]) -> None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from normalcy.errors import NormalcyWarning
+from normalcy.remote.urls import public
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,9 +43,20 @@ def printable(text: str) -> str:
     return "".join(_escaped(c) if c in _BIDIRECTIONAL or unicodedata.category(c) in _UNSAFE else c for c in text)
 
 
+CALLED: dict[str, str] = {}
+"""Folder on this machine -> the URL that it stands for, which is shown instead."""
+
+
+def _named(text: str) -> str:
+    """A text with URLs in place of their local copies, and without what may be secret in URLs."""
+    for folder, url in CALLED.items():
+        text = text.replace(folder, url)
+    return public(text)
+
+
 def show(text: str) -> None:
     """Print a result to stdout."""
-    print(printable(text))
+    print(printable(_named(text)))
 
 
 def show_table(
@@ -81,7 +93,7 @@ def show_classes(found: Mapping[str, Metrics | Compared]) -> None:
 
 def complain(message: str) -> None:
     """Print a message to stderr, on one line."""
-    print(printable(message).replace("\n", "\\n"), file=sys.stderr)
+    print(printable(_named(message)).replace("\n", "\\n"), file=sys.stderr)
 
 
 # -- progress --------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from normalcy.data import diffusion, folder, named, slides, table
+from normalcy.data import diffusion, elsewhere, folder, named, slides, table, webdataset
 from normalcy.data.annotations import open_annotations, open_labelme
 from normalcy.data.companions import NO_IMAGE, reason
 from normalcy.data.dataset import DataSet, Item, case_of, unnamed
@@ -22,6 +22,7 @@ from normalcy.data.stores import Arrays, Files, Folder, Found, check_stack, file
 from normalcy.data.union import union
 from normalcy.data.volumes import split_name
 from normalcy.errors import DataError
+from normalcy.remote.urls import is_url, public
 
 __all__ = ["as_dataset", "open_data", "open_files"]
 
@@ -47,6 +48,8 @@ def open_data(
     ``slides:FOLDER,tile=256``     tiles of whole-slide images, see :mod:`normalcy.data.slides`
     ``diffusion:DATA``             4D volumes with b-values as attenuations, see :mod:`normalcy.data.diffusion`
     ``a,b``                        several of these, each a class of normal images, see :mod:`normalcy.data.union`
+    ``a-{00..12}.tar``             tars as of WebDataset, with braces and patterns, see :mod:`normalcy.data.webdataset`
+    ``s3://bucket/parts``          any of these in a store, see :mod:`normalcy.data.elsewhere`
     =============================  ====================================================================================
 
     Named sets are looked for in ``data_root`` (default ``~/.cache/normalcy/data``) and downloaded into it if missing.
@@ -65,12 +68,24 @@ def open_data(
 def _open(spec: str | Path, data_root: Path | str | None, limits: Limits, as_normal: bool) -> DataSet:
     text, root = str(spec), Path(data_root or DEFAULT_DATA_ROOT).expanduser()
     if text.startswith("slides:"):
+        if is_url(text.removeprefix("slides:")):
+            raise DataError(
+                f"{public(text)}: slides are read in parts by a library of their own; copy them to this machine."
+            )
         return slides.open_slides(text.removeprefix("slides:"))
     if text.startswith("labelme:"):
+        if is_url(inner := text.removeprefix("labelme:")):
+            return elsewhere.open_url(
+                inner, limits, lambda local: _open(f"labelme:{local}", data_root, limits, as_normal)
+            )
         return open_labelme(Path(text.removeprefix("labelme:")).expanduser(), limits)
     if text.startswith("diffusion:"):
         source, *options = text.removeprefix("diffusion:").split(",")
         return diffusion.open_diffusion(open_data(source, data_root, limits=limits, as_normal=as_normal), options)
+    if is_url(text):
+        return elsewhere.open_url(text, limits, lambda local: _open(local, data_root, limits, as_normal))
+    if webdataset.is_tars(text):
+        return webdataset.open_tars(webdataset.local_tars(text), limits)
     path = Path(text).expanduser()
     if text and not _exists(path) and _exists(Path(split_name(str(path))[0])):
         return open_files([path], limits)  # a part of a volume
@@ -105,7 +120,7 @@ def _open(spec: str | Path, data_root: Path | str | None, limits: Limits, as_nor
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.75)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     raise DataError(
-        f"{text!r} is neither a file or folder nor a named data set; named sets are {', '.join(named.USAGE)}.{hint}"
+        f"{public(text)!r} is neither a file or folder nor a named data set; named sets are {', '.join(named.USAGE)}.{hint}"
     )
 
 
@@ -132,6 +147,8 @@ def open_recorded(spec: str, items: Sequence[Item], base: Path) -> DataSet | Non
     Masks are not looked for.
     """
     kind, _, rest = spec.partition(":")
+    if is_url(spec) or webdataset.is_tars(spec):
+        return None
     if kind == "diffusion":
         source, *options = rest.split(",")
         found = open_recorded(source, items, base)
@@ -164,6 +181,8 @@ def open_files(paths: Sequence[str | Path], limits: Limits = LIMITS) -> DataSet:
     """Image files, in the order given; folders among them are searched. All are of unknown label."""
     files: list[Path] = []
     for given in paths:
+        if is_url(str(given)):
+            raise DataError(f"{public(str(given))}: a URL is given alone; name one folder, table or pattern.")
         path = Path(os.path.abspath(Path(given).expanduser()))
         if path.is_dir():
             below = Folder(path, limits)
@@ -264,7 +283,7 @@ def _from_stack(images: Any) -> DataSet:
 
 def _from_list(images: Sequence[Any]) -> DataSet:
     if all(isinstance(image, str | Path) for image in images):
-        if len(images) == 1 and not _exists(Path(images[0])):
+        if len(images) == 1 and (is_url(str(images[0])) or not _exists(Path(images[0]))):
             return open_data(images[0])  # a name such as mnist:3
         return open_files(images)
     if all(isinstance(image, DataSet) for image in images):

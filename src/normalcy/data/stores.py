@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,8 +24,8 @@ from normalcy.data.dicom import decode_series, is_dicom, series_in, series_space
 from normalcy.data.formats import DICOM_SUFFIXES, LIMITS, VOLUME_SUFFIXES, Limits, is_image, is_volume, own
 from normalcy.data.images import channel_first, decode_image, decode_mask, image_size, read_mask
 from normalcy.data.volumes import Selection, Space, decode_volume, distance, split_name, take_part, volume_space
-from normalcy.errors import DataError
-from normalcy.files import open_regular, read_bytes, read_head, read_member
+from normalcy.errors import DataError, SettingsError
+from normalcy.files import inside, mounted, open_regular, read_bytes, read_head, read_member
 
 _ASIDE = 0.1
 """Largest distance of a mask's corner from that of its image, in voxels: headers are rounded."""
@@ -43,6 +43,21 @@ Named = str | tuple[str, ...] | SeriesPart
 """The file of an image, or the files of a series."""
 
 
+class Opener(Protocol):
+    """What gives files as bytes, by their names."""
+
+    @property
+    def limits(self) -> Limits: ...
+
+    def full_name(self, file: str) -> str:
+        """For messages."""
+
+    def bytes(self, file: str) -> bytes: ...
+
+    def stamp(self, file: str) -> int:
+        """A cheap trace of the content."""
+
+
 class Files:
     """Images and masks in files that ``opener`` gives as bytes; ``masks[i]`` names a file, or several that are one mask, or is
     None.
@@ -52,7 +67,7 @@ class Files:
 
     def __init__(
         self,
-        opener: Folder | Zip,
+        opener: Opener,
         images: Sequence[Named],
         masks: Sequence[str | tuple[str, ...] | None] | None = None,
     ) -> None:
@@ -190,16 +205,28 @@ class Files:
 
 
 class Folder:
-    """Files below a folder, by their path relative to it."""
+    """Files below a folder, by their path relative to it.
+
+    Of a folder that stands for a store elsewhere (:class:`~normalcy.files.Mount`), names that lead out of it are refused: a table
+    of that store must not name files of this machine.
+    """
 
     def __init__(self, path: Path, limits: Limits = LIMITS) -> None:
         self.path, self.limits = path, limits
+        self.mount = mounted(path)  # held: its files are there as long as it lives
 
     def full_name(self, file: str) -> str:
-        return str(self.path / file)
+        return str(self.path / file) if self.mount is None else self.mount.shown(self.path / file)
 
     def bytes(self, file: str) -> bytes:
-        return read_bytes(self.path / file, self.limits.file_bytes)
+        if self.mount is None:
+            return read_bytes(self.path / file, self.limits.file_bytes)
+        try:
+            return read_bytes(inside(self.path, file), self.limits.file_bytes)
+        except SettingsError:
+            raise DataError(f"{file!r} leads out of {self.mount.shown(self.path)}: it is not read.") from None
+        except DataError as error:
+            raise DataError(self.mount.in_words(str(error))) from None
 
     def head(self, file: str, count: int = 132) -> builtins.bytes:
         """The first bytes of a file, by which its format is known; empty where it cannot be read."""

@@ -17,6 +17,7 @@ from normalcy.calibrate import Calibration, Decision
 from normalcy.data.dataset import DataSet, Failure
 from normalcy.errors import SettingsError
 from normalcy.provenance import commit, versions
+from normalcy.remote.urls import public
 from normalcy.results.names import readable
 from normalcy.results.schema import ABSENT, Count, Positive, Rate, load, was
 from normalcy.scoring import Result
@@ -272,7 +273,7 @@ def describe(
         ),
         data=Scored(
             name=data.name,
-            spec=spec,
+            spec=None if spec is None else public(spec),
             base=None if spec is None else str(Path.cwd()),
             split=split,
             fingerprint=fingerprint,

@@ -16,6 +16,7 @@ from normalcy.files import prepare_target, remove
 from normalcy.metrics import delong_test
 from normalcy.nets.pooled import kept_features
 from normalcy.provenance import versions
+from normalcy.remote.urls import public
 from normalcy.report import write_comparison, write_report
 from normalcy.results.cluster import connected, each
 from normalcy.results.comparison import COMPARISON, Compared, ComparedData, Comparison, MethodFailure, Paired
@@ -97,7 +98,7 @@ def compare(
             raise NormalcyError("No method could be compared: " + "; ".join(f"{f.name}: {f.reason}" for f in failed))
         if not work.exists():
             raise DataError(f"The images of {data.name} changed while methods were compared on them: compare again.")
-        about = ComparedData(data.name, spec, fingerprint, len(test))
+        about = ComparedData(data.name, None if spec is None else public(spec), fingerprint, len(test))
         comparison = as_read(_with_tests(work, Comparison(about, tuple(rows), tuple(failed))))
         Writer(work).bytes(COMPARISON, dumps(comparison))
         write_comparison(work)
