@@ -92,7 +92,13 @@ def main() -> None:
                 seconds = time.process_time() - started
                 normal = np.stack([detector.preprocess.apply(image)[0] for image in held_out]).clip(0, 1)
                 found = judged(detector, normal, name == "brain slices")
-                row = {"set": name, "side": side, "layer": layer, "processor_seconds": round(seconds), "settings": words}
+                row = {
+                    "set": name,
+                    "side": side,
+                    "layer": layer,
+                    "processor_seconds": round(seconds),
+                    "settings": words,
+                }
                 rows.append({**row, "areas": found})
                 print(json.dumps(rows[-1]), flush=True)
                 write(options, rows)
