@@ -806,7 +806,7 @@ def signature(function: Any, name: str, before: str = "") -> str:
     try:
         given = inspect.signature(function)
     except ValueError:
-        return f"```python\n{before}{name}\n```"
+        return f"```py\n{before}{name}\n```"
     hint = (
         ""
         if given.return_annotation is inspect.Signature.empty or inspect.isclass(function)
@@ -823,7 +823,7 @@ def signature(function: Any, name: str, before: str = "") -> str:
     line = f"{name}({', '.join(texts)}){end}"
     if len(line) > 100:
         line = "\n".join([f"{name}(", *(f"    {text}," for text in texts), f"){end}"])
-    return f"```python\n{before}{line}\n```"
+    return f"```py\n{before}{line}\n```"
 
 
 def spelled_parameter(parameter: inspect.Parameter) -> str:
