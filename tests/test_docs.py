@@ -165,6 +165,9 @@ def test_commands_parse(block: Block):
     for words in commands_in(block):
         if words[1:] == ["--help"]:
             continue
+        common = {option for parameter in group.params if not parameter.is_flag for option in parameter.opts}
+        while words[1] in common:  # options of all commands, with their values
+            words = [words[0], *words[3:]]
         command = group.commands.get(words[1])
         assert command is not None, f"{block.place}: there is no command {words[1]}"
         if words[2:] == ["--help"]:
