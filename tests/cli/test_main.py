@@ -25,7 +25,7 @@ from normalcy.errors import NormalcyWarning
 
 def instead_of_reading(monkeypatch: pytest.MonkeyPatch, action: Any) -> None:
     """Any command that opens a data set does ``action`` in its place."""
-    monkeypatch.setattr("normalcy.data.open.open_data", lambda *_: action())
+    monkeypatch.setattr("normalcy.data.open.open_data", lambda *_, **__: action())
 
 
 def raising(error: BaseException) -> Any:
