@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from normalcy.data.dataset import DataSet
     from normalcy.detector import Detector
     from normalcy.results.cluster import Shards
-    from normalcy.results.run import Scored
+    from normalcy.results.run import Run, Scored
 
 
 def score(
@@ -44,7 +44,6 @@ def score(
     Maps and restored images have the size of their image, and its file format where that is medical.
     """
     from normalcy.data.splits import images_to_score
-    from normalcy.provenance import NOTICE
     from normalcy.results.cluster import score_on_cluster, shards_for
     from normalcy.results.predict import score_into
     from normalcy.results.run import read_run, read_shard
@@ -79,10 +78,7 @@ def score(
             shards = _shards(opening, shards_for(len(data)), len(data), detector, device)
             score_on_cluster(shards, out, ray, overwrite=overwrite, on_progress=on_progress)
             run = read_run(out)
-    _say_faults(run.data)
-    if run.data.medical:
-        complain(NOTICE)
-    show(f"Scored {run.data.count} images at {run.images_per_second:g} images/s by {engine} -> {out}")
+    _say_scored(run, engine, out)
 
 
 def slides(
@@ -147,6 +143,15 @@ def merge(results: o.Shards, out: o.Out, overwrite: o.Overwrite = False) -> None
 
 
 # -- private ---------------------------------------------------------------------------------------------------------
+
+
+def _say_scored(run: Run, engine: str, out: Path) -> None:
+    from normalcy.provenance import NOTICE
+
+    _say_faults(run.data)
+    if run.data.medical:
+        complain(NOTICE)
+    show(f"Scored {run.data.count} images at {run.images_per_second:g} images/s by {engine} -> {out}")
 
 
 def _say_faults(data: Scored) -> None:
