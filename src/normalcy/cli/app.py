@@ -127,9 +127,15 @@ def _explain(error: Exception, debug: bool) -> int:
         print(printable("".join(traceback.format_exception(error))), file=sys.stderr, end="")
     if isinstance(error, OSError | Stopped):
         _drop_stdout()
-    if message:
+    if message and not _said_elsewhere(error):
         complain(message)
     return code
+
+
+def _said_elsewhere(error: Exception) -> bool:
+    """Whether another process of torchrun on this node says it: what ends all processes is said once."""
+    of_all = isinstance(error, Stopped) or getattr(error, "told", False)
+    return of_all and os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 def _sentence(error: Exception) -> tuple[int | None, str]:

@@ -101,14 +101,15 @@ class PatchCore(Method):
 
     def _remember(self, batches: Batches) -> None:
         sample = Reservoir(self.settings.patches)
-        for x in batches:
-            sample.add(self._patches(x).flatten(0, 2))
+        for rows in batches.map(lambda x: self._patches(x).flatten(0, 2)):
+            sample.add(rows)
         if not bool(sample.rows.isfinite().all()):
             raise DataError("patchcore: features of the training images are not finite; check the images for NaN.")
         self.centre = sample.rows.mean(0)
         self.transform = self._linear(sample.rows - self.centre)
         candidates = self._project(sample.rows)
-        self.memory = candidates[k_centre(candidates, self.settings.memory, self.settings.slack)].contiguous()
+        chosen = batches.once(lambda: k_centre(candidates, self.settings.memory, self.settings.slack))
+        self.memory = candidates[chosen].contiguous()
 
     def _patches(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, h, w, D): locally averaged features of all layers on the grid of the finest."""
