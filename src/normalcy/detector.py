@@ -516,11 +516,12 @@ class Detector:
                     f"fit expects the same settings in all processes, got other ones of {', '.join(names) or 'the method'} in "
                     f"process {rank} than in process 0: start torchrun with the same command on all nodes."
                 )
-        for rank, content in enumerate(processes.every(read.content)):
-            if content != read.content:
+        contents = processes.every(read.content)
+        for rank, content in enumerate(contents):
+            if content != contents[0]:
                 raise DataError(
-                    f"fit expects the same images on all nodes, got other ones in process {rank} than in process "
-                    f"{processes.rank}: give all nodes the same data."
+                    f"fit expects the same images on all nodes, got other ones in process {rank} than in process 0: give "
+                    "all nodes the same data."
                 )
 
     def _divide(self, data: DataSet, kinds: Sequence[Kind | str]) -> tuple[Plan, Indices, Indices]:

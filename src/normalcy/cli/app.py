@@ -21,7 +21,8 @@ from typer.core import TyperGroup
 
 from normalcy.cli import export, fit, results, review, score, studies
 from normalcy.cli.printing import Notes, complain, printable, show
-from normalcy.errors import NormalcyError
+from normalcy.errors import NormalcyError, SettingsError
+from normalcy.training.processes import by_torchrun
 
 
 class Stopped(Exception):
@@ -98,6 +99,13 @@ def common(
 ) -> None:
     if debug and isinstance(context.obj, Notes):
         context.obj.show_all()
+    command, count = context.invoked_subcommand, int(os.environ["WORLD_SIZE"]) if by_torchrun() else 1
+    if count > 1 and command != "fit":
+        shards = "; --shard K/N divides the images among processes, and merge joins their results"
+        raise SettingsError(
+            f"{command} runs in one process, got {count} by torchrun: start it without torchrun"
+            f"{shards if command in ('score', 'slides') else ''}."
+        )
 
 
 def main() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import os
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,7 +33,7 @@ _PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _FAULT = "fault"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Processes:
     """The place of this process among those of one fit; by default it is alone."""
 
@@ -206,13 +208,17 @@ def _connected() -> Iterator[Processes]:
             _current.every(None)
         except BaseException as error:
             cause = _cause(store, rank, count, error)
+            # Connections close with the last reference to them: others, who wait at one, then see that this process has left.
+            traceback.clear_frames(error.__traceback__)
             if cause is error:
                 raise
             raise cause from error
     finally:
+        _current.everyone = _current.neighbours = None
         _current = ALONE
         if mine and dist.is_initialized():
             dist.destroy_process_group()
+        gc.collect()
 
 
 def _await_all(store: Any, count: int) -> None:
