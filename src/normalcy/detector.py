@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,15 @@ from normalcy.preprocessing.views import ViewSettings
 from normalcy.provenance import versions
 from normalcy.scoring import Pipeline, Result, Results, stream
 from normalcy.settings import COMMON, DecisionSettings, InputSettings
+from normalcy.training.checkpoint import digest_of
 from normalcy.training.fit import fit
 from normalcy.training.generators import caller_generators_kept, seed_generators
 from normalcy.training.log import TRAIN_LOG, Journal, Log, Record, read_log
+from normalcy.training.processes import Processes, current, joined
 from normalcy.training.settings import FitSummary, TrainSettings
+
+BATCH = 32
+"""Images that are scored together unless told otherwise."""
 
 
 class Detector:
@@ -75,6 +81,8 @@ class Detector:
         """Scores in the place of the method, see :meth:`use_engine`."""
         self._source: tuple[Path | None, str] = (None, "")
         """The model folder and the checksum of its weights."""
+        self._first = True
+        """Whether it was fitted by the first of the processes of its fit, or alone."""
         self.calibrations: dict[str, Calibration] = {}
         self.facts: dict[str, Any] = {}
         """What the fit was: data (name, count, fingerprint), summary, versions, failed images."""
@@ -96,6 +104,9 @@ class Detector:
     ) -> Detector:
         """Learn from normal images: arrays (N, H, W) or (N, H, W, C), tensors (N, C, H, W), paths, or a data set.
 
+        Processes that torchrun has started call this with the same settings and images and make one fit together; the first
+        of each node reads the images. ``run_dir``, ``shared``, ``log`` and :meth:`save` write in the first process only.
+
         Of a labelled set the normal training images are used. A part of them is held out for calibration. ``run_dir``
         keeps checkpoints; with ``resume=True`` an interrupted fit resumes there. ``shared`` is a folder of stages that fits of
         one method with different settings have in common (:attr:`Method.late_settings`). ``stopping`` is the fraction of the
@@ -103,40 +114,42 @@ class Detector:
 
         Raises DataError for images that cannot be used together and SettingsError for settings that do not fit them.
         """
-        data = normal_training_images(with_split(as_dataset(images), self.train.seed))
-        kinds, read = survey(data, on_decode)
-        planned, rest, carved = self._divide(data, kinds)
-        held_out = data.subset(carved) if len(carved) else None
-        training = data.remembering(read).subset(rest)
-        # What an earlier fit chose by its images does not hold for these.
-        self.settings = config.fill_unset(self._given, data.scheme)
-        self.preprocess = planned.preprocess.fit(training.read, len(training), planned.constants(rest), training.imaged)
-        with _run_folder(run_dir) as folder:
-            views, spill = self._view_settings(scoring=False), folder / "images.raw"
-            x, origin, failed = decode(training, self.preprocess, spill, views=views, on_progress=on_decode)
-            shape = (x.shape[1], *self.augment.size_of(x.shape[2:]))
-            self.method = self._build(shape)
-            journal = Journal(Path(run_dir) / TRAIN_LOG if run_dir is not None else None, resume, log)
-            learnt, watched = self._hold_out(x, [training.items[i].case for i in origin], stopping)
-            summary = fit(
-                self.method,
-                learnt,
-                self.train,
-                held_out=watched,
-                augment=self.augment if self.augment.steps else None,
-                run_dir=Path(run_dir) if run_dir is not None else None,
-                resume=resume,
-                shared=shared,
-                log=journal,
-            )
-        self.records = journal.records()
-        self.calibrations = {}
-        if held_out is not None:
-            failed += self.calibrate(held_out)
-        self._remember(data, len(set(origin.tolist())), planned, summary, failed)
-        warning = self.no_flags()
-        if warning is not None:
-            warnings.warn(warning, NormalcyWarning, stacklevel=2)
+        with joined() as processes:
+            self._first = processes.first
+            if not processes.first:
+                run_dir = shared = log = None
+            data = normal_training_images(with_split(as_dataset(images), self.train.seed))
+            # What an earlier fit chose by its images does not hold for these.
+            self.settings = config.fill_unset(self._given, data.scheme)
+            with _run_folder(run_dir) as folder, _shared_folder(folder, processes) as decoded:
+                work = partial(self._read, data, decoded / "images.raw", processes, on_decode)
+                read = processes.once_per_node(work)
+                self._check_alike(processes, read)
+                self.preprocess, x, origin = read.preprocess, read.x, read.origin
+                shape = (x.shape[1], *self.augment.size_of(x.shape[2:]))
+                self.method = self._build(shape)
+                journal = Journal(Path(run_dir) / TRAIN_LOG if run_dir is not None else None, resume, log)
+                learnt, watched = self._hold_out(x, [data.items[i].case for i in origin], stopping)
+                summary = fit(
+                    self.method,
+                    learnt,
+                    self.train,
+                    held_out=watched,
+                    augment=self.augment if self.augment.steps else None,
+                    run_dir=Path(run_dir) if run_dir is not None else None,
+                    resume=resume,
+                    shared=shared,
+                    log=journal,
+                )
+            self.records = journal.records()
+            self.calibrations = {}
+            failed = [*read.failed]
+            if len(read.carved):
+                failed += self.calibrate(data.subset(read.carved))
+            self._remember(data, len(set(origin.tolist())), read.planned, summary, failed)
+            warning = self.no_flags()
+            if warning is not None:
+                warnings.warn(warning, NormalcyWarning, stacklevel=2)
         return self
 
     def calibrate(self, normal: Any) -> list[Failure]:
@@ -154,17 +167,31 @@ class Detector:
             def results(
                 scored: Detector = scored, failed: list[Failure] = failed
             ) -> Iterator[tuple[float, Array | None]]:
-                for result in scored.stream(data):
+                for result in scored._all_results(data):
                     if isinstance(result, Failure):
                         failed.append(result)
                     else:
-                        yield result.score, result.map
+                        yield result
                 if len(failed) == len(data):
                     reason = f": {failed[0].path}: {failed[0].reason}" if failed else ""
                     raise DataError(f"None of the {len(data)} images held out for calibration can be scored{reason}")
 
             self.calibrations[name] = calibrate(results())
         return failed
+
+    def _all_results(self, data: DataSet) -> Iterator[Failure | tuple[float, Array | None]]:
+        """(score, map) of each image in order; the processes of a fit score batches in turn, as one would, and all get all."""
+        processes = current()
+
+        def outcome(result: Result | Failure) -> Failure | tuple[float, Array | None]:
+            return result if isinstance(result, Failure) else (result.score, result.map)
+
+        if processes.count == 1:
+            yield from map(outcome, self.stream(data))
+            return
+        firsts = range(processes.rank * BATCH, len(data), processes.count * BATCH)
+        blocks = (data.subset(range(first, min(first + BATCH, len(data)))) for first in firsts)
+        yield from processes.dealt([outcome(result) for result in self.stream(block)] for block in blocks)
 
     def calibrated_on(self, normal: DataSet) -> None:
         """Remember on which images the calibration was computed again: they are no test images of this detector."""
@@ -265,7 +292,7 @@ class Detector:
         return decide_on_validation(rule, [r.score for _, r in scored], labels, maps, usable)
 
     def score(
-        self, images: Any, *, batch_size: int = 32, tile: bool = False, false_alarms: float | None = None
+        self, images: Any, *, batch_size: int = BATCH, tile: bool = False, false_alarms: float | None = None
     ) -> Results:
         """Scores, p-values, maps and restored images, in memory; see :meth:`fit` for what ``images`` may be.
 
@@ -284,7 +311,7 @@ class Detector:
         return Results(results, failed)
 
     def stream(
-        self, data: DataSet, *, batch_size: int = 32, tile: bool = False, decision: Decision | None = None
+        self, data: DataSet, *, batch_size: int = BATCH, tile: bool = False, decision: Decision | None = None
     ) -> Iterator[Result | Failure]:
         """One result at a time, see :func:`normalcy.scoring.stream`; flagged by ``decision``, if any."""
         check_scheme(self.facts.get("data", {}).get("scheme", {}), data.scheme, data.name)
@@ -311,8 +338,13 @@ class Detector:
         return self
 
     def save(self, folder: Path | str, overwrite: bool = False) -> Path:
-        """Write a model folder (see :mod:`normalcy.model_folder`); returns its path."""
+        """Write a model folder (see :mod:`normalcy.model_folder`); returns its path.
+
+        Of processes that torchrun has fitted together, only the first writes; the others do not wait for it.
+        """
         method = self._fitted
+        if not self._first:
+            return Path(folder)
         description = {
             "normalcy": versions()["normalcy"],
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -462,6 +494,41 @@ class Detector:
             method.to(memory_format=torch.channels_last)
         return method
 
+    def _read(
+        self,
+        data: DataSet,
+        spill: Path,
+        processes: Processes,
+        on_decode: Callable[[int, int], None] | None,
+    ) -> _Read:
+        """The images to train on, once for all processes of the node: those map the file ``spill``."""
+        kinds, images = survey(data, on_decode)
+        planned, rest, carved = self._divide(data, kinds)
+        training = data.remembering(images).subset(rest)
+        preprocess = planned.preprocess.fit(training.read, len(training), planned.constants(rest), training.imaged)
+        views, memory = self._view_settings(scoring=False), None if processes.per_node == 1 else 0
+        x, origin, failed = decode(training, preprocess, spill, views=views, memory=memory, on_progress=on_decode)
+        content = digest_of(x) if processes.nodes > 1 else ""
+        return _Read(planned, carved, preprocess, x, rest[origin], failed, content)
+
+    def _check_alike(self, processes: Processes, read: _Read) -> None:
+        """Raises an error unless all processes fit with the same settings on the same images."""
+        settings = processes.every(json.dumps(self.all_settings(), sort_keys=True, default=str))
+        for rank, one in enumerate(settings):
+            if one != settings[0]:
+                names = [name for name, value in json.loads(settings[0]).items() if json.loads(one).get(name) != value]
+                raise SettingsError(
+                    f"fit expects the same settings in all processes, got other ones of {', '.join(names) or 'the method'} in "
+                    f"process {rank} than in process 0: start torchrun with the same command on all nodes."
+                )
+        contents = processes.every(read.content)
+        for rank, content in enumerate(contents):
+            if content != contents[0]:
+                raise DataError(
+                    f"fit expects the same images on all nodes, got other ones in process {rank} than in process 0: give "
+                    "all nodes the same data."
+                )
+
     def _divide(self, data: DataSet, kinds: Sequence[Kind | str]) -> tuple[Plan, Indices, Indices]:
         """What to do with normal images of these kinds, and the positions of those to train on and to calibrate with."""
         planned = plan(
@@ -561,6 +628,32 @@ def outlook(data: DataSet, kinds: Sequence[Kind | str], detector: Detector | Non
 
 
 # -- private ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What a fit takes from its images."""
+
+    planned: Plan
+    carved: Indices
+    """Positions of the images to calibrate with."""
+    preprocess: Preprocess
+    x: Float32 | DiskImages
+    origin: Indices
+    """Position in the data set of the image that each row of ``x`` comes from."""
+    failed: list[Failure]
+    content: str
+    """Digest of ``x`` where it is to be compared with that of other nodes."""
+
+
+@contextmanager
+def _shared_folder(run: Path, processes: Processes) -> Iterator[Path]:
+    """Where the decoded images go that do not stay in memory: of several processes, a temporary folder of each node."""
+    if processes.count == 1:
+        yield run
+        return
+    with temporary_folder() as folder:
+        yield Path(folder)
 
 
 @contextmanager

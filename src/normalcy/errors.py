@@ -19,6 +19,8 @@ class NormalcyError(Exception):
     """Base of all errors of normalcy; the command line prints the message and exits with ``exit_code``."""
 
     exit_code = 1
+    told = False
+    """Whether another process of the same fit has raised it, and prints it."""
 
     def __str__(self) -> str:
         """One line: names of files may hold line breaks and other characters that cannot be shown, which are escaped."""

@@ -108,6 +108,17 @@ class Batches(Protocol):
 
     def __iter__(self) -> Iterator[Tensor]: ...
     def __len__(self) -> int: ...
+    def map(self, function: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
+        """``function`` of each batch, in order: of several processes each computes a part, and all get all.
+
+        For what costs more than sending its result, such as features of a network. It may draw no random numbers and keep
+        nothing from one batch to the next.
+        """
+        ...
+
+    def once(self, work: Callable[[], Tensor]) -> Tensor:
+        """The result of ``work``, computed by the first process alone; it may draw no random numbers."""
+        ...
 
 
 @dataclass(frozen=True)

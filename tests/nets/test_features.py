@@ -24,6 +24,9 @@ class Blocks:
     def __len__(self) -> int:
         return len(self.x.split(7))
 
+    def map(self, function):
+        return map(function, self)
+
 
 def images(count: int, *shape: int) -> Tensor:
     """Images on a few directions of falling variance, and some noise."""

@@ -111,7 +111,6 @@ def test_a_method_whose_second_fit_fails_is_not_fitted():
         (numbers(4), {"seed": -1}, "seed must not be negative"),
         (numbers(4), {"device": "tpu"}, "auto, cpu, cuda or mps, got 'tpu'"),
         (numbers(4), {"precision": "8-bit"}, "precision must be auto, 32-true, bf16-mixed or 16-mixed, got '8-bit'"),
-        (numbers(4), {"devices": 2}, "does not train by gradients, so more devices do not help"),
     ],
 )
 def test_refusals(images: Any, words: dict[str, Any], sentence: str):

@@ -25,6 +25,7 @@ from normalcy.cli.printing import Notes, complain, printable, show
 from normalcy.cli.urls import with_urls
 from normalcy.errors import NormalcyError, SettingsError
 from normalcy.remote.urls import public
+from normalcy.training.processes import by_torchrun
 
 
 class Stopped(Exception):
@@ -113,6 +114,13 @@ def common(
         use_cache(cache, None if cache_size is None else _bytes(cache_size))
     if debug and isinstance(context.obj, Notes):
         context.obj.show_all()
+    command, count = context.invoked_subcommand, int(os.environ["WORLD_SIZE"]) if by_torchrun() else 1
+    if count > 1 and command != "fit":
+        shards = "; --shard K/N divides the images among processes, and merge joins their results"
+        raise SettingsError(
+            f"{command} runs in one process, got {count} by torchrun: start it without torchrun"
+            f"{shards if command in ('score', 'slides') else ''}."
+        )
 
 
 def main() -> None:
@@ -150,9 +158,15 @@ def _explain(error: Exception, debug: bool) -> int:
         print(printable(public("".join(traceback.format_exception(error)))), file=sys.stderr, end="")
     if isinstance(error, OSError | Stopped):
         _drop_stdout()
-    if message:
+    if message and not _said_elsewhere(error):
         complain(message)
     return code
+
+
+def _said_elsewhere(error: Exception) -> bool:
+    """Whether another process of torchrun on this node says it: what ends all processes is said once."""
+    of_all = isinstance(error, Stopped) or getattr(error, "told", False)
+    return of_all and os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 def _sentence(error: Exception) -> tuple[int | None, str]:

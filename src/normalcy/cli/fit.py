@@ -90,40 +90,50 @@ def fit(
     from normalcy.results.labels import chosen_on, read_labels, without_labelled
     from normalcy.results.writer import refuse_inputs
     from normalcy.training.log import TRAIN_LOG, Record, read_log
+    from normalcy.training.processes import joined
     from normalcy.training.tracking import destinations, tracking
 
     settings = training.settings(devices=devices, false_alarms=false_alarms)
     named = str(settings.pop("method", "patchcore"))
     detector = Detector(method or named, **settings)
     tracked = destinations(log_to, out.absolute().with_name(f"{out.absolute().name}.logs"))
-    with prepare_target(out, overwrite):
-        run = _run_folder(out, resume, overwrite)
+
+    def opened() -> tuple[DataSet, int]:
+        """The images to fit to, and the number of those that --exclude leaves out."""
         images = training.open(data)
-        refuse_inputs(out, images)
-        excluded = 0
-        if exclude is not None:
-            # the split is drawn first, so that it is that of a fit to all images
-            images, excluded = without_labelled(with_split(images, detector.train.seed), read_labels(exclude))
-        facts_given = {"method": detector.name, "data": images.name, **detector.all_settings()}
-        with (
-            tracking(tracked, facts_given, name=out.absolute().name) as tracker,
-            fit_progress() as (show_progress, on_decode),
-        ):
-            for record in read_log(run / TRAIN_LOG) if resume else []:
-                tracker(record)
+        if exclude is None:
+            return images, 0
+        # the split is drawn first, so that it is that of a fit to all images
+        return without_labelled(with_split(images, detector.train.seed), read_labels(exclude))
 
-            def log(record: Record) -> None:
-                show_progress(record)
-                tracker(record)
+    with joined() as processes:
+        if not processes.first:
+            detector.fit(opened()[0], resume=resume)
+            return
+        with prepare_target(out, overwrite):
+            run = _run_folder(out, resume, overwrite)
+            images, excluded = opened()
+            refuse_inputs(out, images)
+            facts_given = {"method": detector.name, "data": images.name, **detector.all_settings()}
+            with (
+                tracking(tracked, facts_given, name=out.absolute().name) as tracker,
+                fit_progress() as (show_progress, on_decode),
+            ):
+                for record in read_log(run / TRAIN_LOG) if resume else []:
+                    tracker(record)
 
-            detector.fit(images, run_dir=run, resume=resume, log=log, on_decode=on_decode)
-            tracker.results(detector.outcome())
-        if excluded:
-            detector.facts["data"]["excluded"] = excluded
-        if chosen := chosen_on(training.config_file):
-            detector.facts["data"]["chosen_on"] = chosen
-        detector.save(out, overwrite)
-        remove(run)
+                def log(record: Record) -> None:
+                    show_progress(record)
+                    tracker(record)
+
+                detector.fit(images, run_dir=run, resume=resume, log=log, on_decode=on_decode)
+                tracker.results(detector.outcome())
+            if excluded:
+                detector.facts["data"]["excluded"] = excluded
+            if chosen := chosen_on(training.config_file):
+                detector.facts["data"]["chosen_on"] = chosen
+            detector.save(out, overwrite)
+            remove(run)
     facts, count = detector.facts["fit"], detector.facts["data"]
     for path, reason in count["failed"]:
         complain(f"Skipped {path}: {reason}")

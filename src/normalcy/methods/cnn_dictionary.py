@@ -99,8 +99,8 @@ class CNNDictionary(Method):
 
     def _learn(self, batches: Batches) -> None:
         sample = Reservoir(self.settings.patches)
-        for x in batches:
-            sample.add(self.patches(x).flatten(0, 2))
+        for patches in batches.map(lambda x: self.patches(x).flatten(0, 2)):
+            sample.add(patches)
         rows = sample.rows
         self.centre = rows.mean(0)
         if not bool((rows - self.centre).any()):

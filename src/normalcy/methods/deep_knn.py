@@ -74,8 +74,8 @@ class DeepKNN(Method):
 
     def _remember(self, batches: Batches) -> None:
         sample = Reservoir(self.settings.memory)
-        for x in batches:
-            sample.add(self.vectors(x))
+        for vectors in batches.map(self.vectors):
+            sample.add(vectors)
         self.memory = sample.rows
 
     def _score(self, x: Tensor) -> Scores:

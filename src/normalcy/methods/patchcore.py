@@ -177,8 +177,8 @@ class PatchCore(Method):
     def _remember(self, batches: Batches) -> None:
         s = self.settings
         sample = Reservoir(s.value("patches"))
-        for x in batches:
-            sample.add(self._patches(x).flatten(0, 2))
+        for rows in batches.map(lambda x: self._patches(x).flatten(0, 2)):
+            sample.add(rows)
         if not bool(sample.rows.isfinite().all()):
             raise DataError("patchcore: features of the training images are not finite; check the images for NaN.")
         self.centre = sample.rows.mean(0)
@@ -189,7 +189,7 @@ class PatchCore(Method):
         points = candidates
         if 0 < width < points.shape[1]:
             points = points @ random_projection(points.shape[1], width).to(points.device)
-        self.memory = candidates[k_centre(points, count, s.value("slack"))].contiguous()
+        self.memory = candidates[batches.once(lambda: k_centre(points, count, s.value("slack")))].contiguous()
 
     def _patches(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, h, w, D): locally averaged features of all layers on the grid of the finest."""

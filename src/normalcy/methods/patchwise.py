@@ -228,3 +228,9 @@ class _PatchBatches:
         rng = Random(self.seed)
         for x in self.batches:
             yield self.method.random_patches(x, rng).flatten(0, 1)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
+        return map(function, self)  # by every process: patches are drawn from one batch to the next
+
+    def once(self, work: Callable[[], Tensor]) -> Tensor:
+        return self.batches.once(work)

@@ -71,8 +71,7 @@ class Features(nn.Module):
         Raises DataError when all images are equal.
         """
         # Backbone features are small and computed once; pixels are read again at each pass.
-        mapped = Mapped(batches, self.vectors)
-        blocks = mapped if self.backbone is None else list(mapped)
+        blocks = Mapped(batches, self.vectors) if self.backbone is None else list(batches.map(self.vectors))
         self.centre, std = mean_and_std(blocks)
         if not bool(std.any()):
             raise DataError(

@@ -90,4 +90,4 @@ class PooledFeatures(nn.Module):
 
     def gather(self, batches: Batches) -> Tensor:
         """The vectors of all images, (N, channels)."""
-        return torch.cat([self(x) for x in batches])
+        return torch.cat(list(batches.map(self)))

@@ -13,6 +13,7 @@ from torch import Tensor
 from normalcy.arrays import Indices
 from normalcy.errors import SettingsError
 from normalcy.method import Stage
+from normalcy.training.processes import from_first, spread
 from normalcy.training.settings import TrainSettings
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -32,22 +33,44 @@ class OrderedBatches:
     """All images once, in order, as :class:`normalcy.method.Batches`; the last batch may be smaller."""
 
     def __init__(
-        self, images: Images, shape: Sequence[int], size: int, device: torch.device, channels_last: bool
+        self,
+        images: Images,
+        shape: Sequence[int],
+        size: int,
+        device: torch.device,
+        channels_last: bool,
+        rank: int = 0,
+        processes: int = 1,
     ) -> None:
         self.images, self.shape, self.size = images, shape, size
         self.device, self.channels_last = device, channels_last
+        self.rank, self.processes = rank, processes
         self.count = len(images)
 
     def __len__(self) -> int:
         return math.ceil(self.count / self.size)
 
     def __iter__(self) -> Iterator[Tensor]:
-        for first in range(0, self.count, self.size):
-            x = take(self.images, np.arange(first, min(first + self.size, self.count)), self.device)
-            # Random crops in training: everything else sees the centre.
-            for axis, side in enumerate(self.shape[1:], start=2):
-                x = x.narrow(axis, (x.shape[axis] - side) // 2, side)
-            yield x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
+        return map(self._batch, range(len(self)))
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
+        if self.processes == 1:
+            return map(function, self)
+        numbers = range(len(self))
+        return spread(numbers, lambda i: function(self._batch(i)), self.device, self.rank, self.processes)
+
+    def once(self, work: Callable[[], Tensor]) -> Tensor:
+        if self.processes == 1:
+            return work()
+        return from_first([work()] if self.rank == 0 else [], self.device, self.rank)[0]
+
+    def _batch(self, number: int) -> Tensor:
+        first = number * self.size
+        x = take(self.images, np.arange(first, min(first + self.size, self.count)), self.device)
+        # Random crops in training: everything else sees the centre.
+        for axis, side in enumerate(self.shape[1:], start=2):
+            x = x.narrow(axis, (x.shape[axis] - side) // 2, side)
+        return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
 
 
 class ShuffledBatches:

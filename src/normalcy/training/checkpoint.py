@@ -69,7 +69,7 @@ class Checkpoint:
             "training": json.dumps(to_dict(kept), sort_keys=True),
             "images": json.dumps([*job.images.shape]),
             "first image": hashlib.sha256(np.ascontiguousarray(first_image(job.images)).tobytes()).hexdigest()[:16],
-            "content of the images": _digest(job.images) if job.run_dir or job.shared else "",
+            "content of the images": digest_of(job.images) if job.run_dir or job.shared else "",
             "steps": json.dumps(list(steps)),
         }
 
@@ -160,7 +160,7 @@ def _damage(path: Path) -> Iterator[None]:
         raise TrainingError(sentence) from error
 
 
-def _digest(images: Images) -> str:
+def digest_of(images: Images) -> str:
     """Changes with any value of any image; reads them once."""
     digest = hashlib.sha256()
     at_once = max(1, 2**24 // max(1, math.prod(images.shape[1:])))

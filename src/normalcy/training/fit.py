@@ -7,8 +7,8 @@ import math
 import os
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +16,9 @@ from typing import Any, cast
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import TorchElasticEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
+from lightning_fabric.utilities import move_data_to_device
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from normalcy.errors import NormalcyError, SettingsError
@@ -26,7 +28,8 @@ from normalcy.training.batches import Augment, Images, first_image, on_device, s
 from normalcy.training.checkpoint import Checkpoint, Job, State
 from normalcy.training.generators import caller_generators_kept, seed_generators, seed_of
 from normalcy.training.log import Log
-from normalcy.training.loop import StageRun, finalise, train_stage
+from normalcy.training.loop import StageRun, finalise, share_state, train_stage
+from normalcy.training.processes import ALONE, Processes, joined
 from normalcy.training.settings import FitSummary, TrainSettings, accelerator_of, precision_of
 
 
@@ -49,6 +52,9 @@ def fit(
     the same images have in common (:attr:`Method.late_settings`). ``log`` gets one record (JSON values) at each
     ``log_steps``. Afterwards the method is in evaluation mode and the global random generators are as they were.
 
+    Processes that torchrun has started train together, each on its part of every batch. All of them call this with the same
+    method, images and settings; the first alone reads and writes ``run_dir`` and ``shared`` and gets ``log``.
+
     Raises SettingsError when the settings do not go together or the checkpoint belongs to another run, TrainingError when a
     loss is not finite.
     """
@@ -61,12 +67,14 @@ def fit(
     if (dtype := first_image(images).dtype) != np.float32:
         raise SettingsError(f"{method.name} learns from float32 images, got {dtype}: convert them first.")
     accelerator = accelerator_of(settings.device)
-    job = Job(method, images, settings, accelerator, held_out, augment, run_dir, resume, shared)
-    if settings.devices > 1:
-        return _launch(job, log)
-    fabric = Fabric(accelerator=accelerator, devices=1, precision=precision_of(settings, accelerator))
-    with caller_generators_kept(fabric.device), torch.inference_mode(False), torch.enable_grad():
-        return _train(fabric, job, log)
+    with joined() as processes:
+        settings = _divided(settings, processes)
+        job = Job(method, images, settings, accelerator, held_out, augment, run_dir, resume, shared)
+        if settings.devices > processes.count:
+            return _launch(job, log)
+        fabric = _fabric(job, processes)
+        with caller_generators_kept(fabric.device), torch.inference_mode(False), torch.enable_grad():
+            return _train(fabric, job, log)
 
 
 def plan_steps(stages: Sequence[Stage], settings: TrainSettings, count: int) -> list[int]:
@@ -85,12 +93,42 @@ def plan_steps(stages: Sequence[Stage], settings: TrainSettings, count: int) -> 
     return [max(1, round(d)) if stage.objectives else 0 for stage, d in zip(stages, default)]
 
 
+def _divided(settings: TrainSettings, processes: Processes) -> TrainSettings:
+    """Settings whose ``devices`` is the number of processes that torchrun has started, if it has."""
+    if processes is ALONE:
+        return settings
+    if settings.devices not in (1, processes.count):
+        raise SettingsError(
+            f"fit expects no --devices beside torchrun, which has started {processes.count} processes, got "
+            f"{settings.devices}."
+        )
+    return replace(settings, devices=processes.count)
+
+
+def _fabric(job: Job, processes: Processes) -> Fabric:
+    """Of this process: alone, or one of those that torchrun has started."""
+    precision = precision_of(job.settings, job.accelerator)
+    if processes is ALONE:
+        return Fabric(accelerator=job.accelerator, devices=1, precision=precision)
+    if job.accelerator == "cuda" and torch.cuda.device_count() < processes.per_node:
+        raise SettingsError(
+            f"fit expects a GPU for each process, got {torch.cuda.device_count()} GPUs for {processes.per_node} processes "
+            "on a node: start fewer with --nproc_per_node, or use --device cpu."
+        )
+    fabric = Fabric(
+        accelerator=job.accelerator,
+        devices=processes.per_node,
+        num_nodes=processes.nodes,
+        strategy=DDPStrategy(find_unused_parameters=True),
+        plugins=TorchElasticEnvironment(),
+        precision=precision,
+    )
+    fabric.launch()
+    return fabric
+
+
 def _launch(job: Job, log: Log | None) -> FitSummary:
     """Train in several processes, started afresh; the parent waits, passes records on and takes the weights back."""
-    if not any(stage.objectives for stage in job.method.stages()):
-        raise SettingsError(
-            f"{job.method.name} does not train by gradients, so more devices do not help: use --devices 1."
-        )
     backend = "nccl" if job.accelerator == "cuda" else "gloo"
     strategy = DDPStrategy(start_method="spawn", find_unused_parameters=True, process_group_backend=backend)
     fabric = Fabric(
@@ -148,6 +186,15 @@ def _worker(fabric: Fabric, job: Job, records: Any, weights: Path) -> dict[str, 
     return asdict(summary)
 
 
+def _from_first(
+    fabric: Fabric, state: State, optimisers: list[Mapping[str, Any]]
+) -> tuple[State, list[Mapping[str, Any]]]:
+    """What the first process has read from its checkpoint."""
+    sent = fabric.broadcast(move_data_to_device((dict(vars(state)), optimisers), torch.device("cpu")))
+    words, optimisers = move_data_to_device(sent, fabric.device)
+    return State(**words), optimisers
+
+
 def _train(fabric: Fabric, job: Job, log: Log | None) -> FitSummary:
     method, settings = job.method, job.settings
     if settings.channels_last and len(method.shape) == 3:
@@ -156,16 +203,20 @@ def _train(fabric: Fabric, job: Job, log: Log | None) -> FitSummary:
     seed_generators(seed_of(settings.seed), fabric.device)
     stages = list(method.stages())
     steps = plan_steps(stages, settings, len(job.images))
+    if fabric.global_rank > 0:  # only the first process reads and writes checkpoints
+        job = replace(job, run_dir=None, shared=None)
+        log = None
     checkpoint = Checkpoint(job, steps)
     method.mark_fitted(False)
     state, optimiser_states = (
         checkpoint.load(fabric.device) if job.resume else (checkpoint.load_shared(fabric.device), [])
     )
+    if fabric.world_size > 1:
+        state, optimiser_states = _from_first(fabric, state, optimiser_states)
+        share_state(fabric, method)
     if state.stage == 0 and state.step == -1:
         method.load_pretrained()
         method.to(fabric.device)
-    if fabric.global_rank > 0:
-        log = None
     started = time.monotonic() - state.seconds
     images = on_device(job.images, fabric.device)
     for index in range(state.stage, len(stages)):

@@ -32,6 +32,7 @@ from normalcy.training.batches import (
 from normalcy.training.checkpoint import Checkpoint, Job, State
 from normalcy.training.generators import seed_generators, seed_of
 from normalcy.training.log import Log, Meter
+from normalcy.training.processes import from_first
 from normalcy.training.settings import TrainSettings
 
 # Fabric announces precision and processes at each start; the summary and the log say the same.
@@ -82,7 +83,9 @@ class StageRun:
         return seed_of(self.job.settings.seed, self.index, place, self.fabric.global_rank if place >= 0 else 0)
 
     def in_order(self, images: Images) -> OrderedBatches:
-        return OrderedBatches(images, self.method.shape, self.batch_size, self.fabric.device, self.channels_last)
+        fabric = self.fabric
+        place = fabric.global_rank, fabric.world_size
+        return OrderedBatches(images, self.method.shape, self.batch_size, fabric.device, self.channels_last, *place)
 
 
 @dataclass(frozen=True)
@@ -254,6 +257,7 @@ def prepare(run: StageRun) -> None:
         with torch.no_grad():
             run.stage.prepare(run.in_order(run.images))
         run.method.to(run.fabric.device)  # what it has learned may have been computed elsewhere
+        share_state(run.fabric, run.method)
 
 
 def finalise(run: StageRun) -> None:
@@ -264,6 +268,7 @@ def finalise(run: StageRun) -> None:
         with torch.no_grad():
             run.stage.finalise(run.in_order(run.images if run.job.held_out is None else run.job.held_out))
         run.method.to(run.fabric.device)
+        share_state(run.fabric, run.method)
 
 
 def stops_early(run: StageRun, state: State) -> bool:
@@ -295,6 +300,21 @@ def stops_early(run: StageRun, state: State) -> bool:
     if state.step >= rule.after * run.steps:
         state.looks_since_best += 1
     return state.looks_since_best >= rule.patience
+
+
+@torch.no_grad()
+def share_state(fabric: Fabric, method: Method) -> None:
+    """Give all processes the weights and buffers of the first: what each has computed may differ by rounding."""
+    if fabric.world_size == 1:
+        return
+    own = method.state_dict()
+    shared = dict(zip(own, from_first(list(own.values()), fabric.device, fabric.global_rank)))
+    if fabric.global_rank:
+        for name, value in shared.items():
+            if own[name].shape != value.shape:  # a learned buffer
+                owner, _, leaf = name.rpartition(".")
+                method.get_submodule(owner)._buffers[leaf] = value
+        method.load_state_dict(shared)
 
 
 def save(run: StageRun, state: State, optimisers: Sequence[torch.optim.Optimizer]) -> None:
