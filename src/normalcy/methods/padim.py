@@ -90,8 +90,8 @@ class PaDiM(Method):
         count = min(self.settings.dimensions, width) or width
         self.chosen = torch.randperm(width)[:count].sort().values.to(self.device)
         mean, scatter, seen = torch.empty(0), torch.empty(0), 0
-        for x in batches:
-            patches = self._patches(x).flatten(1, 2).transpose(0, 1)  # (positions, B, d)
+        for vectors in batches.map(lambda x: self._patches(x).flatten(1, 2)):
+            patches = vectors.transpose(0, 1)  # (positions, B, d)
             new = patches.shape[1]
             own = patches.mean(1)
             if not seen:
