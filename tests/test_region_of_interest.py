@@ -123,7 +123,8 @@ def test_training_sees_nothing_outside(mask_file: Path):
     a, b = (detector("pca", mask_file).fit(part) for part in (x, other_outside(x)))
     test = images(4, seed=3)
     assert a.score(test).scores.tolist() == b.score(test).scores.tolist()
-    assert a.calibration is not None and b.calibration is not None
+    assert a.calibration is not None
+    assert b.calibration is not None
     assert a.calibration.to_json() == b.calibration.to_json()
 
 
@@ -139,7 +140,8 @@ def test_pixel_threshold_is_that_of_the_region(mask_file: Path):
     """Zeros outside are no pixels that a normal image may have flagged."""
     fitted = detector("zscore", mask_file, false_alarms=0.3, smoothing=0.0).fit(images(60))
     decision = fitted.decide()
-    assert decision is not None and decision.pixel_threshold is not None
+    assert decision is not None
+    assert decision.pixel_threshold is not None
     maps = fitted.score(images(40, seed=5)).maps
     fractions = [(m[region()] > decision.pixel_threshold).mean() for m in maps if m is not None]
     assert 0.15 < np.mean(fractions) <= 0.3
@@ -166,8 +168,10 @@ def test_geometry_is_that_of_the_image(mask_file: Path):
     a, b = fitted.score(x), fitted.score(other_outside(x))
     assert a.scores.tolist() == b.scores.tolist()
     for map in a.maps:
-        assert map is not None and map.shape == (SIDE, SIDE)
-        assert not map[~region()].any() and map[region()].any()
+        assert map is not None
+        assert map.shape == (SIDE, SIDE)
+        assert not map[~region()].any()
+        assert map[region()].any()
 
 
 def test_tiles_outside_are_neither_learnt_nor_scored(mask_file: Path):
@@ -189,7 +193,8 @@ def test_a_mask_at_another_scale(tmp_path: Path):
     fitted = detector("pca", small).fit(images(60))
     (result,) = fitted.score(images(1))
     expected = np.repeat(np.repeat(region()[::2, ::2], 2, 0), 2, 1)
-    assert result.roi is not None and np.array_equal(result.roi, expected)
+    assert result.roi is not None
+    assert np.array_equal(result.roi, expected)
 
 
 def test_scaling_is_by_the_nearest_pixel_and_keeps_the_aspect_ratio():
@@ -228,7 +233,8 @@ def test_images_of_another_shape_are_listed(mask_file: Path):
     fitted = detector("pca", mask_file, size=24).fit(images(40))
     other = np.zeros((SIDE, SIDE + 8, 3), np.uint8)
     results = fitted.score([images(1)[0], other])
-    assert len(results) == 1 and "aspect ratio" in results.failed[0].reason
+    assert len(results) == 1
+    assert "aspect ratio" in results.failed[0].reason
 
 
 def test_a_moved_model_keeps_its_region(tmp_path: Path, mask_file: Path):
@@ -240,13 +246,15 @@ def test_a_moved_model_keeps_its_region(tmp_path: Path, mask_file: Path):
     Path(mine).unlink()
     moved = Path(shutil.move(saved, tmp_path / "elsewhere"))
     description = json.loads((moved / "detector.json").read_text())
-    assert description["input"]["roi"] == "roi.png" and str(tmp_path) not in (moved / "detector.json").read_text()
+    assert description["input"]["roi"] == "roi.png"
+    assert str(tmp_path) not in (moved / "detector.json").read_text()
     again = load(moved)
     assert again.score(x).scores.tolist() == expected.scores.tolist()
     assert again.score(other_outside(x)).scores.tolist() == expected.scores.tolist()
     assert "Region of interest: 37.5% of the image (roi.png, 32 x 32)" in again.card()
     twice = load(again.save(tmp_path / "twice"))
-    assert twice.roi is not None and np.array_equal(twice.roi, region())
+    assert twice.roi is not None
+    assert np.array_equal(twice.roi, region())
     (moved / "roi.png").write_bytes(encode_roi(~region()))
     with pytest.raises(ModelFileError, match="exchanged"):
         load(moved)
@@ -258,11 +266,13 @@ def test_a_moved_model_keeps_its_region(tmp_path: Path, mask_file: Path):
 def test_models_without_a_region_have_none(tmp_path: Path):
     saved = detector("pca", None).fit(images(60)).save(tmp_path / "model")
     description = json.loads((saved / "detector.json").read_text())
-    assert "roi_sha256" not in description and not (saved / "roi.png").exists()
+    assert "roi_sha256" not in description
+    assert not (saved / "roi.png").exists()
     del description["input"]["roi"]  # as earlier versions wrote it
     (saved / "detector.json").write_text(json.dumps(description))
     again = load(saved)
-    assert again.roi is None and "Region" not in again.card()
+    assert again.roi is None
+    assert "Region" not in again.card()
     assert again.score(images(1))[0].roi is None
 
 
@@ -312,7 +322,8 @@ def test_a_region_for_each_image_in_a_table(tmp_path: Path, mask_file: Path):
     rng = np.random.default_rng(0)
     shifted = [np.roll(region(), int(k), axis=1) for k in rng.integers(0, 8, 60)]
     data = open_data(written(tmp_path / "train", images(60), shifted))
-    assert data.has_rois and data.subset([3]).has_rois
+    assert data.has_rois
+    assert data.subset([3]).has_rois
     fitted = detector("autoencoder", None).fit(data)
     assert "column roi of the table" in fitted.card()
     x = images(2, seed=11)
@@ -320,8 +331,10 @@ def test_a_region_for_each_image_in_a_table(tmp_path: Path, mask_file: Path):
     changed = open_data(written(tmp_path / "changed", np.where(np.stack(shifted[:2])[..., None], x, 0), shifted[:2]))
     assert fitted.score(part).scores.tolist() == fitted.score(changed).scores.tolist()
     for result, mask in zip(fitted.score(part), shifted):
-        assert isinstance(result, Result) and result.map is not None
-        assert not result.map[~mask].any() and result.map[mask].any()
+        assert isinstance(result, Result)
+        assert result.map is not None
+        assert not result.map[~mask].any()
+        assert result.map[mask].any()
     again = load(fitted.save(tmp_path / "model"))
     with pytest.raises(DataError, match="a table with a column roi"):
         again.score(x)
@@ -332,13 +345,16 @@ def test_the_region_of_an_image_wins_over_the_setting(tmp_path: Path, mask_file:
     fitted = detector("pca", mask_file).fit(images(60))
     data = open_data(written(tmp_path / "t", images(2), [own, None]))
     first, second = fitted.score(data)
-    assert first.roi is not None and np.array_equal(first.roi, own)
-    assert second.roi is not None and np.array_equal(second.roi, region())
+    assert first.roi is not None
+    assert np.array_equal(first.roi, own)
+    assert second.roi is not None
+    assert np.array_equal(second.roi, region())
 
 
 def test_a_bad_region_in_a_table_is_listed(tmp_path: Path):
     fitted = detector("pca", None).fit(images(60))
     data = open_data(written(tmp_path / "t", images(2), [np.zeros_like(region()), region()]))
     results = fitted.score(data)
-    assert len(results) == 1 and "000.png" in results.failed[0].reason
+    assert len(results) == 1
+    assert "000.png" in results.failed[0].reason
     assert read_image(tmp_path / "t" / "rois" / "000.png").max() == 0
