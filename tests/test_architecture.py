@@ -58,8 +58,9 @@ ALLOWED = {
 """Part -> parts of normalcy that it may import; what is not named (the command line) may import all."""
 
 INSIDE_DATA = ("formats", "companions", "foreground", "stain", "synthetic", "volumes", "kinds", "dicom_codecs", "dicom", "images",
-               "dataset", "splits", "check", "samples", "stores", "polygons", "layouts", "annotations", "indexed", "folder",
-               "table", "webdataset", "elsewhere", "published", "named", "diffusion", "slides", "union", "open")  # fmt: skip
+               "roi", "dataset", "splits", "check", "samples", "stores", "polygons", "layouts", "annotations", "indexed",
+               "folder", "table", "webdataset", "elsewhere", "published", "named", "diffusion", "slides", "union",
+               "open")  # fmt: skip
 """Files of ``data``: each imports only those before it."""
 LARGEST_ROOT = 14
 """Files in the root of the package."""

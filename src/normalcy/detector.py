@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,12 +18,13 @@ import numpy as np
 import torch
 
 from normalcy import config, model_folder
-from normalcy.arrays import Array, Float32, Indices
+from normalcy.arrays import Array, Float32, Indices, Mask
 from normalcy.calibrate import Calibration, Decision, calibrate, decide, decide_on_validation, needed_images
 from normalcy.data.dataset import DataSet, Failure
 from normalcy.data.diffusion import check_scheme
 from normalcy.data.kinds import Kind
 from normalcy.data.open import as_dataset
+from normalcy.data.roi import ROI, encode_roi, read_roi, saved_roi
 from normalcy.data.splits import hold_out, normal_training_images, with_split
 from normalcy.engines.graph import ENGINES, open_graph
 from normalcy.engines.method import GraphMethod, graph_method
@@ -36,7 +38,7 @@ from normalcy.preprocessing.pipeline import Preprocess
 from normalcy.preprocessing.plan import Plan, plan, survey
 from normalcy.preprocessing.views import ViewSettings
 from normalcy.provenance import versions
-from normalcy.scoring import Pipeline, Result, Results, stream
+from normalcy.scoring import Pipeline, Result, Results, stream, within_region
 from normalcy.settings import COMMON, DecisionSettings, InputSettings
 from normalcy.training.checkpoint import digest_of
 from normalcy.training.fit import fit
@@ -83,6 +85,8 @@ class Detector:
         """The model folder and the checksum of its weights."""
         self._first = True
         """Whether it was fitted by the first of the processes of its fit, or alone."""
+        self.roi: Mask | None = None
+        """The region of interest of the setting ``roi``, (H, W), since fit."""
         self.calibrations: dict[str, Calibration] = {}
         self.facts: dict[str, Any] = {}
         """What the fit was: data (name, count, fingerprint), summary, versions, failed images."""
@@ -118,7 +122,9 @@ class Detector:
             self._first = processes.first
             if not processes.first:
                 run_dir = shared = log = None
-            data = normal_training_images(with_split(as_dataset(images), self.train.seed))
+            self.roi = None if self.input.roi is None else read_roi(self.input.roi)
+            given = normal_training_images(with_split(as_dataset(images), self.train.seed))
+            data = given.within(self.roi).filled()
             # What an earlier fit chose by its images does not hold for these.
             self.settings = config.fill_unset(self._given, data.scheme)
             with _run_folder(run_dir) as folder, _shared_folder(folder, processes) as decoded:
@@ -146,7 +152,7 @@ class Detector:
             failed = [*read.failed]
             if len(read.carved):
                 failed += self.calibrate(data.subset(read.carved))
-            self._remember(data, len(set(origin.tolist())), read.planned, summary, failed)
+            self._remember(given, len(set(origin.tolist())), read.planned, summary, failed)
             warning = self.no_flags()
             if warning is not None:
                 warnings.warn(warning, NormalcyWarning, stacklevel=2)
@@ -184,7 +190,9 @@ class Detector:
         processes = current()
 
         def outcome(result: Result | Failure) -> Failure | tuple[float, Array | None]:
-            return result if isinstance(result, Failure) else (result.score, result.map)
+            if isinstance(result, Failure):
+                return result
+            return result.score, result.map if result.roi is None else _inside(result.map, result.roi)
 
         if processes.count == 1:
             yield from map(outcome, self.stream(data))
@@ -287,7 +295,7 @@ class Detector:
         known = [r.item.label for _, r in scored]
         labels = [int(label) for label in known if label is not None] if None not in known else None
         maps = [r.map for _, r in scored if r.map is not None] or None
-        masks = [mask for i, _ in scored if (mask := data.mask(i)) is not None] if data.has_masks else []
+        masks = [mask for i, r in scored if (mask := _truth(data, i, r)) is not None] if data.has_masks else []
         usable = masks if maps is not None and len(masks) == len(maps) else None
         return decide_on_validation(rule, [r.score for _, r in scored], labels, maps, usable)
 
@@ -314,7 +322,9 @@ class Detector:
         self, data: DataSet, *, batch_size: int = BATCH, tile: bool = False, decision: Decision | None = None
     ) -> Iterator[Result | Failure]:
         """One result at a time, see :func:`normalcy.scoring.stream`; flagged by ``decision``, if any."""
-        check_scheme(self.facts.get("data", {}).get("scheme", {}), data.scheme, data.name)
+        facts = self.facts.get("data", {})
+        check_scheme(facts.get("scheme", {}), data.scheme, data.name)
+        data = within_region(data, self.roi, facts)
         return stream(self._pipeline(tile, decision), data, batch_size)
 
     def _pipeline(self, tile: bool, decision: Decision | None) -> Pipeline:
@@ -350,7 +360,7 @@ class Detector:
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "method": self.name,
             "settings": model_folder.without_folders(config.to_dict(method.settings)),
-            "input": config.to_dict(self.input),
+            "input": config.to_dict(self.input if self.roi is None else replace(self.input, roi=ROI)),
             "train": config.to_dict(self.train),
             "decision": config.to_dict(self.decision),
             "shape": list(method.shape),
@@ -360,7 +370,10 @@ class Detector:
         description["data"] = model_folder.private(self.facts["data"])
         calibrations = {name: c.to_json() for name, c in self.calibrations.items()} or None
         texts = {"CARD.md": self.card(), TRAIN_LOG: "".join(json.dumps(r) + "\n" for r in self.records)}
-        model_folder.save(Path(folder), description, method.state_dict(), calibrations, texts, overwrite)
+        files = {} if self.roi is None else {ROI: encode_roi(self.roi)}
+        if files:
+            description["roi_sha256"] = hashlib.sha256(files[ROI]).hexdigest()
+        model_folder.save(Path(folder), description, method.state_dict(), calibrations, texts, overwrite, files)
         return Path(folder)
 
     @classmethod
@@ -380,6 +393,9 @@ class Detector:
             detector = cls(
                 str(description["method"]), **{name: value for part in parts for name, value in part.items()}
             )
+            detector.roi = saved_roi(folder, description)
+            if detector.roi is not None:
+                detector.input = replace(detector.input, roi=str(folder / ROI))  # where another fit finds it
             detector.preprocess = Preprocess.from_json(description["preprocess"])
             detector.facts = {key: description[key] for key in ("data", "fit", "versions")}
             shape = tuple(description["shape"])
@@ -424,7 +440,7 @@ class Detector:
         """Download a model folder from the Hugging Face hub and load it."""
         from huggingface_hub import snapshot_download
 
-        wanted = [model_folder.DESCRIPTION, model_folder.WEIGHTS, model_folder.CALIBRATION]
+        wanted = [model_folder.DESCRIPTION, model_folder.WEIGHTS, model_folder.CALIBRATION, ROI]
         return cls.load(snapshot_download(repo, revision=revision, allow_patterns=wanted))
 
     def all_settings(self) -> dict[str, Any]:
@@ -467,6 +483,7 @@ class Detector:
             held_out,
             self.decision.false_alarms,
             self.no_flags(),
+            self._roi_in_words(),
         )
 
     @property
@@ -475,6 +492,12 @@ class Detector:
         return self._tile(scoring=True) is not None
 
     # -- private
+
+    def _roi_in_words(self) -> str | None:
+        if self.roi is not None:
+            return f"{self.roi.mean():.1%} of the image ({ROI}, {' x '.join(map(str, self.roi.shape))})"
+        by_image = self.facts.get("data", {}).get("rois", False)
+        return "one for each image, in the column roi of the table of training images" if by_image else None
 
     @property
     def _fitted(self) -> Method:
@@ -589,6 +612,7 @@ class Detector:
                 "fingerprint": data.fingerprint(),
                 "medical": data.is_medical,
                 "scheme": data.scheme,
+                **({"rois": True} if data.has_rois else {}),
                 "failed": [[one.path, one.reason] for one in (*planned.failed, *failed)],
                 "unused": np.setdiff1d(np.arange(len(data)), planned.kept).tolist(),
             },
@@ -666,6 +690,17 @@ def _run_folder(run_dir: Path | str | None) -> Iterator[Path]:
         finally:
             remove(folder / "images.raw")
             remove_empty(folder)  # nothing was trained
+
+
+def _inside(map: Array | None, roi: Mask) -> Array | None:
+    """The pixels of a region of interest: the false-positive rate is that of these."""
+    return None if map is None else map[roi]
+
+
+def _truth(data: DataSet, i: int, result: Result) -> Mask | None:
+    """The mask of an image in its region of interest."""
+    mask = data.mask(i)
+    return mask if mask is None or result.roi is None else mask & result.roi
 
 
 def _one_line(error: Exception) -> str:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from normalcy import config
-from normalcy.arrays import EXTRA_MAP, Array, Float32
+from normalcy.arrays import EXTRA_MAP, Array, Float32, Reduce
 from normalcy.errors import DataError, SettingsError
 
 Loss = Callable[[Tensor], Mapping[str, Tensor]]
@@ -167,6 +167,8 @@ class Method(nn.Module):
     one; several are separated by a line break."""
     scores: ClassVar[tuple[str, ...]] = ()
     """Values that ``settings.score`` may take; one fitted model can be scored with any of them."""
+    map_scores: ClassVar[tuple[str, ...]] = ()
+    """Scores ("" where there is only one) that reduce the map by the setting ``reduce``, see :attr:`reduction`."""
     spatial_dims: ClassVar[tuple[int, ...]] = (2,)
     late_settings: ClassVar[Mapping[str, int]] = {}
     """Setting -> index of the first stage that reads it: fits that differ in these alone have the stages before it in common."""
@@ -235,6 +237,15 @@ class Method(nn.Module):
     def on_processor(self) -> bool:
         """Whether it scores on the CPU."""
         return self.device.type == "cpu"
+
+    @property
+    def reduction(self) -> Reduce | None:
+        """How the image score follows from the map; None where it is no function of the map. In a region of interest it is taken
+        over the pixels there alone."""
+        if (self.settings.score if self.scores else "") not in self.map_scores:
+            return None
+        reduce: Reduce = self.settings.reduce
+        return reduce
 
     def forward(self, loss: Loss, x: Tensor) -> Mapping[str, Tensor]:
         """``loss(x)``, called through the module so that DDP averages its gradients over the processes."""

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -73,8 +74,10 @@ def save(
     calibration: Mapping[str, Any] | None,
     texts: Mapping[str, str],
     overwrite: bool = False,
+    files: Mapping[str, bytes] = MappingProxyType({}),
 ) -> None:
-    """Write a model folder. ``description`` and ``calibration`` hold JSON values, ``texts`` further files by name."""
+    """Write a model folder. ``description`` and ``calibration`` hold JSON values, ``texts`` and ``files`` further files by
+    name."""
 
     def fill(partial: Path) -> None:
         try:
@@ -91,6 +94,8 @@ def save(
             write_json(partial / CALIBRATION, calibration)
         for name, text in texts.items():
             write_bytes(partial / name, text.encode("utf-8", "surrogateescape"))
+        for name, content in files.items():
+            write_bytes(partial / name, content)
 
     write_folder(folder, fill, overwrite)
 
@@ -180,9 +185,10 @@ def card(
     held_out: int,
     false_alarms: float,
     no_flags: str | None = None,
+    roi: str | None = None,
 ) -> str:
     """``CARD.md``. ``facts`` as in ``detector.json``; ``threshold`` from ``held_out`` normal images, None without them;
-    ``no_flags``: why it flags nothing."""
+    ``no_flags``: why it flags nothing; ``roi``: which part of an image counts, None for all of it."""
     data, fit = facts.get("data", {}), facts.get("fit", {})
     lines = [
         f"# {name} detector",
@@ -193,6 +199,11 @@ def card(
         "",
         f"Input: images of shape {tuple(shape)} (channels, then space). Higher scores are more anomalous.",
     ]
+    if roi is not None:
+        lines += [
+            "",
+            f"Region of interest: {roi}. Outside of it maps are zero, and nothing has an influence on the score.",
+        ]
     if no_flags is not None:
         lines += ["", f"Calibrated on {held_out} held-out normal images: {no_flags}"]
     elif threshold is not None:

@@ -9,13 +9,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol, overload
+from typing import Any, Protocol, overload
 
 import numpy as np
 
-from normalcy.arrays import EXTRA_MAP, Array, Float32, Float64, Mask
+from normalcy.arrays import EXTRA_MAP, Array, Float32, Float64, Indices, Mask, Reduce, reduce_within
 from normalcy.calibrate import Calibration, Decision
 from normalcy.data.dataset import DataSet, Failure, Item
+from normalcy.data.roi import filled
 from normalcy.data.volumes import Space
 from normalcy.errors import DataError, NormalcyError
 from normalcy.preprocessing.pipeline import Preprocess
@@ -50,6 +51,8 @@ class Result:
     """Of a volume: where its voxels, and so those of the map, lie."""
     slices: Sequence[tuple[str, int, float]] = ()
     """Of a volume seen as slices: axis (z, y or x), index from 0 and score of each."""
+    roi: Mask | None = None
+    """(*spatial) of the input: the region of interest, outside of which the maps are zero. None: the whole image."""
 
     @property
     def path(self) -> str:
@@ -102,6 +105,8 @@ class Scored(Protocol):
     def shape(self) -> tuple[int, ...]: ...
     @property
     def on_processor(self) -> bool: ...
+    @property
+    def reduction(self) -> Reduce | None: ...
     def score_arrays(self, x: Float32) -> Mapping[str, Array]: ...
 
 
@@ -155,6 +160,20 @@ def stream(pipeline: Pipeline, data: DataSet, batch_size: int = 32) -> Iterator[
         yield from (r.result() if isinstance(r, Future) else r for r in behind)
 
 
+def within_region(data: DataSet, roi: Mask | None, trained: Mapping[str, Any]) -> DataSet:
+    """The images with the region of interest of a model, for those without one of their own; ``trained``: facts of its training
+    data.
+
+    Raises DataError for a model that was trained with a region for each image, where the images have none.
+    """
+    if trained.get("rois") and roi is None and not data.has_rois:
+        raise DataError(
+            f"{data.name}: the model was trained with a region of interest for each image, got images without one; give a table "
+            "with a column roi."
+        )
+    return data.within(roi)
+
+
 # -- private -----------------------------------------------------------------------------------------------------------
 
 
@@ -192,6 +211,10 @@ class _Ready:
     original: Array
     tiles: Float32
     views: list[View]
+    roi: Mask | None
+    """(*spatial) of the original."""
+    inside: Mask | None
+    """The region of interest in each tile, (T, *shape)."""
 
 
 _OPTIONAL = ("map", "restored", "uncertainty", "latent")
@@ -213,13 +236,16 @@ def _read(pipeline: Pipeline, data: DataSet, i: int) -> _Ready | Failure:
     method = pipeline.method
     try:
         original = data.read(i)
-        tiles, views = pipeline.views.cut(pipeline.preprocess, original, data.imaged(i, original))
+        roi = data.roi(i, original.shape[1:])
+        image = original if roi is None else filled(original, roi)
+        tiles, views = pipeline.views.cut(pipeline.preprocess, image, data.imaged(i, image))
         if tiles.shape[1:] != method.shape:
             raise DataError(
                 f"{method.name} expects images {method.shape} (C, *spatial) after preprocessing, got {tiles.shape[1:]} "
                 f"from {original.shape}: give images of the training images' size, or fit with size=N or tile=N."
             )
-        return _Ready(i, original, tiles, views)
+        inside = None if roi is None else pipeline.views.cut_mask(roi, views[0])
+        return _Ready(i, original, tiles, views, roi, inside)
     except DataError as error:
         return Failure(data.items[i].path, str(error))
 
@@ -284,7 +310,8 @@ def _result(pipeline: Pipeline, data: DataSet, ready: _Ready, part: _Part) -> Re
     def whole(tiles: Array | None, invert: Callable[[Array, View], Array] = plane) -> Array | None:
         return None if tiles is None else views.join(tiles, ready.views, invert)
 
-    score = _image_score(part.image, pipeline.view_score)
+    seen, scores = _within(pipeline.method, ready, part)
+    score = _image_score(scores, pipeline.view_score)
     values = whole(part.map)
     if not np.isfinite(score) or (values is not None and not np.isfinite(values).all()):
         what = "map" if np.isfinite(score) else "score"
@@ -293,10 +320,13 @@ def _result(pipeline: Pipeline, data: DataSet, ready: _Ready, part: _Part) -> Re
         )
     restored = whole(part.restored, image)
     if restored is not None and restored.dtype != ready.original.dtype:  # a mean of several views
-        seen = views.examined(ready.views)
+        examined = views.examined(ready.views)
         whole_number = ready.original.dtype.kind in "iu"
-        restored = np.where(seen, np.rint(restored) if whole_number else restored, ready.original)
+        restored = np.where(examined, np.rint(restored) if whole_number else restored, ready.original)
         restored = restored.astype(ready.original.dtype)
+    values, uncertainty = (_outside(maps, ready.roi) for maps in (values, whole(part.uncertainty)))
+    if restored is not None and ready.roi is not None:
+        restored = np.where(ready.roi, restored, ready.original)
     calibration, decision = pipeline.calibration, pipeline.decision
     return Result(
         item=item,
@@ -305,12 +335,37 @@ def _result(pipeline: Pipeline, data: DataSet, ready: _Ready, part: _Part) -> Re
         flagged=None if decision is None else decision.flags(score, values),
         map=values,
         restored=restored,
-        uncertainty=whole(part.uncertainty),
-        latent=None if part.latent is None else part.latent[int(part.image.argmax())].copy(),
-        extra_maps={name: joined for name, p in part.extra_maps.items() if (joined := whole(p)) is not None},
+        uncertainty=uncertainty,
+        latent=None if part.latent is None else part.latent[int(seen[scores.argmax()])].copy(),
+        extra_maps={
+            name: joined for name, p in part.extra_maps.items() if (joined := _outside(whole(p), ready.roi)) is not None
+        },
         space=data.space(ready.index),
         slices=_slices(ready.views, part.image),
+        roi=ready.roi,
     )
+
+
+def _within(method: Scored, ready: _Ready, part: _Part) -> tuple[Indices, Array]:
+    """The views that see some of the region of interest, and their scores: where these are a reduction of the map, that of the
+    region's pixels alone."""
+    if ready.inside is None:
+        return np.arange(len(part.image)), part.image
+    seen = np.flatnonzero(ready.inside.any((1, 2)))
+    reduction = method.reduction
+    if reduction is None or part.map is None:
+        return seen, part.image[seen]
+    scores = [reduce_within(part.map[k], ready.inside[k], reduction) for k in seen]
+    return seen, np.array(scores, np.float32)
+
+
+def _outside(maps: Float32 | None, roi: Mask | None) -> Float32 | None:
+    """Maps ([C,] *spatial) with zero outside of the region of interest, or their least value there where that is below zero:
+    no threshold that some pixel of the region stays below flags what is outside."""
+    if maps is None or roi is None:
+        return maps
+    least = min(0.0, float(maps[..., roi].min()))
+    return np.where(roi, maps, np.float32(least))
 
 
 def _image_score(scores: Array, how: str | float) -> float:

@@ -42,6 +42,9 @@ class InputSettings:
     """Part of the axis that slices are taken from: 0.2,0.9 leaves out the lowest fifth and the highest tenth."""
     slice_body: float = 0.0
     """Leave out slices with less than this fraction of body (voxels above Otsu's threshold of the volume)."""
+    roi: str | None = None
+    """File of a mask that is not zero in the region of interest, of the images' size or at another scale: outside of it maps are
+    zero, and nothing has an influence on a score (docs/how-to/region-of-interest.md). none: the whole image."""
     view_score: float | Literal["mean", "max"] = "max"
     """Score of an image from those of its tiles or slices: max, mean or a quantile in [0, 1]."""
     max_skipped: float = 0.1

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from normalcy.arrays import Array, Indices, Mask
 from normalcy.data.formats import VOLUME_SUFFIXES
+from normalcy.data.roi import filled, scaled_roi
 from normalcy.data.volumes import Space, imaged, split_name
 from normalcy.errors import DataError
 
@@ -71,7 +72,8 @@ class DataSet:
     files of a folder that were passed over, perhaps with the reason of each (``reasons``); ``space(i)``, where the voxels
     of a volume lie; ``scheme``, what a model must know to have other images made in the same way (how tiles are cut from
     slides); ``origin``, how the source was understood;
-    ``regions(i)``, the parts of a mask with saturation thresholds. All can be called from several threads.
+    ``regions(i)``, the parts of a mask with saturation thresholds; ``roi(i)``, a mask of the region of interest or None. All can
+    be called from several threads.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class DataSet:
         scheme: Mapping[str, Any] | None = None,
         origin: Origin | None = None,
         regions: Callable[[int], list[Region]] | None = None,
+        roi: Callable[[int], Mask | None] | None = None,
         classes: Sequence[str] = (),
         positions: Sequence[int] | Indices | None = None,
     ) -> None:
@@ -99,7 +102,7 @@ class DataSet:
         self.reasons = dict(ignored) if isinstance(ignored, Mapping) else {}
         self.scheme = dict(scheme or {})
         self.origin = origin or Origin()
-        self._regions = regions
+        self._regions, self._roi = regions, roi
         self.classes = tuple(classes)
         """Of a union (:mod:`normalcy.data.union`): its data sets, with which the paths of their images start."""
         self._read, self._mask, self._size, self._stamp, self._space = read, mask, size, stamp, space
@@ -143,10 +146,59 @@ class DataSet:
         return None if self._space is None else self._space(int(self._positions[i]))
 
     def imaged(self, i: int, image: Array) -> Mask | None:
-        """Where ``image``, which is that of ``i``, is no padding, (*spatial); None where there is none, or nothing else."""
+        """Where ``image``, which is that of ``i``, is in its region of interest and no padding, (*spatial); None where that is
+        all of it, or nothing."""
         space = self.space(i)
         inside = None if space is None else imaged(image, space)
+        roi = self.roi(i, image.shape[1:])
+        if roi is not None:
+            inside = roi if inside is None else inside & roi
         return None if inside is None or inside.all() or not inside.any() else inside
+
+    @property
+    def has_rois(self) -> bool:
+        """Whether the set has regions of interest at all; single images may have none."""
+        return self._roi is not None
+
+    def roi(self, i: int, size: tuple[int, ...]) -> Mask | None:
+        """The region of interest of an image of this size (H, W), of the same size; None: the whole image.
+
+        Raises DataError for an empty region, one of another aspect ratio, and for a volume.
+        """
+        mask = self.own_roi(i)
+        return None if mask is None else scaled_roi(mask, size, self.items[i].path)
+
+    def own_roi(self, i: int) -> Mask | None:
+        """The region of interest at the size of its file."""
+        return None if self._roi is None else self._roi(int(self._positions[i]))
+
+    def within(self, roi: Mask | None) -> DataSet:
+        """The same images, where those without a region of interest of their own have this one."""
+        if roi is None:
+            return self
+        own, other = self._roi, self._view(self.items, self._positions)
+
+        def either(place: int) -> Mask | None:
+            mask = None if own is None else own(place)
+            return roi if mask is None else mask
+
+        other._roi = either
+        return other
+
+    def filled(self) -> DataSet:
+        """The same images, zero outside of their regions of interest: what a method may learn from."""
+        if self._roi is None:
+            return self
+        other = self._view(self.items, self._positions)
+        path_of = {int(place): item.path for place, item in zip(self._positions, self.items)}
+        find, read = self._roi, self._read
+
+        def inside(place: int) -> Array:
+            image, mask = read(place), find(place)
+            return image if mask is None else filled(image, scaled_roi(mask, image.shape[1:], path_of[place]))
+
+        other._read = inside
+        return other
 
     @property
     def is_medical(self) -> bool:
@@ -218,6 +270,7 @@ class DataSet:
             scheme=self.scheme,
             origin=self.origin,
             regions=self._regions,
+            roi=self._roi,
             classes=self.classes,
             positions=positions,
         )

@@ -46,8 +46,10 @@ def values_of(image: Array) -> str:
     return kinds[image.dtype.kind]
 
 
-def kind_of(image: Array, space: Space | None = None) -> Kind:
-    """Raises DataError for an image that has no values, or some that are no numbers or not finite."""
+def kind_of(image: Array, space: Space | None = None, inside: Mask | None = None) -> Kind:
+    """``inside`` (*spatial): the pixels whose values count; those that were imaged where it is not given.
+
+    Raises DataError for an image that has no values, or some that are no numbers or not finite."""
     values = values_of(image)
     if image.ndim not in (3, 4) or image.size == 0:
         raise DataError(
@@ -56,7 +58,10 @@ def kind_of(image: Array, space: Space | None = None) -> Kind:
     low, high = float(image.min()), float(image.max())
     if not np.isfinite(low) or not np.isfinite(high):
         raise DataError("preprocess expects finite values, got NaN or infinity; repair or leave out the image.")
-    low, high = (0.0, 255.0) if values == "8-bit" else range_of(image, None if space is None else imaged(image, space))
+    if values == "8-bit":
+        low, high = 0.0, 255.0
+    else:
+        low, high = range_of(image, imaged(image, space) if inside is None and space is not None else inside)
     modality, unit = (None, None) if space is None else (space.modality, space.unit)
     return Kind(len(image), image.shape[1:], values, low, high, is_whole(image), modality, unit)
 

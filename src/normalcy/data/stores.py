@@ -23,6 +23,7 @@ from normalcy.data.dataset import DataSet, Item, Origin, Region, case_of
 from normalcy.data.dicom import decode_series, is_dicom, series_in, series_space
 from normalcy.data.formats import DICOM_SUFFIXES, LIMITS, VOLUME_SUFFIXES, Limits, is_image, is_volume, own
 from normalcy.data.images import channel_first, decode_image, decode_mask, image_size, read_mask
+from normalcy.data.roi import decode_roi
 from normalcy.data.volumes import Selection, Space, decode_volume, distance, split_name, take_part, volume_space
 from normalcy.errors import DataError, SettingsError
 from normalcy.files import inside, mounted, open_regular, read_bytes, read_head, read_member
@@ -60,7 +61,7 @@ class Opener(Protocol):
 
 class Files:
     """Images and masks in files that ``opener`` gives as bytes; ``masks[i]`` names a file, or several that are one mask, or is
-    None.
+    None; ``rois[i]`` names the file of a region of interest, or is None.
 
     An image may be several files: those of a DICOM series.
     """
@@ -70,8 +71,9 @@ class Files:
         opener: Opener,
         images: Sequence[Named],
         masks: Sequence[str | tuple[str, ...] | None] | None = None,
+        rois: Sequence[str | None] | None = None,
     ) -> None:
-        self.opener, self.images, self.masks = opener, images, masks
+        self.opener, self.images, self.masks, self.rois = opener, images, masks, rois
         self._spaces: dict[int, Space] = {}  # of images that were read: their headers need not be read again
 
     def read(self, i: int) -> Array:
@@ -106,6 +108,10 @@ class Files:
                 )
             whole = whole | part
         return whole
+
+    def roi(self, i: int) -> Mask | None:
+        file = None if self.rois is None else self.rois[i]
+        return None if file is None else decode_roi(self.opener.bytes(file), self.opener.full_name(file))
 
     def mask_files(self, i: int) -> tuple[str, ...]:
         """The files of a mask; empty where there is none."""
@@ -201,6 +207,7 @@ class Files:
             space=self.space,
             origin=origin,
             regions=regions,
+            roi=None if self.rois is None else self.roi,
         )
 
 

@@ -19,7 +19,7 @@ from normalcy.errors import DataError
 from normalcy.files import open_regular, read_bytes
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".parquet"})
-COLUMNS = ("path", "split", "label", "mask", "case", "type")
+COLUMNS = ("path", "split", "label", "mask", "case", "type", "roi")
 LABELS = {
     **dict.fromkeys(("0", "0.0", "false", "normal", "good"), 0),
     **dict.fromkeys(("1", "1.0", "true", "anomalous", "anomaly"), 1),
@@ -34,14 +34,16 @@ Row = dict[str, Any]
 def open_table(path: Path, limits: Limits = LIMITS) -> DataSet:
     """A CSV (comma, semicolon or tab) or Parquet table with a row for each image.
 
-    ``path``, and ``mask`` where there is one, are relative to the table's folder. Optional: ``split`` (train, test),
-    ``label`` (0, normal, good; 1, anomalous, anomaly), ``case``, ``type``; an empty cell is unknown. Other columns are
+    ``path``, and ``mask`` and ``roi`` where there are such, are relative to the table's folder. Optional: ``split`` (train,
+    test), ``label`` (0, normal, good; 1, anomalous, anomaly), ``case``, ``type``, ``roi`` (a mask of the region of interest, see
+    :mod:`normalcy.data.roi`); an empty cell is unknown. Other columns are
     passed over. The case of a DICOM series is its patient unless the table names one.
     """
     header, rows = (_parquet if path.suffix.lower() == ".parquet" else _csv)(path, limits)
     _check_header(path, header)
     items: dict[str, Item] = {}
     masks: list[str | None] = []
+    rois: list[str | None] = []
     own_case: set[str] = set()
     for number, row in enumerate(rows, start=1):
         if number > limits.rows:
@@ -66,13 +68,14 @@ def open_table(path: Path, limits: Limits = LIMITS) -> DataSet:
             raise DataError(f"{here}: expected the split train, test or nothing, got {cell['split'][:50]!r}.")
         items[file] = Item(file, cell["case"] or case_of(file), LABELS.get(label), cell["type"] or None, split or None)
         masks.append(cell["mask"] or None)
+        rois.append(cell["roi"] or None)
         if cell["case"]:
             own_case.add(file)
     if not items:
         raise DataError(f"{path}: expected a row for each image, got none.")
     folder = Folder(path.parent, limits)
     images = [files_of(folder, file) for file in items]
-    files = Files(folder, images, masks if "mask" in header else None)
+    files = Files(folder, images, masks if "mask" in header else None, rois if any(rois) else None)
     # a series is one patient's: its first file tells whose
     first = {file: one for file, image in zip(items, images) if (one := _first(image)) is not None}
     patients = cases_in(sorted(set(first.values())), folder.bytes) if first else {}

@@ -76,6 +76,7 @@ def union(parts: Sequence[DataSet]) -> DataSet:
         classes=names,
         origin=Origin("; ".join(f"{name}: {layout}" for name, layout in layouts if layout), notes),
         regions=of_part(DataSet.regions),
+        roi=of_part(DataSet.own_roi) if any(part.has_rois for part in parts) else None,
     )
 
 

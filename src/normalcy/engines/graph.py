@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from normalcy import config
-from normalcy.arrays import Float32
+from normalcy.arrays import Float32, Reduce
 from normalcy.errors import ModelFileError, SettingsError
 from normalcy.files import read_bytes
 
@@ -43,6 +43,8 @@ class GraphFile:
     """The graph, and the file of its weights where they are apart."""
     sha256: tuple[str, ...]
     """Of each file."""
+    reduction: Reduce | None = None
+    """How the score follows from the map; none where it does not, and in models of earlier versions."""
 
     @classmethod
     def from_json(cls, words: Mapping[str, Any]) -> GraphFile:

@@ -57,6 +57,8 @@ def graph_method(cls: type[Method], settings: Any, shape: Sequence[int], graph: 
         "reference": cls.reference,
         "spatial_dims": cls.spatial_dims,
         "scores": scores,
+        "map_scores": cls.map_scores,
+        "reduction": cls.reduction,
         "__module__": cls.__module__,  # its docstring is the summary
         "__doc__": cls.__doc__,
     }

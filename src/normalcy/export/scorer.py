@@ -14,16 +14,17 @@ from typing import Any
 import numpy as np
 
 from normalcy import config
-from normalcy.arrays import Array, Float32
+from normalcy.arrays import Array, Float32, Mask, Reduce
 from normalcy.calibrate import Calibration, Decision, decide
 from normalcy.data.dataset import DataSet, Failure
 from normalcy.data.open import as_dataset
-from normalcy.engines.graph import Graph, open_graph
+from normalcy.data.roi import saved_roi
+from normalcy.engines.graph import Graph, GraphFile, open_graph
 from normalcy.errors import DataError, ModelFileError, SettingsError
 from normalcy.files import read_json
 from normalcy.preprocessing.pipeline import Preprocess
 from normalcy.preprocessing.views import ViewSettings
-from normalcy.scoring import Pipeline, Result, Results, stream
+from normalcy.scoring import Pipeline, Result, Results, stream, within_region
 from normalcy.settings import DecisionSettings, InputSettings
 
 __all__ = ["Scorer", "load"]
@@ -40,6 +41,7 @@ class GraphScores:
     shape: tuple[int, ...]
     graph: Graph
     on_processor: bool = True
+    reduction: Reduce | None = None
 
     def score_arrays(self, x: Float32) -> dict[str, Array]:
         """Preprocessed images (B, C, *spatial) -> the outputs of the graph by name, see :mod:`normalcy.engines.graph`."""
@@ -55,8 +57,9 @@ class Scorer:
         pipeline: Pipeline,
         decision: DecisionSettings,
         graph: Graph,
+        roi: Mask | None = None,
     ) -> None:
-        self.description, self.graph = description, graph
+        self.description, self.graph, self.roi = description, graph, roi
         self._pipeline, self._decision = pipeline, decision
 
     @property
@@ -94,6 +97,7 @@ class Scorer:
 
             check_scheme(scheme, data.scheme, data.name)
         p = self._pipeline
+        data = within_region(data, self.roi, self.description["data"])
         decision = self.decide(false_alarms)
         pipeline = Pipeline(p.method, p.preprocess, p.views, p.view_score, p.calibration, decision)
         return stream(pipeline, data, batch_size)
@@ -128,10 +132,14 @@ def load(folder: Path | str, engine: str = "auto", threads: int | None = None) -
     steps = [step for step in words["preprocess"]["steps"] if step.startswith("clahe") or step.endswith("body")]
     if (steps or views.body) and find_spec("skimage") is None:
         raise SettingsError(f"{(*steps, 'slice_body')[0]} needs scikit-image: pip install 'normalcy-runtime[body]'.")
+    roi = saved_roi(folder, words)
     graph = open_graph(folder, words["graph"], engine, threads)
     calibration = None
     if (folder / "calibration.json").exists():
         found = read_json(folder / "calibration.json").get(words["graph"]["score"])
         calibration = None if found is None else Calibration.from_json(found)
-    pipeline = Pipeline(GraphScores(name, shape, graph), preprocess, views, inputs.view_score, calibration)
-    return Scorer(words, pipeline, decision, graph)
+    reduction = GraphFile.from_json(words["graph"]).reduction
+    pipeline = Pipeline(
+        GraphScores(name, shape, graph, reduction=reduction), preprocess, views, inputs.view_score, calibration
+    )
+    return Scorer(words, pipeline, decision, graph, roi)

@@ -15,6 +15,7 @@ import numpy as np
 from normalcy.arrays import Array
 from normalcy.data.dataset import DataSet
 from normalcy.data.open import as_dataset
+from normalcy.data.roi import ROI
 from normalcy.detector import Detector
 from normalcy.engines.cached import BOUND, write_graph
 from normalcy.engines.graph import Engine, GraphFile, Precision, available
@@ -105,6 +106,7 @@ def export(
             outputs=outputs,
             files=tuple(contents),
             sha256=tuple(hashlib.sha256(content).hexdigest() for content in contents.values()),
+            reduction=method.reduction,
         )
         words = read_json(model / DESCRIPTION)
         words.pop("weights_sha256", None)
@@ -114,6 +116,8 @@ def export(
         write_json(partial / DESCRIPTION, {**words, "graph": asdict(facts)})
         if (model / CALIBRATION).exists():
             write_bytes(partial / CALIBRATION, read_bytes(model / CALIBRATION))
+        if detector.roi is not None:
+            write_bytes(partial / ROI, read_bytes(model / ROI))
         exported = Detector.load(partial)
         if held_out is not None:
             exported.calibrate(held_out)

@@ -86,6 +86,7 @@ class ALOCC(Method):
         "CVPR, 2018. arXiv:1802.09088."
     )
     scores = get_args(Score)
+    map_scores = ("reconstruction",)
     settings: ALOCCSettings
 
     def __init__(self, settings: ALOCCSettings, shape: Sequence[int]) -> None:

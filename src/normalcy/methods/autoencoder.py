@@ -71,6 +71,7 @@ class Autoencoder(Method):
         "loss": ("l1", "l2", "ssim"),
         "reduce": ("mean", 0.9, 0.99, "max"),
     }
+    map_scores = ("",)
     settings: AutoencoderSettings
 
     def __init__(self, settings: AutoencoderSettings, shape: Sequence[int]) -> None:

@@ -99,6 +99,7 @@ class CAVGA(Method):
     scores = get_args(Score)
     search: ClassVar = {"score": get_args(Score), "latent": (8, 16, 32, 64), "halvings": (None, 2, 3)}
     not_exportable: ClassVar = {"attention": "it is a gradient of the latent code; take score=reconstruction."}
+    map_scores = get_args(Score)
     settings: CAVGASettings
 
     def __init__(self, settings: CAVGASettings, shape: Sequence[int]) -> None:

@@ -72,6 +72,7 @@ class DSEBM(Method):
     not_exportable: ClassVar = dict.fromkeys(
         get_args(Score), "its map is the gradient of the energy with respect to the image; take autoencoder."
     )
+    map_scores = ("reconstruction",)
     settings: DSEBMSettings
 
     def __init__(self, settings: DSEBMSettings, shape: Sequence[int]) -> None:

@@ -78,6 +78,7 @@ class GANomaly(Method):
     )
     scores = get_args(Score)
     search: ClassVar = {"latent": (16, 32, 64, 100, 256), "score": get_args(Score)}
+    map_scores = ("context",)
     settings: GANomalySettings
 
     def __init__(self, settings: GANomalySettings, shape: Sequence[int]) -> None:

@@ -479,9 +479,16 @@ class LSR(Method):
         """A Gaussian with this fraction of the longer side as standard deviation, if the settings say so."""
         return gaussian_smooth(map, fraction * max(self.shape[1:])) if self.settings.filter else map
 
+    @property
+    def reduction(self) -> Reduce | None:
+        return None if self._map() == "likelihood" else self.settings.reduce
+
+    def _map(self) -> Map:
+        """The name of the map that scores."""
+        return MAPS[int(self.chosen)] if self.settings.score == "auto" else self.settings.score
+
     def _score(self, x: Tensor) -> Scores:
-        maps = _Maps(self, x)
-        name = MAPS[int(self.chosen)] if self.settings.score == "auto" else self.settings.score
+        maps, name = _Maps(self, x), self._map()
         map = maps.of(name)
         extra_maps: dict[str, Any] = {
             "reconstruction": maps.reconstruction,

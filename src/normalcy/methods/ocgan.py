@@ -81,6 +81,7 @@ class OCGAN(Method):
     )
     scores = get_args(Score)
     search: ClassVar = {"latent": (16, 32, 64, 128), "weight": (1.0, 10.0, 100.0)}
+    map_scores = ("reconstruction",)
     settings: OCGANSettings
 
     def __init__(self, settings: OCGANSettings, shape: Sequence[int]) -> None:

@@ -35,7 +35,7 @@ from normalcy.config import require, require_that
 from normalcy.errors import DataError
 from normalcy.method import Batches, Method, Scores, Stage
 from normalcy.nets.backbones import Backbone
-from normalcy.nets.filters import gaussian_smooth
+from normalcy.nets.filters import Reduce, gaussian_smooth
 
 AT_ONCE = 2**22
 """Values of covariances that are factorised at once, in double precision: 32 MB."""
@@ -122,6 +122,10 @@ class PaDiM(Method):
         grid = maps[0].shape[2:]
         maps = [m if m.shape[2:] == grid else F.interpolate(m, size=grid, mode="bilinear") for m in maps]
         return torch.cat(maps, dim=1)[:, self.chosen].permute(0, 2, 3, 1)
+
+    @property
+    def reduction(self) -> Reduce:
+        return "max"
 
     def _score(self, x: Tensor) -> Scores:
         patches = self._patches(x)  # (B, h, w, d)

@@ -47,6 +47,7 @@ class PCA(Method):
         "doi:10.1162/jocn.1991.3.1.71"
     )
     spatial_dims = (2, 3)
+    map_scores = ("",)
     settings: PCASettings
     centre: Tensor
     basis: Tensor

@@ -75,6 +75,7 @@ class SpatialUAE(Method):
     )
     spatial_dims = (2, 3)
     search: ClassVar = {"latent": (2, 4, 8, 16, 32), "halvings": (2, 3, 4), "sigma": (0.0, 0.05, 0.1, 0.2, 0.5)}
+    map_scores = ("",)
     settings: SpatialUAESettings
 
     def __init__(self, settings: SpatialUAESettings, shape: Sequence[int]) -> None:

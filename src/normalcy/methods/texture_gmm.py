@@ -71,6 +71,7 @@ class TextureGMM(Method):
         "Pattern Recognition and Image Analysis 26(1), 2016"
     )
     search: ClassVar = {"patch": (5, 7, 11, 15), "components": (5, 10, 20), "levels": (1, 2, 3, 4)}
+    map_scores = ("",)
     settings: TextureGMMSettings
     filters: Tensor
     log_weights: Tensor

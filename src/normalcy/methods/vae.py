@@ -112,6 +112,7 @@ class VAE(Method):
         ("gradient_elbo", "gradient_kl", "gradient_reconstruction", "combined"),
         "it is a gradient with respect to the image; take score=elbo or score=reconstruction.",
     )
+    map_scores = ("reconstruction", "gradient_elbo", "gradient_kl", "gradient_reconstruction", "combined")
     settings: VAESettings
 
     def __init__(self, settings: VAESettings, shape: Sequence[int]) -> None:

@@ -85,6 +85,7 @@ class VAEAttention(Method):
     spatial_dims = (2, 3)
     search: ClassVar = {"score": get_args(Score), "latent": (8, 16, 32, 64, 128), "level": (0, 1)}
     not_exportable: ClassVar = {"attention": "it is a gradient of the latent code; take score=reconstruction."}
+    map_scores = ("reconstruction",)
     settings: VAEAttentionSettings
     code_mean: Tensor
     code_std: Tensor

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from normalcy.config import require
 from normalcy.method import Batches, Method, Scores, Stage
-from normalcy.nets.filters import gaussian_smooth, map_quantile
+from normalcy.nets.filters import Reduce, gaussian_smooth, map_quantile
 from normalcy.nets.statistics import mean_and_std
 
 
@@ -60,6 +60,10 @@ class ZScore(Method):
 
     def _set(self, centre: Tensor, std: Tensor) -> None:
         self.centre, self.deviation = centre.float(), std.float().clamp(min=self.settings.floor)
+
+    @property
+    def reduction(self) -> Reduce:
+        return self.settings.quantile
 
     def _score(self, x: Tensor) -> Scores:
         z = ((x - self.centre) / self.deviation).abs().amax(1)  # (B, *spatial), the maximum over channels

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from normalcy.arrays import SMALL, TOP
+from normalcy.arrays import Reduce as Reduce
 from normalcy.config import require_that
-
-Reduce = float | Literal["auto", "mean", "top", "max"]
-"""The image score as a function of the map, see :func:`reduce_map`; a number is a quantile in [0, 1]."""
-SMALL = 32
-"""Longest side of a map, in pixels, up to which "auto" is its mean."""
-TOP = 0.01
-"""Fraction of the pixels whose mean is "top"."""
 
 
 def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:

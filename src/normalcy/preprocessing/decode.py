@@ -113,7 +113,11 @@ def free_memory() -> int:
 
 def _one(data: DataSet, preprocess: Preprocess, views: ViewSettings, i: int) -> Float32 | DataError:
     try:
-        return views.cut(preprocess, image := data.read(i), data.imaged(i, image))[0]
+        inputs, cuts = views.cut(preprocess, image := data.read(i), data.imaged(i, image))
+        roi = data.roi(i, image.shape[1:])
+        return (
+            inputs if roi is None else inputs[views.cut_mask(roi, cuts[0]).any((1, 2))]
+        )  # tiles outside are not learned
     except DataError as error:
         return error
 

@@ -63,7 +63,7 @@ def survey(
     def look(i: int) -> Kind | str:
         try:
             image = data.read(i)
-            kind = kind_of(image, data.space(i))
+            kind = kind_of(image, data.space(i), data.imaged(i, image))
         except DataError as error:
             return str(error)
         if image.nbytes <= room[0]:

@@ -108,6 +108,25 @@ class ViewSettings:
         tiles, corners = cut(x, self.tile, self.overlap)
         return tiles, [View(geometry, size, len(tiles), corners)]
 
+    def cut_mask(self, mask: Mask, view: View) -> Mask:
+        """A mask (*spatial) of an image that is not cut into slices -> that of each input, (T, *shape): marked where at least
+        half of a pixel is, or any of it where the whole mask would vanish.
+
+        Raises DataError for a mask of which preprocessing keeps nothing.
+        """
+        seen = view.geometry.forward_mask(mask)
+        if not seen.any():
+            seen = view.geometry.forward_mask(mask, fraction=1e-3)
+        if not seen.any():
+            raise DataError(
+                "The region of interest lies outside of what preprocessing keeps of the image; crop less, or move the region."
+            )
+        return (
+            seen[None]
+            if self.tile is None
+            else cut(seen[None].astype(np.float32), self.tile, self.overlap)[0][:, 0] > 0
+        )
+
     def join(self, values: Array, views: Sequence[View], invert: Callable[[Array, View], Array]) -> Float32:
         """Maps or images of all inputs (T, [C,] *shape) -> ([C,] *spatial), at the size and place of the image.
 

@@ -176,7 +176,7 @@ def open_review(place: Path) -> DataSet:
     has_masks = any(one is not None for one in masks)
     return DataSet(
         f"review of {data.name}", items, part.read, mask if has_masks else None, data.root,
-        size=part.size, stamp=part.stamp, space=part.space, scheme=data.scheme,
+        size=part.size, stamp=part.stamp, space=part.space, scheme=data.scheme, roi=part.own_roi if part.has_rois else None,
     )  # fmt: skip
 
 
