@@ -187,7 +187,9 @@ def test_two_processes_extract_features_like_one():
     memories = []
     for devices in (1, 2):
         method = get("deep_knn")(get("deep_knn").Settings(layers=(1, 2), side=32), (1, 32, 32))
-        train(method, torch.rand(14, 1, 32, 32, generator=torch.Generator().manual_seed(0)), devices=devices, batch_size=4)
+        train(
+            method, torch.rand(14, 1, 32, 32, generator=torch.Generator().manual_seed(0)), devices=devices, batch_size=4
+        )
         memories.append(method.memory)
     assert len(memories[0]) == 14
     torch.testing.assert_close(memories[1], memories[0], atol=1e-5, rtol=0)
