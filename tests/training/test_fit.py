@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from normalcy.errors import SettingsError, TrainingError
 from normalcy.method import Objective, Stage
+from normalcy.methods import get
 from normalcy.training.fit import fit, plan_steps
 from normalcy.training.settings import TrainSettings, best_precision
 
@@ -179,6 +180,19 @@ def test_two_processes_train_like_one():
         assert a == pytest.approx(b, abs=1e-4)
     for name, value in weights.items():
         torch.testing.assert_close(weights_of_two[name], value, atol=1e-4, rtol=0, msg=name)
+
+
+@pytest.mark.slow
+def test_two_processes_extract_features_like_one():
+    memories = []
+    for devices in (1, 2):
+        method = get("deep_knn")(get("deep_knn").Settings(layers=(1, 2), side=32), (1, 32, 32))
+        train(
+            method, torch.rand(14, 1, 32, 32, generator=torch.Generator().manual_seed(0)), devices=devices, batch_size=4
+        )
+        memories.append(method.memory)
+    assert len(memories[0]) == 14
+    torch.testing.assert_close(memories[1], memories[0], atol=1e-5, rtol=0)
 
 
 class Poisoned(Exact):

@@ -137,10 +137,15 @@ def spread(
 
     Each result is that of one process, bit by bit, on processors that are alike.
     """
+    import torch.distributed as dist
+
+    abouts: list[Any] = [None] * count
     for first in range(0, len(items), count):
-        mine = [function(items[first + rank])] if first + rank < len(items) else []
-        for (one,) in _all_tensors(mine, device, rank, count):
-            yield one
+        mine = function(items[first + rank]) if first + rank < len(items) else None
+        dist.all_gather_object(abouts, None if mine is None else (mine.shape, mine.dtype))
+        for source, about in enumerate(abouts):
+            if about is not None:
+                yield _sent(mine if source == rank else None, *about, device, source)
 
 
 def from_first(tensors: Sequence[Tensor], device: torch.device, rank: int) -> list[Tensor]:
@@ -153,19 +158,6 @@ def from_first(tensors: Sequence[Tensor], device: torch.device, rank: int) -> li
 
 
 # -- private ---------------------------------------------------------------------------------------------------------
-
-
-def _all_tensors(mine: Sequence[Tensor], device: torch.device, rank: int, count: int) -> list[list[Tensor]]:
-    """The tensors of each process; an empty list of those that have none."""
-    import torch.distributed as dist
-
-    abouts: list[Any] = [None] * count
-    dist.all_gather_object(abouts, [(x.shape, x.dtype) for x in mine])
-    return [
-        [_sent(mine[i] if source == rank else None, *shape, device, source) for i, shape in enumerate(about)]
-        for source, about in enumerate(abouts)
-        if about
-    ]
 
 
 def _sent(x: Tensor | None, shape: Any, dtype: torch.dtype, device: torch.device, source: int) -> Tensor:
