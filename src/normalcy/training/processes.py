@@ -82,15 +82,15 @@ class Processes:
         Every item is sent by itself, so that a process holds its own block and no other.
         """
         if self.count == 1:
-            for block in own:
-                yield from block
+            for whole in own:
+                yield from whole
             return
         import torch.distributed as dist
 
         rest = iter(own)
         while True:
-            block = next(rest, None)
-            sizes = self.every(None if block is None else len(block))
+            block: list[T] | None = next(rest, None)
+            sizes: list[int | None] = self.every(None if block is None else len(block))
             if sizes[0] is None:
                 return
             for rank, size in enumerate(sizes):
@@ -145,7 +145,8 @@ def spread(
         dist.all_gather_object(abouts, None if mine is None else (mine.shape, mine.dtype))
         for source, about in enumerate(abouts):
             if about is not None:
-                yield _sent(mine if source == rank else None, *about, device, source)
+                shape, dtype = about
+                yield _sent(mine if source == rank else None, shape, dtype, device, source)
 
 
 def from_first(tensors: Sequence[Tensor], device: torch.device, rank: int) -> list[Tensor]:
@@ -154,7 +155,9 @@ def from_first(tensors: Sequence[Tensor], device: torch.device, rank: int) -> li
 
     about: list[Any] = [[(x.shape, x.dtype) for x in tensors] if rank == 0 else None]
     dist.broadcast_object_list(about, 0)
-    return [_sent(tensors[i] if rank == 0 else None, *shape, device, 0) for i, shape in enumerate(about[0])]
+    return [
+        _sent(tensors[i] if rank == 0 else None, shape, dtype, device, 0) for i, (shape, dtype) in enumerate(about[0])
+    ]
 
 
 # -- private ---------------------------------------------------------------------------------------------------------
@@ -185,7 +188,7 @@ def _connected() -> Iterator[Processes]:
     import torch.distributed as dist
 
     rank, count, local = (int(os.environ[name]) for name in _PLACE[:3])
-    store = dist.PrefixStore(f"normalcy-{next(_joins)}", _store())
+    store = dist.PrefixStore(f"normalcy-{next(_joins)}", _store())  # type: ignore[attr-defined]
     mine = not dist.is_initialized()
     try:
         try:
@@ -233,7 +236,7 @@ def _connect(store: Any, rank: int, count: int) -> None:
     import torch.distributed as dist
 
     gpus = torch.cuda.is_available() and dist.is_nccl_available()
-    group = dist.PrefixStore("group", store)
+    group = dist.PrefixStore("group", store)  # type: ignore[attr-defined]
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", store=group, rank=rank, world_size=count)
 
 
