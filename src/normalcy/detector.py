@@ -529,7 +529,7 @@ class Detector:
         planned, rest, carved = self._divide(data, kinds)
         training = data.remembering(images).subset(rest)
         preprocess = planned.preprocess.fit(training.read, len(training), planned.constants(rest), training.imaged)
-        self.preprocess = preprocess  # decides how many axes a tile has
+        self.preprocess = preprocess  # which the size of tiles depends on
         views, memory = self._view_settings(scoring=False), None if processes.per_node == 1 else 0
         x, origin, failed = decode(training, preprocess, spill, views=views, memory=memory, on_progress=on_decode)
         content = digest_of(x) if processes.nodes > 1 else ""

@@ -82,22 +82,22 @@ class Processes:
         Every item is sent by itself, so that a process holds its own block and no other.
         """
         if self.count == 1:
-            for whole in own:
-                yield from whole
+            for block in own:
+                yield from block
             return
         import torch.distributed as dist
 
         rest = iter(own)
         while True:
-            block: list[T] | None = next(rest, None)
-            sizes: list[int | None] = self.every(None if block is None else len(block))
+            mine: list[T] | None = next(rest, None)
+            sizes = self.every(None if mine is None else len(mine))
             if sizes[0] is None:
                 return
             for rank, size in enumerate(sizes):
                 for i in range(size or 0):
-                    sent = [block[i] if block is not None and rank == self.rank else None]
+                    sent: list[Any] = [mine[i] if mine is not None and rank == self.rank else None]
                     dist.broadcast_object_list(sent, rank, self.everyone)
-                    yield sent[0]  # type: ignore[misc]
+                    yield sent[0]
 
 
 ALONE = Processes()
@@ -145,8 +145,7 @@ def spread(
         dist.all_gather_object(abouts, None if mine is None else (mine.shape, mine.dtype))
         for source, about in enumerate(abouts):
             if about is not None:
-                shape, dtype = about
-                yield _sent(mine if source == rank else None, shape, dtype, device, source)
+                yield _sent(mine if source == rank else None, about, device, source)
 
 
 def from_first(tensors: Sequence[Tensor], device: torch.device, rank: int) -> list[Tensor]:
@@ -155,19 +154,18 @@ def from_first(tensors: Sequence[Tensor], device: torch.device, rank: int) -> li
 
     about: list[Any] = [[(x.shape, x.dtype) for x in tensors] if rank == 0 else None]
     dist.broadcast_object_list(about, 0)
-    return [
-        _sent(tensors[i] if rank == 0 else None, shape, dtype, device, 0) for i, (shape, dtype) in enumerate(about[0])
-    ]
+    return [_sent(tensors[i] if rank == 0 else None, kind, device, 0) for i, kind in enumerate(about[0])]
 
 
 # -- private ---------------------------------------------------------------------------------------------------------
 
 
-def _sent(x: Tensor | None, shape: Any, dtype: torch.dtype, device: torch.device, source: int) -> Tensor:
-    """``x`` of process ``source``."""
+def _sent(x: Tensor | None, kind: tuple[Any, torch.dtype], device: torch.device, source: int) -> Tensor:
+    """``x`` of process ``source``, of this shape and type."""
     import torch
     import torch.distributed as dist
 
+    shape, dtype = kind
     sent = torch.empty(shape, dtype=dtype, device=device) if x is None else x.detach().to(device).contiguous()
     if sent.numel():  # as bytes: not every backend sends every type
         dist.broadcast(sent.flatten().view(torch.uint8), source)
@@ -182,13 +180,19 @@ def _store() -> Any:
     return next(iter(dist.rendezvous("env://")))[0]  # type: ignore[attr-defined]
 
 
+def _part_of(store: Any, name: str) -> Any:
+    import torch.distributed as dist
+
+    return dist.PrefixStore(name, store)  # type: ignore[attr-defined]
+
+
 @contextmanager
 def _connected() -> Iterator[Processes]:
     global _current
     import torch.distributed as dist
 
     rank, count, local = (int(os.environ[name]) for name in _PLACE[:3])
-    store = dist.PrefixStore(f"normalcy-{next(_joins)}", _store())  # type: ignore[attr-defined]
+    store = _part_of(_store(), f"normalcy-{next(_joins)}")
     mine = not dist.is_initialized()
     try:
         try:
@@ -236,7 +240,7 @@ def _connect(store: Any, rank: int, count: int) -> None:
     import torch.distributed as dist
 
     gpus = torch.cuda.is_available() and dist.is_nccl_available()
-    group = dist.PrefixStore("group", store)  # type: ignore[attr-defined]
+    group = _part_of(store, "group")
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", store=group, rank=rank, world_size=count)
 
 
