@@ -33,7 +33,7 @@ from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from normalcy import config
-from normalcy.arrays import Array, Float64
+from normalcy.arrays import Array, Float64, Mask
 from normalcy.data.dataset import DataSet, Item
 from normalcy.data.kinds import range_of
 from normalcy.data.open import as_dataset
@@ -493,7 +493,8 @@ def synthetic_anomalies(data: DataSet, seed: int = 0) -> DataSet:
         back = changed.astype(np.float64) * (high - low) + low
         images.append((back.round() if image.dtype.kind in "ui" else back).astype(image.dtype))
     items = [Item(f"synthetic/{i:05}", item.case, label=1, type=types[i]) for i, item in enumerate(data.items)]
-    return DataSet(f"{data.name} with planted defects", items, lambda i: images[i])
+    roi = data.own_roi if data.has_rois else None
+    return DataSet(f"{data.name} with planted defects", items, lambda i: images[i], roi=roi)
 
 
 def _joined(parts: Sequence[DataSet]) -> DataSet:
@@ -505,7 +506,11 @@ def _joined(parts: Sequence[DataSet]) -> DataSet:
         part, inside = places[i]
         return part.read(inside)
 
-    return DataSet(parts[0].name, items, read)
+    def roi(i: int) -> Mask | None:
+        part, inside = places[i]
+        return part.own_roi(inside)
+
+    return DataSet(parts[0].name, items, read, roi=roi if any(part.has_rois for part in parts) else None)
 
 
 def _check_identity(
