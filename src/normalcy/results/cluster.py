@@ -11,6 +11,7 @@ import contextlib
 import logging
 import math
 import os
+import socket
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,9 @@ LATEST = 0.5
 """Seconds after which progress is asked for again."""
 PER_SHARD, FEWEST, MOST = 1000, 64, 10_000
 """Images of a shard; the number of shards of sets with fewer than 64,000 images; the largest number of shards."""
+
+REACHED = 10.0
+"""Seconds within which a cluster must answer."""
 
 OnDone = Callable[[int], None]
 """Gets the number of images of the task that are done."""
@@ -115,6 +119,7 @@ def connected(address: str) -> Iterator[Any]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
+        _reach(address)
         ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **own)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -199,6 +204,13 @@ def each(
 
 
 # -- private -----------------------------------------------------------------------------------------------------------
+
+
+def _reach(address: str) -> None:
+    """Raises OSError within ``REACHED`` seconds where nothing answers at HOST:PORT; Ray itself tries for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "/" not in address:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACHED).close()
 
 
 @dataclass(frozen=True)
