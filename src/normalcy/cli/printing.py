@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
+import math
 import shutil
 import sys
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+import typer
 
 from normalcy.errors import NormalcyWarning
 
@@ -41,15 +45,50 @@ def printable(text: str) -> str:
 
 
 def show(text: str) -> None:
-    """Print a result to stdout."""
-    print(printable(text))
+    """Print a result to stdout; to stderr where stdout takes JSON."""
+    print(printable(text), file=sys.stdout if _records is None else sys.stderr)
+
+
+def record(table: str, /, **row: Any) -> bool:
+    """Keep a row of a table for ``--json``; returns whether that was asked for, and the row is not to be printed as text."""
+    if _records is not None:
+        _records.setdefault(table, []).append(row)
+    return _records is not None
+
+
+@contextmanager
+def tables_as_json(asked: bool) -> Iterator[None]:
+    """While it is open, :func:`record` keeps rows; at its end they go to stdout as one JSON object: table -> list of rows.
+
+    An error prints no object; an exit (the code of ``check`` or ``reproduce``) does.
+    """
+    global _records
+    if not asked:
+        yield
+        return
+    _records = {}
+    try:
+        yield
+        tables = _records
+    except typer.Exit:
+        tables = _records
+        raise
+    except BaseException:
+        tables = None
+        raise
+    finally:
+        _records = None
+        if tables is not None:
+            print(json.dumps(_plain(tables), indent=2, allow_nan=False))  # ASCII: other characters are escaped
 
 
 def show_table(
     head: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None, left: int | None = None
 ) -> None:
     """Print a table to stdout, without a heading where all of ``head`` is empty; columns after the first ``left`` are aligned
-    to the right (default: none of them)."""
+    to the right (default: none of them). With ``--json`` nothing: :func:`record` has its rows."""
+    if _records is not None:
+        return
     from rich.console import Console
     from rich.table import Table
 
@@ -198,6 +237,20 @@ class Notes(logging.Handler):
 
 
 # -- private ---------------------------------------------------------------------------------------------------------
+
+_records: dict[str, list[Mapping[str, Any]]] | None = None
+"""Rows for ``--json`` by table; None where text is printed."""
+
+
+def _plain(value: Any) -> Any:
+    """For JSON: numbers that are not finite are null, paths are text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
 def _escaped(character: str) -> str:

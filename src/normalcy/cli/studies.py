@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from normalcy.cli import options as o
-from normalcy.cli.printing import complain, lines_over_progress, show, show_table, status
+from normalcy.cli.printing import complain, lines_over_progress, record, show, show_table, status
 
 if TYPE_CHECKING:
     from normalcy.results.comparison import Comparison
     from normalcy.studies.reproduce import CellRecord, Reproduced
+    from normalcy.studies.select import Trial
     from normalcy.studies.tables import Cell, Table
 
 SHOWN = 20
 """Suspicious images that audit prints; all are in its table."""
 
 
+@o.with_json
 def demo(
     out: o.Out = Path("demo-results"),
     method: o.DemoMethods = [],  # noqa: B006
@@ -35,6 +38,7 @@ def demo(
     _compare(SPEC, chosen, out, settings_for(chosen), None, overwrite)
 
 
+@o.with_json
 @o.with_training
 def audit(
     data: o.Data,
@@ -76,6 +80,8 @@ def audit(
         complain(f"Skipped {failure.path}: {failure.reason}")
     if images.is_medical:
         complain(NOTICE)
+    for suspect in found.suspects:
+        record("suspects", path=suspect.path, score=suspect.score)
     for suspect in found.suspects[:SHOWN]:
         show(f"{suspect.score:8.2f}  {suspect.path}")
     if len(found.suspects) > SHOWN:
@@ -85,6 +91,7 @@ def audit(
     show(f"Report: {out / 'report.html'}")
 
 
+@o.with_json
 @o.with_training
 def compare(
     data: o.Data, methods: o.Methods, out: o.CompareOut, *, training: o.Training, overwrite: o.Overwrite = False
@@ -93,6 +100,7 @@ def compare(
     _compare(data, o.listed(methods), out, training.settings(), training.data_root, overwrite)
 
 
+@o.with_json
 @o.with_training
 def select(
     data: o.Data,
@@ -122,11 +130,12 @@ def select(
         space=space or None,
         settings=training.settings(),
         storage=storage,
-        on_trial=lambda trial: show(f"trial {trial.number}: {trial.summary()}"),
+        on_trial=_show_trial,
     )
     show(f"{found.summary()}\nBest settings: {out / 'best.toml'}; report: {out / 'report.html'}")
 
 
+@o.with_json
 def reproduce(
     name: o.Table = None,
     quick: o.Quick = False,
@@ -201,6 +210,7 @@ def _show_comparison(found: Comparison) -> None:
 
     rows = []
     for row in found.ranked():
+        record("methods", **asdict(row))
         decided, paired = row.at_threshold, row.against_best
         rows.append(
             (
@@ -229,10 +239,20 @@ def _show_comparison(found: Comparison) -> None:
         complain(f"{failure.name} failed: {failure.reason}")
 
 
+def _show_trial(trial: Trial) -> None:
+    tried = {"settings": trial.settings, "state": trial.state, "reason": trial.reason}
+    if not record(
+        "trials", number=trial.number, **tried, auroc=trial.mean, standard_deviation=trial.standard_deviation
+    ):
+        show(f"trial {trial.number}: {trial.summary()}")
+
+
 def _list_tables() -> None:
     from normalcy.studies.tables import read_table, tables
 
     named = [(name, read_table(name)) for name in tables()]
+    for name, table in named:
+        record("tables", table=name, shows=table.shows, data=list(table.columns), paper=table.paper)
     rows = [(name, table.shows, ", ".join(table.columns), table.paper) for name, table in named]
     show_table(("table", "what it shows", "data", "paper"), rows)
 
@@ -281,6 +301,8 @@ def _run_cells(
 def _show_reproduced(found: Reproduced) -> None:
     from normalcy.studies.reproduce import HEAD, cells_as_text, explained
 
+    for line in found.lines:
+        record("lines", **asdict(line))
     show_table(HEAD, [cells_as_text(line) for line in found.lines], f"{found.table}: {found.paper}", left=2)
     show(explained(found))
     if found.reduction:
