@@ -128,7 +128,7 @@ def split_line(line: str) -> tuple[list[str], str]:
     """
     lexer = shlex.shlex(line, posix=True, punctuation_chars=False)
     lexer.whitespace_split, lexer.commenters = True, ""
-    words = []
+    words: list[str] = []
     try:
         words += lexer
     except ValueError:  # an open quote or a backslash at the end
@@ -264,23 +264,26 @@ def settings_in_source(target: str) -> dict[str, tuple[str, ...]]:
     ('reconstruction', 'discriminator')
     """
     module, _, name = target.partition(":")
-    place = _defined(module, name)
-    while place is not None and isinstance(place[1], ast.ClassDef):
+    while (place := _defined(module, name)) is not None:
         module, cls = place
+        if not isinstance(cls, ast.ClassDef):
+            break
         for statement in cls.body:
             match statement:
                 case ast.Assign(targets=[ast.Name(id="Settings")], value=ast.Name(id=settings)):
                     return dict(_fields(module, settings))
-        place = next((_defined(module, base.id) for base in cls.bases if isinstance(base, ast.Name)), None)
+        name = next((base.id for base in cls.bases if isinstance(base, ast.Name)), "")
     return {}
 
 
 def _fields(module: str, name: str) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Fields of a dataclass and of its base classes, with their values."""
     place = _defined(module, name)
-    if place is None or not isinstance(place[1], ast.ClassDef):
+    if place is None:
         return
     module, cls = place
+    if not isinstance(cls, ast.ClassDef):
+        return
     for base in cls.bases:
         if isinstance(base, ast.Name):
             yield from _fields(module, base.id)

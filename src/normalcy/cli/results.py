@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from normalcy.cli import options as o
 from normalcy.cli.printing import complain, progress, record, show
@@ -68,7 +69,8 @@ def dicom(results: o.Results, out: o.DicomOut, data: o.SourceImages = None, over
 # -- private ---------------------------------------------------------------------------------------------------------
 
 
-class Row(NamedTuple):
+@dataclass(frozen=True)
+class Row:
     """A line of ``evaluate``: a metric and its value, with an interval where it has one; or a count of a number."""
 
     metric: str
