@@ -1,10 +1,10 @@
-# Two commands: `make demo` (the main job on real images, ending in a report) and `make test`.
+# `make demo` (the main job on real images, ending in a report), `make test`, and `make docs`.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 RESULTS ?= demo-results
 
-.PHONY: setup demo test browser lint types clean
+.PHONY: setup demo test docs browser database lint types clean
 
 setup: $(STAMP)
 
@@ -31,8 +31,18 @@ browser:
 	  { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -qq -y chromium >/dev/null; } || \
 	  echo "No Chromium: install one (Debian: apt-get install chromium) to test the review page."
 
-test: lint types browser
+# A study of `normalcy select` is kept in a real PostgreSQL in the tests.
+database:
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || \
+	  { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -qq -y postgresql >/dev/null; } || \
+	  echo "No PostgreSQL: install it (Debian: apt-get install postgresql) to test studies in a database."
+
+test: lint types browser database
 	$(BIN)/python -m pytest
 
+# The documentation site, build/site/index.html; tutorials are executed where they or the package changed.
+docs: setup
+	$(BIN)/python docs/make_site.py
+
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
+	rm -rf build .cache .venv .mypy_cache .ruff_cache .pytest_cache

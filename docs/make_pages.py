@@ -2,20 +2,24 @@
 
     python docs/make_pages.py
 
-A page for each method (``docs/methods``), the tables of methods, the list of papers, the tables of settings, the command-line
-reference and what recipes and benchmarks measured. Whole pages are written anew; in the others only what stands between a pair
-of markers ``<!-- NAME -->`` and ``<!-- /NAME -->``. ``tests/test_docs.py`` fails when a part is not up to date.
+A page for each method (``docs/methods``), the Python reference (``docs/api``), both in the navigation of the site, the tables of
+methods, the list of papers, the tables of settings, the command-line reference, the trees of layouts and what recipes and
+benchmarks measured. Whole pages are written anew; in the others only what stands between a pair of markers ``<!-- NAME -->`` and
+``<!-- /NAME -->``. ``tests/test_docs.py`` fails when a part is not up to date.
 """
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import re
 import sys
+import textwrap
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -34,6 +38,9 @@ from normalcy.settings import COMMON
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
+sys.path.insert(0, str(DOCS))  # not there where this file is loaded as a module
+import layout_trees  # noqa: E402
+
 RESULTS = ROOT / "recipes" / "results"
 BENCHMARKS = ROOT / "benchmarks" / "results"
 FILES = {
@@ -49,6 +56,8 @@ FILES = {
 def pages() -> dict[Path, str]:
     """Every file with made parts -> its whole content as it should be."""
     made = {DOCS / "methods" / f"{name}.md": method_page(name) for name in METHODS}
+    made |= {DOCS / "api" / f"{page}.md": api_page(page) for page in API}
+    made |= {DOCS / "api" / "index.md": api_index(), ROOT / "zensical.toml": navigation()}
     parts = {
         ROOT / "README.md": {"families": families_table("docs/methods")},
         DOCS / "reference" / "methods.md": {"methods": methods_table("../methods")},
@@ -58,6 +67,7 @@ def pages() -> dict[Path, str]:
         DOCS / "reference" / "files.md": {name: file_table(cls) for name, cls in FILES.items()},
         DOCS / "explanation" / "which-method.md": {"evidence": evidence()},
         DOCS / "how-to" / "export.md": {"exportable": exportable()},
+        DOCS / "how-to" / "layouts.md": {"layouts": layouts()},
     }
     for path, texts in parts.items():
         content = path.read_text(encoding="utf-8")
@@ -65,6 +75,24 @@ def pages() -> dict[Path, str]:
             content = put_between(content, name, text, path)
         made[path] = content
     return made
+
+
+def layouts() -> str:
+    """A section for each tree: its text, the tree, and what is read from it."""
+    sections = []
+    for tree in layout_trees.TREES:
+        rows = []
+        for path, read in tree.read.items():
+            mask = "yes" if isinstance(read.mask, tuple) else {"empty": "nothing marked", "none": "none"}[read.mask]
+            label = {0: "normal", 1: "anomalous", None: "unknown"}[read.label]
+            rows.append((f"`{path}`", read.split or "", label, read.type or "", mask))
+        opened = [f"`{tree.folder}`"] if tree.folder else []
+        opened += [f"`{name}`" for name in tree.names]
+        named = f"\n\nRead from {' or '.join(opened)}:" if opened else ""
+        head = ("image", "split", "label", "type", "mask")
+        drawn = f"```text\n{layout_trees.drawn(tree)}\n```"
+        sections.append(f"### {tree.title}\n\n{tree.text}\n\n{drawn}{named}\n\n{table(head, rows)}")
+    return "\n\n".join(sections) + "\n"
 
 
 def put_between(content: str, name: str, text: str, path: Path) -> str:
@@ -241,10 +269,19 @@ RECIPES = {
         ),
         "image_auroc",
     ),
+    "reference_methods": Recipe(
+        "magnetic tiles",
+        "PatchCore and PaDiM with the embedded backbone, on one machine",
+        lambda found: (
+            f"{found['size']}x{found['size']} pixels, {found['images']} test images, one thread, one seed; processor seconds. "
+            "The networks of the papers were not measured: their weights could not be downloaded."
+        ),
+        "image_auroc",
+    ),
     "magnetic_tile": Recipe("magnetic tiles", "Magnetic tiles at 256x256: detection and localisation"),
     "lsr_tiles": Recipe(
         "magnetic tiles",
-        "The same tiles, networks trained from scratch for the same time",
+        "The same tiles, networks trained for the same time",
         lambda found: f"{found['minutes']:g} minutes of one core for each method.",
         "pixel_auroc",
     ),
@@ -559,6 +596,318 @@ def result_link(path: Path, name: str) -> str:
     return f"[{name}](../../{path.relative_to(ROOT).as_posix()})"
 
 
+# -- Python ----------------------------------------------------------------------------------------------------------
+
+
+class Part(NamedTuple):
+    """A page of the Python reference: its title, what it is for, and where its public names are (all of ``__all__``)."""
+
+    title: str
+    about: str
+    modules: tuple[str, ...]
+    names: tuple[str, ...] = ()
+    """Of the names of ``normalcy`` itself, those that stand here."""
+
+
+API = {
+    "detector": Part(
+        "Detector",
+        "Fit, score, save and load. Every name can be imported from `normalcy`.",
+        (),
+        ("Detector", "load", "Result", "Results"),
+    ),
+    "data": Part(
+        "Data",
+        "Open images as data sets, check and split them, add synthetic anomalies. `open_data`, `open_samples`, `union`, "
+        "`DataSet`, `Item` and `Failure` can be imported from `normalcy`. How-to: [bring your own data](../how-to/data.md).",
+        ("data.open", "data.splits", "data.check", "data.synthetic"),
+        ("DataSet", "Item", "Failure", "open_samples", "union"),
+    ),
+    "settings": Part(
+        "Settings and training",
+        "Settings that every method accepts, as keywords of `Detector`, and the training of a method by itself. The settings of "
+        "each method are on its [page](../reference/methods.md).",
+        ("settings",),
+        ("TrainSettings", "fit"),
+    ),
+    "calibration": Part(
+        "Calibration",
+        "From scores of held-out normal images to p-values and thresholds. Background: "
+        "[calibration](../explanation/calibration.md).",
+        ("calibrate",),
+    ),
+    "metrics": Part(
+        "Metrics",
+        "Functions over arrays of labels, scores, maps and masks, independent of methods and files. Formulas and conventions: "
+        "[metrics](../reference/metrics.md).",
+        ("metrics",),
+    ),
+    "results": Part(
+        "Results",
+        "Write, evaluate and read results folders. Their files: [files](../reference/files.md).",
+        (
+            "results.predict",
+            "results.evaluate",
+            "results.folder",
+            "results.run",
+            "results.metrics",
+            "results.labels",
+            "results.comparison",
+            "report",
+        ),
+    ),
+    "studies": Part(
+        "Studies",
+        "What the commands `compare`, `select`, `audit` and `reproduce` do, in Python.",
+        ("studies.compare", "studies.select", "studies.audit", "studies.reproduce"),
+    ),
+    "method": Part(
+        "Methods",
+        "The base class of all methods and what belongs to it. How-to: [add a method](../how-to/add-a-method.md); rules: "
+        "[the contract of a method](../explanation/contract.md).",
+        ("config", "testing"),
+        ("Method", "Scores", "Stage", "Objective", "EarlyStop", "METHODS"),
+    ),
+    "sklearn": Part(
+        "scikit-learn",
+        "Every method as an estimator of scikit-learn. How-to: [use a detector in scikit-learn](../how-to/scikit-learn.md).",
+        ("sklearn",),
+    ),
+    "export": Part(
+        "Export",
+        "Write a fitted method as a graph and score with it without torch. How-to: [export a model](../how-to/export.md).",
+        ("export", "export.scorer"),
+    ),
+    "errors": Part("Errors", "Every error that normalcy raises on purpose is a `NormalcyError`.", ("errors",)),
+}
+"""File in docs/api -> what its page holds. What is not listed there is not public and may change without notice."""
+
+
+class Public(NamedTuple):
+    """A public name: where it is imported from, the object, and the page that describes it."""
+
+    module: str
+    name: str
+    object: Any
+    page: str
+
+    @property
+    def kind(self) -> str:
+        return "class" if inspect.isclass(self.object) else "function" if callable(self.object) else "data"
+
+    @property
+    def anchor(self) -> str:
+        return f"{self.kind}-{self.name.lower()}"
+
+
+@cache
+def public() -> tuple[Public, ...]:
+    """Every public name, in the order of its page."""
+    found = []
+    for page, part in API.items():
+        names = [("normalcy", name) for name in part.names]
+        for module in (f"normalcy.{name}" for name in part.modules):
+            names += [(module, name) for name in import_module(module).__all__]
+        found += [Public(module, name, getattr(import_module(module), name), page) for module, name in names]
+    return tuple(found)
+
+
+def api_index() -> str:
+    """The pages of the Python reference and the names on each."""
+    rows = [
+        (
+            f"[{part.title}]({page}.md)",
+            ", ".join(f"[`{p.name}`]({page}.md#{p.anchor})" for p in public() if p.page == page),
+        )
+        for page, part in API.items()
+    ]
+    return "\n".join(
+        [
+            "# Python",
+            "",
+            "<!-- Made by docs/make_pages.py from the docstrings. -->",
+            "",
+            "These names are public: those of `normalcy.__all__` and of `__all__` of the modules named on the pages. Anything "
+            "else may change in any version. Arrays that you hand in have channels last, tensors have channels first. Higher "
+            "scores are more anomalous.",
+            "",
+            table(("page", "names"), rows),
+            "",
+        ]
+    )
+
+
+def api_page(page: str) -> str:
+    """A page of the Python reference."""
+    part = API[page]
+    lines = [f"# {part.title}", "", "<!-- Made by docs/make_pages.py from the docstrings. -->", "", part.about, ""]
+    module = "normalcy"
+    for entry in (p for p in public() if p.page == page):
+        if entry.module != module:
+            module = entry.module
+            lines += [f"## {module}", "", prose_of(import_module(module), page), ""]
+        lines += [f"### {entry.kind} {entry.name}", "", *described(entry), ""]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
+
+
+def described(entry: Public) -> Iterator[str]:
+    """Signature, docstring, and of a class its fields, properties and methods."""
+    if entry.kind == "data":
+        yield f"```python\nfrom {entry.module} import {entry.name}\n```\n"
+        yield f"Keys: {', '.join(f'`{key}`' for key in entry.object)}."
+        return
+    where = f"from {entry.module} import {entry.name}"
+    named = inspect.isclass(entry.object) and issubclass(
+        entry.object, tuple
+    )  # made by functions; its fields are in the table
+    yield f"```python\n{where}\n```\n" if named else signature(entry.object, entry.name, f"{where}\n\n") + "\n"
+    yield prose_of(entry.object, entry.page) + "\n"
+    if not inspect.isclass(entry.object):
+        return
+    if entry.object in COMMON.values():
+        yield settings_table(entry.object) + "\n"
+    elif rows := fields_of_class(entry.object, entry.page):
+        yield table(("attribute", "type", "meaning"), rows) + "\n"
+    for name, member in vars(entry.object).items():
+        function = member.__func__ if isinstance(member, classmethod | staticmethod) else member
+        if not name.startswith("_") and inspect.isfunction(function) and function.__doc__:
+            yield f"#### {entry.name}.{name}\n"
+            yield signature(getattr(entry.object, name), name) + "\n"
+            yield prose_of(function, entry.page) + "\n"
+
+
+def fields_of_class(cls: type, page: str) -> list[tuple[str, str, str]]:
+    """Name, type and meaning of fields with a type, of attributes that ``__init__`` explains, and of properties."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    statements = list(body.body) if isinstance(body, ast.ClassDef) else []
+    for made in [one for one in statements if isinstance(one, ast.FunctionDef) and one.name == "__init__"]:
+        statements += made.body
+    found = []
+    for statement, after in zip(statements, [*statements[1:], None]):
+        if not isinstance(statement, ast.AnnAssign):
+            continue
+        explained = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+        text = " ".join(str(after.value.value).split()) if explained else ""
+        name, hint = ast.unparse(statement.target), ast.unparse(statement.annotation)
+        if ((name.startswith("self.") and text) or "." not in name) and not name.removeprefix("self.").startswith("_"):
+            hint = re.sub(r"^ClassVar\[(.*)\]$", r"\1", hint)
+            found.append((f"`{name.removeprefix('self.')}`", f"`{hint}`", linked_prose(text, page)))
+    for name, member in vars(cls).items():
+        if isinstance(member, property) and not name.startswith("_"):
+            text = " ".join((inspect.getdoc(member) or "").split())
+            found.append(
+                (f"`{name}`", f"`{inspect.signature(member.fget).return_annotation}`", linked_prose(text, page))
+            )
+    return found
+
+
+def signature(function: Any, name: str, before: str = "") -> str:
+    """As a block of Python; one parameter a line where it is long."""
+    try:
+        given = inspect.signature(function)
+    except ValueError:
+        return f"```py\n{before}{name}\n```"
+    hint = (
+        ""
+        if given.return_annotation is inspect.Signature.empty or inspect.isclass(function)
+        else given.return_annotation
+    )
+    end = f" -> {hint if isinstance(hint, str) else getattr(hint, '__name__', hint)}" if hint != "" else ""
+    parameters = [p for p in given.parameters.values() if p.name not in ("self", "cls")]
+    texts, only_by_name = [], False
+    for parameter in parameters:
+        if parameter.kind is parameter.KEYWORD_ONLY and not only_by_name:
+            only_by_name = True
+            texts += ["*"] if not any(p.kind is p.VAR_POSITIONAL for p in parameters) else []
+        texts.append(spelled_parameter(parameter))
+    line = f"{name}({', '.join(texts)}){end}"
+    if len(line) > 100:
+        line = "\n".join([f"{name}(", *(f"    {text}," for text in texts), f"){end}"])
+    return f"```py\n{before}{line}\n```"
+
+
+def spelled_parameter(parameter: inspect.Parameter) -> str:
+    """As in the source, where annotations are text."""
+    stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+    hint = parameter.annotation
+    text = "" if hint is parameter.empty else f": {hint if isinstance(hint, str) else getattr(hint, '__name__', hint)}"
+    default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}".replace("<factory>", "...")
+    return f"{stars}{parameter.name}{text}{default}"
+
+
+def prose_of(described: Any, page: str) -> str:
+    """The docstring as Markdown: examples and literal blocks fenced, names of public objects linked."""
+    parts = []
+    for block in re.split(r"\n\s*\n", literal_blocks(inspect.getdoc(described) or "")):
+        if block.startswith(">>> "):
+            parts.append(f"```pycon\n{re.sub(r'  # doctest:.*', '', block)}\n```")
+        elif block.startswith("\x00"):
+            parts.append(f"```text\n{inspect.cleandoc(block[1:]).replace(chr(1), chr(10))}\n```")
+        else:
+            parts.append(linked_prose(block, page))
+    return "\n\n".join(parts)
+
+
+def literal_blocks(text: str) -> str:
+    """Indented blocks after ``::`` as one paragraph each, which begins with a null character."""
+
+    def one(match: re.Match[str]) -> str:
+        return ":\n\n\x00" + inspect.cleandoc("\n" + match[1]).replace("\n", "\x01") + "\n\n"
+
+    return re.sub(r"::\n\n((?:    .*(?:\n|$)|\s*\n)+)", one, text)
+
+
+def linked_prose(text: str, page: str) -> str:
+    """Markdown of a docstring in which roles such as ``:class:`` link to what they name, where that is public."""
+    known: dict[str, Public] = {}
+    for entry in reversed(public()):
+        if entry.kind != "data":
+            known |= dict.fromkeys((f"{place}{entry.name}" for place in ("", *origins(entry))), entry)
+
+    def link(match: re.Match[str]) -> str:
+        name = match[1].lstrip("~")
+        entry = known.get(name)
+        if entry is None:
+            return f"`{name.rpartition('.')[2] if match[1].startswith('~') else name}`"
+        return f"[`{entry.name}`]({'' if entry.page == page else f'{entry.page}.md'}#{entry.anchor})"
+
+    return markdown(re.sub(r":\w+:`([^`]+)`", link, text))
+
+
+def origins(entry: Public) -> tuple[str, str]:
+    """Where docstrings may say that a public name is from."""
+    return f"{entry.module}.", f"{entry.object.__module__}."
+
+
+# -- navigation of the site ------------------------------------------------------------------------------------------
+
+
+def method_entries() -> str:
+    """Of zensical.toml: the pages of the methods, by family."""
+    lines = []
+    for group, names in families().items():
+        lines.append(f'    {{ "{group.capitalize()}" = [')
+        lines += [f'      {{ "{name}" = "methods/{name}.md" }},' for name in names]
+        lines.append("    ] },")
+    return "\n".join(lines)
+
+
+def api_entries() -> str:
+    """Of zensical.toml: the pages of the Python reference."""
+    pages = {"index": "Overview", **{page: part.title for page, part in API.items()}}
+    return "\n".join(f'      {{ "{title}" = "api/{page}.md" }},' for page, title in pages.items())
+
+
+def navigation() -> str:
+    """zensical.toml with the pages that are made here."""
+    content = (ROOT / "zensical.toml").read_text(encoding="utf-8")
+    for name, text in {"methods": method_entries(), "api": api_entries()}.items():
+        content = re.sub(
+            rf"( *# <{name}>\n).*?( *# </{name}>\n)", lambda m, t=text: f"{m[1]}{t}\n{m[2]}", content, flags=re.DOTALL
+        )
+    return content
+
+
 # -- command line ----------------------------------------------------------------------------------------------------
 
 
@@ -630,7 +979,13 @@ def markdown(text: str) -> str:
     borders = [i for i, line in enumerate(lines) if re.fullmatch(r"=+ +=+", line)]
     for first, last in reversed(list(zip(borders[::2], borders[1::2]))):
         second = lines[first].index(" =") + 1  # where the second column starts
-        rows = [(line[:second].strip(), line[second:].strip()) for line in lines[first + 1 : last]]
+        rows: list[tuple[str, str]] = []
+        for line in lines[first + 1 : last]:
+            name, meaning = line[:second].strip(), line[second:].strip()
+            if name or not rows:
+                rows.append((name, meaning))
+            else:  # a second line of the cell above
+                rows[-1] = (rows[-1][0], f"{rows[-1][1]} {meaning}")
         lines[first : last + 1] = table(("", ""), rows).splitlines()
     text = "\n".join(lines)
     text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text)

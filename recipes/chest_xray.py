@@ -42,6 +42,8 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "patchcore": ("patchcore", {}),
     "patchcore, 224 pixels": ("patchcore", {"size": 224}),
     "deep_if": ("deep_if", {}),
+    "deep_knn": ("deep_knn", {}),
+    "mahalanobis": ("mahalanobis", {}),
 }
 TRAINED = ("dpa", "autoencoder")
 """Methods that train for the budget."""

@@ -1,6 +1,6 @@
 """How many anomalies, of how many kinds, are needed to choose settings: figure 5 of DPA, a smaller version on CIFAR-10.
 
-    python recipes/dpa_choice.py --data-root DIR [--normal automobile]     (about 25 minutes on 2 cores)
+    python recipes/dpa_choice.py --data-root DIR [--normal automobile]     (about 25 minutes of one core)
 
 Shvetsova et al. 2021, section IV-E: settings of DPA are chosen with 1 to 9 kinds of anomalies and 10 to 200 examples, seven times
 each, by the mean AUROC over 3 folds; the test AUROC of the chosen setting is compared with the best and the worst of all
@@ -68,7 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--normal", default="automobile")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--images", type=int, default=1500, help="normal training images")
     parser.add_argument("--test-images", type=int, default=2000)
     parser.add_argument("--settings", type=int, default=None, help="number of settings of the grid, for a trial run")
@@ -94,7 +94,7 @@ def main() -> None:
         normal.append([])
         for k in (*range(FOLDS), None):
             kept = np.concatenate([part for j, part in enumerate(parts) if j != k])
-            whole: dict[str, Any] = {**words, "steps": options.steps, "batch_size": 32, "calibration": 0.0}
+            whole: dict[str, Any] = {**words, "steps": options.steps, "batch_size": 64, "calibration": 0.0}
             detector = Detector("dpa", **whole).fit(train.subset(np.sort(kept)))
             if k is None:
                 quality.append(auroc(test.labels, detector.score(test).scores))

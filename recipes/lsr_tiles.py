@@ -1,16 +1,17 @@
-"""Surface defects of magnetic tiles by networks trained from scratch for the same time: LSR, autoencoders, a VAE.
+"""Surface defects of magnetic tiles by networks trained for the same time: LSR, autoencoders, a VAE.
 
     python recipes/lsr_tiles.py --data-root DIR [--minutes 25] [--size 128] [--seeds 0,1,2] [--rows NAMES]   (one thread)
 
 Data and split as in recipes/magnetic_tile.py (Huang et al. 2020): defect-free tiles sorted by name, shuffled with
 random.Random(0), the first 80 % for training (761); the other 191 and all 392 defective ones for testing; resized to squares.
 Every network trains for the same processor time: a short run measures its speed, which determines the number of steps. LSR with
-``preset="small"``, once with the bidirectional and once with the paper's autoregressive prior, whose eta comes from a search on
-held-out normal images with synthetic rectangles (section 4.3.3 of Wang et al. 2020). Score "auto" is the map that finds synthetic
-anomalies in held-out normal images best. The other networks have the settings of Bergmann et al. 2019 for textures, latent
-dimension 100. Thresholds of maps: the smallest
-at which no region of the held-out normal maps is larger than 0.1 % of an image. Nothing is chosen on test images. Uneven tiles
-have 70 % of all marked pixels, so results are also given for each type of defect against the normal images.
+``preset="features"``, whose codes represent features of a network that was pretrained on ImageNet; and with ``preset="small"``,
+whose codes represent pixels, once with the bidirectional and once with the paper's autoregressive prior, whose eta comes from a
+search on held-out normal images with synthetic rectangles (section 4.3.3 of Wang et al. 2020). The other networks know no other
+images. Score "auto" is the map that finds synthetic anomalies in held-out normal images best. Autoencoders and VAE have the
+settings of Bergmann et al. 2019 for textures, latent dimension 100. Thresholds of maps: the smallest at which no region of the
+held-out normal maps is larger than 0.1 % of an image. Nothing is chosen on test images. Uneven tiles have 70 % of all marked
+pixels, so results are also given for each type of defect against the normal images.
 
 Rows "images as they are" train without augmentation, the others with rotations by multiples of 90 degrees and flips, as the
 papers of LSR and of the autoencoders do with textures. The number of steps indicates the load of the machine.
@@ -44,13 +45,14 @@ from normalcy.results.schema import to_json
 AREA = 0.001
 HELD_OUT = 0.1
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
-    "lsr": ("lsr", {"preset": "small"}),
-    "lsr, causal prior": ("lsr", {"preset": "small", "prior": "causal", "eta": "search"}),
+    "lsr": ("lsr", {"preset": "features"}),
+    "lsr, pixels": ("lsr", {"preset": "small"}),
+    "lsr, pixels, causal prior": ("lsr", {"preset": "small", "prior": "causal", "eta": "search"}),
     "autoencoder, l2": ("autoencoder", {"loss": "l2", "latent": 100}),
     "autoencoder, ssim": ("autoencoder", {"loss": "ssim", "latent": 100}),
     "vae": ("vae", {"latent": 100}),
 }
-SCORES = {"lsr": ("auto", "restored", "surprise", "fused"), "vae": ("reconstruction", "combined")}
+SCORES = {"lsr": ("auto", "input", "residual", "surprise", "fused"), "vae": ("reconstruction", "combined")}
 RUNS = {
     **{name: (method, {**words, "augment": ["rotate90", "flip"]}) for name, (method, words) in NETWORKS.items()},
     **{f"{name}, images as they are": run for name, run in NETWORKS.items()},

@@ -108,14 +108,16 @@ def sets(root: Path) -> Iterator[tuple[str, Any, list[Floats], Any, dict[str, An
     yield "brain slices", as_dataset(np.stack(slices[: -13 * 8])), held_out, None, {"size": 64}
 
 
-def with_anomaly(image: Floats, kind: str, area: float, rng: np.random.Generator, inside: bool) -> Floats:
-    """One synthetic anomaly; ``inside``: in what is not black background."""
+def with_anomaly(
+    image: Floats, kind: str, area: float, rng: np.random.Generator, inside: bool
+) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """The image with one synthetic anomaly, and its mask (H, W); ``inside``: in what is not black background."""
     content = gaussian_filter(image[0], 1) > 0.15
     for _ in range(50):
         changed, mask = make(image, kind, rng, area=area)
         if not inside or content[mask].mean() > 0.7:
             break
-    return changed
+    return changed, mask
 
 
 def maps_of(detector: Detector, images: Floats) -> Tensor:
@@ -145,7 +147,7 @@ def main() -> None:
             if method != "pca":
                 words["steps"] = steps_in(method, words, train, options.seconds)
             detector = Detector(method, **words).fit(train)
-            seen = np.stack([detector.preprocess.apply(image)[0].numpy() for image in held_out]).clip(0, 1)
+            seen = np.stack([detector.preprocess.apply(image)[0] for image in held_out]).clip(0, 1)
             normal = maps_of(detector, seen)
             clean = reduced(normal, normal)
             for area in AREAS:
@@ -153,7 +155,7 @@ def main() -> None:
                 kinds = list(SYNTHETIC)
                 anomalous = np.stack(
                     [
-                        with_anomaly(x, kinds[i % len(kinds)], area, rng, name == "brain slices")
+                        with_anomaly(x, kinds[i % len(kinds)], area, rng, name == "brain slices")[0]
                         for i, x in enumerate(seen)
                     ]
                 )
@@ -169,7 +171,7 @@ def main() -> None:
                 )
                 print(name, method, area, rows[-1]["auroc"], flush=True)
             if test is not None:
-                x = np.stack([detector.preprocess.apply(test.read(i))[0].numpy() for i in range(len(test))])
+                x = np.stack([detector.preprocess.apply(test.read(i))[0] for i in range(len(test))])
                 found = reduced(maps_of(detector, x), normal)
                 real = {k: round(auroc(np.array(test.labels), found[k]), 4) for k in found}
                 rows.append({"set": name, "method": method, "area": "real", "auroc": real})

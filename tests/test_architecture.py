@@ -13,7 +13,7 @@ import normalcy
 
 ROOT = Path(normalcy.__file__).parent
 FOUNDATION = {"arrays", "errors", "config", "files", "provenance"}
-DATA = FOUNDATION | {"data"}
+DATA = FOUNDATION | {"data", "remote"}
 METHOD = FOUNDATION | {"method"}
 BELOW_DETECTOR = DATA | {
     "calibrate",
@@ -33,6 +33,7 @@ ALLOWED = {
     "config": {"errors", "files"},
     "files": {"errors"},
     "provenance": {"errors", "files"},
+    "remote": {"errors", "files", "remote"},
     "data": DATA,
     "preprocessing": DATA | {"preprocessing"},
     "method": FOUNDATION,
@@ -57,8 +58,8 @@ ALLOWED = {
 """Part -> parts of normalcy that it may import; what is not named (the command line) may import all."""
 
 INSIDE_DATA = ("formats", "companions", "foreground", "stain", "synthetic", "volumes", "kinds", "dicom_codecs", "dicom", "images",
-               "dataset", "splits", "check", "samples", "stores", "polygons", "folder", "table", "named", "diffusion", "slides",
-               "open")  # fmt: skip
+               "dataset", "splits", "check", "samples", "stores", "polygons", "layouts", "annotations", "indexed", "folder",
+               "table", "webdataset", "elsewhere", "published", "named", "diffusion", "slides", "union", "open")  # fmt: skip
 """Files of ``data``: each imports only those before it."""
 LARGEST_ROOT = 14
 """Files in the root of the package."""
@@ -265,6 +266,7 @@ MAY_OPEN = {
     ("results.slides", "tifffile.TiffWriter(opened"): "the handle comes from files.py",
     ("data.images", "tifffile.imwrite(buffer"): "a buffer in memory",
     ("data.images", "tifffile.TiffFile(io.BytesIO("): "a buffer in memory",
+    ("remote.store", "zipfile.ZipFile(self.archive("): "the handle comes from files.py, or reads blocks of a store",
     ("data.stores", "zipfile.ZipFile(open_regular("): "the handle comes from files.py",
     ("data.slides", "tiffslide.TiffSlide("): "it reads parts of a file by its name; files.py has looked at it before",
     ("model_folder", "safe_open("): "it maps the file by its name; files.py has read it for the checksum before",

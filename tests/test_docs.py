@@ -66,7 +66,7 @@ def blocks(language: str) -> list[Any]:
 def commands_in(block: Block) -> list[list[str]]:
     """Words of each normalcy command of a block of shell lines."""
     lines = block.text.replace("\\\n", " ").splitlines()
-    found = [shlex.split(part, comments=True) for line in lines for part in line.split("&&")]
+    found = [shlex.split(part, comments=True) for line in lines for part in re.split(r"&& | \| ", line)]
     return [words for words in found if words[:1] == ["normalcy"]]
 
 
@@ -166,8 +166,13 @@ def test_commands_parse(block: Block):
     for words in commands_in(block):
         if words[1:] == ["--help"]:
             continue
+        common = {option for parameter in group.params if not parameter.is_flag for option in parameter.opts}
+        while words[1] in common:  # options of all commands, with their values
+            words = [words[0], *words[3:]]
         command = group.commands.get(words[1])
         assert command is not None, f"{block.place}: there is no command {words[1]}"
+        if words[2:] == ["--help"]:
+            continue
         options = command.make_context(words[1], words[2:]).params  # raises for an unknown option or a missing argument
         settings = parse_settings(options.get("set_") or [])
         if words[1] == "fit" and options["config_file"] is None:

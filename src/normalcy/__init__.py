@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from normalcy.data.dataset import Item as Item
     from normalcy.data.open import open_data as open_data
     from normalcy.data.samples import open_samples as open_samples
+    from normalcy.data.union import union as union
     from normalcy.detector import Detector as Detector
     from normalcy.detector import load as load
     from normalcy.errors import DataError as DataError
@@ -39,6 +40,7 @@ _HOME = {
     "data.dataset": ("DataSet", "Failure", "Item"),
     "data.open": ("open_data",),
     "data.samples": ("open_samples",),
+    "data.union": ("union",),
     "detector": ("Detector", "load"),
     "errors": ("DataError", "ModelFileError", "NormalcyError", "SettingsError", "TrainingError"),
     "method": ("EarlyStop", "Method", "Objective", "Scores", "Stage"),

@@ -25,6 +25,8 @@ import numpy.typing as npt
 from normalcy.arrays import Array, Float64
 from normalcy.errors import ModelFileError, SettingsError
 
+__all__ = ["Calibration", "Decision", "calibrate", "decide", "decide_on_validation", "needed_images"]
+
 _BITS = 18
 _LEVELS = 2000
 

@@ -20,6 +20,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from normalcy import files
 from normalcy.errors import SettingsError
 
+__all__ = ["require", "require_that"]
+
 T = TypeVar("T")
 
 

@@ -46,7 +46,7 @@ from normalcy.training.settings import FitSummary, TrainSettings
 class Detector:
     """A method with everything around it: geometry, preprocessing, training, calibration, files.
 
-    Settings are words, the same as on the command line and in TOML: those of the method and those of
+    Keywords are settings, named as on the command line and in TOML: those of the method and those of
     :class:`InputSettings`, :class:`~normalcy.training.settings.TrainSettings` and :class:`DecisionSettings`.
 
     >>> rng = np.random.default_rng(0)
@@ -97,7 +97,7 @@ class Detector:
         """Learn from normal images: arrays (N, H, W) or (N, H, W, C), tensors (N, C, H, W), paths, or a data set.
 
         Of a labelled set the normal training images are used. A part of them is held out for calibration. ``run_dir``
-        keeps checkpoints; with ``resume=True`` a killed fit goes on there. ``shared`` is a folder of stages that fits of
+        keeps checkpoints; with ``resume=True`` an interrupted fit resumes there. ``shared`` is a folder of stages that fits of
         one method with different settings have in common (:attr:`Method.late_settings`). ``stopping`` is the fraction of the
         remaining images on which stages stop early or conclude, where a method has such stages. Returns self.
 
@@ -219,6 +219,11 @@ class Detector:
     def folder(self) -> Path | None:
         """The model folder that it was loaded from."""
         return self._source[0]
+
+    @property
+    def checksum(self) -> str:
+        """Of the weights in that folder; empty without one."""
+        return self._source[1]
 
     @property
     def calibration(self) -> Calibration | None:

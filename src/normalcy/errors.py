@@ -4,6 +4,16 @@ from __future__ import annotations
 
 import re
 
+__all__ = [
+    "DataError",
+    "ModelFileError",
+    "NormalcyError",
+    "NormalcyWarning",
+    "SettingsError",
+    "TrainingError",
+    "WriteError",
+]
+
 
 class NormalcyError(Exception):
     """Base of all errors of normalcy; the command line prints the message and exits with ``exit_code``."""

@@ -25,11 +25,12 @@ import tempfile
 import threading
 import tokenize
 import tomllib
+import weakref
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, BinaryIO, TextIO, cast
+from typing import IO, Any, BinaryIO, Protocol, TextIO, cast
 
 from normalcy.errors import DataError, ModelFileError, NormalcyError, Reason, SettingsError, WriteError
 
@@ -51,7 +52,12 @@ MARKS = ("detector.json", "run.json", "compare.json", "select.json")
 
 
 def open_regular(path: Path | str, error: type[NormalcyError] = DataError) -> BinaryIO:
-    """A regular file, opened for reading; links are followed. Raises ``error`` for anything else, without waiting."""
+    """A regular file, opened for reading; links are followed. Raises ``error`` for anything else, without waiting.
+
+    What lies in the folder of a :class:`Mount` is what that gives.
+    """
+    if (found := mounted(path)) is not None and (file := _of_mount(found.open, path, error)) is not None:
+        return file
     try:
         _refuse_special(path, os.stat(path).st_mode, error)  # first: opening a device can already act on it
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -67,6 +73,13 @@ def open_regular(path: Path | str, error: type[NormalcyError] = DataError) -> Bi
         reason = (fault.strerror if isinstance(fault, OSError) else None) or str(fault)
         shown = str(path) if len(str(path)) < 500 else f"{str(path)[:100]}...{str(path)[-100:]}"
         raise error(f"{shown}: cannot be opened ({reason}); check the name and the access rights.") from None
+
+
+def open_blocks(path: Path | str) -> BinaryIO:
+    """A regular file to be read at any place; of one in the folder of a :class:`Mount` only what is read is fetched."""
+    if (found := mounted(path)) is not None and (file := _of_mount(found.blocks, path, DataError)) is not None:
+        return file
+    return open_regular(path)
 
 
 def read_bytes(path: Path | str, limit: int = MAX_BYTES, error: type[NormalcyError] = DataError) -> bytes:
@@ -95,6 +108,8 @@ def reading_text(path: Path, limit: int, error: type[NormalcyError] = DataError)
 def read_head(path: Path | str, count: int) -> bytes:
     """The first bytes of a file; empty where it cannot be read or is not a regular file."""
     try:
+        if (found := mounted(path)) is not None and (head := found.head(Path(path), count)) is not None:
+            return head
         with open_regular(path) as file:
             return file.read(count)
     except (OSError, DataError):
@@ -267,6 +282,73 @@ def read_member(archive: zipfile.ZipFile, name: str, limit: int = MAX_BYTES) -> 
         return file.read(size)
 
 
+class Mount(Protocol):
+    """A folder of this machine that stands for a store elsewhere; see :mod:`normalcy.remote.mirror`."""
+
+    @property
+    def root(self) -> Path: ...
+
+    def open(self, path: Path) -> BinaryIO | None: ...
+
+    def blocks(self, path: Path) -> BinaryIO | None: ...
+
+    def head(self, path: Path, count: int) -> bytes | None: ...
+
+    def shown(self, path: Path | str) -> str:
+        """The name of a file elsewhere."""
+
+    def in_words(self, text: str) -> str:
+        """A message with those names."""
+
+
+_MOUNTS: weakref.WeakValueDictionary[str, Mount] = weakref.WeakValueDictionary()
+
+
+def mount(folder: Mount) -> None:
+    """Files of ``folder.root`` are opened by it, as long as it lives."""
+    _MOUNTS[f"{folder.root}{os.sep}"] = folder
+
+
+def mounted(path: Path | str) -> Mount | None:
+    """The mount that a path lies in, if there is one."""
+    if not _MOUNTS:
+        return None
+    place = f"{os.path.abspath(path)}{os.sep}"
+    return next((found for root, found in list(_MOUNTS.items()) if place.startswith(root)), None)
+
+
+def _of_mount(
+    opener: Callable[[Path], BinaryIO | None], path: Path | str, error: type[NormalcyError]
+) -> BinaryIO | None:
+    try:
+        return opener(Path(path))
+    except DataError as fault:
+        raise error(str(fault)) from None
+
+
+def blank_file(path: Path, size: int, made: set[Path]) -> None:
+    """A new file that takes no space and has a size; ``made`` are folders that are there, to which those above it are added."""
+    if path.parent not in made:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made.add(path.parent)
+    with open(path, "xb") as file:
+        file.truncate(size)
+
+
+def anonymous_file() -> BinaryIO:
+    """A file for reading and writing that is gone when it is closed."""
+    return cast("BinaryIO", tempfile.NamedTemporaryFile(prefix="normalcy-"))
+
+
+def private_folder(folder: Path) -> None:
+    """A folder that only this user may read, with those above it, where it is missing."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as fault:
+        raise _cannot_write(folder, fault) from fault
+
+
 def _refuse_special(path: Path | str, mode: int, error: type[NormalcyError]) -> None:
     if not stat.S_ISREG(mode):
         kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
@@ -383,6 +465,68 @@ def write_bytes(path: Path | str, data: bytes) -> None:
 def write_json(path: Path, words: Mapping[str, Any]) -> None:
     """A JSON object of finite numbers, whole or not at all."""
     write_bytes(path, json.dumps(words, indent=1, allow_nan=False).encode())
+
+
+def create_bytes(path: Path, data: bytes) -> bool:
+    """A new file with this content; False where there is one of that name. One process of several alone succeeds, on a disk that
+    machines share too."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+    except FileExistsError:
+        return False
+    except OSError as fault:
+        raise _cannot_write(path, fault) from fault
+    return True
+
+
+def rename(source: Path, target: Path) -> bool:
+    """Give a file the name ``target``, in place of the one there, or a folder where nothing is; False where it cannot be."""
+    try:
+        if source.is_dir() and target.exists():
+            return False
+        os.replace(source, target)
+    except OSError:
+        return False
+    return True
+
+
+def mark_used(path: Path) -> bool:
+    """Set the time of a file to now, by the clock of the file system; False where that cannot be."""
+    try:
+        os.utime(path)
+    except OSError:
+        return False
+    return True
+
+
+def content_and_age(path: Path, limit: int = 2**16) -> tuple[bytes, float] | None:
+    """The content of a small file and the seconds since it was changed or marked; None where it is gone.
+
+    Both times are the file system's own, so that clocks of machines may differ.
+    """
+    try:
+        with open_regular(path) as file:
+            data, then = file.read(limit), os.fstat(file.fileno()).st_mtime
+        probe = path.parent / f".normalcy-{os.urandom(8).hex()}"
+        with open(probe, "xb") as file:
+            os.utime(file.fileno() if os.utime in os.supports_fd else probe)
+            now = os.fstat(file.fileno()).st_mtime
+        probe.unlink()
+    except (OSError, DataError):
+        return None
+    return data, now - then
+
+
+def stamp(path: Path) -> tuple[int, int, int] | None:
+    """What changes when a file is replaced by another; None where there is no file."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def append_text(path: Path, text: str) -> None:
@@ -680,6 +824,23 @@ class Target:
     def unfinished(self) -> Path:
         """Where work is kept that the next start continues: ``<folder>.run`` beside it, hidden inside where it stays."""
         return self.path / ".normalcy-run" if self.in_place else self.path.with_name(f"{self.path.name}.run")
+
+    def begin(self, identity: Sequence[object], what: str, differs: str) -> Path:
+        """The folder in :attr:`unfinished` of the work with this identity; made where it is missing.
+
+        Raises SettingsError where other work is kept there, unless it may be overwritten.
+        """
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        work = self.unfinished / digest
+        if any(path != work for path in self.unfinished.glob("*")):
+            if not self.overwrite:
+                raise SettingsError(
+                    f"{self.unfinished} holds an unfinished {what} of other {differs}: repeat that "
+                    "command to continue it, or pass --overwrite to start again."
+                )
+            remove(self.unfinished)
+        make_folder(work)
+        return work
 
     def hidden(self, kind: str) -> Path:
         """A new name for a folder on the way in ("partial", and in place "complete", "moving") or out ("old")."""

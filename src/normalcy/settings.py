@@ -13,6 +13,8 @@ from normalcy.preprocessing.tiling import Window
 from normalcy.preprocessing.views import Slices
 from normalcy.training.settings import TrainSettings
 
+__all__ = ["DecisionSettings", "InputSettings"]
+
 
 @dataclass(frozen=True)
 class InputSettings:

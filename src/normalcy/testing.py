@@ -40,6 +40,8 @@ from normalcy.settings import COMMON
 from normalcy.training.fit import fit
 from normalcy.training.settings import TrainSettings
 
+__all__ = ["ContractError", "check_method"]
+
 RESERVED = frozenset({"method", "channels"}.union(*(config.fields_of(c) for c in COMMON.values())))
 """Words that a method's settings may not take: they mean something for every method."""
 

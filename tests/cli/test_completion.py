@@ -39,6 +39,7 @@ def completed(line: str) -> list[str]:
         ("fit data --device ", ["auto", "cpu", "cuda", "mps"]),
         ("fit cifar10:ca", ["cifar10:cat"]),
         ("fit el", ["elpv"]),
+        ("fit mvtec:bo", ["mvtec:bottle"]),
         ("methods --family one", ["one-class"]),
         ("methods patchc", ["patchcore"]),
         ("compare data --methods pca,z", ["pca,zscore"]),

@@ -111,8 +111,8 @@ def test_the_layout_in_other_words(tmp_path, words):
 @pytest.mark.parametrize(
     "names",
     [
-        ("good/0.png", "bad/0.png"),
-        ("OK/0.png", "NG/1.png"),
+        ("images/0.png", "bad/0.png"),
+        ("photos/0.png", "NG/1.png"),
         ("a/ko/0.png",),
         ("images/0.png", "masks/0.png"),
         ("images/0.png", "Ground Truth/0.png"),

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
+from normalcy.data.annotations import read_annotations
 from normalcy.data.open import open_data
-from normalcy.data.polygons import decode_rle, encode_rle, polygons_of, rasterise, read_annotations
+from normalcy.data.polygons import decode_rle, encode_rle, polygons_of, rasterise
 from normalcy.errors import DataError
 
 MASKS = arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12)))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from normalcy.errors import DataError, SettingsError
 from normalcy.methods.lsr import ETAS, LSR, MAPS, LSRSettings, _auroc
@@ -123,6 +125,70 @@ def test_map_is_equation_6(method: LSR) -> None:
     filtered = LSR(LSRSettings(**SMALL, score="restored"), SHAPE)
     filtered.load_state_dict(method.state_dict())
     torch.testing.assert_close(filtered.score(x).map, bilateral(distance, 1, 75 / 16, 75 / 255))  # 10 of 256 pixels
+
+
+FEATURES: dict[str, Any] = {**SMALL, "coded": "features", "layers": (0, 1), "components": 6, "halvings": 2}
+
+
+@pytest.fixture(scope="module")
+def of_features(fitted: Callable[..., LSR]) -> LSR:
+    return fitted(LSR, _stripes(64), validation=_stripes(16, seed=1), steps=300, **{**FEATURES, "filter": False})
+
+
+def test_residuals_are_of_features(of_features: LSR) -> None:
+    x, _ = _with_break(_stripes(3, seed=3))
+    m = of_features
+    assert m.features is not None
+    with torch.no_grad():
+        codes = m.to_codes(x)
+        features = m.features(x)
+        assert codes.shape == (3, 4, 4)
+        assert features.shape == (3, 6, 4, 4)
+        decoded = m.decoder(m.quantiser.look_up(codes))
+        error = (features - decoded).square().sum(1, keepdim=True)
+        expected = F.interpolate(error, size=(16, 16), mode="bilinear")[:, 0].sqrt()
+        restored = m.restore(codes).codes
+        changed = m.decoder(m.quantiser.look_up(restored)) - decoded
+        moved = F.interpolate(changed.square().sum(1, keepdim=True), size=(16, 16), mode="bilinear")[:, 0].sqrt()
+        shown = m.decode(restored)
+    for name, map in (("residual", expected), ("restored", moved)):
+        scores = LSR(replace(m.settings, score=name), SHAPE)
+        scores.load_state_dict(m.state_dict())
+        found = scores.eval().score(x)
+        torch.testing.assert_close(found.map, map)
+        torch.testing.assert_close(found.restored, shown)
+
+
+def test_features_show_a_break_and_images_of_the_codes(of_features: LSR) -> None:
+    normal = _stripes(8, seed=2)
+    broken, mask = _with_break(normal)
+    good, bad = of_features.score(normal), of_features.score(broken)
+    assert bad.map is not None
+    assert (bad.image > good.image.max()).float().mean() > 0.8
+    assert bad.map[:, mask].mean() > 1.4 * bad.map[:, ~mask].mean()  # each feature sees much of so small an image
+    shown = good.extra_maps["reconstruction"]
+    assert (shown - normal).square().mean() < 0.2 * (normal - normal.mean()).square().mean()
+
+
+def test_images_that_are_shown_do_not_change_the_codes() -> None:
+    torch.manual_seed(0)
+    method = LSR(LSRSettings(**FEATURES), SHAPE)
+    assert method.features is not None
+    method.features.backbone.load_pretrained()
+    x = _stripes(4)
+    method.begin(x.split(2))
+    rows = method._with_features(x)
+    images, features = method._unpack(rows)
+    torch.testing.assert_close(images, x)
+    torch.testing.assert_close(features, method.features(x))
+    losses = method.reconstruction(rows)
+    picture = torch.autograd.grad(
+        losses["picture"], [*method.encoder.parameters(), method.quantiser.book], allow_unused=True
+    )
+    assert all(g is None or not bool(g.any()) for g in picture)
+    assert set(losses) == set(method.reconstruction(x))
+    for name, loss in losses.items():
+        assert float(method.reconstruction(x)[name]) == pytest.approx(float(loss), rel=1e-3), name
 
 
 def test_quantile_is_of_held_out_codes(method: LSR) -> None:

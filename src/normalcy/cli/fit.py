@@ -46,25 +46,31 @@ def methods(name: o.MethodName = None, family: o.Family = None) -> None:
 
 @o.with_json
 def check(data: o.Data, data_root: o.DataRoot = None) -> None:
-    """List every problem of a data set; exit 1 if there are errors.
+    """Show how a data set is understood and list every problem of it; exit 1 if there are errors.
 
     Reads all images and masks once.
     """
     from normalcy.data.check import check_and_survey
 
-    images = o.open_data(data, data_root)
+    images = o.open_data(data, data_root, as_normal=True)
+    for line in _understood(images):
+        show(line)
     with progress("checking") as on_progress:
-        faults, kinds = check_and_survey(images, on_progress=on_progress)
+        faults, kinds, masks = check_and_survey(images, on_progress=on_progress)
     for fault in sorted(faults, key=lambda f: (f.severity != "error", f.path)):
         if not record("problems", severity=fault.severity, path=fault.path, problem=fault.problem):
             show(f"{fault.severity}: {fault.path}: {fault.problem}")
     errors = sum(f.severity == "error" for f in faults)
     normal, anomalous, unknown = (int((images.labels == label).sum()) for label in (0, 1, -1))
+    if images.has_masks:
+        others = [(masks.another_size, "of another size than the image"), (masks.unreadable, "not readable")]
+        listed = "".join(f", {count} {what}" for count, what in others if count)
+        show(f"Masks of anomalous images: {masks.there} there, {masks.missing} missing{listed}.")
     show(
         f"{images.name}: {len(images)} images ({normal} normal, {anomalous} anomalous, {unknown} unknown), "
         f"{errors} errors, {len(faults) - errors} warnings."
     )
-    outlook = _outlook(images, kinds)
+    outlook = f"fit would refuse these images: {doubt}" if (doubt := images.origin.doubt) else _outlook(images, kinds)
     show(outlook)
     counts = {"images": len(images), "normal": normal, "anomalous": anomalous, "unknown": unknown}
     record("data", name=images.name, **counts, errors=errors, warnings=len(faults) - errors, fit=outlook)
@@ -148,6 +154,20 @@ def info(model: o.Model) -> None:
 
 
 # -- private ---------------------------------------------------------------------------------------------------------
+
+
+def _understood(images: DataSet) -> list[str]:
+    """Layout, and the number of images of each split and kind."""
+    from normalcy.data.check import counts
+
+    titles = {"train": "Training", "test": "Test", "": "In no split"}
+    parts = counts(images)
+    if set(parts) == {""}:
+        titles[""] = "Without split"
+    lines = [f"Layout: {images.origin.layout}."] if images.origin.layout else []
+    for split, kinds in parts.items():
+        lines.append(f"{titles[split]}: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}.")
+    return lines + [f"Note: {note}." for note in images.origin.notes]
 
 
 def _outlook(images: DataSet, kinds: list[Kind | str]) -> str:

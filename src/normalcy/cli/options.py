@@ -24,7 +24,7 @@ Data = Annotated[
     str,
     Argument(
         metavar="DATA",
-        help="Folder (MVTec-style or plain), CSV/Parquet table, .npz file, or a name such as mnist:3.",
+        help="Folder, CSV/Parquet table, .npz file, annotations (.json), or a name such as mvtec:bottle or mnist:3.",
         autocompletion=c.data,
     ),
 ]
@@ -69,6 +69,11 @@ Engine = Annotated[
 ]
 BatchSize = Annotated[int, Option(help="Images or tiles per batch.")]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace an existing output folder.")]
+
+AsNormal = Annotated[
+    bool,
+    Option("--as-normal", help="Train on all images of a folder that is refused because of names such as bad or mask."),
+]
 
 # -- of one command
 
@@ -119,6 +124,14 @@ Validation = Annotated[
 Tile = Annotated[bool, Option("--tile", help="Score large images in overlapping tiles instead of resizing them.")]
 OneShard = Annotated[
     str | None, Option("--shard", metavar="K/N", help="Score part K of N only; normalcy merge joins the results.")
+]
+Ray = Annotated[
+    str | None,
+    Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Work on a Ray cluster: HOST:PORT, auto (the one of this machine) or local (new).",
+    ),
 ]
 Shards = Annotated[list[Path], Argument(metavar="RESULTS...", help="Results folders of all shards.")]
 Maps = Annotated[bool, Option(help="Write anomaly maps and restored images.")]
@@ -193,7 +206,9 @@ Try = Annotated[
         autocompletion=c.tried,
     ),
 ]
-Storage = Annotated[str | None, Option(help="Database URL for several workers [SQLite in OUT].")]
+Storage = Annotated[
+    str | None, Option(help="Database URL, or journal:///FILE on a shared disk, for several workers [SQLite in OUT].")
+]
 
 Table = Annotated[
     str | None,
@@ -212,6 +227,9 @@ TablesOut = Annotated[Path, Option(help="Folder for the results of all tables.")
 Jobs = Annotated[
     int | None,
     Option(help="Number of parallel fits [one per GPU, or one per two cores; two on a machine with two cores]."),
+]
+Lease = Annotated[
+    float, Option(help="Seconds after which other processes run the cells of a machine that died; at least 1.")
 ]
 ListOnly = Annotated[bool, Option("--list", help="Show what the table contains, run nothing.")]
 Rerun = Annotated[bool, Option("--overwrite", help="Run cells again that already have results.")]
@@ -232,6 +250,7 @@ class Training:
     seed: Seed = None
     device: Device = None
     precision: Precision = None
+    as_normal: AsNormal = False
 
     def settings(self, **options: Any) -> dict[str, Any]:
         """Settings of the file, overridden by those of --set, overridden by options (and ``options``, of one command)."""
@@ -247,7 +266,7 @@ class Training:
         return {**settings, **given}
 
     def open(self, data: str) -> DataSet:
-        return open_data(data, self.data_root)
+        return open_data(data, self.data_root, self.as_normal)
 
 
 def with_training(command: Callable[..., None]) -> Callable[..., None]:
@@ -299,8 +318,10 @@ def _in_place_of(
 # -- values of options
 
 
-def open_data(data: str, data_root: Path | None) -> DataSet:
-    """As :func:`normalcy.data.open.open_data`; a review (``RESULTS/review``) is a data set, too: the images decided."""
+def open_data(data: str, data_root: Path | None, as_normal: bool = False) -> DataSet:
+    """As :func:`normalcy.data.open.open_data`; a review (``RESULTS/review``) is a data set, too: the images decided.
+
+    ``as_normal``: also a folder whose names say that images may be anomalous, as commands that do not train open it."""
     from normalcy.data import open as opening
 
     if Path(data).name == "review":
@@ -308,7 +329,7 @@ def open_data(data: str, data_root: Path | None) -> DataSet:
 
         if is_review(data):
             return open_review(Path(data))
-    return opening.open_data(data, data_root)
+    return opening.open_data(data, data_root, as_normal=as_normal)
 
 
 def listed(text: str) -> list[str]:

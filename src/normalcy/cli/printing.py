@@ -12,15 +12,19 @@ import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from normalcy.errors import NormalcyWarning
+from normalcy.remote.urls import public
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from normalcy.results.comparison import Compared
+    from normalcy.results.metrics import Metrics
     from normalcy.training.log import Record
 
 OnProgress = Callable[[int, int], None]
@@ -44,9 +48,20 @@ def printable(text: str) -> str:
     return "".join(_escaped(c) if c in _BIDIRECTIONAL or unicodedata.category(c) in _UNSAFE else c for c in text)
 
 
+CALLED: dict[str, str] = {}
+"""Folder on this machine -> the URL that it stands for, which is shown instead."""
+
+
+def _named(text: str) -> str:
+    """A text with URLs in place of their local copies, and without what may be secret in URLs."""
+    for folder, url in CALLED.items():
+        text = text.replace(folder, url)
+    return public(text)
+
+
 def show(text: str) -> None:
     """Print a result to stdout; to stderr where stdout takes JSON."""
-    print(printable(text), file=sys.stdout if _records is None else sys.stderr)
+    print(printable(_named(text)), file=sys.stdout if _records is None else sys.stderr)
 
 
 def record(table: str, /, **row: Any) -> bool:
@@ -106,9 +121,22 @@ def show_table(
     print("\n".join(line.rstrip() for line in text.getvalue().splitlines()))
 
 
+def show_classes(found: Mapping[str, Metrics | Compared]) -> None:
+    """Print the table by class of each named result that has several classes."""
+    from normalcy.report.classes import HEAD, class_rows
+
+    for name, one in found.items():
+        for kind, own in (one.classes or {}).items():
+            record("classes", method=name, **{"class": kind}, **asdict(own))
+    named = len(found) > 1
+    if rows := class_rows(found):
+        show("")
+        show_table(("method", *HEAD) if named else HEAD, rows if named else [row[1:] for row in rows], left=1 + named)
+
+
 def complain(message: str) -> None:
     """Print a message to stderr, on one line."""
-    print(printable(message).replace("\n", "\\n"), file=sys.stderr)
+    print(printable(_named(message)).replace("\n", "\\n"), file=sys.stderr)
 
 
 # -- progress --------------------------------------------------------------------------------------------------------
@@ -250,7 +278,9 @@ def _plain(value: Any) -> Any:
         return [_plain(inner) for inner in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return value if value is None or isinstance(value, str | int | float) else str(value)
+    if isinstance(value, str):
+        return _named(value)
+    return value if value is None or isinstance(value, int | float) else _named(str(value))
 
 
 def _escaped(character: str) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from normalcy.cli import options as o
-from normalcy.cli.printing import complain, progress, record, show
+from normalcy.cli.printing import complain, progress, record, show, show_classes
 
 if TYPE_CHECKING:
     from normalcy.results.metrics import Interval, Metrics
@@ -28,6 +28,7 @@ def evaluate(
 
     found = evaluate_results(results, limit=limit, patch=patch, patch_fraction=patch_share, labels=labels)
     _show_metrics(found)
+    show_classes({"": found})
     for note in found.notes[1:]:
         complain(f"Note: {note}")
 
@@ -47,7 +48,9 @@ def report(
     if (results / "compare.json").exists():
         page = write_comparison(results)
     else:
-        page = write_report(results, None if data is None else o.open_data(data, data_root), not neurological)
+        page = write_report(
+            results, None if data is None else o.open_data(data, data_root, as_normal=True), not neurological
+        )
     show(str(page))
 
 
@@ -59,7 +62,7 @@ def dicom(results: o.Results, out: o.DicomOut, data: o.SourceImages = None, over
     from normalcy.results.dicom import write_dicom
 
     with progress("writing") as on_progress:
-        source = None if data is None else o.open_data(data, None)
+        source = None if data is None else o.open_data(data, None, as_normal=True)
         count, failed = write_dicom(results, out, source, overwrite=overwrite, on_progress=on_progress)
     for failure in failed:
         complain(f"Skipped {failure.reason}")

@@ -92,7 +92,7 @@ def review(
     if (results[0] / "slides.csv").exists():
         opened = Review(results, slides=None if data is None else Path(data), read_only=read_only, blind=blind)
     else:
-        source = None if data is None else lambda: o.open_data(data, data_root)
+        source = None if data is None else lambda: o.open_data(data, data_root, as_normal=True)
         opened = Review(results, source, read_only=read_only, blind=blind)
     try:
         if labels is not None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from normalcy.cli import options as o
 from normalcy.cli.printing import complain, progress, record, show
@@ -13,6 +16,7 @@ if TYPE_CHECKING:
     from normalcy.calibrate import Decision
     from normalcy.data.dataset import DataSet
     from normalcy.detector import Detector
+    from normalcy.results.cluster import Shards
     from normalcy.results.run import Scored
 
 
@@ -32,6 +36,7 @@ def score(
     engine: o.Engine = "auto",
     maps: o.Maps = True,
     shard: o.OneShard = None,
+    ray: o.Ray = None,
     overwrite: o.Overwrite = False,
 ) -> None:
     """Score images: scores.csv, anomaly maps, restored images.
@@ -40,38 +45,40 @@ def score(
     """
     from normalcy.data.splits import images_to_score
     from normalcy.provenance import NOTICE
+    from normalcy.results.cluster import score_on_cluster, shards_for
     from normalcy.results.predict import score_into
-    from normalcy.results.run import read_shard
+    from normalcy.results.run import read_run, read_shard
     from normalcy.results.writer import refuse_inputs
 
     o.at_least_one(batch_size, "--batch-size")
     part = None if shard is None else read_shard(shard)
-    detector = _load(model, device, engine)
-    if score_name is not None:
-        detector = detector.with_score(score_name)
+    _refuse_both(shard, ray)
+    detector = _load(model, device, engine, score_name)
     whole = _open_all(inputs, data_root)
     refuse_inputs(out, whole)
     data, chosen = images_to_score(whole, split, detector.train.seed)
-    engine = detector.use_engine(engine, images=len(data))  # of all shards: they take the same one
     if split is None and chosen is None:
         _note_labels_without_splits(data)
+    asked = engine
+    engine = detector.use_engine(engine, images=len(data))  # of all shards: they take the same one
     decision, chosen_on = _decide(detector, rule, validation, inputs, data_root, false_alarms, data)
+    how: dict[str, Any] = {
+        "decision": decision,
+        "spec": inputs[0] if len(inputs) == 1 else None,
+        "split": chosen,
+        "chosen_on": chosen_on,
+        "tile": tile,
+        "batch_size": batch_size,
+        "maps": maps,
+    }
     with progress("scoring") as on_progress:
-        run = score_into(
-            detector,
-            data,
-            out,
-            decision=decision,
-            spec=inputs[0] if len(inputs) == 1 else None,
-            split=chosen,
-            chosen_on=chosen_on,
-            tile=tile,
-            batch_size=batch_size,
-            maps=maps,
-            shard=part,
-            overwrite=overwrite,
-            on_progress=on_progress,
-        )
+        if ray is None:
+            run = score_into(detector, data, out, shard=part, overwrite=overwrite, on_progress=on_progress, **how)
+        else:
+            opening = _OpenImages(model, device, asked, score_name, inputs, data_root, split, how)
+            shards = _shards(opening, shards_for(len(data)), len(data), detector, device)
+            score_on_cluster(shards, out, ray, overwrite=overwrite, on_progress=on_progress)
+            run = read_run(out)
     _say_faults(run.data)
     if run.data.medical:
         complain(NOTICE)
@@ -90,6 +97,7 @@ def slides(
     device: o.Device = None,
     engine: o.Engine = "auto",
     shard: o.OneShard = None,
+    ray: o.Ray = None,
     overwrite: o.Overwrite = False,
 ) -> None:
     """Score whole-slide images: heat maps, regions, scores.
@@ -99,26 +107,28 @@ def slides(
     from normalcy.config import parse_settings
     from normalcy.engines.cached import WORTH
     from normalcy.provenance import NOTICE
+    from normalcy.results.cluster import score_on_cluster
     from normalcy.results.run import read_shard
-    from normalcy.results.slides import open_for_scoring, score_slides
+    from normalcy.results.slides import open_for_scoring, read_slides, score_slides
 
     o.at_least_one(batch_size, "--batch-size")
     part = None if shard is None else read_shard(shard)
+    _refuse_both(shard, ray)
     detector = _load(model, device, engine)
-    with progress("scoring tiles") as on_progress:
-        files = open_for_scoring(inputs, detector, parse_settings(set_))
-        detector.use_engine(engine, images=WORTH)  # a slide has thousands of tiles
-        scored, failed = score_slides(
-            detector,
-            files,
-            out,
-            quantile=quantile,
-            cell=cell,
-            batch_size=batch_size,
-            shard=part,
-            overwrite=overwrite,
-            on_progress=on_progress,
-        )
+    how: dict[str, Any] = {"quantile": quantile, "cell": cell, "batch_size": batch_size}
+    with progress("scoring tiles" if ray is None else "scoring slides") as on_progress:
+        changed = parse_settings(set_)
+        files = open_for_scoring(inputs, detector, changed)
+        if ray is None:
+            detector.use_engine(engine, images=WORTH)  # a slide has thousands of tiles
+            scored, failed = score_slides(
+                detector, files, out, shard=part, overwrite=overwrite, on_progress=on_progress, **how
+            )
+        else:
+            opening = _OpenSlides(model, device, engine, inputs, changed, how)
+            shards = _shards(opening, len(files), len(files), detector, device)
+            score_on_cluster(shards, out, ray, overwrite=overwrite, on_progress=on_progress)
+            scored, failed = read_slides(out)
     complain(NOTICE)
     for failure in failed:
         complain(f"Skipped {failure.reason}")
@@ -160,19 +170,91 @@ def _note_labels_without_splits(data: DataSet) -> None:
         )
 
 
-def _load(model: Path, device: str | None, engine: str) -> Detector:
+def _refuse_both(shard: str | None, ray: str | None) -> None:
+    if shard is not None and ray is not None:
+        raise SettingsError("--shard and --ray exclude each other: on a cluster, the shards are made and merged.")
+
+
+@dataclass(frozen=True)
+class _OpenImages:
+    """What an actor of a cluster opens to score shards of a data set."""
+
+    model: Path
+    device: str | None
+    engine: str
+    score: str | None
+    inputs: list[str]
+    data_root: Path | None
+    split: str | None
+    how: dict[str, Any]
+    """Of score_into()."""
+
+    def __call__(self) -> Callable[..., int]:
+        from normalcy.data.splits import images_to_score
+        from normalcy.results.predict import score_into
+
+        detector = _load(self.model, self.device, self.engine, self.score)
+        data, _ = images_to_score(_open_all(self.inputs, self.data_root), self.split, detector.train.seed)
+        detector.use_engine(self.engine, images=len(data))
+
+        def score_shard(folder: Path, **words: Any) -> int:
+            found = score_into(detector, data, folder, **words, **self.how).data
+            return found.count + (found.failed_count or len(found.failed))
+
+        return score_shard
+
+
+@dataclass(frozen=True)
+class _OpenSlides:
+    """What an actor of a cluster opens to score shards of slides."""
+
+    model: Path
+    device: str | None
+    engine: str
+    inputs: list[Path]
+    changed: dict[str, Any]
+    how: dict[str, Any]
+    """Of score_slides()."""
+
+    def __call__(self) -> Callable[..., int]:
+        from normalcy.engines.cached import WORTH
+        from normalcy.results.slides import open_for_scoring, score_slides
+
+        detector = _load(self.model, self.device, self.engine)
+        files = open_for_scoring(self.inputs, detector, self.changed)
+        detector.use_engine(self.engine, images=WORTH)
+
+        def score_shard(folder: Path, shard: Any, on_progress: Any) -> int:
+            scored, failed = score_slides(detector, files, folder, shard=shard, **self.how)
+            return len(scored) + len(failed)
+
+        return score_shard
+
+
+def _shards(
+    opening: _OpenImages | _OpenSlides, count: int, images: int, detector: Detector, device: str | None
+) -> Shards:
+    from normalcy.provenance import versions
+    from normalcy.results.cluster import Shards
+
+    identity = [os.getcwd(), str(opening), images, detector.checksum, versions()]
+    return Shards(opening, count, images, identity, gpu=device in (None, "auto") or str(device).startswith("cuda"))
+
+
+def _load(model: Path, device: str | None, engine: str, score: str | None = None) -> Detector:
     """An exported graph is opened in ``engine``; of other models it is chosen when the number of images is known."""
     from normalcy.detector import load
     from normalcy.model_folder import is_exported
 
     detector = load(model, engine if is_exported(model) else None)
-    return detector if device in (None, "auto") else detector.to(str(device))
+    detector = detector if device in (None, "auto") else detector.to(str(device))
+    return detector if score is None else detector.with_score(score)
 
 
 def _open_all(inputs: list[str], data_root: Path | None) -> DataSet:
     from normalcy.data.open import open_files
 
-    return o.open_data(inputs[0], data_root) if len(inputs) == 1 else open_files(inputs)
+    return o.open_data(inputs[0], data_root, as_normal=True) if len(inputs) == 1 else open_files(inputs)
 
 
 def _decide(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
 from normalcy.cli import options as o
-from normalcy.cli.printing import complain, lines_over_progress, record, show, show_table, status
+from normalcy.cli.printing import complain, lines_over_progress, record, show, show_classes, show_table, status
+from normalcy.errors import SettingsError
 
 if TYPE_CHECKING:
+    from normalcy.data.dataset import DataSet
     from normalcy.results.comparison import Comparison
     from normalcy.studies.reproduce import CellRecord, Reproduced
     from normalcy.studies.select import Trial
@@ -94,10 +97,16 @@ def audit(
 @o.with_json
 @o.with_training
 def compare(
-    data: o.Data, methods: o.Methods, out: o.CompareOut, *, training: o.Training, overwrite: o.Overwrite = False
+    data: o.Data,
+    methods: o.Methods,
+    out: o.CompareOut,
+    ray: o.Ray = None,
+    *,
+    training: o.Training,
+    overwrite: o.Overwrite = False,
 ) -> None:
     """Train and evaluate several methods, with paired tests."""
-    _compare(data, o.listed(methods), out, training.settings(), training.data_root, overwrite)
+    _compare(data, o.listed(methods), out, training.settings(), training.data_root, overwrite, ray)
 
 
 @o.with_json
@@ -110,6 +119,7 @@ def select(
     trials: o.Trials = 20,
     try_: o.Try = [],  # noqa: B006
     storage: o.Storage = None,
+    ray: o.Ray = None,
     *,
     training: o.Training,
 ) -> None:
@@ -121,15 +131,18 @@ def select(
     from normalcy.studies.select import select as choose
 
     space = {name: values.split("|") for name, values in parse_settings(try_).items()}
+    images, known = _open_both(training, data, anomalies)
     found = choose(
-        training.open(data),
+        images,
         method,
-        "synthetic" if anomalies == "synthetic" else training.open(anomalies),
+        known,
         out,
         trials=trials,
         space=space or None,
         settings=training.settings(),
         storage=storage,
+        ray=ray,
+        opening=partial(_open_both, training, data, anomalies),
         on_trial=_show_trial,
     )
     show(f"{found.summary()}\nBest settings: {out / 'best.toml'}; report: {out / 'report.html'}")
@@ -147,6 +160,8 @@ def reproduce(
     out: o.TablesOut = Path("recipes-results"),
     data_root: o.DataRoot = None,
     jobs: o.Jobs = None,
+    lease: o.Lease = 180.0,
+    ray: o.Ray = None,
     list_: o.ListOnly = False,
     overwrite: o.Rerun = False,
 ) -> None:
@@ -162,6 +177,10 @@ def reproduce(
         _list_tables()
         return
     o.at_least_one(jobs, "--jobs")
+    if jobs is not None and ray is not None:
+        raise SettingsError("--jobs and --ray exclude each other: on a cluster, each worker runs a fit.")
+    if not 1 <= lease < float("inf"):
+        raise SettingsError(f"--lease must be at least 1 second, got {lease:g}.")
     settings = parse_settings(set_)
     table = tables.read_table(name)
     table = (table.reduced() if quick else table).changed(settings)
@@ -171,7 +190,7 @@ def reproduce(
     if list_:
         _show_plan(table)
     else:
-        _run_cells(table, folder, cells, data_root, jobs, overwrite)
+        _run_cells(table, folder, cells, data_root, jobs, overwrite, lease, ray)
     found = tabulate(table, folder)
     _show_reproduced(found)
     if not list_:
@@ -183,8 +202,18 @@ def reproduce(
 # -- private ---------------------------------------------------------------------------------------------------------
 
 
+def _open_both(training: o.Training, data: str, anomalies: str) -> tuple[DataSet, DataSet | Literal["synthetic"]]:
+    return training.open(data), "synthetic" if anomalies == "synthetic" else training.open(anomalies)
+
+
 def _compare(
-    data: str, names: list[str], out: Path, settings: dict[str, Any], data_root: Path | None, overwrite: bool
+    data: str,
+    names: list[str],
+    out: Path,
+    settings: dict[str, Any],
+    data_root: Path | None,
+    overwrite: bool,
+    ray: str | None = None,
 ) -> None:
     from normalcy.results.run import read_run
     from normalcy.studies.compare import compare as compare_methods
@@ -198,6 +227,8 @@ def _compare(
             settings,
             spec=data,
             overwrite=overwrite,
+            ray=ray,
+            opening=partial(o.open_data, data, data_root),
             on_method=lambda name, step: update(f"{verbs[step]} {name}"),
         )
     _show_comparison(found)
@@ -235,6 +266,7 @@ def _show_comparison(found: Comparison) -> None:
         "p vs best",
     )
     show_table(head, rows, f"{found.data.name}: {found.data.test_images} test images", left=1)
+    show_classes({row.name: row for row in found.ranked()})
     for failure in found.failed:
         complain(f"{failure.name} failed: {failure.reason}")
 
@@ -281,7 +313,14 @@ def _show_plan(table: Table) -> None:
 
 
 def _run_cells(
-    table: Table, out: Path, cells: list[Cell], data_root: Path | None, jobs: int | None, overwrite: bool
+    table: Table,
+    out: Path,
+    cells: list[Cell],
+    data_root: Path | None,
+    jobs: int | None,
+    overwrite: bool,
+    lease: float,
+    ray: str | None,
 ) -> None:
     """Run the missing cells, with a line for each that ends."""
     from normalcy.studies.reproduce import reproduce as run
@@ -295,7 +334,17 @@ def _run_cells(
                 outcome = f"failed: {record.failed}"
             finished(f"{cell.row}, {cell.column} {cell.normal}, seed {cell.seed}: {outcome}")
 
-        run(table, out, cells, data_root=data_root, jobs=jobs, overwrite=overwrite, on_cell=tell)
+        run(
+            table,
+            out,
+            cells,
+            data_root=data_root,
+            jobs=jobs,
+            overwrite=overwrite,
+            lease=lease,
+            ray=ray,
+            on_cell=tell,
+        )
 
 
 def _show_reproduced(found: Reproduced) -> None:

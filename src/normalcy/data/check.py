@@ -6,13 +6,15 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from normalcy.data.dataset import DataSet
+from normalcy.data.dataset import DataSet, Item
 from normalcy.data.kinds import Kind, in_threads, kind_of, refuse_mixed_kinds, same_values, values_of
 from normalcy.errors import DataError
+
+__all__ = ["Fault", "check"]
 
 CALIBRATION_MINIMUM = 20
 
@@ -38,6 +40,42 @@ class _Facts:
     unit: str | None = None
     digest: bytes = b""  # empty: unreadable
     marked: float | None = None  # fraction of the pixels of an anomalous image that its mask marks
+    mask: Literal["there", "missing", "another size", "unreadable", ""] = ""  # of an anomalous image
+
+
+@dataclass(frozen=True, slots=True)
+class Masks:
+    """Masks of the anomalous images of a data set."""
+
+    there: int
+    missing: int
+    another_size: int
+    unreadable: int
+
+
+class Survey(NamedTuple):
+    """What reading all images of a data set says."""
+
+    faults: list[Fault]
+    kinds: list[Kind | str]
+    """Of each image its kind, or why it cannot be used."""
+    masks: Masks
+
+
+def counts(data: DataSet) -> dict[str, dict[str, int]]:
+    """Split ("train", "test", "" for none) -> "normal", type of anomaly or "unlabelled" -> number of images.
+
+    >>> from normalcy.data.dataset import Item
+    >>> counts(DataSet("x", [Item("a", "a", 0, "good", "train"), Item("b", "b", 1, "dent", "test")], lambda i: None))
+    {'train': {'normal': 1}, 'test': {'dent': 1}}
+    """
+    found: dict[str, dict[str, int]] = {}
+    for split in ("train", "test", None):
+        items = [item for item in data.items if item.split == split]
+        words = Counter(_kind_in_words(item) for item in items)
+        if words:
+            found[split or ""] = dict(sorted(words.items(), key=lambda one: (one[0] != "normal", one[0])))
+    return found
 
 
 def check(data: DataSet, masks: bool = True, on_progress: Callable[[int, int], None] | None = None) -> list[Fault]:
@@ -56,8 +94,8 @@ def check(data: DataSet, masks: bool = True, on_progress: Callable[[int, int], N
 
 def check_and_survey(
     data: DataSet, masks: bool = True, on_progress: Callable[[int, int], None] | None = None
-) -> tuple[list[Fault], list[Kind | str]]:
-    """The faults of :func:`check`, and of each image its kind or why it cannot be used: by these a fit chooses its images."""
+) -> Survey:
+    """The faults of :func:`check`, the kinds of images, by which a fit chooses its images, and the numbers of masks."""
     masks = masks and data.has_masks
     facts: list[_Facts] = []
     for one in in_threads(lambda i: _facts(data, i, masks), len(data)):
@@ -75,7 +113,9 @@ def check_and_survey(
     if normal < 2 * CALIBRATION_MINIMUM:
         problem = f"{normal} normal training images are too few to set {CALIBRATION_MINIMUM} aside for calibration"
         faults.append(Fault(data.name, problem, "warning"))
-    return faults, [one.kind for one in facts]
+    seen = Counter(one.mask for one in facts)
+    of_masks = Masks(seen["there"], seen["missing"], seen["another size"], seen["unreadable"])
+    return Survey(faults, [one.kind for one in facts], of_masks)
 
 
 def refuse_mixed(data: DataSet) -> None:
@@ -107,6 +147,7 @@ def _facts(data: DataSet, i: int, masks: bool) -> _Facts:
     if item.label == 1 and item.split == "train":
         error("anomalous, but in the training split")
     image, marked, unreadable = None, None, ""
+    state: Literal["there", "missing", "another size", "unreadable", ""] = ""
     try:
         image = data.read(i)
     except DataError as fault:
@@ -123,10 +164,14 @@ def _facts(data: DataSet, i: int, masks: bool) -> _Facts:
             mask = data.mask(i)
         except DataError as fault:
             mask = None
+            state = "unreadable" if item.label == 1 else ""
             if image is not None or item.label != 0:  # else the image's own fault again
                 error(f"mask: {fault}")
         else:
             marked = float(mask.mean()) if mask is not None and item.label == 1 else None
+            if item.label == 1:
+                fitting = mask is None or image is None or mask.shape == image.shape[1:]
+                state = "missing" if mask is None else "there" if fitting else "another size"
             if mask is None and item.label == 1:
                 warning("anomalous, but its mask is missing")
             elif mask is not None and image is not None and mask.shape != image.shape[1:]:
@@ -136,7 +181,7 @@ def _facts(data: DataSet, i: int, masks: bool) -> _Facts:
             elif mask is not None and item.label == 0 and mask.any():
                 error("normal, but its mask marks something")
     if image is None:
-        return _Facts(tuple(faults), unreadable)
+        return _Facts(tuple(faults), unreadable, mask=state)
     digest = hashlib.blake2b(repr((image.shape, image.dtype.str)).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(image).data)
     space = data.space(i)
@@ -157,6 +202,7 @@ def _facts(data: DataSet, i: int, masks: bool) -> _Facts:
         unit,
         digest.digest(),
         marked,
+        state,
     )
 
 
@@ -224,6 +270,13 @@ def _across_splits(data: DataSet) -> Iterator[Fault]:
         if item.split == "test" and item.case in train and item.case not in reported:
             reported.add(item.case)
             yield Fault(item.path, f"its case {item.case} is in the training split too", "error")
+
+
+def _kind_in_words(item: Item) -> str:
+    if item.label == 0:
+        return "normal"
+    word = "unlabelled" if item.label is None else "anomalous"
+    return item.type or word if item.label == 1 else f"{word} ({item.type})" if item.type else word
 
 
 def _size(shape: tuple[int, ...]) -> str:

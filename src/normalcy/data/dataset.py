@@ -39,6 +39,28 @@ class Failure:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """How a source of images was understood."""
+
+    layout: str = ""
+    """Name of the layout, format or kind of source."""
+    notes: tuple[str, ...] = ()
+    """What a user should know about how it was read."""
+    doubt: str = ""
+    """Why images may be anomalous although no layout says which; nothing is trained on them unless asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A part of an anomaly that counts as localised once ``saturation`` of its pixels are found (MVTec LOCO AD, section 4)."""
+
+    mask: Mask
+    """(H, W)"""
+    saturation: float
+    """Pixels, at most the area of the region."""
+
+
 class DataSet:
     """Items in a fixed order, whose images are read when asked for.
 
@@ -48,7 +70,8 @@ class DataSet:
     images; ``stamp(i)``, a cheap trace of the content (a file's size, a checksum) for :meth:`fingerprint`; ``ignored``,
     files of a folder that were passed over, perhaps with the reason of each (``reasons``); ``space(i)``, where the voxels
     of a volume lie; ``scheme``, what a model must know to have other images made in the same way (how tiles are cut from
-    slides). All can be called from several threads.
+    slides); ``origin``, how the source was understood;
+    ``regions(i)``, the parts of a mask with saturation thresholds. All can be called from several threads.
     """
 
     def __init__(
@@ -64,6 +87,9 @@ class DataSet:
         ignored: Sequence[str] | Mapping[str, str] = (),
         space: Callable[[int], Space | None] | None = None,
         scheme: Mapping[str, Any] | None = None,
+        origin: Origin | None = None,
+        regions: Callable[[int], list[Region]] | None = None,
+        classes: Sequence[str] = (),
         positions: Sequence[int] | Indices | None = None,
     ) -> None:
         self.name = name
@@ -72,6 +98,10 @@ class DataSet:
         self.ignored = tuple(ignored)
         self.reasons = dict(ignored) if isinstance(ignored, Mapping) else {}
         self.scheme = dict(scheme or {})
+        self.origin = origin or Origin()
+        self._regions = regions
+        self.classes = tuple(classes)
+        """Of a union (:mod:`normalcy.data.union`): its data sets, with which the paths of their images start."""
         self._read, self._mask, self._size, self._stamp, self._space = read, mask, size, stamp, space
         # a view keeps the functions of the whole and the place of each of its items in it
         self._positions = np.arange(len(self.items)) if positions is None else np.asarray(positions, dtype=np.intp)
@@ -91,6 +121,10 @@ class DataSet:
         if mask is None and self.has_masks and self.items[i].label == 0:
             return np.zeros(self.size(i), bool)
         return mask
+
+    def regions(self, i: int) -> list[Region]:
+        """The parts of a mask with saturation thresholds; empty where the source gives none."""
+        return [] if self._regions is None else self._regions(int(self._positions[i]))
 
     def size(self, i: int) -> tuple[int, ...]:
         """The spatial size of an image: ``(H, W)`` or ``(D, H, W)``."""
@@ -182,6 +216,9 @@ class DataSet:
             ignored=self.reasons or self.ignored,
             space=self._space,
             scheme=self.scheme,
+            origin=self.origin,
+            regions=self._regions,
+            classes=self.classes,
             positions=positions,
         )
 

@@ -12,6 +12,9 @@ test set is the test set, where every other class is anomalous. It is looked for
 ``elpv`` (solar cells, from the package elpv-dataset) and ``magnetic_tile`` are sets of defects without a published
 split: the normal images sorted by name and shuffled with ``random.Random(0)`` give their first 80 % for training;
 the rest and all defective ones are the test set.
+
+Sets of several categories (``mvtec:bottle``) are those of :mod:`normalcy.data.published`; sets of MedMNIST
+(``pneumoniamnist:0``, ``organmnist3d_64:0``) are ``NAME.npz`` in the data root, as their authors give them.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ import numpy as np
 from normalcy.arrays import Array
 from normalcy.data.dataset import DataSet, Item
 from normalcy.data.formats import IMAGE_SUFFIXES, LIMITS, Limits
+from normalcy.data.published import PUBLISHED, open_published
 from normalcy.data.stores import Files, Folder, Zip, check_stack
 from normalcy.errors import DataError
 from normalcy.files import read_arrays, read_text
@@ -56,19 +60,47 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "svhn": DIGITS,
     "gtsrb": tuple(str(k) for k in range(43)),
 }
-NAMED = (*CLASSES, "elpv", "magnetic_tile")
-USAGE = ("mnist:3", "fashion_mnist:0", "cifar10:cat", "svhn:7", "gtsrb:14", "elpv", "elpv:all", "magnetic_tile")
+MEDMNIST = (
+    *(
+        "pathmnist",
+        "chestmnist",
+        "dermamnist",
+        "octmnist",
+        "pneumoniamnist",
+        "retinamnist",
+        "breastmnist",
+        "bloodmnist",
+    ),
+    *("tissuemnist", "organamnist", "organcmnist", "organsmnist", "organmnist3d", "nodulemnist3d", "adrenalmnist3d"),
+    *("fracturemnist3d", "vesselmnist3d", "synapsemnist3d"),
+)
+"""Sets of MedMNIST v2; files of larger images end in ``_64``, ``_128`` and ``_224``."""
+NAMED = (*CLASSES, "elpv", "magnetic_tile", *PUBLISHED, *MEDMNIST)
+USAGE = (
+    *("mnist:3", "fashion_mnist:0", "cifar10:cat", "svhn:7", "gtsrb:14", "elpv", "elpv:all", "magnetic_tile"),
+    *(f"{name}:{known.categories[0]}" for name, known in PUBLISHED.items()),
+    *("pneumoniamnist:0", "organmnist3d:0 and the other sets of MedMNIST"),
+)
 """How each named set is written."""
 
 _TRAIN_FRACTION = 0.8
 
 
-LOCAL = ("elpv", "magnetic_tile")
+LOCAL = ("elpv", "magnetic_tile", *PUBLISHED, *MEDMNIST)
 """Named sets that are never fetched."""
 
 
-def open_named(name: str, choice: str, data_root: Path) -> DataSet:
+def is_named(name: str) -> bool:
+    """Whether this is the name of a set, without what follows the colon."""
+    return name in NAMED or re.sub(r"_(?:64|128|224)$", "", name) in MEDMNIST
+
+
+def open_named(name: str, choice: str, data_root: Path, limits: Limits = LIMITS) -> DataSet:
     """A named set; ``choice`` is what follows the colon, empty if there is none."""
+    if name in PUBLISHED:
+        return open_published(name, choice, data_root, limits)
+    if name not in CLASSES and name not in ("elpv", "magnetic_tile"):
+        return _medmnist(name, choice, data_root, limits)
     if name == "elpv":
         return _elpv(choice)
     if name == "magnetic_tile":
@@ -94,8 +126,9 @@ def open_npz(path: Path, choice: str = "", limits: Limits = LIMITS) -> DataSet:
 
     Either ``images`` with, optionally, ``labels``, ``masks``, ``cases``, ``types`` and ``splits``; or ``x_train`` and
     ``x_test`` with, optionally, ``y_train, y_test, masks_train, masks_test``; or MedMNIST's ``train_images``,
-    ``train_labels``, ``val_images`` (which join the training images) and so on. Labels are 0 normal and 1 anomalous;
-    training images without labels are normal. With a ``choice`` the labels are classes, of which that one is normal
+    ``train_labels``, ``val_images`` (which join the training images) and so on, where ``(N, D, H, W)`` are volumes and
+    several columns of labels are findings: an image without any is of class 0, others of class 1. Labels are 0 normal and
+    1 anomalous; training images without labels are normal. With a ``choice`` the labels are classes, of which that one is normal
     and the only one trained on.
     """
     if choice and not choice.isdecimal():
@@ -136,7 +169,13 @@ def _npz_parts(path: Path, name: str, limits: Limits = LIMITS) -> list[_Part]:
         names = [(f"x_{s}", f"y_{s}", f"masks_{s}", s) for s in ("train", "test")]
         names += [(f"{s}_images", f"{s}_labels", f"{s}_masks", s) for s in ("train", "val", "test")]
         parts = [
-            _Part(f"{name}/{s}", "test" if s == "test" else "train", arrays[x], get(y), get(m))
+            _Part(
+                f"{name}/{s}",
+                "test" if s == "test" else "train",
+                _volumes(arrays[x]) if x.endswith("_images") else arrays[x],
+                _findings(get(y)) if y.endswith("_labels") else get(y),
+                get(m),
+            )
             for x, y, m, s in names
             if x in arrays
         ]
@@ -154,6 +193,32 @@ def _npz_parts(path: Path, name: str, limits: Limits = LIMITS) -> list[_Part]:
                     f"{part.prefix}, got an array of shape {array.shape}."
                 )
     return parts
+
+
+def _volumes(images: Array) -> Array:
+    """Images of MedMNIST: (N, H, W), (N, H, W, 3) or, of its 3D sets, (N, D, H, W), which get the axis of channels."""
+    return images[..., None] if images.ndim == 4 and images.shape[-1] not in (1, 3) else images
+
+
+def _findings(labels: Array | None) -> Array | None:
+    """(N,) or (N, 1) as they are; (N, findings) to 1 where there is any."""
+    return (
+        labels if labels is None or labels.ndim < 2 or labels.shape[1] == 1 else (labels != 0).any(axis=1).astype(int)
+    )
+
+
+def _medmnist(name: str, choice: str, data_root: Path, limits: Limits) -> DataSet:
+    path = data_root / f"{name}.npz"
+    if not path.is_file():
+        raise DataError(
+            f"{name}: expected {path}, which is missing; get it from https://medmnist.com, or name its folder with --data-root."
+        )
+    if not choice.isdecimal():
+        got = f"got {choice!r}" if choice else "got none"
+        raise DataError(f"{name}: expected the number of the normal class, as in {name}:0, {got}.")
+    data = open_npz(path, choice, limits)
+    data.name = f"{name}:{choice}"
+    return data
 
 
 def _from_parts(name: str, parts: Sequence[_Part], normal: int | None, classes: Sequence[str] | None) -> DataSet:

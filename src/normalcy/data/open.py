@@ -11,49 +11,81 @@ from typing import Any
 
 import numpy as np
 
-from normalcy.data import diffusion, folder, named, polygons, slides, table
+from normalcy.data import diffusion, elsewhere, folder, named, slides, table, webdataset
+from normalcy.data.annotations import open_annotations, open_labelme
 from normalcy.data.companions import NO_IMAGE, reason
 from normalcy.data.dataset import DataSet, Item, case_of, unnamed
 from normalcy.data.dicom import is_dicom, series_in
 from normalcy.data.formats import IMAGE_SUFFIXES, LIMITS, VOLUME_SUFFIXES, Limits, is_image
 from normalcy.data.samples import is_samples, is_tensor, open_samples, to_numpy
 from normalcy.data.stores import Arrays, Files, Folder, Found, check_stack, files_of, find_images, recorded
+from normalcy.data.union import union
 from normalcy.data.volumes import split_name
 from normalcy.errors import DataError
+from normalcy.remote.urls import is_url, public
+
+__all__ = ["as_dataset", "open_data", "open_files"]
 
 DEFAULT_DATA_ROOT = Path("~/.cache/normalcy/data")
 
 
-def open_data(spec: Any, data_root: Path | str | None = None, *, limits: Limits = LIMITS) -> DataSet:
+def open_data(
+    spec: Any, data_root: Path | str | None = None, *, limits: Limits = LIMITS, as_normal: bool = False
+) -> DataSet:
     """The data set that a path or a name stands for; of any other object what :func:`as_dataset` makes of it.
 
     =============================  ====================================================================================
-    a folder                       ``train/good``, ``test/<type>``, ``ground_truth/<type>`` as in MVTec AD; any other
-                                   folder is searched for images of unknown label
+    a folder                       one of the layouts of :mod:`normalcy.data.layouts` (MVTec AD, Folder, VisA ...), or
+                                   images beside annotations; any other is searched for images of unknown label
     an image                       a set of one
     ``.csv``, ``.parquet``         a table, see :func:`~normalcy.data.table.open_table`
-    ``.json``                      annotations of COCO or LabelMe; ``labelme:FOLDER`` for one file per image, see
-                                   :mod:`normalcy.data.polygons`
+    ``.json``                      annotations of COCO, LabelMe or Datumaro; ``labelme:FOLDER`` for one file per image,
+                                   see :mod:`normalcy.data.annotations`
     ``.npz``, ``.npz:3``           arrays, see :func:`~normalcy.data.named.open_npz`; with a class taken as normal
     ``mnist:3``, ``cifar10:cat``   a named set with a class taken as normal, see :mod:`normalcy.data.named`
     ``elpv``, ``magnetic_tile``    a named set of defects
+    ``mvtec:bottle``, ``bmad:..``  a category of a published set, see :mod:`normalcy.data.published`
     ``slides:FOLDER,tile=256``     tiles of whole-slide images, see :mod:`normalcy.data.slides`
     ``diffusion:DATA``             4D volumes with b-values as attenuations, see :mod:`normalcy.data.diffusion`
+    ``a,b``                        several of these, each a class of normal images, see :mod:`normalcy.data.union`
+    ``a-{00..12}.tar``             tars as of WebDataset, with braces and patterns, see :mod:`normalcy.data.webdataset`
+    ``s3://bucket/parts``          any of these in a store, see :mod:`normalcy.data.elsewhere`
     =============================  ====================================================================================
 
     Named sets are looked for in ``data_root`` (default ``~/.cache/normalcy/data``) and downloaded into it if missing.
-    ``limits`` holds for images, tables and arrays in files; a larger one reads larger files.
+    ``limits`` holds for images, tables and arrays in files; a larger one reads larger files. A folder that no layout explains
+    although names in it say that some images are anomalous, or masks, is refused, unless ``as_normal``: its images are then of
+    unknown label, which a fit takes as normal. What was understood is in ``DataSet.origin``.
     """
     if not isinstance(spec, str | Path):
         return as_dataset(spec)
+    data = _open(spec, data_root, limits, as_normal)
+    if data.origin.doubt and not as_normal:
+        raise DataError(data.origin.doubt)
+    return data
+
+
+def _open(spec: str | Path, data_root: Path | str | None, limits: Limits, as_normal: bool) -> DataSet:
     text, root = str(spec), Path(data_root or DEFAULT_DATA_ROOT).expanduser()
     if text.startswith("slides:"):
+        if is_url(text.removeprefix("slides:")):
+            raise DataError(
+                f"{public(text)}: slides are read in parts by a library of their own; copy them to this machine."
+            )
         return slides.open_slides(text.removeprefix("slides:"))
     if text.startswith("labelme:"):
-        return polygons.open_labelme(Path(text.removeprefix("labelme:")).expanduser(), limits)
+        if is_url(inner := text.removeprefix("labelme:")):
+            return elsewhere.open_url(
+                inner, limits, lambda local: _open(f"labelme:{local}", data_root, limits, as_normal)
+            )
+        return open_labelme(Path(text.removeprefix("labelme:")).expanduser(), limits)
     if text.startswith("diffusion:"):
         source, *options = text.removeprefix("diffusion:").split(",")
-        return diffusion.open_diffusion(open_data(source, data_root, limits=limits), options)
+        return diffusion.open_diffusion(open_data(source, data_root, limits=limits, as_normal=as_normal), options)
+    if is_url(text):
+        return elsewhere.open_url(text, limits, lambda local: _open(local, data_root, limits, as_normal))
+    if webdataset.is_tars(text):
+        return webdataset.open_tars(webdataset.local_tars(text), limits)
     path = Path(text).expanduser()
     if text and not _exists(path) and _exists(Path(split_name(str(path))[0])):
         return open_files([path], limits)  # a part of a volume
@@ -66,7 +98,7 @@ def open_data(spec: Any, data_root: Path | str | None = None, *, limits: Limits 
         if suffix == ".npz":
             return named.open_npz(path, limits=limits)
         if suffix == ".json":
-            return polygons.open_annotations(path, limits)
+            return open_annotations(path, limits)
         if is_image(path.name) or is_dicom(Folder(path.parent).head(path.name)):
             return open_files([path], limits)
         below = Folder(path.parent)
@@ -76,17 +108,35 @@ def open_data(spec: Any, data_root: Path | str | None = None, *, limits: Limits 
             f"{path}: expected a folder, an image ({' '.join(sorted((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES)))}), a table "
             f"({' '.join(sorted(table.TABLE_SUFFIXES))}) or .npz, got a file of another kind."
         )
+    if len(several := _several(text)) > 1:
+        parts = [open_data(one, data_root, limits=limits, as_normal=as_normal) for one in several]
+        return union(parts)
     name, colon, choice = text.rpartition(":") if ":" in text else (text, "", "")
     if colon and name.lower().endswith(".npz") and _exists(Path(name)):
         return named.open_npz(Path(name), choice, limits)
-    if isinstance(spec, str) and name in named.NAMED:
-        return named.open_named(name, choice, root)
+    if isinstance(spec, str) and named.is_named(name):
+        return named.open_named(name, choice, root, limits)
     known = {**{key: key for key in named.NAMED}, **{str(p): str(p) for p in _siblings(path)}}
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.75)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     raise DataError(
-        f"{text!r} is neither a file or folder nor a named data set; named sets are {', '.join(named.USAGE)}.{hint}"
+        f"{public(text)!r} is neither a file or folder nor a named data set; named sets are {', '.join(named.USAGE)}.{hint}"
     )
+
+
+def _several(text: str) -> list[str]:
+    """The sources in ``text``, separated by commas; options (``size=512``) belong to the source before them.
+
+    >>> _several("mvtec:bottle, real_iad:phone,size=512,view=C1,other")
+    ['mvtec:bottle', 'real_iad:phone,size=512,view=C1', 'other']
+    """
+    sources: list[str] = []
+    for part in map(str.strip, text.split(",")):
+        if "=" in part and sources:
+            sources[-1] += f",{part}"
+        else:
+            sources.append(part)
+    return sources
 
 
 def open_recorded(spec: str, items: Sequence[Item], base: Path) -> DataSet | None:
@@ -97,6 +147,8 @@ def open_recorded(spec: str, items: Sequence[Item], base: Path) -> DataSet | Non
     Masks are not looked for.
     """
     kind, _, rest = spec.partition(":")
+    if is_url(spec) or webdataset.is_tars(spec):
+        return None
     if kind == "diffusion":
         source, *options = rest.split(",")
         found = open_recorded(source, items, base)
@@ -109,6 +161,8 @@ def open_recorded(spec: str, items: Sequence[Item], base: Path) -> DataSet | Non
         if not all(_is(root / name, Path.is_file) for name in names):
             return None
         return _the_same(slides.open_files([root / name for name in names], names, options), items)
+    if len(_several(spec)) > 1 and not _exists(base / spec):
+        return None  # a union: its parts may lie anywhere
     if kind in named.LOCAL and not _exists(base / spec):
         return _the_same(named.open_named(kind, rest, DEFAULT_DATA_ROOT.expanduser()), items)
     place = base / Path(spec).expanduser()
@@ -127,6 +181,8 @@ def open_files(paths: Sequence[str | Path], limits: Limits = LIMITS) -> DataSet:
     """Image files, in the order given; folders among them are searched. All are of unknown label."""
     files: list[Path] = []
     for given in paths:
+        if is_url(str(given)):
+            raise DataError(f"{public(str(given))}: a URL is given alone; name one folder, table or pattern.")
         path = Path(os.path.abspath(Path(given).expanduser()))
         if path.is_dir():
             below = Folder(path, limits)
@@ -164,10 +220,11 @@ def open_files(paths: Sequence[str | Path], limits: Limits = LIMITS) -> DataSet:
 def as_dataset(images: Any, labels: Any = None, masks: Any = None) -> DataSet:
     """Whatever holds images, as a data set.
 
-    A data set itself; a path or name (:func:`open_data`); a list of paths; NumPy arrays with channels last, ``(N, H,
-    W)``, ``(N, H, W, C)`` or volumes ``(N, D, H, W, C)``; Torch tensors with channels first, ``(N, C, H, W)`` or ``(N,
-    C, D, H, W)``; a list of arrays ``(H, W)`` or ``(H, W, C)``, or of tensors ``(C, H, W)``, of any sizes; samples of
-    ``torch.utils.data``, MONAI or Hugging Face ``datasets``, see :func:`~normalcy.data.samples.open_samples`.
+    A data set itself; a list of data sets (:func:`~normalcy.data.union.union`); a path or name (:func:`open_data`); a list of
+    paths; NumPy arrays with channels last, ``(N, H, W)``, ``(N, H, W, C)`` or volumes ``(N, D, H, W, C)``; Torch tensors with
+    channels first, ``(N, C, H, W)`` or ``(N, C, D, H, W)``; a list of arrays ``(H, W)`` or ``(H, W, C)``, or of tensors ``(C, H,
+    W)``, of any sizes; samples of ``torch.utils.data``, MONAI or Hugging Face ``datasets``, see
+    :func:`~normalcy.data.samples.open_samples`.
     ``labels`` are N times 0 (normal) or 1 (anomalous); ``masks`` are N masks of the images' spatial size, or None for
     images that have none (a list of them may also name files).
 
@@ -226,9 +283,11 @@ def _from_stack(images: Any) -> DataSet:
 
 def _from_list(images: Sequence[Any]) -> DataSet:
     if all(isinstance(image, str | Path) for image in images):
-        if len(images) == 1 and not _exists(Path(images[0])):
+        if len(images) == 1 and (is_url(str(images[0])) or not _exists(Path(images[0]))):
             return open_data(images[0])  # a name such as mnist:3
         return open_files(images)
+    if all(isinstance(image, DataSet) for image in images):
+        return union(images)
     if all(isinstance(image, np.ndarray) for image in images) or all(is_tensor(image) for image in images):
         tensor = is_tensor(images[0])
         axes = ("(C, H, W)", (3, 4)) if tensor else ("(H, W) or (H, W, C)", (2, 3, 4))

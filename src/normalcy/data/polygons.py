@@ -1,4 +1,4 @@
-"""Annotations of other tools: polygons and run lengths of COCO, shapes of LabelMe; and outlines of masks as polygons.
+"""Polygons and run lengths as masks, and outlines of masks as polygons.
 
 Coordinates are x to the right and y down in pixels, (0, 0) being the outer corner of the first pixel. A pixel belongs to a
 polygon that its centre lies in (even-odd rule), so a polygon along the sides of pixels gives back exactly these pixels.
@@ -6,92 +6,14 @@ polygon that its centre lies in (even-odd rule), so a polygon along the sides of
 
 from __future__ import annotations
 
-import base64
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from normalcy.arrays import Array, Float32, Float64, Mask
-from normalcy.data.dataset import DataSet, Item
-from normalcy.data.formats import LIMITS, Limits
-from normalcy.data.images import decode_image
-from normalcy.data.stores import Files, Folder
 from normalcy.errors import DataError
-from normalcy.files import parse_json, read_bytes
-
-LARGEST = 2**28
-"""Bytes of a file of annotations."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """An annotation: polygons [(N, 2)], or a mask, and what it is of."""
-
-    kind: str
-    polygons: tuple[Float64, ...] = ()
-    mask: Mask | None = None
-    """(H, W)"""
-
-
-@dataclass(frozen=True)
-class Annotated:
-    """An image and its annotations."""
-
-    file: str
-    """As the annotations name it."""
-    size: tuple[int, int]
-    """(H, W)"""
-    shapes: tuple[Shape, ...]
-
-    def mask(self) -> Mask:
-        """(H, W): all shapes together."""
-        whole = np.zeros(self.size, bool)
-        for shape in self.shapes:
-            for polygon in shape.polygons:
-                whole |= rasterise([polygon], self.size)
-            if shape.mask is not None:
-                whole |= shape.mask
-        return whole
-
-
-def open_annotations(path: Path, limits: Limits = LIMITS) -> DataSet:
-    """A COCO or LabelMe file as a data set: images with annotations are anomalous and marked, others normal.
-
-    Images are looked for beside the file, or in a folder ``images`` beside it.
-    """
-    return _data_set(path.stem, path.parent, [(path, one) for one in read_annotations(path)], limits)
-
-
-def open_labelme(path: Path, limits: Limits = LIMITS) -> DataSet:
-    """A folder with a LabelMe file for each image. Raises DataError where there are none."""
-    files = sorted(path.rglob("*.json"))
-    found = [(file, one) for file in files for one in read_annotations(file)]
-    if not found:
-        raise DataError(f"{path}: expected a LabelMe file (.json) for each image, got none.")
-    return _data_set(path.resolve().name, path, found, limits)
-
-
-def read_annotations(path: Path) -> list[Annotated]:
-    """The images of a COCO or LabelMe file. Raises DataError for what is neither."""
-    try:
-        content = parse_json(read_bytes(path, LARGEST))
-    except ValueError as error:
-        raise DataError(f"{path}: is not valid JSON ({error}); write it again.") from None
-    try:
-        if isinstance(content, dict) and "images" in content and "annotations" in content:
-            return _coco(content)
-        if isinstance(content, dict) and "shapes" in content and "imagePath" in content:
-            return [_labelme(content, str(path))]
-    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
-        if isinstance(error, DataError):
-            raise
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:150]
-        raise DataError(f"{path}: its annotations are damaged ({reason}); export them again.") from None
-    raise DataError(f"{path}: expected COCO (images, annotations) or LabelMe (imagePath, shapes), got neither.")
 
 
 def rasterise(polygons: Sequence[Float64], size: tuple[int, int]) -> Mask:
@@ -231,95 +153,6 @@ def _labelled(mask: Mask) -> tuple[Array, list[tuple[slice, slice]]]:
 
     labels, _ = ndimage.label(mask)
     return labels, ndimage.find_objects(labels)
-
-
-def _data_set(name: str, root: Path, found: Sequence[tuple[Path, Annotated]], limits: Limits) -> DataSet:
-    items: dict[str, Item] = {}
-    shapes: list[Annotated] = []
-    for source, one in found:
-        places = (source.parent / one.file, source.parent / "images" / one.file)
-        image = next((place for place in places if place.is_file()), places[0])
-        try:
-            path = image.resolve().relative_to(root.resolve()).as_posix()
-        except ValueError:
-            raise DataError(
-                f"{source}: {one.file} leads out of {root}; move the image beside its annotations."
-            ) from None
-        if path in items:
-            raise DataError(f"{source}: {path} is annotated more than once; keep one.")
-        kinds = sorted({shape.kind for shape in one.shapes if shape.kind})
-        items[path] = Item(path, path, int(bool(one.shapes)), ", ".join(kinds) or None)
-        shapes.append(one)
-    if not items:
-        raise DataError(f"{root}: expected annotated images, got none.")
-    files = Files(Folder(root, limits), list(items))
-
-    def mask(i: int) -> Mask | None:
-        return shapes[i].mask() if shapes[i].shapes else None
-
-    return DataSet(
-        name, list(items.values()), files.read, mask, root, size=files.size, stamp=files.stamp, space=files.space
-    )
-
-
-def _coco(content: Mapping[str, Any]) -> list[Annotated]:
-    names = {one["id"]: str(one["name"]) for one in content.get("categories", [])}
-    shapes: dict[Any, list[Shape]] = {}
-    sizes = {one["id"]: (int(one["height"]), int(one["width"])) for one in content["images"]}
-    for one in content["annotations"]:
-        size, kind = sizes[one["image_id"]], names.get(one.get("category_id"), "")
-        of = one.get("segmentation")
-        if isinstance(of, dict):
-            height, width = (int(n) for n in of["size"])
-            if (height, width) != size:
-                raise DataError(f"an annotation has the size {(height, width)}, its image {size}.")
-            shape = Shape(kind, mask=decode_rle(of["counts"], size))
-        elif of:
-            shape = Shape(kind, tuple(_points(np.reshape(np.asarray(ring, np.float64), (-1, 2))) for ring in of))
-        else:
-            x, y, wide, tall = (float(n) for n in one["bbox"])
-            shape = Shape(kind, (_box(x, y, x + wide, y + tall),))
-        shapes.setdefault(one["image_id"], []).append(shape)
-    return [
-        Annotated(str(one["file_name"]), sizes[one["id"]], tuple(shapes.get(one["id"], ())))
-        for one in content["images"]
-    ]
-
-
-def _labelme(content: Mapping[str, Any], name: str) -> Annotated:
-    size = (int(content["imageHeight"]), int(content["imageWidth"]))
-    shapes = []
-    for one in content["shapes"]:
-        points, kind = np.asarray(one["points"], np.float64), str(one.get("label") or "")
-        match one.get("shape_type", "polygon"):
-            case "polygon":
-                shapes.append(Shape(kind, (_points(points),)))
-            case "rectangle":
-                shapes.append(Shape(kind, (_box(*points.min(0), *points.max(0)),)))
-            case "circle":
-                radius = float(np.linalg.norm(points[1] - points[0]))
-                angle = np.linspace(0, 2 * np.pi, 128, endpoint=False)
-                shapes.append(Shape(kind, (points[0] + radius * np.stack([np.cos(angle), np.sin(angle)], 1),)))
-            case "mask":
-                part = decode_image(base64.b64decode(one["mask"]), name)[0] != 0
-                left, top = (int(n) for n in points[0])
-                whole = np.zeros(size, bool)
-                target = whole[top : top + part.shape[0], left : left + part.shape[1]]
-                target |= part[: target.shape[0], : target.shape[1]]
-                shapes.append(Shape(kind, mask=whole))
-            case other:  # points and lines have no area
-                raise DataError(f"{name}: a shape of the type {str(other)[:20]!r} has no area; use polygons.")
-    return Annotated(str(content["imagePath"]).replace("\\", "/"), size, tuple(shapes))
-
-
-def _points(points: Array) -> Float64:
-    if points.ndim != 2 or points.shape[1] != 2 or len(points) < 3:
-        raise DataError(f"a polygon needs at least three points (x, y), got shape {points.shape}.")
-    return np.asarray(points, np.float64)
-
-
-def _box(left: float, top: float, right: float, bottom: float) -> Float64:
-    return np.array([[left, top], [right, top], [right, bottom], [left, bottom]], np.float64)
 
 
 def _from_text(text: str) -> list[int]:

@@ -15,6 +15,8 @@ from normalcy.arrays import Indices
 from normalcy.data.dataset import SPLITS, DataSet
 from normalcy.errors import DataError, NormalcyWarning
 
+__all__ = ["folds", "hold_out", "images_to_score", "normal_training_images", "train_test", "with_split"]
+
 
 def hold_out(cases: Sequence[str], fraction: float = 0.1, minimum: int = 20, seed: int = 0) -> tuple[Indices, Indices]:
     """``(rest, carved)``: whole cases of about ``fraction`` of the images, at least ``minimum`` of them, taken out.

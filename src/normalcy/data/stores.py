@@ -8,24 +8,24 @@ import os
 import threading
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from normalcy.arrays import Array, Mask
 from normalcy.data.companions import reasons
-from normalcy.data.dataset import DataSet, Item, case_of
+from normalcy.data.dataset import DataSet, Item, Origin, Region, case_of
 from normalcy.data.dicom import decode_series, is_dicom, series_in, series_space
 from normalcy.data.formats import DICOM_SUFFIXES, LIMITS, VOLUME_SUFFIXES, Limits, is_image, is_volume, own
 from normalcy.data.images import channel_first, decode_image, decode_mask, image_size, read_mask
 from normalcy.data.volumes import Selection, Space, decode_volume, distance, split_name, take_part, volume_space
-from normalcy.errors import DataError
-from normalcy.files import open_regular, read_bytes, read_head, read_member
+from normalcy.errors import DataError, SettingsError
+from normalcy.files import inside, mounted, open_regular, read_bytes, read_head, read_member
 
 _ASIDE = 0.1
 """Largest distance of a mask's corner from that of its image, in voxels: headers are rounded."""
@@ -43,17 +43,33 @@ Named = str | tuple[str, ...] | SeriesPart
 """The file of an image, or the files of a series."""
 
 
+class Opener(Protocol):
+    """What gives files as bytes, by their names."""
+
+    @property
+    def limits(self) -> Limits: ...
+
+    def full_name(self, file: str) -> str:
+        """For messages."""
+
+    def bytes(self, file: str) -> bytes: ...
+
+    def stamp(self, file: str) -> int:
+        """A cheap trace of the content."""
+
+
 class Files:
-    """Images and masks in files that ``opener`` gives as bytes; ``masks[i]`` names a file or is None.
+    """Images and masks in files that ``opener`` gives as bytes; ``masks[i]`` names a file, or several that are one mask, or is
+    None.
 
     An image may be several files: those of a DICOM series.
     """
 
     def __init__(
         self,
-        opener: Folder | Zip,
+        opener: Opener,
         images: Sequence[Named],
-        masks: Sequence[str | None] | None = None,
+        masks: Sequence[str | tuple[str, ...] | None] | None = None,
     ) -> None:
         self.opener, self.images, self.masks = opener, images, masks
         self._spaces: dict[int, Space] = {}  # of images that were read: their headers need not be read again
@@ -78,13 +94,36 @@ class Files:
         return volume_space(self.opener.bytes(file), self.opener.full_name(file), self.opener.limits).part(part)
 
     def mask(self, i: int) -> Mask | None:
-        file = None if self.masks is None else self.masks[i]
-        if file is None:
+        parts = [self._mask(i, file) for file in self.mask_files(i)]
+        if not parts:
             return None
+        whole = parts[0]
+        for part, file in zip(parts[1:], self.mask_files(i)[1:]):
+            if part.shape != whole.shape:
+                raise DataError(
+                    f"{self.opener.full_name(file)}: expected the size {whole.shape} of the other parts of the mask, "
+                    f"got {part.shape}; replace it."
+                )
+            whole = whole | part
+        return whole
+
+    def mask_files(self, i: int) -> tuple[str, ...]:
+        """The files of a mask; empty where there is none."""
+        files = None if self.masks is None else self.masks[i]
+        return () if files is None else (files,) if isinstance(files, str) else files
+
+    def _mask(self, i: int, file: str) -> Mask:
         self._check_grid(i, file)
         if split_name(file)[1]:
             return np.asarray((self._decode(file)[0] != 0).any(axis=0))
         return decode_mask(self.opener.bytes(file), self.opener.full_name(file), self.opener.limits)
+
+    def values(self, file: str) -> Array:
+        """(*spatial): the largest value of each pixel of a mask's file, as it is written."""
+        values: Array = decode_image(
+            self.opener.bytes(file), self.opener.full_name(file), limits=self.opener.limits
+        ).max(axis=0)
+        return values
 
     def _check_grid(self, i: int, mask: str) -> None:
         """Refuses a mask of the image's shape that lies elsewhere in the patient."""
@@ -140,25 +179,54 @@ class Files:
         files = (split_name(image)[0],) if isinstance(image, str) else image
         return sum(self.opener.stamp(file) for file in files)
 
-    def data_set(self, name: str, items: Sequence[Item], ignored: Sequence[str] | Mapping[str, str] = ()) -> DataSet:
+    def data_set(
+        self,
+        name: str,
+        items: Sequence[Item],
+        ignored: Sequence[str] | Mapping[str, str] = (),
+        origin: Origin | None = None,
+        regions: Callable[[int], list[Region]] | None = None,
+    ) -> DataSet:
         mask = None if self.masks is None else self.mask
         root = self.opener.path if isinstance(self.opener, Folder) else None
         return DataSet(
-            name, items, self.read, mask, root, size=self.size, stamp=self.stamp, ignored=ignored, space=self.space
+            name,
+            items,
+            self.read,
+            mask,
+            root,
+            size=self.size,
+            stamp=self.stamp,
+            ignored=ignored,
+            space=self.space,
+            origin=origin,
+            regions=regions,
         )
 
 
 class Folder:
-    """Files below a folder, by their path relative to it."""
+    """Files below a folder, by their path relative to it.
+
+    Of a folder that stands for a store elsewhere (:class:`~normalcy.files.Mount`), names that lead out of it are refused: a table
+    of that store must not name files of this machine.
+    """
 
     def __init__(self, path: Path, limits: Limits = LIMITS) -> None:
         self.path, self.limits = path, limits
+        self.mount = mounted(path)  # held: its files are there as long as it lives
 
     def full_name(self, file: str) -> str:
-        return str(self.path / file)
+        return str(self.path / file) if self.mount is None else self.mount.shown(self.path / file)
 
     def bytes(self, file: str) -> bytes:
-        return read_bytes(self.path / file, self.limits.file_bytes)
+        if self.mount is None:
+            return read_bytes(self.path / file, self.limits.file_bytes)
+        try:
+            return read_bytes(inside(self.path, file), self.limits.file_bytes)
+        except SettingsError:
+            raise DataError(f"{file!r} leads out of {self.mount.shown(self.path)}: it is not read.") from None
+        except DataError as error:
+            raise DataError(self.mount.in_words(str(error))) from None
 
     def head(self, file: str, count: int = 132) -> builtins.bytes:
         """The first bytes of a file, by which its format is known; empty where it cannot be read."""

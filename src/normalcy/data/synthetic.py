@@ -26,6 +26,8 @@ from scipy import ndimage
 from normalcy.arrays import Float32, Float64, Mask
 from normalcy.errors import DataError, SettingsError
 
+__all__ = ["SYNTHETIC", "make", "make_set"]
+
 Box = tuple[slice, ...]
 
 VISIBLE = 0.02  # the least change at a soft edge, about 5 of 255 grey levels

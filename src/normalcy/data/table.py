@@ -14,6 +14,7 @@ from normalcy.data.dataset import SPLITS, DataSet, Item, case_of
 from normalcy.data.dicom import cases_in
 from normalcy.data.formats import LIMITS, Limits
 from normalcy.data.stores import Files, Folder, Named, SeriesPart, files_of
+from normalcy.data.volumes import split_name
 from normalcy.errors import DataError
 from normalcy.files import open_regular, read_bytes
 
@@ -80,6 +81,14 @@ def open_table(path: Path, limits: Limits = LIMITS) -> DataSet:
         for file, item in items.items()
     ]
     return files.data_set(path.stem, named)
+
+
+def files_named(path: Path, limits: Limits = LIMITS) -> list[str]:
+    """The files that a table names, each once: images and masks; names that lead out of its folder are left out."""
+    _, rows = (_parquet if path.suffix.lower() == ".parquet" else _csv)(path, limits)
+    names = (split_name(_text(row.get(column)))[0] for row in rows for column in ("path", "mask"))
+    safe = (name for name in dict.fromkeys(names) if name and len(name) <= _LONGEST)
+    return [name for name in safe if ".." not in name.split("/") and not name.startswith("/") and "://" not in name]
 
 
 def _first(image: Named) -> str | None:

@@ -26,6 +26,8 @@ from normalcy.preprocessing.views import ViewSettings
 from normalcy.scoring import Pipeline, Result, Results, stream
 from normalcy.settings import DecisionSettings, InputSettings
 
+__all__ = ["Scorer", "load"]
+
 _PARTS = ("settings", "input", "train", "decision", "data", "preprocess", "views", "graph")
 """Objects of ``detector.json``."""
 

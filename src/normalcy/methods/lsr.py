@@ -6,6 +6,9 @@ the likeliest one if one of its later neighbours is unlikely too (equation 5). T
 from the restored and from the original codes (equation 6), after a bilateral filter. The restoration is exact and takes one pass
 through the prior for each changed code (:mod:`normalcy.nets.restore`).
 
+``preset="features"``, our own: the codes represent features of a pretrained network, in which defects differ more than in
+pixels; residuals are those of features, and a second decoder, which does not change the codes, shows images.
+
 ``prior="masked"``, our own: a bidirectional prior (:mod:`normalcy.nets.masked`). The likelihood of a code is conditioned on the
 codes on all sides, without its own block; unlikely codes are hidden with their neighbours and refilled, in a fixed number of
 passes. Inside a homogeneous anomaly each code is likely after the one before: an autoregressive prior sees nothing there.
@@ -14,9 +17,9 @@ Maps of a fit, each a score of its own; ``score="auto"`` is the one that finds s
 
 | score | map |
 |---|---|
-| ``restored`` | distance of the images decoded from restored and from original codes (equation 6) |
-| ``input`` | distance of the restored image to the input |
-| ``residual`` | distance of the reconstruction to the input |
+| ``restored`` | distance of what is decoded from restored and from original codes (equation 6) |
+| ``input`` | distance of what is decoded from restored codes to the input |
+| ``residual`` | distance of what is decoded from original codes to the input |
 | ``likelihood`` | negative log-likelihood of the codes, in nats |
 | ``surprise`` | negative log-likelihood of the codes minus the entropy of their distribution, as texture is hard to predict |
 | ``fused`` | squared residual relative to the usual one of its code, plus twice the surprise, in standard deviations |
@@ -60,6 +63,8 @@ from normalcy.method import Batches, EarlyStop, Method, Objective, Scores, Stage
 from normalcy.nets import masked, vqvae
 from normalcy.nets.filters import Reduce, bilateral, check_reduce, gaussian_smooth, reduce_map
 from normalcy.nets.masked import MaskedPrior
+from normalcy.nets.patches import PatchFeatures
+from normalcy.nets.perceptual import joined, parted
 from normalcy.nets.pixelsnail import Memory, PixelSNAIL
 from normalcy.nets.quantise import Quantised, Quantiser
 from normalcy.nets.restore import LikelyCodes, Restored, limit_of, restore
@@ -69,12 +74,13 @@ from normalcy.nets.schedules import LATE, late_drop
 Map = Literal["restored", "input", "residual", "likelihood", "surprise", "fused", "mixed"]
 Score = Literal["auto", Map]
 MAPS: tuple[Map, ...] = get_args(Map)
-PRESETS: Mapping[str, Mapping[str, float | str]] = {
+_PRESETS: dict[str, Mapping[str, float | str]] = {
     "paper": {
         "codes": 512,
         "halvings": 3,
         "width": 128,
         "residuals": 8,
+        "coded": "pixels",
         "prior": "causal",
         "prior_width": 128,
         "prior_blocks": 3,
@@ -86,12 +92,17 @@ PRESETS: Mapping[str, Mapping[str, float | str]] = {
         "halvings": 2,
         "width": 32,
         "residuals": 2,
+        "coded": "pixels",
         "prior": "masked",
         "prior_width": 48,
         "prior_blocks": 2,
         "lr": 1e-3,
         "prior_lr": 1.5e-3,
     },
+}
+PRESETS: Mapping[str, Mapping[str, float | str]] = {
+    **_PRESETS,
+    "features": {**_PRESETS["small"], "coded": "features"},
 }
 ETAS = tuple(10.0**k for k in (-6, -5, -4.5, -4, -3.5, -3, -2.75, -2.5, -2.25, -2, -1.75, -1.5, -1.25, -1))
 """Values tried by ``eta="search"``."""
@@ -111,7 +122,7 @@ class LSRSettings:
     """The map, see the table above; "auto": the one with the best mean pixel AUROC over kinds and sizes of synthetic anomalies in
     held-out normal images."""
     prior: Literal["causal", "masked"] | None = None
-    """"causal": PixelSNAIL, as in the paper; "masked": bidirectional; none: "causal", or "masked" with preset="small"."""
+    """"causal": PixelSNAIL, as in the paper; "masked": bidirectional; none: "causal", or "masked" with the other presets."""
     eta: float | Literal["quantile", "search"] | None = None
     """Likelihood below which a code is replaced (equation 5), in (0, 1); "quantile": so that the fraction ``quantile`` of
     held-out normal codes is less likely; "search": best pixel AUROC on held-out images with rectangles (section 4.3.3), tried
@@ -125,8 +136,20 @@ class LSRSettings:
     """Masked prior: passes in which the hidden codes are filled in."""
     reach: int = 1
     """Masked prior: codes within this distance of an unlikely one are replaced with it."""
+    coded: Literal["pixels", "features"] | None = None
+    """What the codes represent and what residuals compare: "pixels", as in the paper, or "features" of a pretrained network,
+    from which a second decoder shows images (2D images of 1 or 3 channels in [0, 1]); none: "pixels", or "features" with
+    preset="features"."""
+    backbone: str = "efficientnet_lite0"
+    """coded="features": timm name, "name:file" or the embedded efficientnet_lite0."""
+    layers: tuple[int, ...] = (1, 2, 3)
+    """coded="features": layers of the backbone, all resized to the grid of codes."""
+    components: int = 64
+    """coded="features": principal components of the features that are kept."""
+    cache: bool = True
+    """coded="features": features of the training images are computed once and kept in memory where images are not augmented."""
     codes: int | None = None
-    """K, the number of codes in the codebook; none: 512, or 64 with preset="small"."""
+    """K, the number of codes in the codebook; none: 512, or 64 with the other presets."""
     dimension: int = 32
     """D, the dimension of a code vector."""
     halvings: int | None = None
@@ -136,32 +159,33 @@ class LSRSettings:
     """Weight of the commitment loss (equation 3)."""
     ema: float | None = None
     """Decay of a codebook of moving averages; none: the codebook learns by gradients, as in the paper."""
-    preset: Literal["paper", "small"] = "paper"
-    """Defaults of the settings that are none: "paper", or "small" for CPUs."""
+    preset: Literal["paper", "small", "features"] = "paper"
+    """Defaults of the settings that are none: "paper", "small" for CPUs, or "features": the same with coded="features"."""
     width: int | None = None
-    """Channels of the VQ-VAE; none: 128, or 32 with preset="small"."""
+    """Channels of the VQ-VAE; none: 128, or 32 with the other presets."""
     residuals: int | None = None
-    """Residual blocks of the encoder and of the decoder; none: 8, or 2 with preset="small"."""
+    """Residual blocks of the encoder and of the decoder; none: 8, or 2 with the other presets."""
     prior_width: int | None = None
-    """Channels of the prior; none: 128, or 48 with preset="small"."""
+    """Channels of the prior; none: 128, or 48 with the other presets."""
     prior_blocks: int | None = None
-    """Blocks of the prior, each with gated residual layers and attention; none: 3, or 2 with preset="small"."""
+    """Blocks of the prior, each with gated residual layers and attention; none: 3, or 2 with the other presets."""
     dropout: float = 0.0
     """Dropout rate in the prior, in [0, 1) (paper: 0.1)."""
     lr: float | None = None
-    """Learning rate of the VQ-VAE (Adam); none: 0.0003, or 0.001 with preset="small"."""
+    """Learning rate of the VQ-VAE (Adam); none: 0.0003, or 0.001 with the other presets."""
     prior_lr: float | None = None
-    """Learning rate of the prior (Adam); none: 0.0003, or 0.0015 with preset="small", a tenth of it in the last third."""
+    """Learning rate of the prior (Adam); none: 0.0003, or 0.0015 with the other presets, a tenth of it in the last third."""
     filter: bool = True
     """Filter of the maps: "restored" and "input" bilateral, diameter 20 of 256 pixels, standard deviations of 75 of 256 pixels
-    and of 75/255 in value; the others Gaussian, with a standard deviation of 1/32 of the longer side ("residual": 1/64)."""
+    and of 75/255 in value; the others Gaussian, with a standard deviation of 1/32 of the longer side ("residual", and all
+    distances of features: 1/64)."""
     reduce: Reduce = "auto"
     """Image score: "mean", "max" or "top" (mean of the largest 1 %) of the map, or this quantile of it, in [0, 1]; "auto": "mean"
     up to 32 pixels a side, else "top". That of "likelihood" is the sum over the codes."""
 
     def __post_init__(self) -> None:
-        numbers = [name for name in PRESETS["paper"] if name != "prior"]
-        positive = ("dimension", "beta", "rounds", *numbers)
+        numbers = [name for name in PRESETS["paper"] if name not in ("prior", "coded")]
+        positive = ("dimension", "beta", "rounds", "components", *numbers)
         require("lsr", self, positive=positive, non_negative=("reach",), fraction=("quantile", "ema"))
         require_that(0 <= self.dropout < 1, "lsr", "dropout", "at least 0 and below 1", self.dropout)
         valid = self.eta is None or isinstance(self.eta, str) or 0 < self.eta < 1
@@ -210,9 +234,17 @@ class LSR(Method):
         self.grid = vqvae.code_grid(self.name, self.shape[1:], s.number("halvings"))
         parts = (2, channels, s.number("width"), s.number("halvings"), s.number("residuals"), s.dimension)
         self.standardise = Standardise(self.shape)
-        self.encoder: nn.Module = vqvae.encoder(*parts, normalise=True)
+        self.features: PatchFeatures | None = None
+        if s.number("coded") == "features":
+            self.features = PatchFeatures(s.backbone, s.layers, channels, self.grid, s.components)
+            of_features = (2, self.features.dimension, 2 * s.number("width"), s.number("residuals"), s.dimension)
+            self.encoder: nn.Module = vqvae.grid_encoder(*of_features)
+            self.decoder: nn.Module = vqvae.grid_decoder(*of_features)
+            self.painter: nn.Module = vqvae.decoder(*parts)
+        else:
+            self.encoder = vqvae.encoder(*parts, normalise=True)
+            self.decoder = self.painter = vqvae.decoder(*parts)
         self.quantiser = Quantiser(codes, s.dimension, s.ema)
-        self.decoder: nn.Module = vqvae.decoder(*parts)
         network = MaskedPrior if s.number("prior") == "masked" else PixelSNAIL
         width, blocks = s.number("prior_width"), s.number("prior_blocks")
         self.prior: MaskedPrior | PixelSNAIL = network(self.grid, codes, width, blocks, dropout=s.dropout)
@@ -229,24 +261,57 @@ class LSR(Method):
 
     def encode(self, x: Tensor) -> Tensor:
         """z_e: (B, C, H, W) -> (B, D, *grid)"""
-        z: Tensor = self.encoder(self.standardise(x))
+        z: Tensor = self.encoder(self.standardise(x) if self.features is None else self.features(x))
         return z.float()
 
     def decode(self, codes: Tensor) -> Tensor:
         """(B, *grid) -> (B, C, H, W)"""
-        return self.standardise.inverse(self.decoder(self.quantiser.look_up(codes)).float())
+        return self.standardise.inverse(self.painter(self.quantiser.look_up(codes)).float())
+
+    def compared(self, x: Tensor) -> Tensor:
+        """What residuals compare: images (B, C, H, W), or their features (B, components, *grid)."""
+        return x if self.features is None else self.features(x)
+
+    def compared_codes(self, codes: Tensor) -> Tensor:
+        """The same, decoded from codes (B, *grid)."""
+        if self.features is None:
+            return self.decode(codes)
+        decoded: Tensor = self.decoder(self.quantiser.look_up(codes)).float()
+        return decoded
 
     def begin(self, batches: Batches) -> None:
         """Measure the standardisation and initialise the codebook from the first 16 batches."""
         self.standardise.measure(batches)
+        if self.features is not None:
+            self.features.learn(batches)
         self.quantiser.seed(self.encode(x) for x, _ in zip(batches, range(16)))
 
     def reconstruction(self, x: Tensor) -> Mapping[str, Tensor]:
-        """Equation 3, on standardised images."""
-        quantised: Quantised = self.quantiser(self.encode(x))
-        restored = self.decoder(quantised.vectors).float()
-        error = (self.standardise(x) - restored).square().mean()
-        return quantised.losses(error, self.settings.beta)
+        """Equation 3, on standardised images; of features, and of the images that are shown, which do not change the codes."""
+        if self.features is None:
+            quantised: Quantised = self.quantiser(self.encode(x))
+            restored = self.decoder(quantised.vectors).float()
+            return quantised.losses((self.standardise(x) - restored).square().mean(), self.settings.beta)
+        image, features = self._unpack(x)
+        quantised = self.quantiser(self.encoder(features).float())
+        error = (features - self.decoder(quantised.vectors).float()).square().mean()
+        shown = self.painter(quantised.vectors.detach()).float()
+        losses = quantised.losses(error, self.settings.beta)
+        picture = (self.standardise(image) - shown).square().mean()
+        return {**losses, "loss": losses["loss"] + picture, "picture": picture}
+
+    def _with_features(self, x: Tensor) -> Tensor:
+        """Images and their features as rows (B, n), to be computed once."""
+        assert self.features is not None
+        return joined(x, self.features(x))
+
+    def _unpack(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Images and features of a batch, of images or of such rows."""
+        assert self.features is not None
+        if x.ndim == 4:
+            return x, self.features(x)
+        image, features = parted(x, self.shape)
+        return image, features.reshape(-1, self.features.dimension, *self.grid)
 
     # -- stage 2
 
@@ -280,9 +345,8 @@ class LSR(Method):
         total, count = torch.zeros_like(self.code_error), torch.zeros_like(self.code_error)
         for x in batches:
             codes = self.to_codes(x)
-            error = F.adaptive_avg_pool2d(
-                (x - self.decode(codes)).square().sum(1, keepdim=True), (self.grid[0], self.grid[1])
-            )
+            error = (self.compared(x) - self.compared_codes(codes)).square().sum(1, keepdim=True)
+            error = F.adaptive_avg_pool2d(error, (self.grid[0], self.grid[1]))
             total.index_add_(0, codes.flatten(), error.flatten())
             count.index_add_(0, codes.flatten(), torch.ones_like(error.flatten()))
         mean = total.sum() / count.sum()
@@ -329,7 +393,8 @@ class LSR(Method):
         best = -1.0
         for local in (True, False) if isinstance(self.prior, PixelSNAIL) else (self.settings.local,):
             for eta in ETAS:
-                map = self._distance(self.decode(self.restore(codes, eta, local).codes), self.decode(codes))
+                restored = self.restore(codes, eta, local).codes
+                map = self._distance(self.compared_codes(restored), self.compared_codes(codes))
                 auroc = _auroc(map.cpu().flatten(), mask.flatten())
                 if auroc > best:
                     best = auroc
@@ -337,8 +402,9 @@ class LSR(Method):
                     self.local.fill_(local)
 
     def stages(self) -> Sequence[Stage]:
-        s, small = self.settings, self.settings.preset == "small"
-        autoencoder = [*self.encoder.parameters(), *self.quantiser.parameters(), *self.decoder.parameters()]
+        s, small = self.settings, self.settings.preset != "paper"
+        parts = nn.ModuleList([self.encoder, self.quantiser, self.decoder, self.painter])  # parameters once each
+        autoencoder = list(parts.parameters())
         return [
             Stage(
                 "vqvae",
@@ -347,6 +413,7 @@ class LSR(Method):
                 steps=None if small else 3_900,
                 batch_size=32 if small else 256,
                 prepare=self.begin,
+                derive=self._with_features if self.features is not None and s.cache else None,
             ),
             Stage(
                 "prior",
@@ -396,10 +463,17 @@ class LSR(Method):
         return self.likelihoods(codes)[0]
 
     def _distance(self, a: Tensor, b: Tensor) -> Tensor:
-        """Equation 6, filtered if the settings say so: two images (B, C, H, W) -> (B, H, W)."""
-        map = (a - b).square().sum(1).sqrt()
+        """Equation 6, filtered if the settings say so: two of what residuals compare -> (B, H, W)."""
+        map = self._squared(a, b).sqrt()
+        if self.features is not None:
+            return self._smooth(map, 1 / 64)
         side = max(self.shape[1:]) / 256
         return bilateral(map, max(1, round(10 * side)), 75.0 * side, 75 / 255) if self.settings.filter else map
+
+    def _squared(self, a: Tensor, b: Tensor) -> Tensor:
+        """Squared distance of what residuals compare, at each pixel: (B, H, W)."""
+        squared = (a - b).square().sum(1)
+        return squared if self.features is None else self._to_pixels(squared, "bilinear")
 
     def _smooth(self, map: Tensor, fraction: float) -> Tensor:
         """A Gaussian with this fraction of the longer side as standard deviation, if the settings say so."""
@@ -432,8 +506,8 @@ class _Maps:
     def of(self, name: Map) -> Tensor:
         m = self.method
         choices: Mapping[Map, Callable[[], Tensor]] = {
-            "restored": lambda: m._distance(self.restored, self.reconstruction),
-            "input": lambda: m._distance(self.restored, self.x),
+            "restored": lambda: m._distance(m.compared_codes(self.resampled.codes), self.decoded),
+            "input": lambda: m._distance(m.compared_codes(self.resampled.codes), self.compared),
             "residual": lambda: self.residual,
             "likelihood": lambda: m._to_pixels(self.likelihoods[0]),
             "surprise": lambda: self.surprise,
@@ -451,6 +525,18 @@ class _Maps:
         return self.method.decode(self.codes)
 
     @cached_property
+    def compared(self) -> Tensor:
+        return self.method.compared(self.x)
+
+    @cached_property
+    def decoded(self) -> Tensor:
+        return self.reconstruction if self.method.features is None else self.method.compared_codes(self.codes)
+
+    @cached_property
+    def squared(self) -> Tensor:
+        return self.method._squared(self.compared, self.decoded)
+
+    @cached_property
     def likelihoods(self) -> tuple[Tensor, Tensor]:
         """Negative log-likelihood and entropy of the codes, in nats, (B, *grid)."""
         return self.method.likelihoods(self.codes)
@@ -465,14 +551,13 @@ class _Maps:
 
     @cached_property
     def residual(self) -> Tensor:
-        error = (self.x - self.reconstruction).square().sum(1).sqrt()
-        return self.method._smooth(error, 1 / 64)
+        return self.method._smooth(self.squared.sqrt(), 1 / 64)
 
     @cached_property
     def relative(self) -> Tensor:
         """Squared residual in units of the mean of its code."""
         usual = self.method._to_pixels(self.method.code_error[self.codes])
-        return self.method._smooth((self.x - self.reconstruction).square().sum(1) / usual, 1 / 32)
+        return self.method._smooth(self.squared / usual, 1 / 32)
 
     @cached_property
     def surprise(self) -> Tensor:

@@ -34,6 +34,7 @@ class Backbone(nn.Module):
     and, as of all EfficientNets, one more: the last convolution after its activation (1,280 channels, 1/32), which the
     classifier averages; for VGG networks every ReLU counts, so that in vgg19 r12, r22, r32, r42 are 1, 3, 5, 9. ``names`` holds
     the layers' names.
+    ``layers=None`` is the last. ``norm``: apply a transformer's final layer norm to its features.
     ``channels`` of the images: 3, or 1, which is repeated. ``bf16``: compute in bfloat16 (about twice as fast where the
     processor supports it, at a precision of about three digits).
 
@@ -44,16 +45,19 @@ class Backbone(nn.Module):
     std: Tensor
     has_weights: Tensor
 
-    def __init__(self, name: str, layers: Sequence[int], channels: int, bf16: bool = False) -> None:
+    def __init__(
+        self, name: str, layers: Sequence[int] | None, channels: int, bf16: bool = False, norm: bool = False
+    ) -> None:
         super().__init__()
         if channels not in (1, 3):
             raise DataError(
                 f"Backbone {name} expects images of 1 or 3 channels, got {channels}: choose or merge channels."
             )
-        self.name, self.layers, self.bf16 = name, tuple(layers), bf16
+        self.name, self.bf16, self.norm = name, bf16, norm
         self.architecture, _, self.file = name.partition(":")
         network = _create(self.architecture)
         stages = list(network.feature_info)
+        self.layers = (len(stages) - 1,) if layers is None else tuple(layers)
         if not self.layers or list(self.layers) != sorted({i for i in self.layers if 0 <= i < len(stages)}):
             sides = ", ".join(f"1/{stage['reduction']}" for stage in stages)
             raise SettingsError(
@@ -68,7 +72,7 @@ class Backbone(nn.Module):
         self.inner = (
             list(dict.fromkeys(min(i, len(stages) - 2) for i in self.layers)) if self.head else list(self.layers)
         )
-        network.prune_intermediate_layers(self.inner, prune_norm=not self.head, prune_head=not self.head)
+        network.prune_intermediate_layers(self.inner, prune_norm=not (self.head or norm), prune_head=not self.head)
         self.network = network.requires_grad_(False).to(memory_format=torch.channels_last)
         for part in network.modules():
             if isinstance(part, nn.Conv2d) and part.groups > 1 and max(part.stride) > 1:
@@ -94,7 +98,7 @@ class Backbone(nn.Module):
         x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)  # one channel becomes three here
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16 if bf16 is None else bf16):
             maps = self.network.forward_intermediates(
-                x, self.inner, norm=False, stop_early=True, output_fmt="NCHW", intermediates_only=not self.head
+                x, self.inner, norm=self.norm, stop_early=True, output_fmt="NCHW", intermediates_only=not self.head
             )
             if self.head:
                 last, maps = maps
@@ -148,7 +152,7 @@ def _create(architecture: str, pretrained: bool = False, file: str | None = None
         )
     name = _EMBEDDED_TIMM if architecture == EMBEDDED else architecture
     flexible: dict[str, Any] = (
-        {"dynamic_img_size": True} if timm.models.is_model(name) and name.startswith("vit_") else {}
+        {"dynamic_img_size": True} if timm.models.is_model(name) and name.startswith(("vit_", "test_vit")) else {}
     )
     local: dict[str, Any] = {"pretrained_cfg_overlay": {"file": file}} if file else {}
     network = timm.create_model(name, pretrained=pretrained, num_classes=0, **flexible, **local)

@@ -115,3 +115,24 @@ def decoder(
         if level:
             net.append(nn.ReLU())
     return net
+
+
+def grid_encoder(dims: int, channels: int, width: int, residuals: int, dimension: int) -> nn.Sequential:
+    """z_e (B, dimension, *grid), normalised, of features (B, channels, *grid) that lie on the grid of codes already."""
+    return nn.Sequential(
+        conv(dims)(channels, width, 1),
+        *(Residual(dims, width) for _ in range(residuals)),
+        nn.ReLU(),
+        conv(dims)(width, dimension, 1),
+        Normalise(),
+    )
+
+
+def grid_decoder(dims: int, channels: int, width: int, residuals: int, dimension: int) -> nn.Sequential:
+    """(B, dimension, *grid) -> (B, channels, *grid)"""
+    return nn.Sequential(
+        conv(dims)(dimension, width, 3, padding=1),
+        *(Residual(dims, width) for _ in range(residuals)),
+        nn.ReLU(),
+        conv(dims)(width, channels, 1),
+    )

@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from normalcy.errors import DataError
 from normalcy.report import figures
+from normalcy.report.classes import HEAD, NOTE, class_rows
 from normalcy.report.figures import Curve
 from normalcy.report.markup import Content, definitions, document, join, table, tag
 from normalcy.report.text import (
@@ -52,6 +53,7 @@ def _page(folder: Path, comparison: Comparison, methods: list[Compared]) -> str:
     )
     sections = [
         _section("methods", "Methods", _table(folder, methods)) if methods else None,
+        _section("classes", "Classes", _classes(methods)) if any(one.classes for one in methods) else None,
         _section("roc", "ROC", _roc(folder, methods)),
         _section("failed", "Failed", _failed(failed)) if failed else None,
         _section("settings", "Settings", _settings(methods)) if methods else None,
@@ -110,6 +112,11 @@ def _table(folder: Path, methods: list[Compared]) -> Content:
     ]
     kept = [k for k in range(len(head)) if k < 4 or any(row[k] != MISSING for row in rows)]
     return table([head[k] for k in kept], [[row[k] for k in kept] for row in rows])
+
+
+def _classes(methods: list[Compared]) -> Content:
+    rows = class_rows({one.name: one for one in methods})
+    return [tag("p", NOTE, class_="note"), table(("method", *HEAD), rows, numbers=2)]
 
 
 def _linked(folder: Path, one: Compared) -> Content:

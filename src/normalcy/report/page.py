@@ -17,6 +17,7 @@ from normalcy.files import is_inside, read_array
 from normalcy.metrics.intervals import wilson
 from normalcy.provenance import NOTICE
 from normalcy.report import figures
+from normalcy.report.classes import HEAD, NOTE, class_rows
 from normalcy.report.figures import Curve
 from normalcy.report.gallery import images_section
 from normalcy.report.markup import Content, Markup, definitions, document, join, table, tag
@@ -127,6 +128,7 @@ def _page(results: ResultsFolder, dataset: DataSet | None, about_inputs: str, ra
         ("summary", "Summary", _summary(results)),
         ("curves", "Scores and curves", _curves(results)),
         ("types", "Types of anomaly", _types(results)),
+        ("classes", "Classes", _classes(results)),
         ("images", "Images", images_section(results, dataset, about_inputs, radiological)),
         ("latent", "Latent space", _latent(results)),
         ("training", "Training", _training(results)),
@@ -490,6 +492,12 @@ def _types(results: ResultsFolder) -> Content:
         tag("p", words.strip(), class_="note") if words else None,
         table([head[k] for k in kept], [[row[k] for k in kept] for row in rows]),
     ]
+
+
+def _classes(results: ResultsFolder) -> Content:
+    """One row for each class of normal images."""
+    rows = [] if results.metrics is None else class_rows({"": results.metrics})
+    return [tag("p", NOTE, class_="note"), table(HEAD, [row[1:] for row in rows])] if rows else None
 
 
 # --- latent space, training

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from normalcy.results.metrics import AUPRO, ImagesAtThreshold, Interval
-from normalcy.results.schema import Bounds, Count, Positive, Rate, load, was
+from normalcy.results.metrics import AUPRO, ClassMean, ClassMetrics, ImagesAtThreshold, Interval
+from normalcy.results.schema import ABSENT, Bounds, Count, Positive, Rate, load, was
+
+__all__ = ["Comparison", "read_comparison"]
 
 COMPARISON = "compare.json"
 Difference = Annotated[float, Bounds(-1, 1)]
@@ -47,6 +49,10 @@ class Compared:
     """Its results folder, below this one."""
     against_best: Paired | None = None
     """Null for the best."""
+    classes: Mapping[str, ClassMetrics] | None = field(default=None, metadata=ABSENT)
+    """By class, for several data sets in one: one model, each class for itself."""
+    class_mean: ClassMean | None = field(default=None, metadata=ABSENT)
+    """Over the classes."""
 
     @property
     def area(self) -> float | None:

@@ -16,6 +16,7 @@ import numpy as np
 from normalcy import metrics
 from normalcy.arrays import Array, Indices
 from normalcy.data.images import raw_size, read_mask, read_raw
+from normalcy.data.union import class_of
 from normalcy.errors import DataError
 from normalcy.results.drawn import TABLE as DRAWS
 from normalcy.results.drawn import estimate, read_plan
@@ -26,6 +27,8 @@ from normalcy.results.metrics import (
     METRICS,
     Best,
     CaseMetrics,
+    ClassMean,
+    ClassMetrics,
     Curves,
     DrawnRates,
     Froc,
@@ -47,6 +50,8 @@ from normalcy.results.metrics import (
 from normalcy.results.run import CaseRow, InCase
 from normalcy.results.schema import as_read, dumps
 from normalcy.results.writer import Writer
+
+__all__ = ["evaluate"]
 
 _EXACT_PIXELS = 150_000_000
 """Above this many pixels, map metrics come from bins, with a stated error."""
@@ -103,6 +108,7 @@ def evaluate(
     if table is not None and drawn is None:
         notes.append("The labels are those of the reviewed images alone, which need not be typical of all images.")
     notes += [f"Incomplete: {one.path}: {one.reason}" for one in read.run.data.incomplete]
+    classes = _classes(read, known, located, limit)
     found = Metrics(
         image=_image_metrics(read, known, bootstrap),
         case=_case_metrics(read, known),
@@ -110,6 +116,8 @@ def evaluate(
         patch=_patch_metrics(located, patch, patch_fraction, bootstrap) if located.usable else None,
         region=None if curve is None else _region_metrics(curve, located, bootstrap),
         types=_types(read, known, located, limit),
+        classes=classes or None,
+        class_mean=ClassMean.of(classes.values()) if classes else None,
         curves=_curves(read, known, located, limit, curve),
         notes=(*notes, *located.notes),
         resamples=resamples,
@@ -239,7 +247,14 @@ class _Located:
     def of_type(self, kind: str) -> tuple[_Maps, _Masks]:
         """Normal images and those of one type; no maps where nothing of the type is marked."""
         own = [k for k, i in enumerate(self.images) if self.read.labels[i] == 1 and self.read.types[i] == kind]
-        chosen = [k for k, i in enumerate(self.images) if own and self.read.labels[i] == 0] + own
+        return self._part([k for k, i in enumerate(self.images) if own and self.read.labels[i] == 0] + own)
+
+    def of_class(self, name: str, classes: Sequence[str]) -> tuple[_Maps, _Masks]:
+        """Images of one class; no maps where nothing of it is marked."""
+        own = [k for k, i in enumerate(self.images) if class_of(self.read.paths[i], classes) == name]
+        return self._part(own if any(self.masks.paths[k] is not None for k in own) else [])
+
+    def _part(self, chosen: Sequence[int]) -> tuple[_Maps, _Masks]:
         return _Maps([self.maps.paths[k] for k in chosen]), _Masks([self.masks.paths[k] for k in chosen])
 
 
@@ -392,6 +407,38 @@ def _types(read: ResultsFolder, known: Indices, located: _Located, limit: float)
             aupro=metrics.aupro(maps, masks, limit) if exact else None,
         )
     return types
+
+
+def _classes(read: ResultsFolder, known: Indices, located: _Located, limit: float) -> dict[str, ClassMetrics]:
+    """Of several data sets in one, each for itself: its anomalous images against its own normal ones."""
+    classes = read.run.data.classes
+    of_image = np.array([class_of(read.paths[i], classes) for i in known], dtype=object)
+    found: dict[str, ClassMetrics] = {}
+    for name in classes:
+        own = known[of_image == name]
+        labels, scores, flagged = read.labels[own], read.scores[own], read.flagged[own]
+        normal, anomalous = int((labels == 0).sum()), int((labels == 1).sum())
+        decided = (flagged >= 0).all()
+        maps, masks = located.of_class(name, classes)
+        exact = len(maps) > 0 and located.pixels <= _EXACT_PIXELS
+        area = Interval()
+        if normal and anomalous:
+            sure = min(normal, anomalous) > 1
+            area = (
+                Interval.of(metrics.delong_interval(labels, scores))
+                if sure
+                else Interval(metrics.auroc(labels, scores))
+            )
+        found[name] = ClassMetrics(
+            normal=normal,
+            anomalous=anomalous,
+            auroc=area,
+            false_positive_rate=_mean(flagged[labels == 0] == 1) if decided and normal else None,
+            true_positive_rate=_mean(flagged[labels == 1] == 1) if decided and anomalous else None,
+            pixel_auroc=metrics.pixel_auroc(maps, masks) if exact else None,
+            aupro=metrics.aupro(maps, masks, limit) if exact else None,
+        )
+    return found
 
 
 def _curves(read: ResultsFolder, known: Indices, located: _Located, limit: float, curve: metrics.Froc | None) -> Curves:

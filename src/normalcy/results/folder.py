@@ -20,6 +20,8 @@ from normalcy.results.names import NIFTI, meant, named
 from normalcy.results.run import COLUMNS, REMEDY, RUN, Model, Run, Scored, SlidesRun, Thresholds, read_run
 from normalcy.results.schema import LARGEST, load
 
+__all__ = ["ResultsFolder", "read_results"]
+
 MAPS = (".npy", NIFTI)
 MASKS = (".png", ".npy", NIFTI)
 """Suffixes of maps and of masks."""

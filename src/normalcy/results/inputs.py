@@ -8,6 +8,7 @@ from normalcy.data.dataset import DataSet, Item
 from normalcy.data.named import LOCAL, NAMED
 from normalcy.data.open import open_recorded
 from normalcy.errors import NormalcyError
+from normalcy.remote.urls import is_url
 from normalcy.results.folder import ResultsFolder
 from normalcy.results.names import original
 
@@ -27,6 +28,8 @@ def reopen(results: ResultsFolder) -> tuple[DataSet | None, str]:
     if not run.data.fingerprint:
         return None, f"run.json has no fingerprint to compare {spec} with; name the data set with --data."
     name = spec.partition(":")[0]
+    if is_url(spec):
+        return None, f"{spec} would have to be fetched, which is not done unasked; name it with --data."
     if name in NAMED and name not in LOCAL:
         return None, f"{spec} is a named set, which might have to be fetched; name it with --data."
     items = [

@@ -24,6 +24,8 @@ from normalcy.results.folder import ResultsFolder, read_results
 from normalcy.results.inputs import reopen
 from normalcy.results.names import NIFTI, meant, readable
 
+__all__ = ["Label", "Labels", "open_review", "read_labels", "with_labels"]
+
 REVIEW = "review"
 """Folder of a results folder."""
 TABLE = "labels.csv"

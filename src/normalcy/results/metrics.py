@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -10,6 +11,8 @@ from typing import TypeVar
 from normalcy import metrics
 from normalcy.metrics import AtThreshold
 from normalcy.results.schema import ABSENT, Count, Positive, Rate, load, was
+
+__all__ = ["Metrics", "read_metrics"]
 
 METRICS = "metrics.json"
 REMEDY = "evaluate again with 'normalcy evaluate'"
@@ -213,6 +216,48 @@ class TypeMetrics:
 
 
 @dataclass(frozen=True)
+class ClassMetrics:
+    """The images of one class against each other, where one model has several classes of normal images."""
+
+    normal: Count
+    """Images."""
+    anomalous: Count
+    """Images."""
+    auroc: Interval = field(default_factory=Interval)
+    false_positive_rate: Rate | None = None
+    """Of its normal images; null without a threshold."""
+    true_positive_rate: Rate | None = None
+    """Of its anomalous images; null without a threshold."""
+    pixel_auroc: Rate | None = None
+    """Null without masks."""
+    aupro: Rate | None = None
+    """Null without masks."""
+
+
+@dataclass(frozen=True)
+class ClassMean:
+    """Unweighted means over the classes; null where a class has no value."""
+
+    auroc: Rate | None = None
+    pixel_auroc: Rate | None = None
+    aupro: Rate | None = None
+
+    @classmethod
+    def of(cls, classes: Iterable[ClassMetrics]) -> ClassMean:
+        own = list(classes)
+
+        def mean(values: list[float | None]) -> float | None:
+            known = [value for value in values if value is not None and math.isfinite(value)]
+            return sum(known) / len(known) if known and len(known) == len(values) else None
+
+        return cls(
+            mean([one.auroc.value for one in own]),
+            mean([one.pixel_auroc for one in own]),
+            mean([one.aupro for one in own]),
+        )
+
+
+@dataclass(frozen=True)
 class Roc:
     """ROC curve: false-positive and true-positive rate."""
 
@@ -313,6 +358,10 @@ class Metrics:
     """Null without masks or for very large sets."""
     types: Mapping[str, TypeMetrics] = field(default_factory=dict)
     """By type of anomaly."""
+    classes: Mapping[str, ClassMetrics] | None = field(default=None, metadata=ABSENT)
+    """By class, for several data sets in one."""
+    class_mean: ClassMean | None = field(default=None, metadata=ABSENT)
+    """Over the classes."""
     curves: Curves = field(default_factory=Curves)
     notes: tuple[str, ...] = ()
     """What was excluded or approximated."""

@@ -37,6 +37,8 @@ from normalcy.results.writer import ImageWriter, Writer, refuse_inputs
 from normalcy.scoring import Result
 from normalcy.training.log import TRAIN_LOG, Record
 
+__all__ = ["score_into"]
+
 if TYPE_CHECKING:
     from normalcy.detector import Detector
 

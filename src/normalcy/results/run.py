@@ -17,10 +17,13 @@ from normalcy.calibrate import Calibration, Decision
 from normalcy.data.dataset import DataSet, Failure
 from normalcy.errors import SettingsError
 from normalcy.provenance import commit, versions
+from normalcy.remote.urls import public
 from normalcy.results.names import readable
 from normalcy.results.schema import ABSENT, Count, Positive, Rate, load, was
 from normalcy.scoring import Result
 from normalcy.training.settings import FitSummary
+
+__all__ = ["Run", "read_run"]
 
 if TYPE_CHECKING:
     from normalcy.detector import Detector
@@ -98,6 +101,8 @@ class Scored:
     """Images of which something is missing, where they are more than 1,000."""
     shard: Shard | None = field(default=None, metadata=ABSENT)
     """For a shard only."""
+    classes: tuple[str, ...] = field(default=(), metadata=ABSENT)
+    """Of several data sets in one: their names, with which the paths of their images start."""
 
     def with_faults(self, failed: Sequence[Failure], incomplete: Sequence[Failure]) -> Scored:
         """The same with these images, of which the first are listed."""
@@ -268,12 +273,13 @@ def describe(
         ),
         data=Scored(
             name=data.name,
-            spec=spec,
+            spec=None if spec is None else public(spec),
             base=None if spec is None else str(Path.cwd()),
             split=split,
             fingerprint=fingerprint,
             medical=data.is_medical,
             has_masks=data.has_masks,
+            classes=data.classes,
             shard=None if shard is None else replace(shard, whole=fingerprint),
         ),
         calibration=thresholds(calibration, decision),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,11 +18,12 @@ from normalcy.data.polygons import outlines
 from normalcy.data.slides import Slide, TileSettings, slide_files, tiles_of
 from normalcy.detector import Detector
 from normalcy.errors import DataError, SettingsError
-from normalcy.files import prepare_target, refuse_source, remove, write_folder, writing
+from normalcy.files import prepare_target, reading_text, refuse_source, remove, write_folder, writing
 from normalcy.provenance import NOTICE, versions
-from normalcy.results.names import file_names, readable
+from normalcy.results.folder import LARGEST_TABLE
+from normalcy.results.names import file_names, meant, readable
 from normalcy.results.run import RUN, Shard, SlideFile, SlidesRun, shard_of
-from normalcy.results.schema import dumps
+from normalcy.results.schema import dumps, load
 from normalcy.results.writer import Writer
 from normalcy.scoring import Result
 
@@ -121,6 +123,13 @@ def open_for_scoring(paths: Sequence[Path], detector: Detector, changed: Mapping
     as_in_training = {word: value for word, value in detector.facts["data"].get("scheme", {}).items() if word != "most"}
     settings = build(TileSettings, {**as_in_training, **changed}, "slides")
     return [Slide(file, settings) for path in paths for file in slide_files(path)]
+
+
+def read_slides(folder: Path) -> tuple[list[tuple[str, float]], list[Failure]]:
+    """What :func:`score_slides` returned when it wrote ``folder``."""
+    with reading_text(folder / SLIDES, LARGEST_TABLE) as text:
+        scored = [(meant(row["slide"]), float(row["score"])) for row in csv.DictReader(text)]
+    return scored, list(load(SlidesRun, folder / RUN, "score the slides again").failed)
 
 
 def write_pyramid(path: Path, heat: Float32, mpp: float | None) -> None:

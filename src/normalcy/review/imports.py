@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from normalcy.arrays import Mask
-from normalcy.data.polygons import read_annotations
+from normalcy.data.annotations import read_annotations
 from normalcy.errors import DataError
 from normalcy.files import read_bytes
 from normalcy.results.labels import LARGEST, read_any_mask, read_labels
@@ -78,9 +78,9 @@ def _annotated(review: Review, file: Path) -> Iterator[tuple[Decision, Mask | No
         if image is None:
             same = by_name.get(PurePosixPath(one.file).name, [])
             image = same[0] if len(same) == 1 else one.file
-        kinds = sorted({shape.kind for shape in one.shapes if shape.kind})
-        verdict = "anomalous" if one.shapes else "normal"
-        yield Decision(image, f"from {file.name}", verdict, ", ".join(kinds)[:60]), one.mask() if one.shapes else None
+        kinds = sorted({shape.kind for shape in one.anomalies if shape.kind})
+        verdict = "anomalous" if one.anomalies else "normal"
+        yield Decision(image, f"from {file.name}", verdict, ", ".join(kinds)[:60]), one.mask() if one.has_area else None
 
 
 def _with_mask(review: Review, i: int, decision: Decision, mask: Mask | None) -> Decision:

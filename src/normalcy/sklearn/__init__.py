@@ -35,6 +35,8 @@ from normalcy.errors import DataError, NormalcyWarning, SettingsError
 from normalcy.methods import get
 from normalcy.settings import COMMON
 
+__all__ = ["AnomalyDetector"]
+
 VECTOR_METHODS = ("dsebm", "gmm", "isolation_forest", "kde", "ocsvm", "pca", "zscore")
 """Methods that make sense of the rows of a 2D array as feature vectors."""
 

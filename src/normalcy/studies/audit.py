@@ -41,6 +41,8 @@ from normalcy.results.run import AuditRun, SparseFit, describe
 from normalcy.results.writer import Writer, refuse_inputs
 from normalcy.scoring import Result
 
+__all__ = ["Audit", "Suspect", "audit"]
+
 BAR = 3.5
 SUSPICIOUS = "suspicious.csv"
 

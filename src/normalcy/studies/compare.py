@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,13 @@ from normalcy.data.dataset import DataSet
 from normalcy.data.splits import images_to_score, with_split
 from normalcy.detector import Detector
 from normalcy.errors import DataError, NormalcyError, SettingsError, WriteError
-from normalcy.files import Target, make_folder, prepare_target, remove
+from normalcy.files import prepare_target, remove
 from normalcy.metrics import delong_test
+from normalcy.nets.pooled import kept_features
 from normalcy.provenance import versions
+from normalcy.remote.urls import public
 from normalcy.report import write_comparison, write_report
+from normalcy.results.cluster import connected, each
 from normalcy.results.comparison import COMPARISON, Compared, ComparedData, Comparison, MethodFailure, Paired
 from normalcy.results.evaluate import evaluate
 from normalcy.results.folder import ResultsFolder, read_results
@@ -29,6 +31,8 @@ from normalcy.results.writer import Writer
 from normalcy.settings import settings_for_method
 from normalcy.training.log import Log
 
+__all__ = ["compare"]
+
 
 def compare(
     data: DataSet,
@@ -39,6 +43,8 @@ def compare(
     spec: str | None = None,
     overwrite: bool = False,
     log: Log | None = None,
+    ray: str | None = None,
+    opening: Callable[[], DataSet] | None = None,
     on_method: Callable[[str, str], None] | None = None,
 ) -> Comparison:
     """Fit each method on the normal training images and evaluate it on the test split; one results folder per method.
@@ -49,6 +55,9 @@ def compare(
     DeLong's on image AUROC; the best is the best on these test images, so the comparison describes, it does not select.
     Returns the content of ``compare.json``.
 
+    ``ray``: address of a Ray cluster whose workers have a method each (see :mod:`normalcy.results.cluster`); they open the data
+    by ``opening``, which can be pickled.
+
     Raises SettingsError where ``out`` is in use or holds something, or an unfinished comparison of something else is kept, and
     DataError where the images change meanwhile.
     """
@@ -57,23 +66,27 @@ def compare(
         raise SettingsError("compare needs at least one method.")
     settings = settings or {}
     own = {name: settings_for_method(name, settings, methods) for name in methods}
-    data = with_split(data, int(settings.get("seed", 0)))
+    seed = int(settings.get("seed", 0))
+    data = with_split(data, seed)
     test, split = images_to_score(data, None)
     tell = on_method or (lambda name, step: None)
-    with prepare_target(out, overwrite) as target:
+    with prepare_target(out, overwrite) as target, kept_features():
         fingerprint = data.fingerprint()
-        work = _begun(target, [own, fingerprint, spec, split, versions()])
+        identity = [own, fingerprint, spec, split, versions()]
+        work = target.begin(identity, "comparison", "images, methods or settings")
         rows, failed = [], []
+        pending = [name for name in methods if not (work / name / REPORT).exists()]  # written last
+        if ray is None:
+            made = _in_turn(pending, _Method(data, test, split, spec, own, work, log), tell)
+        else:
+            if opening is None:
+                raise SettingsError("compare: work on a cluster needs opening, by which workers open the data.")
+            made = _on_cluster(pending, _Opening(opening, seed, own, spec, work), ray)
+        reasons = {name: error for name, error in made if error is not None}
         for name in methods:
             try:
-                if not (work / name / REPORT).exists():  # written last
-                    tell(name, "fit")
-                    detector = Detector(name, **own[name]).fit(data, log=log)
-                    tell(name, "score")
-                    score_into(detector, test, work / name, spec=spec, split=split, overwrite=True)
-                    tell(name, "evaluate")
-                    evaluate(work / name)
-                    write_report(work / name, dataset=test)
+                if name in reasons:
+                    raise reasons[name]
                 rows.append(_row(work, name, own[name]))
             except WriteError:
                 raise
@@ -85,7 +98,7 @@ def compare(
             raise NormalcyError("No method could be compared: " + "; ".join(f"{f.name}: {f.reason}" for f in failed))
         if not work.exists():
             raise DataError(f"The images of {data.name} changed while methods were compared on them: compare again.")
-        about = ComparedData(data.name, spec, fingerprint, len(test))
+        about = ComparedData(data.name, None if spec is None else public(spec), fingerprint, len(test))
         comparison = as_read(_with_tests(work, Comparison(about, tuple(rows), tuple(failed))))
         Writer(work).bytes(COMPARISON, dumps(comparison))
         write_comparison(work)
@@ -97,19 +110,65 @@ def compare(
 # -- private -----------------------------------------------------------------------------------------------------------
 
 
-def _begun(target: Target, identity: Sequence[object]) -> Path:
-    """The folder of the unfinished comparison with this identity; made where it is missing."""
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
-    work = target.unfinished / digest
-    if any(path != work for path in target.unfinished.glob("*")):
-        if not target.overwrite:
-            raise SettingsError(
-                f"{target.unfinished} holds an unfinished comparison of other images, methods or settings: repeat that "
-                "command to continue it, or pass --overwrite to start again."
-            )
-        remove(target.unfinished)
-    make_folder(work)
-    return work
+@dataclass(frozen=True)
+class _Method:
+    """Fits a method, scores the test images and evaluates it, into a folder of its own in ``work``."""
+
+    data: DataSet
+    test: DataSet
+    split: str | None
+    spec: str | None
+    settings: Mapping[str, Mapping[str, Any]]
+    work: Path
+    log: Log | None = None
+
+    def __call__(self, name: str, tell: Callable[[str, str], None]) -> None:
+        folder = self.work / name
+        tell(name, "fit")
+        detector = Detector(name, **self.settings[name]).fit(self.data, log=self.log)
+        tell(name, "score")
+        score_into(detector, self.test, folder, spec=self.spec, split=self.split, overwrite=True)
+        tell(name, "evaluate")
+        evaluate(folder)
+        write_report(folder, dataset=self.test)
+
+
+@dataclass(frozen=True)
+class _Opening:
+    """Opens the data in a worker of a cluster."""
+
+    open: Callable[[], DataSet]
+    seed: int
+    settings: Mapping[str, Mapping[str, Any]]
+    spec: str | None
+    work: Path
+
+    def __call__(self) -> Callable[[str, object], None]:
+        data = with_split(self.open(), self.seed)
+        test, split = images_to_score(data, None)
+        make = _Method(data, test, split, self.spec, self.settings, self.work)
+        return lambda name, on_done: make(name, lambda name, step: None)
+
+
+def _in_turn(
+    names: Sequence[str], make: _Method, tell: Callable[[str, str], None]
+) -> Iterator[tuple[str, NormalcyError | None]]:
+    """Each method with the reason why it failed."""
+    for name in names:
+        try:
+            make(name, tell)
+            yield name, None
+        except NormalcyError as error:
+            if isinstance(error, WriteError):
+                raise
+            yield name, error
+
+
+def _on_cluster(names: Sequence[str], opening: _Opening, address: str) -> Iterator[tuple[str, NormalcyError | None]]:
+    if not names:
+        return
+    with connected(address) as ray:
+        yield from each(ray, opening, deque(names))
 
 
 def _row(out: Path, name: str, settings: Mapping[str, Any]) -> Compared:
@@ -124,6 +183,8 @@ def _row(out: Path, name: str, settings: Mapping[str, Any]) -> Compared:
         fit_seconds=None if run.model.fit is None else run.model.fit.seconds,
         images_per_second=run.images_per_second,
         folder=name,
+        classes=found.classes,
+        class_mean=found.class_mean,
     )
 
 

@@ -1,5 +1,5 @@
 """Published tables, run again: one TOML file a table (:mod:`normalcy.studies.tables`), one JSON file a cell, and what
-is there is not run twice.
+is there is not run twice. Processes and machines that write to one folder divide the fits by :mod:`normalcy.studies.claims`.
 
 A cell is a fit, the scores of the test images and the AUROC of the raw scores; for tables of other metrics also what the maps
 give, at thresholds that held-out normal images give. The scores are kept beside the cells (:mod:`normalcy.studies.kept_scores`):
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import statistics
 import sys
 import time
@@ -35,7 +36,7 @@ from normalcy.data.open import DEFAULT_DATA_ROOT, open_data
 from normalcy.data.splits import hold_out, images_to_score, normal_training_images, with_split
 from normalcy.detector import Detector
 from normalcy.errors import DataError, NormalcyError
-from normalcy.files import remove, remove_empty
+from normalcy.files import remove, remove_empty, stamp
 from normalcy.metrics import (
     at_threshold,
     average_precision,
@@ -45,16 +46,23 @@ from normalcy.metrics import (
     pixel_f1_at,
     pro,
 )
+from normalcy.nets.pooled import kept_features
 from normalcy.provenance import write_record
 from normalcy.report.text import MISSING, markdown_table, metric, signed, value_with_ends
+from normalcy.results.cluster import connected, each
 from normalcy.results.schema import FORMAT, Count, Positive, Rate, dumps, from_json, load, to_json, was
 from normalcy.results.writer import Writer
 from normalcy.scoring import Result
+from normalcy.studies.claims import LEASE, claimed
 from normalcy.studies.kept_scores import KeptScores, read_scores
 from normalcy.studies.tables import METRICS, Cell, Json, Row, Table, cells_of, classes_of
 from normalcy.training.settings import FitSummary
 
+__all__ = ["Reproduced", "reproduce"]
+
 REMEDY = "remove it, and run its cell again"
+POLL = 1.0
+"""Seconds that a worker waits for a fit that another process runs, before it looks at the next."""
 
 
 # -- what is written -------------------------------------------------------------------------------------------------
@@ -181,6 +189,8 @@ def reproduce(
     data_root: Path | None = None,
     jobs: int | None = None,
     overwrite: bool = False,
+    lease: float = LEASE,
+    ray: str | None = None,
     on_cell: Callable[[Cell, CellRecord], None] | None = None,
 ) -> Reproduced:
     """Run the cells (all unless given) that ``out`` does not hold and write ``out/<table>.json`` and ``.md``.
@@ -189,10 +199,15 @@ def reproduce(
     one for each GPU, or for two cores, two where there are two. ``on_cell`` gets each cell that was run and its record. A
     cell that fails is written down with its reason, the others go on; it is tried again by the next call. Returns the
     content of the JSON file.
+
+    Other calls may fill ``out`` at the same time, on other machines too: no fit is run twice, and each call ends when all its
+    cells are there. ``lease``: seconds after which the fits of a machine that died are run by others. ``ray``: address of a Ray
+    cluster that runs the fits instead of ``jobs``, see :mod:`normalcy.results.cluster`.
     """
     root = Path(data_root or DEFAULT_DATA_ROOT).expanduser()
     tell = on_cell or (lambda cell, record: None)
     chosen = cells_of(table) if cells is None else cells
+    before = {cell.file: stamp(out / cell.file) for cell in chosen}
     pending = [cell for cell in chosen if overwrite or not _read(out, cell).done]
     for cell in pending if overwrite else ():
         remove(out / cell.scores_file)
@@ -208,11 +223,18 @@ def reproduce(
             tell(cell, _write_failure(table, out, cell, absent[cell.column]))
         else:
             fits.setdefault(cell.fit_key, []).append(cell)
-    work = [_Fit(table, out, tuple({cell.file: cell for cell in group}.values()), root) for group in fits.values()]
-    for fit, records in side_by_side(work, jobs or len(_gpus()) or max(min(2, _cores()), _cores() // 2)):
+    work = [
+        _Fit(table, out, tuple({cell.file: cell for cell in group}.values()), root, lease, before)
+        for group in fits.values()
+    ]
+    if ray is None:
+        made = side_by_side(work, jobs or len(_gpus()) or max(min(2, _cores()), _cores() // 2))
+    else:
+        made = _on_cluster(work, ray)
+    for fit, records in made:
         for cell, record in zip(fit.cells, records):
             tell(cell, record)
-    for fit in work:
+    for fit in work if not any((out / "running").glob("*.claim*")) else ():
         remove(_shared_stages(out, fit.cells[0]))
     remove_empty(out / "running" / "shared")
     remove_empty(out / "running")
@@ -231,8 +253,23 @@ class _Fit:
     out: Path
     cells: tuple[Cell, ...]
     data_root: Path
+    lease: float = LEASE
+    before: Mapping[Path, tuple[int, int, int] | None] = field(default_factory=dict)
+    """Stamps of the files of cells when the call began: a file with another one was written by another process."""
+    wait: float = 0.0
+    """Seconds to wait for another process that runs it."""
 
-    def run(self) -> list[CellRecord]:
+    def run(self) -> list[CellRecord] | None:
+        """The records of the cells, those that no process has made since ``before`` made now; None while another makes them."""
+        with claimed(self.out / "running" / f"{self.cells[0].fit_key}.claim", self.lease, self.wait) as ours:
+            if not ours:
+                return None
+            left = [cell for cell in self.cells if stamp(self.out / cell.file) == self.before.get(cell.file)]
+            records = replace(self, cells=tuple(left))._run() if left else []
+            made = {cell.file: record for cell, record in zip(left, records)}
+            return [made.get(cell.file) or _read(self.out, cell) for cell in self.cells]
+
+    def _run(self) -> list[CellRecord]:
         """The records of the cells, written to their files, from the scores that are kept or from a fit."""
         first, detector, held_out = self.cells[0], None, None
         run_dir = self.out / "running" / first.fit_key
@@ -397,11 +434,16 @@ def _of_maps(found: Sequence[_ScoredImage], decision: Decision | None) -> dict[s
 def side_by_side(work: Sequence[_Fit], jobs: int) -> Iterator[tuple[_Fit, list[CellRecord]]]:
     """Each fit with its records, as they come. One job runs in this process."""
     jobs = min(jobs, len(work))
-    if jobs <= 1:
-        for fit in work:
-            yield fit, fit.run()
-        return
     waiting, gpus = deque(work), _gpus()
+    if jobs <= 1:
+        with kept_features():
+            while waiting:
+                fit = waiting.popleft()
+                if (records := fit.run()) is None:
+                    waiting.append(replace(fit, wait=POLL))
+                else:
+                    yield fit, records
+        return
     busy: dict[object, tuple[_Worker, _Fit]] = {}
 
     def give(worker: _Worker) -> None:
@@ -421,14 +463,42 @@ def side_by_side(work: Sequence[_Fit], jobs: int) -> Iterator[tuple[_Fit, list[C
                     records = [_write_failure(fit.table, fit.out, cell, reason) for cell in fit.cells]
                     if waiting:
                         worker = _Worker(worker.threads, worker.gpu)
+                if records is None:
+                    waiting.append(replace(fit, wait=POLL))
                 if waiting:
                     give(worker)
                 else:
                     worker.connection.close()  # its process ends
-                yield fit, records
+                if records is not None:
+                    yield fit, records
     finally:
         for worker, _ in busy.values():
             worker.process.terminate()
+        for worker, _ in busy.values():  # it gives up its claim
+            worker.process.join(10)
+            worker.process.kill()
+
+
+def _on_cluster(work: Sequence[_Fit], address: str) -> Iterator[tuple[_Fit, list[CellRecord]]]:
+    """As :func:`side_by_side`, on a Ray cluster."""
+    waiting = deque(work)
+    if not waiting:
+        return
+    with connected(address) as ray:
+        for fit, records in each(ray, _Running, waiting):
+            if records is None:
+                waiting.append(replace(fit, wait=POLL))
+            elif isinstance(records, NormalcyError):
+                yield fit, [_write_failure(fit.table, fit.out, cell, _reason(records)) for cell in fit.cells]
+            else:
+                yield fit, records
+
+
+class _Running:
+    """Runs fits in an actor."""
+
+    def __call__(self, fit: _Fit, on_done: object) -> list[CellRecord] | None:
+        return fit.run()
 
 
 class _Worker:
@@ -448,10 +518,16 @@ def _serve(connection: Connection, threads: int, gpu: str | None) -> None:
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     torch.set_num_threads(threads)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
     try:
-        while True:
-            connection.send(connection.recv().run())
-    except (EOFError, KeyboardInterrupt):  # the other side is gone, or stops
+        with kept_features():
+            while True:
+                connection.send(connection.recv().run())
+    except (EOFError, OSError, KeyboardInterrupt):  # the other side is gone, or stops
         return
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,7 +28,9 @@ from typing import Any, Literal
 
 import numpy as np
 import optuna
-from sqlalchemy.exc import SQLAlchemyError
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from normalcy import config
 from normalcy.arrays import Array, Float64
@@ -42,15 +45,20 @@ from normalcy.files import make_folder
 from normalcy.methods import get
 from normalcy.metrics import auroc
 from normalcy.report.selection import write_selection
+from normalcy.results.cluster import connected, each
 from normalcy.results.schema import Count, Rate, dumps
 from normalcy.results.writer import Writer
 from normalcy.settings import COMMON
+
+__all__ = ["Selection", "select", "synthetic_anomalies"]
 
 FOLDS = 3
 WATCHED = 0.2
 """Fraction of the images of a fit on which it stops early."""
 AT_FIRST = 5
 """Trials before one can be given up."""
+JOURNAL = "journal"
+"""Scheme of the URL of a file that Optuna appends to."""
 GIVEN = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED, optuna.trial.TrialState.FAIL)
 
 
@@ -196,14 +204,19 @@ def select(
     space: Mapping[str, Sequence[Any]] | None = None,
     settings: Mapping[str, Any] | None = None,
     storage: str | None = None,
+    ray: str | None = None,
+    opening: Callable[[], tuple[DataSet, DataSet | Literal["synthetic"]]] | None = None,
     on_trial: Callable[[Trial], None] | None = None,
 ) -> Selection:
     """Try ``trials`` settings of ``method`` in all, those of earlier calls into the same study included.
 
     ``data`` gives the normal training images; ``anomalies`` a few images, all taken as anomalous where none is labelled so.
     ``space``: setting -> values to choose from (default: ``Method.search``); the method's own value is always among them,
-    and the first trial has all of these. ``settings`` stay as they are. ``storage`` is a database URL (default
-    SQLite in ``out``).
+    and the first trial has all of these. ``settings`` stay as they are. ``storage``: a database URL, or ``journal:///FILE`` for
+    a file on a disk that machines share (default SQLite in ``out``, with ``ray`` the journal ``study.log`` in it).
+
+    ``ray``: address of a Ray cluster whose workers try a setting each (see :mod:`normalcy.results.cluster`); they open data and
+    anomalies by ``opening``, which can be pickled.
 
     Raises SettingsError for impossible settings or a study of other data, DataError for too few images or anomalies out of
     the test split, NormalcyError when every trial failed.
@@ -211,58 +224,35 @@ def select(
     if trials < 1:
         raise SettingsError(f"select: trials must be at least 1, got {trials}.")
     fixed = dict(settings or {})
-    choices = _choices(method, space, fixed)
-    seed = int(fixed.get("seed", 0))
-    normal_parts, anomaly_parts = _parts(data, anomalies, seed)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     make_folder(out)
+    storage = storage or (
+        f"sqlite:///{out / 'study.db'}" if ray is None else f"{JOURNAL}://{(out / 'study.log').absolute()}"
+    )
     with _written(out):
-        study = optuna.create_study(
-            storage=storage or f"sqlite:///{out / 'study.db'}",
-            study_name=f"normalcy-{method}",
-            sampler=_sampler(choices, trials, seed),
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=AT_FIRST),
-            direction="maximize",
-            load_if_exists=True,
-        )
-        _check_identity(study, method, choices, fixed, normal_parts, anomaly_parts)
+        search = _Search(data, anomalies, method, space, fixed, trials, storage)
+        choices, study = search.choices, search.study
+        normal_parts, anomaly_parts = search.normal_parts, search.anomaly_parts
         if not study.trials:
             study.enqueue_trial({word: values[0] for word, values in _texts(choices).items()})
 
-        def objective(trial: optuna.Trial) -> float:
-            chosen = {word: trial.suggest_categorical(word, list(texts)) for word, texts in _texts(choices).items()}
-            own = {word: choices[word][_texts(choices)[word].index(text)] for word, text in chosen.items()}
-            found: list[list[float]] = []
-            steps: list[int] = []
-            for k in range(FOLDS):
-                rest = _joined([part for j, part in enumerate(normal_parts) if j != k])
-                try:
-                    detector = Detector(method, **{**fixed, **own, "calibration": 0.0})
-                    detector.fit(rest, stopping=WATCHED)
-                    normal = detector.score(normal_parts[k]).scores
-                    anomalous = [detector.score(part).scores for part in anomaly_parts[k]]
-                except NormalcyError as error:
-                    trial.set_user_attr("reason", str(error))
-                    raise
-                found.append(
-                    [auroc(np.r_[np.zeros(len(normal)), np.ones(len(s))], np.r_[normal, s]) for s in anomalous]
-                )
-                steps += _best_step(detector.records)
-                trial.set_user_attr("aurocs", found)
-                trial.set_user_attr("steps", steps)
-                trial.report(float(np.mean(found)), k)
-                if k + 1 < FOLDS and trial.should_prune():
-                    raise optuna.TrialPruned
-            return float(np.mean(found))
-
-        def tell(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        def tell(trial: optuna.trial.FrozenTrial) -> None:
             if on_trial is not None:
                 on_trial(_trial(trial, choices))
 
         missing = trials - sum(t.state in GIVEN for t in study.trials)
-        if missing > 0:
+        if missing > 0 and ray is None:
             stop = optuna.study.MaxTrialsCallback(trials, states=GIVEN)
-            study.optimize(objective, n_trials=missing, callbacks=[stop, tell], catch=(NormalcyError,))
+            search.run(missing, [stop, lambda _, trial: tell(trial)])
+        elif missing > 0:
+            if opening is None:
+                raise SettingsError("select: work on a cluster needs opening, by which workers open the data.")
+            make = _Opening(opening, method, space, fixed, trials, storage, out)
+            with connected(str(ray)) as module:
+                for _, number in each(module, make, deque(range(missing))):
+                    if isinstance(number, NormalcyError):
+                        raise number
+                    if number is not None:
+                        tell(study.trials[number])
         trials_made = study.trials
     tried = [_trial(t, choices) for t in trials_made if t.state in GIVEN]
     complete = [t for t in tried if t.state == "complete"]
@@ -290,6 +280,89 @@ def select(
 # -- private ---------------------------------------------------------------------------------------------------------
 
 
+class _Search:
+    """A study, and the objective that is tried in it."""
+
+    def __init__(
+        self,
+        data: Any,
+        anomalies: DataSet | Literal["synthetic"],
+        method: str,
+        space: Mapping[str, Sequence[Any]] | None,
+        fixed: Mapping[str, Any],
+        trials: int,
+        storage: str,
+    ) -> None:
+        self.method, self.fixed = method, fixed
+        self.choices = _choices(method, space, fixed)
+        seed = int(fixed.get("seed", 0))
+        self.normal_parts, self.anomaly_parts = _parts(data, anomalies, seed)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.study = optuna.create_study(
+            storage=_storage(storage),
+            study_name=f"normalcy-{method}",
+            sampler=_sampler(self.choices, trials, seed),
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=AT_FIRST),
+            direction="maximize",
+            load_if_exists=True,
+        )
+        _check_identity(self.study, method, self.choices, fixed, self.normal_parts, self.anomaly_parts)
+
+    def run(self, trials: int, callbacks: Sequence[Callable[[optuna.Study, optuna.trial.FrozenTrial], None]]) -> None:
+        self.study.optimize(self._objective, n_trials=trials, callbacks=callbacks, catch=(NormalcyError,))
+
+    def _objective(self, trial: optuna.Trial) -> float:
+        texts = _texts(self.choices)
+        chosen = {word: trial.suggest_categorical(word, list(values)) for word, values in texts.items()}
+        own = {word: self.choices[word][texts[word].index(text)] for word, text in chosen.items()}
+        found: list[list[float]] = []
+        steps: list[int] = []
+        for k in range(FOLDS):
+            rest = _joined([part for j, part in enumerate(self.normal_parts) if j != k])
+            try:
+                detector = Detector(self.method, **{**self.fixed, **own, "calibration": 0.0})
+                detector.fit(rest, stopping=WATCHED)
+                normal = detector.score(self.normal_parts[k]).scores
+                anomalous = [detector.score(part).scores for part in self.anomaly_parts[k]]
+            except NormalcyError as error:
+                trial.set_user_attr("reason", str(error))
+                raise
+            found.append([auroc(np.r_[np.zeros(len(normal)), np.ones(len(s))], np.r_[normal, s]) for s in anomalous])
+            steps += _best_step(detector.records)
+            trial.set_user_attr("aurocs", found)
+            trial.set_user_attr("steps", steps)
+            trial.report(float(np.mean(found)), k)
+            if k + 1 < FOLDS and trial.should_prune():
+                raise optuna.TrialPruned
+        return float(np.mean(found))
+
+
+@dataclass(frozen=True)
+class _Opening:
+    """Opens data and study in a worker of a cluster, whose tasks are one trial each."""
+
+    open: Callable[[], tuple[DataSet, DataSet | Literal["synthetic"]]]
+    method: str
+    space: Mapping[str, Sequence[Any]] | None
+    fixed: Mapping[str, Any]
+    trials: int
+    storage: str
+    out: Path
+
+    def __call__(self) -> Callable[[object, object], int | None]:
+        """What tries a setting and returns the number of the trial; None where none is left."""
+        with _written(self.out):
+            search = _Search(*self.open(), self.method, self.space, self.fixed, self.trials, self.storage)
+
+        def work(task: object, on_done: object) -> int | None:
+            made: list[int] = []
+            with _written(self.out):
+                search.run(1, [lambda _, trial: made.append(trial.number)])
+            return made[0] if made else None
+
+        return work
+
+
 @contextmanager
 def _written(out: Path) -> Iterator[None]:
     """Raises WriteError where the database cannot be written or is not one."""
@@ -300,6 +373,28 @@ def _written(out: Path) -> Iterator[None]:
         raise WriteError(
             f"{out}: the study cannot be kept ({reason[:200]}); free some space, or check its database."
         ) from error
+
+
+def _storage(url: str) -> optuna.storages.BaseStorage:
+    """Of a database URL, or of ``journal:///FILE``."""
+    scheme, _, rest = url.partition("://")
+    try:
+        if scheme == JOURNAL:
+            path = Path(rest)
+            make_folder(path.parent)
+            with warnings.catch_warnings():  # that it is "experimental" is nothing a user can act on
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                return JournalStorage(JournalFileBackend(str(path)))
+        return optuna.storages.get_storage(url)
+    except (ArgumentError, ValueError, ImportError) as error:
+        raise SettingsError(
+            f"select: the storage {scheme}://... cannot be opened; expected a database URL whose driver is installed, such as "
+            f"postgresql+pg8000://user@machine/name, or {JOURNAL}:///FILE."
+        ) from error
+    except OSError as error:
+        if isinstance(error, NormalcyError):
+            raise
+        raise WriteError(f"{rest}: the study cannot be kept there ({error.strerror}); choose another place.") from error
 
 
 def _choices(
