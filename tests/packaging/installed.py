@@ -21,14 +21,18 @@ from pathlib import Path
 MODULES = {
     "demo": ["elpv_dataset"],
     "parquet": ["pyarrow.parquet"],
+    "postgresql": ["pg8000"],
+    "ray": ["ray"],
     "runtime": ["onnxruntime"],
     "openvino": ["openvino"],
     "export": ["onnx", "onnxscript", "onnxruntime", "normalcy.export.write"],
+    "remote": ["fsspec", "s3fs", "normalcy.remote.urls"],
     "review": ["starlette", "uvicorn", "normalcy.review.server"],
     "medical": ["nibabel", "pydicom", "highdicom", "nrrd", "tiffslide", "normalcy.results.dicom"],
     "tensorboard": ["tensorboard"],
     "mlflow": ["mlflow"],
     "wandb": ["wandb"],
+    "docs": ["zensical"],
 }
 """Extra -> what it is installed for."""
 
