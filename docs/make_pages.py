@@ -27,7 +27,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 from typer.models import ArgumentInfo, OptionInfo
 
 from normalcy import config
-from normalcy.cli.app import app
+from normalcy.cli.app import EXIT_CODES, app
 from normalcy.methods import FAMILIES, METHODS, get
 from normalcy.report.text import markdown_table
 from normalcy.results.comparison import Comparison
@@ -63,7 +63,7 @@ def pages() -> dict[Path, str]:
         DOCS / "reference" / "methods.md": {"methods": methods_table("../methods")},
         DOCS / "reference" / "papers.md": {"methods": papers()},
         DOCS / "reference" / "settings.md": {name: settings_table(cls) for name, cls in COMMON.items()},
-        DOCS / "reference" / "command-line.md": {"commands": command_line()},
+        DOCS / "reference" / "command-line.md": {"commands": command_line(), "exit-codes": exit_codes()},
         DOCS / "reference" / "files.md": {name: file_table(cls) for name, cls in FILES.items()},
         DOCS / "explanation" / "which-method.md": {"evidence": evidence()},
         DOCS / "how-to" / "export.md": {"exportable": exportable()},
@@ -911,13 +911,18 @@ def navigation() -> str:
 # -- command line ----------------------------------------------------------------------------------------------------
 
 
+def exit_codes() -> str:
+    return table(("code", "meaning"), [(str(code), meaning) for code, meaning in EXIT_CODES.items()])
+
+
 def command_line() -> str:
     """A section for each command, from the functions behind them."""
     return "\n\n".join(command_section(info.callback) for info in app.registered_commands if info.callback)
 
 
 def command_section(command: Callable[..., Any]) -> str:
-    usage, rows = ["normalcy", command.__name__], []
+    words = command.__name__.replace("_", "-")  # as Typer does
+    usage, rows = ["normalcy", words], []
     hints = get_type_hints(command, include_extras=True)
     for name, parameter in inspect.signature(command).parameters.items():
         hint, info = get_args(hints[name])[:2]
@@ -932,7 +937,7 @@ def command_section(command: Callable[..., Any]) -> str:
         usage += [f"{names[0]} {value}"] * required
         rows.append((f"`{', '.join(names)}{' ' * bool(value)}{value}`", info.help or "", default))
     head = [
-        f"## normalcy {command.__name__}",
+        f"## normalcy {words}",
         "",
         inspect.getdoc(command) or "",
         "",

@@ -15,6 +15,7 @@ import pytest
 import typer
 
 from normalcy import Detector, Method
+from normalcy.cli import new_method
 from normalcy.cli.app import app
 from normalcy.config import parse_settings
 from normalcy.data.named import NAMED
@@ -233,6 +234,7 @@ def test_readme_has_a_runnable_example():
 
 def test_the_example_of_a_method_keeps_the_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     [block] = [b for b in blocks_of(ROOT / "docs" / "how-to" / "add-a-method.md") if b.comment == "method"]
+    assert block.text == new_method.METHOD  # what the command new-method writes
     (tmp_path / "linear_autoencoder.py").write_text(block.text, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     cls: type[Method] = importlib.import_module("linear_autoencoder").LinearAutoencoder

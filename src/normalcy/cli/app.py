@@ -1,7 +1,4 @@
-"""The command line: parse, call, print. An error is one sentence and an exit code.
-
-Exit codes: 0 success; 1 data, files or training; 2 usage and settings; 130 Ctrl-C; 143 SIGTERM; 141 stdout was closed.
-"""
+"""The command line: parse, call, print. An error is one sentence and an exit code."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from typing import Annotated, Any
@@ -20,12 +17,22 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from normalcy.cli import export, fit, results, review, score, studies
+from normalcy.cli import completion, export, fit, new_method, results, review, score, studies
 from normalcy.cli.printing import Notes, complain, printable, show
 from normalcy.cli.urls import with_urls
 from normalcy.errors import NormalcyError, SettingsError
 from normalcy.remote.urls import public
 from normalcy.training.processes import by_torchrun
+
+EXIT_CODES: Mapping[int, str] = {
+    0: "success",
+    1: "data, files or training; `check` and `reproduce`: there are errors or failed cells",
+    2: "usage: an unknown option or setting, an impossible value",
+    130: "stopped by Ctrl-C; interrupted training resumes with `--resume`",
+    141: "the program that read stdout has ended",
+    143: "stopped by SIGTERM; interrupted training resumes with `--resume`",
+}
+"""Exit code -> what it means; no command ends with another."""
 
 
 class Stopped(Exception):
@@ -82,6 +89,8 @@ for command in (
     studies.select,
     studies.reproduce,
     fit.info,
+    new_method.new_method,
+    completion.completion,
 ):
     app.command()(with_urls(command))
 
@@ -128,6 +137,9 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter gets its code
+    if completion.VARIABLE in os.environ:
+        completion.answer(app)
+        sys.exit()
     with Notes() as notes, _sigterm():
         try:
             code = typer.main.get_command(app)(prog_name="normalcy", standalone_mode=False, obj=notes) or 0

@@ -7,17 +7,26 @@ from typing import Annotated, Any
 
 from typer import Option
 
+from normalcy.cli import completion as c
 from normalcy.cli import options as o
 from normalcy.cli.printing import show
 
 Out = Annotated[Path, Option(help="Folder for the exported model.")]
-To = Annotated[str, Option(help="Format of the graph: onnx or openvino.")]
-Bits = Annotated[str, Option("--precision", help="Of the computation: 32 or bf16 (OpenVINO, with --calibrate).")]
+To = Annotated[str, Option(help="Format of the graph: onnx or openvino.", autocompletion=c.chosen("onnx", "openvino"))]
+Bits = Annotated[
+    str,
+    Option(
+        "--precision",
+        help="Of the computation: 32 or bf16 (OpenVINO, with --calibrate).",
+        autocompletion=c.chosen("32", "bf16"),
+    ),
+]
 Calibrate = Annotated[
     str | None,
     Option(
         metavar="DATA",
         help="Normal images not used for training: p-values and thresholds are computed again on the graph.",
+        autocompletion=c.data,
     ),
 ]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from normalcy.cli import options as o
-from normalcy.cli.printing import complain, fit_progress, progress, show, show_table
+from normalcy.cli.printing import complain, fit_progress, progress, record, show, show_table
 from normalcy.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ OTHER = "other"
 """Family of methods that name none of normalcy's."""
 
 
+@o.with_json
 def methods(name: o.MethodName = None, family: o.Family = None) -> None:
     """List the methods by family, or the settings of one method."""
     from normalcy.methods import FAMILIES, available, get
@@ -32,14 +33,18 @@ def methods(name: o.MethodName = None, family: o.Family = None) -> None:
     members: dict[str, list[tuple[str, str]]] = {title: [] for title in families}
     for known in sorted(available()):
         cls = get(known)
-        members[cls.family if cls.family in FAMILIES else OTHER].append((f"  {known}", _plain(cls.summary())))
+        members[cls.family if cls.family in FAMILIES else OTHER].append((known, _plain(cls.summary())))
     for title, rows in members.items():
         if rows and family in (None, title):
-            show(f"{title}: {families[title]}")
-            show_table(("", ""), rows)
-            show("")
+            for known, text in rows:
+                asked = record("methods", method=known, family=title, summary=text)
+            if not asked:
+                show(f"{title}: {families[title]}")
+                show_table(("", ""), [(f"  {known}", text) for known, text in rows])
+                show("")
 
 
+@o.with_json
 def check(data: o.Data, data_root: o.DataRoot = None) -> None:
     """Show how a data set is understood and list every problem of it; exit 1 if there are errors.
 
@@ -53,7 +58,8 @@ def check(data: o.Data, data_root: o.DataRoot = None) -> None:
     with progress("checking") as on_progress:
         faults, kinds, masks = check_and_survey(images, on_progress=on_progress)
     for fault in sorted(faults, key=lambda f: (f.severity != "error", f.path)):
-        show(f"{fault.severity}: {fault.path}: {fault.problem}")
+        if not record("problems", severity=fault.severity, path=fault.path, problem=fault.problem):
+            show(f"{fault.severity}: {fault.path}: {fault.problem}")
     errors = sum(f.severity == "error" for f in faults)
     normal, anomalous, unknown = (int((images.labels == label).sum()) for label in (0, 1, -1))
     if images.has_masks:
@@ -64,7 +70,10 @@ def check(data: o.Data, data_root: o.DataRoot = None) -> None:
         f"{images.name}: {len(images)} images ({normal} normal, {anomalous} anomalous, {unknown} unknown), "
         f"{errors} errors, {len(faults) - errors} warnings."
     )
-    show(f"fit would refuse these images: {doubt}" if (doubt := images.origin.doubt) else _outlook(images, kinds))
+    outlook = f"fit would refuse these images: {doubt}" if (doubt := images.origin.doubt) else _outlook(images, kinds)
+    show(outlook)
+    counts = {"images": len(images), "normal": normal, "anomalous": anomalous, "unknown": unknown}
+    record("data", name=images.name, **counts, errors=errors, warnings=len(faults) - errors, fit=outlook)
     if errors:
         raise typer.Exit(1)
 
@@ -195,13 +204,16 @@ def _show_method(name: str) -> None:
 
     cls = get(name)
     scores = f" Scores: {', '.join(cls.scores)}." if cls.scores else ""
-    show(f"{name}: {_plain(cls.summary())}\nFamily: {cls.family}.{scores}")
+    if not record("methods", method=name, family=cls.family, summary=_plain(cls.summary()), scores=cls.scores):
+        show(f"{name}: {_plain(cls.summary())}\nFamily: {cls.family}.{scores}")
     for title, part in {name: cls.Settings, **COMMON}.items():
         notes = config.field_docs(part)
         rows = [
             (setting, config.shown_default(f), _plain(notes.get(setting, "")))
             for setting, f in config.fields_of(part).items()
         ]
+        for setting, default, meaning in rows:
+            record("settings", part=title, setting=setting, default=default, meaning=meaning)
         show("")
         show_table((f"{title} setting", "default", "meaning"), rows)
 

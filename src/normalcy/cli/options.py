@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 from typer import Argument, Option
 
+from normalcy.cli import completion as c
+from normalcy.cli.printing import tables_as_json
 from normalcy.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ Data = Annotated[
     Argument(
         metavar="DATA",
         help="Folder, CSV/Parquet table, .npz file, annotations (.json), or a name such as mvtec:bottle or mnist:3.",
+        autocompletion=c.data,
     ),
 ]
 Model = Annotated[Path, Argument(metavar="MODEL", help="Model folder.")]
@@ -33,18 +36,37 @@ DataRoot = Annotated[
 ]
 Settings = Annotated[
     list[str],
-    Option("--set", metavar="KEY=VALUE", help="Setting; repeatable (normalcy methods NAME lists them)."),
+    Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Setting; repeatable (normalcy methods NAME lists them).",
+        autocompletion=c.settings,
+    ),
 ]
 Config = Annotated[Path | None, Option("--config", help="TOML file of settings, which --set and options override.")]
 Epochs = Annotated[float | None, Option(help="Total epochs, distributed over the stages in their default proportions.")]
 Steps = Annotated[int | None, Option(help="Total training steps, instead of epochs.")]
 Seed = Annotated[int | None, Option(help="Seed of splits, initial weights, batches and noise [0].")]
-Device = Annotated[str | None, Option(help="auto, cpu, cuda or mps [auto].")]
-Precision = Annotated[str | None, Option(help="auto, 32-true, bf16-mixed or 16-mixed [auto].")]
+Device = Annotated[
+    str | None, Option(help="auto, cpu, cuda or mps [auto].", autocompletion=c.chosen("auto", "cpu", "cuda", "mps"))
+]
+Precision = Annotated[
+    str | None,
+    Option(
+        help="auto, 32-true, bf16-mixed or 16-mixed [auto].",
+        autocompletion=c.chosen("auto", "32-true", "bf16-mixed", "16-mixed"),
+    ),
+]
 FalseAlarms = Annotated[
     float | None, Option("--false-alarms", help="Guaranteed (maximum) false-positive rate of images and pixels [0.05].")
 ]
-Engine = Annotated[str, Option(help="What computes the scores: auto, torch, onnxruntime or openvino.")]
+Engine = Annotated[
+    str,
+    Option(
+        help="What computes the scores: auto, torch, onnxruntime or openvino.",
+        autocompletion=c.chosen("auto", "torch", "onnxruntime", "openvino"),
+    ),
+]
 BatchSize = Annotated[int, Option(help="Images or tiles per batch.")]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace an existing output folder.")]
 
@@ -55,7 +77,7 @@ AsNormal = Annotated[
 
 # -- of one command
 
-Method = Annotated[str | None, Option(help="Name of the method [patchcore].")]
+Method = Annotated[str | None, Option(help="Name of the method [patchcore].", autocompletion=c.methods)]
 Devices = Annotated[int | None, Option(help="Number of training processes [1].")]
 Resume = Annotated[bool, Option("--resume", help="Resume interrupted training.")]
 ModelOut = Annotated[Path, Option(help="Folder for the model.")]
@@ -65,20 +87,39 @@ LogTo = Annotated[
         "--log-to",
         metavar="KIND[:PLACE]",
         help="Log the training to csv, tensorboard, mlflow or wandb, into the folder PLACE [OUT.logs/KIND]; repeatable.",
+        autocompletion=c.chosen("csv", "tensorboard", "mlflow", "wandb"),
     ),
 ]
-MethodName = Annotated[str | None, Argument(metavar="NAME", help="Show the settings of this method.")]
-Family = Annotated[str | None, Option(help="List the methods of this family only, such as one-class.")]
+MethodName = Annotated[
+    str | None, Argument(metavar="NAME", help="Show the settings of this method.", autocompletion=c.methods)
+]
+Family = Annotated[
+    str | None, Option(help="List the methods of this family only, such as one-class.", autocompletion=c.families)
+]
 
-Inputs = Annotated[list[str], Argument(metavar="INPUTS", help="A data set, or images and folders.")]
-Split = Annotated[str | None, Option(help="train, test or all [test, if there is a test split].")]
-Score = Annotated[str | None, Option("--score", help="Anomaly score to use, of those the method offers.")]
+Inputs = Annotated[
+    list[str], Argument(metavar="INPUTS", help="A data set, or images and folders.", autocompletion=c.data)
+]
+Split = Annotated[
+    str | None,
+    Option(
+        help="train, test or all [test, if there is a test split].", autocompletion=c.chosen("train", "test", "all")
+    ),
+]
+Score = Annotated[
+    str | None,
+    Option("--score", help="Anomaly score to use, of those the method offers.", autocompletion=c.scores),
+]
 Rule = Annotated[
-    str, Option(help="Threshold rule: false_alarms, or with --validation max_f1, youden or minimum_area:PIXELS.")
+    str,
+    Option(
+        help="Threshold rule: false_alarms, or with --validation max_f1, youden or minimum_area:PIXELS.",
+        autocompletion=c.chosen("false_alarms", "max_f1", "youden", "minimum_area:"),
+    ),
 ]
 Validation = Annotated[
     str | None,
-    Option(help="Validation images (or RESULTS/review) for the other rules."),
+    Option(help="Validation images (or RESULTS/review) for the other rules.", autocompletion=c.data),
 ]
 Tile = Annotated[bool, Option("--tile", help="Score large images in overlapping tiles instead of resizing them.")]
 OneShard = Annotated[
@@ -105,6 +146,7 @@ SlideSettings = Annotated[
         "--set",
         metavar="KEY=VALUE",
         help="tile, mpp, tissue or stain, if other than in training; repeatable.",
+        autocompletion=c.chosen("tile=", "mpp=", "tissue=", "stain="),
     ),
 ]
 Quantile = Annotated[float, Option(help="A slide's score is this quantile of the scores of its tiles.")]
@@ -133,10 +175,13 @@ Neurological = Annotated[
     bool, Option("--neurological", help="Show the patient's left on the left, instead of the right as radiologists do.")
 ]
 
-DemoMethods = Annotated[list[str], Option("--method", metavar="NAME", help="Method to run; repeatable [five methods].")]
+DemoMethods = Annotated[
+    list[str],
+    Option("--method", metavar="NAME", help="Method to run; repeatable [five methods].", autocompletion=c.methods),
+]
 Full = Annotated[bool, Option("--full", help="Include methods that train longer.")]
 OverwriteDemo = Annotated[bool, Option(help="Replace an earlier demo.")]
-AuditMethod = Annotated[str, Option(help="Name of the method.")]
+AuditMethod = Annotated[str, Option(help="Name of the method.", autocompletion=c.methods)]
 Share = Annotated[float | None, Option("--share", help="Expected fraction of anomalous images, for example 0.02.")]
 Weights = Annotated[
     str, Option(help="Comma-separated lambda values for rda; the one that best matches --share is used.")
@@ -145,7 +190,7 @@ Folds = Annotated[
     int | None, Option(help="Number of fits that each leave out a part and score it [1 for rda, else 5].")
 ]
 Show = Annotated[int, Option("--show", help="Write maps and images for the N highest-scoring images.")]
-Methods = Annotated[str, Option("--methods", help="Comma-separated names of methods.")]
+Methods = Annotated[str, Option("--methods", help="Comma-separated names of methods.", autocompletion=c.methods)]
 CompareOut = Annotated[Path, Option(help="Folder for the results, with a folder for each method.")]
 SelectOut = Annotated[Path, Option(help="Folder for the study, the best settings and the report.")]
 Anomalies = Annotated[
@@ -158,6 +203,7 @@ Try = Annotated[
         "--try",
         metavar="KEY=A|B|C",
         help="Values to choose from, instead of the method's search space; repeatable.",
+        autocompletion=c.tried,
     ),
 ]
 Storage = Annotated[
@@ -166,7 +212,11 @@ Storage = Annotated[
 
 Table = Annotated[
     str | None,
-    Argument(metavar="NAME", help="A table, such as ddr_id/table-2, or a TOML file; without it, list the tables."),
+    Argument(
+        metavar="NAME",
+        help="A table, such as ddr_id/table-2, or a TOML file; without it, list the tables.",
+        autocompletion=c.tables,
+    ),
 ]
 Quick = Annotated[bool, Option("--quick", help="The table's reduced version; every output states the reduction.")]
 Rows = Annotated[str, Option(help="Only these rows, by name or method; comma-separated.")]
@@ -183,6 +233,9 @@ Lease = Annotated[
 ]
 ListOnly = Annotated[bool, Option("--list", help="Show what the table contains, run nothing.")]
 Rerun = Annotated[bool, Option("--overwrite", help="Run cells again that already have results.")]
+
+
+Json = Annotated[bool, Option("--json", help="Print the tables to stdout as JSON, everything else to stderr.")]
 
 
 @dataclass(frozen=True)
@@ -234,6 +287,27 @@ def with_training(command: Callable[..., None]) -> Callable[..., None]:
         training = Training(**{f.name: given.pop(f.name) for f in fields(Training)})
         command(**given, training=training)
 
+    return _in_place_of(command, run, parameters)
+
+
+def with_json(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the option ``--json``."""
+    hints = get_type_hints(command, include_extras=True)
+    own = inspect.signature(command).parameters.values()
+    parameters = [parameter.replace(annotation=hints[parameter.name]) for parameter in own]
+    parameters.append(inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Json))
+
+    def run(**given: Any) -> None:
+        with tables_as_json(given.pop("json")):
+            command(**given)
+
+    return _in_place_of(command, run, parameters)
+
+
+def _in_place_of(
+    command: Callable[..., None], run: Callable[..., None], parameters: Sequence[inspect.Parameter]
+) -> Callable[..., None]:
+    """``run`` with the name and the text of ``command``, and these parameters."""
     functools.update_wrapper(run, command)
     del run.__dict__["__wrapped__"]  # whoever inspects it is to see the options
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

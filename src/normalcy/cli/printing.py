@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
+import math
 import shutil
 import sys
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
+
+import typer
 
 from normalcy.errors import NormalcyWarning
 from normalcy.remote.urls import public
@@ -55,15 +60,50 @@ def _named(text: str) -> str:
 
 
 def show(text: str) -> None:
-    """Print a result to stdout."""
-    print(printable(_named(text)))
+    """Print a result to stdout; to stderr where stdout takes JSON."""
+    print(printable(_named(text)), file=sys.stdout if _records is None else sys.stderr)
+
+
+def record(table: str, /, **row: Any) -> bool:
+    """Keep a row of a table for ``--json``; returns whether that was asked for, and the row is not to be printed as text."""
+    if _records is not None:
+        _records.setdefault(table, []).append(row)
+    return _records is not None
+
+
+@contextmanager
+def tables_as_json(asked: bool) -> Iterator[None]:
+    """While it is open, :func:`record` keeps rows; at its end they go to stdout as one JSON object: table -> list of rows.
+
+    An error prints no object; an exit (the code of ``check`` or ``reproduce``) does.
+    """
+    global _records
+    if not asked:
+        yield
+        return
+    _records = {}
+    try:
+        yield
+        tables = _records
+    except typer.Exit:
+        tables = _records
+        raise
+    except BaseException:
+        tables = None
+        raise
+    finally:
+        _records = None
+        if tables is not None:
+            print(json.dumps(_plain(tables), indent=2, allow_nan=False))  # ASCII: other characters are escaped
 
 
 def show_table(
     head: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None, left: int | None = None
 ) -> None:
     """Print a table to stdout, without a heading where all of ``head`` is empty; columns after the first ``left`` are aligned
-    to the right (default: none of them)."""
+    to the right (default: none of them). With ``--json`` nothing: :func:`record` has its rows."""
+    if _records is not None:
+        return
     from rich.console import Console
     from rich.table import Table
 
@@ -85,6 +125,9 @@ def show_classes(found: Mapping[str, Metrics | Compared]) -> None:
     """Print the table by class of each named result that has several classes."""
     from normalcy.report.classes import HEAD, class_rows
 
+    for name, one in found.items():
+        for kind, own in (one.classes or {}).items():
+            record("classes", method=name, **{"class": kind}, **asdict(own))
     named = len(found) > 1
     if rows := class_rows(found):
         show("")
@@ -222,6 +265,22 @@ class Notes(logging.Handler):
 
 
 # -- private ---------------------------------------------------------------------------------------------------------
+
+_records: dict[str, list[Mapping[str, Any]]] | None = None
+"""Rows for ``--json`` by table; None where text is printed."""
+
+
+def _plain(value: Any) -> Any:
+    """For JSON: numbers that are not finite are null, paths are text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, str):
+        return _named(value)
+    return value if value is None or isinstance(value, int | float) else _named(str(value))
 
 
 def _escaped(character: str) -> str:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from normalcy.cli import options as o
-from normalcy.cli.printing import complain, progress, show, show_classes
+from normalcy.cli.printing import complain, progress, record, show, show_classes
 
 if TYPE_CHECKING:
-    from normalcy.results.metrics import Metrics
+    from normalcy.results.metrics import Interval, Metrics
 
 
+@o.with_json
 def evaluate(
     results: o.Results,
     labels: o.Labels = None,
@@ -26,8 +27,7 @@ def evaluate(
     from normalcy.results.evaluate import evaluate as evaluate_results
 
     found = evaluate_results(results, limit=limit, patch=patch, patch_fraction=patch_share, labels=labels)
-    for line in _metrics(found):
-        show(line)
+    _show_metrics(found)
     show_classes({"": found})
     for note in found.notes[1:]:
         complain(f"Note: {note}")
@@ -72,36 +72,57 @@ def dicom(results: o.Results, out: o.DicomOut, data: o.SourceImages = None, over
 # -- private ---------------------------------------------------------------------------------------------------------
 
 
-def _metrics(found: Metrics) -> Iterator[str]:
-    from normalcy.report.text import with_interval
+@dataclass(frozen=True)
+class Row:
+    """A line of ``evaluate``: a metric and its value, with an interval where it has one; or a count of a number."""
 
+    metric: str
+    interval: Interval | None = None
+    count: int | None = None
+    of: int | None = None
+    note: str = ""
+
+    def show(self) -> None:
+        from normalcy.report.text import with_interval
+
+        ends = {} if self.interval is None else {end: getattr(self.interval, end) for end in ("value", "low", "high")}
+        counted = {} if self.count is None else {"count": self.count, "of": self.of}
+        if not record("metrics", metric=self.metric, **ends, **counted):
+            value = with_interval(self.interval) if self.count is None else f"{self.count} of {self.of}"
+            show(f"{self.metric:<24} {value}{self.note}")
+
+
+def _show_metrics(found: Metrics) -> None:
     image, case, pixel, patch, region = found.image, found.case, found.pixel, found.patch, found.region
-    yield f"{image.normal} normal and {image.anomalous} anomalous images"
+    show(f"{image.normal} normal and {image.anomalous} anomalous images")
     if case is not None:
-        yield f"of {case.normal} normal and {case.anomalous} anomalous cases"
+        show(f"of {case.normal} normal and {case.anomalous} anomalous cases")
         if case.auroc is not None:
-            yield f"case AUROC               {with_interval(case.auroc)}"
-    yield f"image AUROC              {with_interval(image.auroc)}"
-    yield f"image average precision  {with_interval(image.average_precision)}"
-    yield f"FPR at 95 % TPR          {with_interval(image.fpr_at_95_tpr)}"
+            Row("case AUROC", case.auroc).show()
+    Row("image AUROC", image.auroc).show()
+    Row("image average precision", image.average_precision).show()
+    Row("FPR at 95 % TPR", image.fpr_at_95_tpr).show()
     decided = image.at_threshold
     if decided is not None:
-        yield f"false alarms             {decided.false_positives} of {image.normal}"
-        yield f"anomalies detected       {decided.true_positives} of {image.anomalous}"
+        Row("false alarms", count=decided.false_positives, of=image.normal).show()
+        Row("anomalies detected", count=decided.true_positives, of=image.anomalous).show()
     if pixel is not None:
-        yield f"pixel AUROC              {with_interval(pixel.auroc)}"
-        yield f"AUPRO ({pixel.aupro.limit:g})              {with_interval(pixel.aupro)}"
+        Row("pixel AUROC", pixel.auroc).show()
+        Row(f"AUPRO ({pixel.aupro.limit:g})", pixel.aupro).show()
         if pixel.regions is not None:
-            yield f"regions detected         {pixel.regions.hit} of {pixel.regions.total}"
+            Row("regions detected", count=pixel.regions.hit, of=pixel.regions.total).show()
     if patch is not None:
-        yield f"patch AUROC (side {patch.size})    {with_interval(patch.auroc)}"
+        Row(f"patch AUROC (side {patch.size})", patch.auroc).show()
     if region is not None:
-        sensitivity = with_interval(region.mean_sensitivity)
-        yield f"mean region sensitivity  {sensitivity} (1/8 to 8 false regions per image)"
+        limits = " (1/8 to 8 false regions per image)"
+        Row("mean region sensitivity", region.mean_sensitivity, note=limits).show()
     if found.drawn is not None:
         drawn = found.drawn
-        yield f"of all images, estimated from {drawn.images} reviewed in the informative order:"
-        yield f"precision                {with_interval(drawn.precision)}"
-        yield f"recall                   {with_interval(drawn.recall)}"
-        yield f"false-positive rate      {with_interval(drawn.false_positive_rate)}"
-        yield f"anomalous                {with_interval(drawn.anomalous)}"
+        show(f"of all images, estimated from {drawn.images} reviewed in the informative order:")
+        for name, rate in (
+            ("precision", drawn.precision),
+            ("recall", drawn.recall),
+            ("false-positive rate", drawn.false_positive_rate),
+            ("anomalous", drawn.anomalous),
+        ):
+            Row(name, rate).show()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
+from normalcy.cli import completion as c
 from normalcy.cli import options as o
 from normalcy.cli.printing import complain, show
 from normalcy.errors import DataError, NormalcyError, SettingsError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 PORT = 8417
 """The first port that is tried."""
+ORDERS = ("score", "low", "p", "disagreement", "informative", "random", "name")
 
 Folders = Annotated[
     list[Path], Argument(metavar="RESULTS", help="Results folders of the same images; the first keeps the review.")
@@ -32,7 +34,11 @@ Labels = Annotated[
 Reviewer = Annotated[str | None, Option(help="Name of the reviewer; can be changed in the page [the user's name].")]
 Browser = Annotated[bool, Option(" /--no-browser", help="Do not open the page in a browser.")]
 Order = Annotated[
-    str, Option(help="Order of the queue at the start: score, low, p, disagreement, informative, random or name.")
+    str,
+    Option(
+        help="Order of the queue at the start: score, low, p, disagreement, informative, random or name.",
+        autocompletion=c.chosen(*ORDERS),
+    ),
 ]
 Blind = Annotated[
     bool, Option("--blind", help="Send no scores, maps, labels, names or decisions of others to the page.")
@@ -40,17 +46,23 @@ Blind = Annotated[
 ReadOnly = Annotated[bool, Option("--read-only", help="Show the review and write nothing.")]
 Export = Annotated[
     str | None,
-    Option(help="Write the review for other tools and stop: coco, labelme, fiftyone, geojson or dicomseg."),
+    Option(
+        help="Write the review for other tools and stop: coco, labelme, fiftyone, geojson or dicomseg.",
+        autocompletion=c.chosen("coco", "labelme", "fiftyone", "geojson", "dicomseg"),
+    ),
 ]
 ExportOut = Annotated[Path | None, Option("--out", help="Folder of --export [RESULTS/review/FORMAT].")]
 Images = Annotated[
     str | None, Option("--data", help="The images (or folder of slides), if they are not found or have changed.")
 ]
 Normal = Annotated[
-    str, Argument(metavar="DATA", help="Normal images that the model has not seen; of a review, those decided normal.")
+    str,
+    Argument(
+        metavar="DATA",
+        help="Normal images that the model has not seen; of a review, those decided normal.",
+        autocompletion=c.data,
+    ),
 ]
-
-ORDERS = ("score", "low", "p", "disagreement", "informative", "random", "name")
 
 
 def review(

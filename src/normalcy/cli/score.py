@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from normalcy.cli import options as o
-from normalcy.cli.printing import complain, progress, show
+from normalcy.cli.printing import complain, progress, record, show
 from normalcy.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ def score(
     _say_scored(run, engine, out)
 
 
+@o.with_json
 def slides(
     model: o.SlideModel,
     inputs: o.Slides,
@@ -128,7 +129,8 @@ def slides(
     for failure in failed:
         complain(f"Skipped {failure.reason}")
     for name, slide_score in scored:
-        show(f"{name}: {slide_score:.6g}")
+        if not record("slides", slide=name, score=slide_score):
+            show(f"{name}: {slide_score:.6g}")
 
 
 def merge(results: o.Shards, out: o.Out, overwrite: o.Overwrite = False) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,19 +10,21 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 from normalcy.cli import options as o
-from normalcy.cli.printing import complain, lines_over_progress, show, show_classes, show_table, status
+from normalcy.cli.printing import complain, lines_over_progress, record, show, show_classes, show_table, status
 from normalcy.errors import SettingsError
 
 if TYPE_CHECKING:
     from normalcy.data.dataset import DataSet
     from normalcy.results.comparison import Comparison
     from normalcy.studies.reproduce import CellRecord, Reproduced
+    from normalcy.studies.select import Trial
     from normalcy.studies.tables import Cell, Table
 
 SHOWN = 20
 """Suspicious images that audit prints; all are in its table."""
 
 
+@o.with_json
 def demo(
     out: o.Out = Path("demo-results"),
     method: o.DemoMethods = [],  # noqa: B006
@@ -38,6 +41,7 @@ def demo(
     _compare(SPEC, chosen, out, settings_for(chosen), None, overwrite)
 
 
+@o.with_json
 @o.with_training
 def audit(
     data: o.Data,
@@ -79,6 +83,8 @@ def audit(
         complain(f"Skipped {failure.path}: {failure.reason}")
     if images.is_medical:
         complain(NOTICE)
+    for suspect in found.suspects:
+        record("suspects", path=suspect.path, score=suspect.score)
     for suspect in found.suspects[:SHOWN]:
         show(f"{suspect.score:8.2f}  {suspect.path}")
     if len(found.suspects) > SHOWN:
@@ -88,6 +94,7 @@ def audit(
     show(f"Report: {out / 'report.html'}")
 
 
+@o.with_json
 @o.with_training
 def compare(
     data: o.Data,
@@ -102,6 +109,7 @@ def compare(
     _compare(data, o.listed(methods), out, training.settings(), training.data_root, overwrite, ray)
 
 
+@o.with_json
 @o.with_training
 def select(
     data: o.Data,
@@ -135,11 +143,12 @@ def select(
         storage=storage,
         ray=ray,
         opening=partial(_open_both, training, data, anomalies),
-        on_trial=lambda trial: show(f"trial {trial.number}: {trial.summary()}"),
+        on_trial=_show_trial,
     )
     show(f"{found.summary()}\nBest settings: {out / 'best.toml'}; report: {out / 'report.html'}")
 
 
+@o.with_json
 def reproduce(
     name: o.Table = None,
     quick: o.Quick = False,
@@ -232,6 +241,7 @@ def _show_comparison(found: Comparison) -> None:
 
     rows = []
     for row in found.ranked():
+        record("methods", **asdict(row))
         decided, paired = row.at_threshold, row.against_best
         rows.append(
             (
@@ -261,10 +271,20 @@ def _show_comparison(found: Comparison) -> None:
         complain(f"{failure.name} failed: {failure.reason}")
 
 
+def _show_trial(trial: Trial) -> None:
+    tried = {"settings": trial.settings, "state": trial.state, "reason": trial.reason}
+    if not record(
+        "trials", number=trial.number, **tried, auroc=trial.mean, standard_deviation=trial.standard_deviation
+    ):
+        show(f"trial {trial.number}: {trial.summary()}")
+
+
 def _list_tables() -> None:
     from normalcy.studies.tables import read_table, tables
 
     named = [(name, read_table(name)) for name in tables()]
+    for name, table in named:
+        record("tables", table=name, shows=table.shows, data=list(table.columns), paper=table.paper)
     rows = [(name, table.shows, ", ".join(table.columns), table.paper) for name, table in named]
     show_table(("table", "what it shows", "data", "paper"), rows)
 
@@ -330,6 +350,8 @@ def _run_cells(
 def _show_reproduced(found: Reproduced) -> None:
     from normalcy.studies.reproduce import HEAD, cells_as_text, explained
 
+    for line in found.lines:
+        record("lines", **asdict(line))
     show_table(HEAD, [cells_as_text(line) for line in found.lines], f"{found.table}: {found.paper}", left=2)
     show(explained(found))
     if found.reduction:

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from normalcy.errors import SettingsError
-from normalcy.method import Method
+
+if TYPE_CHECKING:  # it imports torch, which the names of the methods do not need
+    from normalcy.method import Method
 
 METHODS: Mapping[str, str] = {
     "adgan": "normalcy.methods.adgan:ADGAN",
