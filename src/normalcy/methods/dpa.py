@@ -29,8 +29,8 @@ network on the training images by SimCLR.
 
 The statistics of natural images are, for EfficientNet-Lite0, from a file for images of about the same size
 (``recipes/natural_statistics.py``); other backbones measure six photographs. The defaults of ``statistics``, ``start``,
-``shrink`` and ``anneal`` were chosen on training images of CIFAR-10 (car, frog) alone
-(``recipes/dpa_defaults.py`` compares more sets).
+``shrink`` and ``anneal`` were chosen on training images of CIFAR-10 (car, frog); on normal chest X-rays with synthetic anomalies
+they are first, too (``recipes/dpa_defaults.py``). Which channels and layer suit a class differs: ``recipes/dpa_classes.py``.
 
 The authors' bottleneck has 8 channels for five classes of CIFAR-10, 256 for cats. A tenth of the normal images is held out for
 ``early_stop``. The image score is a mean over the image, so that small defects have little weight in it: ``top`` gives them more;
