@@ -292,6 +292,7 @@ RECIPES = {
         "pixel_auroc",
     ),
     "solar_cells": Recipe("solar cells (`elpv`)", "Solar cells: detection"),
+    "model_zoo": Recipe("solar cells (`elpv`)", "The same cells, small models to share"),
     "chest_xray": Recipe(
         "chest X-rays",
         "Pneumonia in chest X-rays: detection",
