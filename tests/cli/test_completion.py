@@ -1,7 +1,6 @@
 """Completion: candidates, settings read from source, and the scripts in the real shells."""
 
 import os
-import pty
 import select
 import shutil
 import subprocess
@@ -177,6 +176,7 @@ def test_bash(line: str, whole: list[str], rest: list[str] | None, environment: 
 @needs("bash")
 def test_the_tab_key_in_bash(environment: dict[str, str]):
     """An interactive bash on a pseudo-terminal completes a line, which is then echoed."""
+    pty = pytest.importorskip("pty", reason="needs a terminal as Unix has them")
     process, terminal = pty.fork()
     if process == 0:
         os.chdir(Path(environment["SCRIPTS"]) / "empty")
