@@ -320,6 +320,14 @@ def check_save_load(trial: Trial) -> None:
     fitted, who = trial.fitted(), trial.cls.name
     state = {name: value.contiguous() for name, value in fitted.state_dict().items()}
     fresh = trial.build(seed=1)
+    for name, made in fresh.state_dict().items():  # as the loading of a model folder demands
+        stored = state[name]
+        same = made.dtype == stored.dtype and made.shape in (stored.shape, (0,))
+        before, after = (f"{tuple(x.shape)} {x.dtype}" for x in (made, stored))
+        assert same, (
+            f"{who}: the tensor {name} is {before} before the fit and {after} after it; a buffer whose shape is learned starts "
+            "as an empty one of its type"
+        )
     fresh.load_state_dict(load(save(state)))
     _same(
         _parts(fresh.score(trial.mixed)),

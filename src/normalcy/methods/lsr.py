@@ -235,16 +235,18 @@ class LSR(Method):
         parts = (2, channels, s.number("width"), s.number("halvings"), s.number("residuals"), s.dimension)
         self.standardise = Standardise(self.shape)
         self.features: PatchFeatures | None = None
+        self.painter: nn.Module | None = None
         if s.number("coded") == "features":
             self.features = PatchFeatures(s.backbone, s.layers, channels, self.grid, s.components)
             of_features = (2, self.features.dimension, 2 * s.number("width"), s.number("residuals"), s.dimension)
             self.encoder: nn.Module = vqvae.grid_encoder(*of_features)
+            self.quantiser = Quantiser(codes, s.dimension, s.ema)
             self.decoder: nn.Module = vqvae.grid_decoder(*of_features)
-            self.painter: nn.Module = vqvae.decoder(*parts)
+            self.painter = vqvae.decoder(*parts)
         else:
             self.encoder = vqvae.encoder(*parts, normalise=True)
-            self.decoder = self.painter = vqvae.decoder(*parts)
-        self.quantiser = Quantiser(codes, s.dimension, s.ema)
+            self.quantiser = Quantiser(codes, s.dimension, s.ema)
+            self.decoder = vqvae.decoder(*parts)
         network = MaskedPrior if s.number("prior") == "masked" else PixelSNAIL
         width, blocks = s.number("prior_width"), s.number("prior_blocks")
         self.prior: MaskedPrior | PixelSNAIL = network(self.grid, codes, width, blocks, dropout=s.dropout)
@@ -266,7 +268,8 @@ class LSR(Method):
 
     def decode(self, codes: Tensor) -> Tensor:
         """(B, *grid) -> (B, C, H, W)"""
-        return self.standardise.inverse(self.painter(self.quantiser.look_up(codes)).float())
+        shown: Tensor = (self.painter or self.decoder)(self.quantiser.look_up(codes))
+        return self.standardise.inverse(shown.float())
 
     def compared(self, x: Tensor) -> Tensor:
         """What residuals compare: images (B, C, H, W), or their features (B, components, *grid)."""
@@ -295,6 +298,7 @@ class LSR(Method):
         image, features = self._unpack(x)
         quantised = self.quantiser(self.encoder(features).float())
         error = (features - self.decoder(quantised.vectors).float()).square().mean()
+        assert self.painter is not None
         shown = self.painter(quantised.vectors.detach()).float()
         losses = quantised.losses(error, self.settings.beta)
         picture = (self.standardise(image) - shown).square().mean()
@@ -403,8 +407,8 @@ class LSR(Method):
 
     def stages(self) -> Sequence[Stage]:
         s, small = self.settings, self.settings.preset != "paper"
-        parts = nn.ModuleList([self.encoder, self.quantiser, self.decoder, self.painter])  # parameters once each
-        autoencoder = list(parts.parameters())
+        parts = [part for part in (self.encoder, self.quantiser, self.decoder, self.painter) if part is not None]
+        autoencoder = list(nn.ModuleList(parts).parameters())
         return [
             Stage(
                 "vqvae",

@@ -80,7 +80,8 @@ class PaDiM(Method):
         super().__init__(settings, shape)
         self.backbone = Backbone(settings.backbone, settings.layers, self.shape[0], settings.bf16)
         # (d,) channels; (positions, d); (positions, d, d): the inverse of the covariance's Cholesky factor
-        self.learned("chosen", "mean", "whitening")
+        self.learned("mean", "whitening")
+        self.register_buffer("chosen", torch.empty(0, dtype=torch.long))
 
     def stages(self) -> Sequence[Stage]:
         return [Stage("gaussians", prepare=self._learn)]
