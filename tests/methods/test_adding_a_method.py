@@ -34,7 +34,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for part in ("src", "tests/methods", "docs", "recipes", "benchmarks"):
         ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
         shutil.copytree(ROOT / part, copy / part, ignore=ignored)
-    for file in ("README.md", "pyproject.toml"):
+    for file in ("README.md", "pyproject.toml", "zensical.toml"):
         shutil.copy(ROOT / file, copy / file)
     page = (ROOT / "docs" / "how-to" / "add-a-method.md").read_text(encoding="utf-8")
     [method] = re.findall(r"<!-- method -->\n```python\n(.*?)```", page, flags=re.DOTALL)

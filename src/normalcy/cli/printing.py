@@ -59,9 +59,9 @@ def _named(text: str) -> str:
     return public(text)
 
 
-def show(text: str) -> None:
-    """Print a result to stdout; to stderr where stdout takes JSON."""
-    print(printable(_named(text)), file=sys.stdout if _records is None else sys.stderr)
+def show(text: str, address: str = "") -> None:
+    """Print a result to stdout; to stderr where stdout takes JSON. ``address`` is of this program: it keeps its token."""
+    print(printable(_named(text)) + address, file=sys.stdout if _records is None else sys.stderr)
 
 
 def record(table: str, /, **row: Any) -> bool:

@@ -177,7 +177,7 @@ def _serve(review: Review, port: int | None, reviewer: str | None, browser: bool
         token = secrets.token_urlsafe(24)
         app = make_app(review, token=token, hosts=hosts, reviewer=reviewer or _user())
         address = f"http://127.0.0.1:{number}/?token={token}"
-        show(f"Review {review.read.folder} at {address}")
+        show(f"Review {review.read.folder} at ", address)
         show("Stop with Ctrl-C; every decision is on disk when the next image shows.")
         if browser:
             webbrowser.open(address)
