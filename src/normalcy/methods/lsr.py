@@ -263,7 +263,11 @@ class LSR(Method):
 
     def encode(self, x: Tensor) -> Tensor:
         """z_e: (B, C, H, W) -> (B, D, *grid)"""
-        z: Tensor = self.encoder(self.standardise(x) if self.features is None else self.features(x))
+        return self.encode_compared(self.compared(x))
+
+    def encode_compared(self, compared: Tensor) -> Tensor:
+        """z_e of what :meth:`compared` returns."""
+        z: Tensor = self.encoder(self.standardise(compared) if self.features is None else compared)
         return z.float()
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -296,7 +300,7 @@ class LSR(Method):
             restored = self.decoder(quantised.vectors).float()
             return quantised.losses((self.standardise(x) - restored).square().mean(), self.settings.beta)
         image, features = self._unpack(x)
-        quantised = self.quantiser(self.encoder(features).float())
+        quantised = self.quantiser(self.encode_compared(features))
         error = (features - self.decoder(quantised.vectors).float()).square().mean()
         assert self.painter is not None
         shown = self.painter(quantised.vectors.detach()).float()
@@ -348,8 +352,9 @@ class LSR(Method):
         """The mean squared residual of each code, and the standard deviations of the maps that are added."""
         total, count = torch.zeros_like(self.code_error), torch.zeros_like(self.code_error)
         for x in batches:
-            codes = self.to_codes(x)
-            error = (self.compared(x) - self.compared_codes(codes)).square().sum(1, keepdim=True)
+            compared = self.compared(x)
+            codes = self.quantiser.nearest(self.encode_compared(compared))
+            error = (compared - self.compared_codes(codes)).square().sum(1, keepdim=True)
             error = F.adaptive_avg_pool2d(error, (self.grid[0], self.grid[1]))
             total.index_add_(0, codes.flatten(), error.flatten())
             count.index_add_(0, codes.flatten(), torch.ones_like(error.flatten()))
@@ -357,7 +362,7 @@ class LSR(Method):
         usual = (total + mean) / (count + 1)  # rare codes lean on the mean of all
         self.code_error.copy_(usual.clamp(min=1e-3 * float(mean) + 1e-12))
         self.spread.fill_(1)
-        parts = [[_Maps(self, x).residual, _Maps(self, x).relative, _Maps(self, x).surprise] for x in batches]
+        parts = [[maps.residual, maps.relative, maps.surprise] for maps in (_Maps(self, x) for x in batches)]
         for k in range(len(self.spread)):
             self.spread[k] = torch.cat([part[k].flatten() for part in parts]).std().clamp(min=1e-6)
 
@@ -529,7 +534,7 @@ class _Maps:
 
     @cached_property
     def codes(self) -> Tensor:
-        return self.method.to_codes(self.x)
+        return self.method.quantiser.nearest(self.method.encode_compared(self.compared))
 
     @cached_property
     def reconstruction(self) -> Tensor:

@@ -202,7 +202,7 @@ class PatchCore(Method):
         grid = maps[0].shape[2:]
         maps = [m if m.shape[2:] == grid else F.interpolate(m, size=grid, mode="bilinear") for m in maps]
         patches = torch.cat(maps, dim=1).permute(0, 2, 3, 1)
-        # A whole number of layers: the mean of so many consecutive values is adaptive pooling.
+        # A whole number of layers: the mean of as many consecutive values as there are layers is adaptive pooling.
         return patches.reshape(*patches.shape[:3], dimension, len(maps)).mean(4) if dimension else patches
 
     def _linear(self, centred: Tensor) -> Tensor:

@@ -32,10 +32,9 @@ class PatchFeatures(nn.Module):
         channels: int,
         grid: Sequence[int],
         dimension: int,
-        bf16: bool = False,
     ) -> None:
         super().__init__()
-        self.backbone = Backbone(backbone, layers, channels, bf16)
+        self.backbone = Backbone(backbone, layers, channels)
         self.grid = tuple(grid)
         width = sum(self.backbone.widths)
         self.dimension = min(dimension, width)
