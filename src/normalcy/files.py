@@ -335,9 +335,9 @@ def blank_file(path: Path, size: int, made: set[Path]) -> None:
         file.truncate(size)
 
 
-def anonymous_file() -> BinaryIO:
-    """A file for reading and writing that is gone when it is closed."""
-    return cast("BinaryIO", tempfile.NamedTemporaryFile(prefix="normalcy-"))
+def anonymous_file(folder: Path | None = None) -> BinaryIO:
+    """A file for reading and writing that is gone when it is closed; on the disk of ``folder``, or that of temporary files."""
+    return cast("BinaryIO", tempfile.NamedTemporaryFile(prefix="normalcy-", dir=folder))
 
 
 def private_folder(folder: Path) -> None:

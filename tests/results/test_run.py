@@ -13,9 +13,10 @@ from example_parts import texture, write_table
 from normalcy import DataError, Detector, SettingsError, open_data
 from normalcy.calibrate import Decision
 from normalcy.data.open import as_dataset
-from normalcy.results.predict import score_into
-from normalcy.results.run import CaseRow, InCase, Run, describe, read_run
+from normalcy.results.predict import finish_scores, score_into
+from normalcy.results.run import CASE_COLUMNS, COLUMNS, Run, describe, read_run
 from normalcy.results.schema import from_json, to_json
+from normalcy.results.writer import Writer
 
 OLD = Path(__file__).parents[1] / "fixtures" / "version_0" / "vq-results"
 
@@ -68,11 +69,12 @@ def test_thresholds_that_flag_nothing_are_null() -> None:
         describe(Detector("zscore"), data)
 
 
-def test_a_case_has_the_score_of_its_most_anomalous_image() -> None:
-    images = [InCase(0.3, 0.02, False, 0), InCase(0.9, 0.4, True, None), InCase(-1.0, None, None, 1)]
-    assert CaseRow.of("p", images) == CaseRow("p", 3, 0.9, 0.04, True, 1)
-    assert CaseRow.of("p", images).cells() == ["p", "3", "0.9", "0.04", "1", "1"]
-    assert CaseRow.of("q", [InCase(0.5, None, None, None)] * 2).cells() == ["q", "2", "0.5", "", "", ""]
+def test_a_case_has_the_score_of_its_most_anomalous_image(tmp_path: Path) -> None:
+    rows = ["1,p,0.3,0.02,0,0", "2,q,0.5,,,", "3,p,0.9,0.4,1,", "4,q,0.5,,,", "5,p,-1.0,,,1", "6,r,1e-5,0.7,0,0"]
+    (tmp_path / "scores.csv").write_text("\n".join([",".join(COLUMNS), *(f"{row},,,{row[0]}" for row in rows)]) + "\n")
+    finish_scores(Writer(tmp_path), len(rows))
+    found = [",".join(CASE_COLUMNS), "p,3,0.9,0.04,1,1", "q,2,0.5,,,", "r,1,1e-05,0.7,0,0"]
+    assert (tmp_path / "cases.csv").read_text().splitlines() == found
 
 
 # -- damage ----------------------------------------------------------------------------------------------------------

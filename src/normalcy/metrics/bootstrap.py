@@ -246,6 +246,11 @@ def _cases(images: int, labels: ArrayLike | None, cases: Cases | None) -> tuple[
     """Case number of each image, and stratum of each case: which of the two labels occur in it."""
     if cases is None:
         case_of = np.arange(images)
+    elif (
+        isinstance(cases, np.ndarray) and cases.dtype.kind in "iu" and cases.ndim == 1
+    ):  # numbered by their first image
+        _, first, place = np.unique(cases, return_index=True, return_inverse=True)
+        case_of = np.argsort(np.argsort(first))[place]
     else:
         numbers: dict[Hashable, int] = {}
         case_of = np.array([numbers.setdefault(case, len(numbers)) for case in cases], np.int64)

@@ -350,7 +350,7 @@ def _audit(results: ResultsFolder) -> Content:
         return None
     threshold = None if calibration is None else calibration.threshold
     falling = np.argsort(-results.scores, kind="stable")
-    chosen = [int(i) for i in falling if results.flagged[i] == 1]
+    chosen = falling[results.flagged[falling] == 1].tolist()
     rule = (
         f"the highest scores, as many as the fraction of {percent(audit.fraction)} that was given"
         if audit.fraction is not None
@@ -457,8 +457,7 @@ def _types(results: ResultsFolder) -> Content:
     """One row for each type of anomalous image, the hardest first."""
     evaluated = {} if results.metrics is None else results.metrics.types
     labels, flagged, decided = results.labels, results.flagged == 1, results.flagged >= 0
-    kinds = np.array(results.types, dtype=object)
-    names = {*evaluated, *(str(name) for name in kinds[labels == 1] if name)}
+    names = {*evaluated, *results.types.among(labels == 1)} - {""}
     if not names:
         return None
 
@@ -470,7 +469,7 @@ def _types(results: ResultsFolder) -> Content:
     rows: list[list[Content]] = []
     for name in sorted(names, key=lambda name: (area(name), name)):
         entry = evaluated.get(name)
-        here = (labels == 1) & (kinds == name)
+        here = (labels == 1) & results.types.are(name)
         n, k = int((here & decided).sum()), int((here & flagged).sum())
         auroc = Interval() if entry is None else entry.auroc
         rows.append([
@@ -560,11 +559,11 @@ def _tsne(x: Float64) -> Float64:
 
 
 def _groups(results: ResultsFolder, rows: Indices) -> dict[str, Mask]:
-    labels, kinds = results.labels[rows], np.array(results.types, dtype=object)[rows]
+    labels = results.labels[rows]
     groups = {"unknown": labels < 0, "normal": labels == 0}
-    anomalous = sorted({str(kind) for kind in kinds[labels == 1]})
+    anomalous = results.types.among(rows[labels == 1])
     if 1 < len(anomalous) <= 7:
-        groups |= {kind or "other": (labels == 1) & (kinds == kind) for kind in anomalous}
+        groups |= {kind or "other": (labels == 1) & results.types.are(kind)[rows] for kind in anomalous}
     else:
         groups["anomalous"] = labels == 1
     return {name: inside for name, inside in groups.items() if inside.any()}

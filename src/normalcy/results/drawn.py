@@ -54,7 +54,7 @@ def estimate(plan: Plan, read: ResultsFolder, labels: Mapping[str, int | None]) 
 
     ``labels``: 0 or 1 of each reviewed image; None where its reviewers are unsure or disagree, whose draws do not count.
     """
-    places = {path: i for i, path in enumerate(read.paths)}
+    places = read.paths.find(labels)
     drawn: list[int] = []
     q: list[float] = []
     for image, probability in zip(plan.images, plan.probabilities):

@@ -18,6 +18,7 @@ from normalcy.arrays import Array, Indices
 from normalcy.data.images import raw_size, read_mask, read_raw
 from normalcy.data.union import class_of
 from normalcy.errors import DataError
+from normalcy.results.cases import Cases, numbers_of
 from normalcy.results.drawn import TABLE as DRAWS
 from normalcy.results.drawn import estimate, read_plan
 from normalcy.results.folder import MAPS, ResultsFolder, read_results
@@ -47,7 +48,6 @@ from normalcy.results.metrics import (
     Sensitivity,
     TypeMetrics,
 )
-from normalcy.results.run import CaseRow, InCase
 from normalcy.results.schema import as_read, dumps
 from normalcy.results.writer import Writer
 
@@ -93,6 +93,7 @@ def evaluate(
             "'normalcy review' and evaluate with --labels review."
         )
     known, chosen = _test_images(read, known)
+    case_of = numbers_of(read, known)
     bootstrap = _Bootstrap(resamples, seed)
     located = _Located(read, known)
     few = located.usable and located.pixels <= _EXACT_PIXELS
@@ -110,8 +111,8 @@ def evaluate(
     notes += [f"Incomplete: {one.path}: {one.reason}" for one in read.run.data.incomplete]
     classes = _classes(read, known, located, limit)
     found = Metrics(
-        image=_image_metrics(read, known, bootstrap),
-        case=_case_metrics(read, known),
+        image=_image_metrics(read, known, case_of, bootstrap),
+        case=None if case_of is None else _case_metrics(read, known, case_of),
         pixel=_pixel_metrics(located, limit, bootstrap) if located.usable else None,
         patch=_patch_metrics(located, patch, patch_fraction, bootstrap) if located.usable else None,
         region=None if curve is None else _region_metrics(curve, located, bootstrap),
@@ -135,10 +136,10 @@ def evaluate(
 
 def _test_images(read: ResultsFolder, known: Indices) -> tuple[Indices, int]:
     """Images with a label that chose nothing of these results, and the number of the others. Raises DataError without any."""
-    chosen_on = set(read.run.chosen_on)
-    if not chosen_on:
+    chosen = np.array(list(read.paths.find(read.run.chosen_on).values()), np.intp)
+    if not len(chosen):
         return known, 0
-    kept = np.array([i for i in known if read.paths[i] not in chosen_on], np.intp)
+    kept = known[~np.isin(known, chosen)]
     if not len(kept):
         raise DataError(
             f"{read.folder}: all {len(known)} images with a label chose the settings or the threshold of these results, so they "
@@ -158,8 +159,7 @@ def _named(file: Path, results: Path) -> str:
 def _drawn(read: ResultsFolder, table: Labels) -> DrawnRates | None:
     """Rates of all images, where the reviewed ones were drawn for that."""
     path = table.file.parent / DRAWS
-    chosen_on = set(read.run.chosen_on)
-    if not path.exists() or chosen_on.intersection(read.paths):
+    if not path.exists() or read.paths.find(read.run.chosen_on):
         return None
     found = estimate(read_plan(path), read, {row.image: row.label for row in table.rows})
     return None if isinstance(found, str) else DrawnRates.of(found)
@@ -171,7 +171,7 @@ class _Bootstrap:
     def __init__(self, resamples: int, seed: int) -> None:
         self.settings: dict[str, Any] = {"resamples": resamples, "seed": seed}
 
-    def scores(self, statistic: Any, labels: Array, scores: Array, cases: Sequence[str]) -> Interval:
+    def scores(self, statistic: Any, labels: Array, scores: Array, cases: Sequence[str] | Indices | None) -> Interval:
         return Interval.of(
             metrics.bootstrap_interval(statistic, labels, scores, labels=labels, cases=cases, **self.settings)
         )
@@ -270,9 +270,8 @@ def _checked_size(values: Path, mask: Path | None) -> tuple[int, ...]:
     return size
 
 
-def _image_metrics(read: ResultsFolder, known: Indices, bootstrap: _Bootstrap) -> ImageMetrics:
+def _image_metrics(read: ResultsFolder, known: Indices, cases: Indices | None, bootstrap: _Bootstrap) -> ImageMetrics:
     labels, scores, flagged = read.labels[known], read.scores[known], read.flagged[known]
-    cases = [read.cases[i] for i in known]
     threshold = None if read.run.calibration is None else read.run.calibration.threshold
     decided = (flagged >= 0).all()
     return ImageMetrics(
@@ -286,15 +285,10 @@ def _image_metrics(read: ResultsFolder, known: Indices, bootstrap: _Bootstrap) -
     )
 
 
-def _case_metrics(read: ResultsFolder, known: Indices) -> CaseMetrics | None:
-    """Of cases with several images (patients, volumes in slices); None where every image is a case of its own."""
-    images: dict[str, list[InCase]] = {}
-    for i in known:
-        images.setdefault(read.cases[i], []).append(InCase(float(read.scores[i]), None, None, int(read.labels[i])))
-    if len(images) == len(known):
-        return None
-    cases = [CaseRow.of(case, own) for case, own in images.items()]
-    truth, scores = np.array([case.label for case in cases]), [case.score for case in cases]
+def _case_metrics(read: ResultsFolder, known: Indices, case_of: Indices) -> CaseMetrics:
+    """Of cases with several images (patients, volumes in slices)."""
+    cases = Cases.of(read, case_of, known)
+    truth, scores = cases.labels, cases.scores
     normal, anomalous = int((truth == 0).sum()), int((truth == 1).sum())
     sure = min(normal, anomalous) > 1
     return CaseMetrics(normal, anomalous, Interval.of(metrics.delong_interval(truth, scores)) if sure else None)
@@ -390,8 +384,10 @@ def _types(read: ResultsFolder, known: Indices, located: _Located, limit: float)
     types: dict[str, TypeMetrics] = {}
     normal = known[read.labels[known] == 0]
     anomalous = known[read.labels[known] == 1]
-    for kind in sorted({read.types[i] for i in anomalous} - {""}):
-        members = np.array([i for i in anomalous if read.types[i] == kind])
+    for kind in read.types.among(anomalous):
+        if not kind:
+            continue
+        members = anomalous[read.types.are(kind)[anomalous]]
         both = np.concatenate([normal, members])
         labels, scores, flagged = read.labels[both], read.scores[both], read.flagged[members]
         sure = len(normal) > 1 and len(members) > 1
@@ -412,10 +408,10 @@ def _types(read: ResultsFolder, known: Indices, located: _Located, limit: float)
 def _classes(read: ResultsFolder, known: Indices, located: _Located, limit: float) -> dict[str, ClassMetrics]:
     """Of several data sets in one, each for itself: its anomalous images against its own normal ones."""
     classes = read.run.data.classes
-    of_image = np.array([class_of(read.paths[i], classes) for i in known], dtype=object)
+    of_image = np.array([class_of(path, classes) for path in read.paths] if classes else [], dtype=object)
     found: dict[str, ClassMetrics] = {}
     for name in classes:
-        own = known[of_image == name]
+        own = known[of_image[known] == name]
         labels, scores, flagged = read.labels[own], read.scores[own], read.flagged[own]
         normal, anomalous = int((labels == 0).sum()), int((labels == 1).sum())
         decided = (flagged >= 0).all()
@@ -444,7 +440,7 @@ def _classes(read: ResultsFolder, known: Indices, located: _Located, limit: floa
 def _curves(read: ResultsFolder, known: Indices, located: _Located, limit: float, curve: metrics.Froc | None) -> Curves:
     labels, scores = read.labels[known], read.scores[known]
     roc = pr = pro = None
-    if len(set(labels.tolist())) > 1:
+    if len(np.unique(labels)) > 1:
         fpr, tpr, _ = metrics.roc_curve(labels, scores)
         precision, recall, _ = metrics.precision_recall_curve(labels, scores)
         roc, pr = Roc(_thin(fpr), _thin(tpr)), PrecisionRecall(_thin(recall), _thin(precision))

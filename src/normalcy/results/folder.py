@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,13 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from normalcy.arrays import Float64
-from normalcy.errors import DataError
-from normalcy.files import is_inside, reading_text
+from normalcy.files import is_inside
+from normalcy.results.columns import LARGEST_TABLE as LARGEST_TABLE
+from normalcy.results.columns import Columns, Kinds, Texts, as_numbers, read_columns, read_rows
 from normalcy.results.metrics import METRICS, Metrics, read_metrics
 from normalcy.results.names import LATENTS as LATENTS
-from normalcy.results.names import NIFTI, meant, named
-from normalcy.results.run import COLUMNS, REMEDY, RUN, Model, Run, Scored, SlidesRun, Thresholds, read_run
-from normalcy.results.schema import LARGEST, load
+from normalcy.results.names import NIFTI, named
+from normalcy.results.parts import open_parts
+from normalcy.results.run import REMEDY, RUN, Model, Run, Scored, SlidesRun, Thresholds, read_run
+from normalcy.results.schema import load
 
 __all__ = ["ResultsFolder", "read_results"]
 
@@ -31,13 +32,16 @@ OLD_FOLDERS = {"uncertainty": "spread", "extra_maps": "pictures"}
 
 @dataclass(frozen=True)
 class ResultsFolder:
-    """The rows of scores.csv as columns, in their order, with run.json and metrics.json."""
+    """The rows of scores.csv as columns, in their order, with run.json and metrics.json.
+
+    Texts are sequences of ``str`` that hold no object for each row; see :mod:`normalcy.results.columns`.
+    """
 
     folder: Path
-    paths: list[str]
-    cases: list[str]
-    types: list[str]
-    splits: list[str]
+    paths: Texts
+    cases: Texts
+    types: Kinds
+    splits: Kinds
     """Empty where unknown."""
     scores: Float64
     p_values: Float64
@@ -46,7 +50,7 @@ class ResultsFolder:
     """1, 0, or -1 unknown."""
     labels: npt.NDArray[np.int8]
     """1 anomalous, 0 normal, -1 unknown."""
-    files: list[str]
+    files: Texts
     """Base names of the images' files."""
     run: Run
     metrics: Metrics | None
@@ -96,116 +100,43 @@ class ResultsFolder:
 
 
 def read_results(folder: Path) -> ResultsFolder:
-    """Raises DataError when scores.csv, run.json or metrics.json is missing or cannot be used."""
+    """Raises DataError when scores.csv, its Parquet parts, run.json or metrics.json is missing or cannot be used."""
     run = read_run(folder)
+    rows = read_rows_of(folder)
+    metrics = read_metrics(folder) if (folder / METRICS).exists() else None
+    return ResultsFolder(folder, **vars(rows), run=run, metrics=metrics)
+
+
+def read_rows_of(folder: Path) -> Columns:
+    """The rows of scores.csv, from its Parquet parts where there are some and pyarrow is installed."""
     path = folder / "scores.csv"
-    columns = _read_scores(path)
-    return ResultsFolder(
-        folder,
-        columns["path"],
-        [case or path for case, path in zip(columns["case"], columns["path"])],
-        columns["type"],
-        columns["split"],
-        _numbers(columns["score"], "score", path),
-        _numbers(columns["p_value"], "p_value", path, 0.0, 1.0),
-        _yes_no(columns["flagged"]),
-        _yes_no(columns["label"]),
-        [file or path for file, path in zip(columns["file"], columns["path"])],
-        run,
-        read_metrics(folder) if (folder / METRICS).exists() else None,
-    )
+    parts = open_parts(folder) if path.is_file() and is_inside(path, folder) else None
+    return parts or Columns.joined(list(read_columns(path)))
 
 
 def read_slides(folder: Path) -> tuple[ResultsFolder, SlidesRun]:
     """A results folder of slides, each as an image. Raises DataError where slides.csv or run.json cannot be used."""
     found = load(SlidesRun, folder / RUN, REMEDY)
     path = folder / "slides.csv"
-    columns = _read_table(path, ("slide", "score"), ("slide", "score", "tiles", "flagged_fraction"))
-    count = len(columns["slide"])
-    names = columns["slide"]
+    columns = ("slide", "score", "tiles", "flagged_fraction")
+    [rows] = read_rows(path, ("slide", "score"), columns, rows=2**24)
+    names, count = rows["slide"], len(rows["slide"])
     folders = {one.name: one.folder for one in found.slides}
     limits = Thresholds(pixel_threshold=found.pixel_threshold, map_range=found.map_range)
     run = Run(Model(found.method), Scored(folder.name, medical=True, count=count), limits, found.map_range)
+    unknown = np.full(count, -1, np.int8)
     read = ResultsFolder(
         folder,
-        names,
-        list(names),
-        [""] * count,
-        [""] * count,
-        _numbers(columns["score"], "score", path),
-        np.full(count, np.nan),
-        np.full(count, -1, np.int8),
-        np.full(count, -1, np.int8),
-        [folders.get(name, name) for name in names],
-        run,
-        None,
+        paths=Texts.of(names),
+        cases=Texts.of(names),
+        types=Kinds.of([""] * count),
+        splits=Kinds.of([""] * count),
+        scores=as_numbers(rows["score"], "score", path),
+        p_values=np.full(count, np.nan),
+        flagged=unknown,
+        labels=unknown,
+        files=Texts.of([folders.get(name, name) for name in names]),
+        run=run,
+        metrics=None,
     )
     return read, found
-
-
-# -- private -----------------------------------------------------------------------------------------------------------
-
-
-LARGEST_TABLE = 2**29
-"""Bytes of ``scores.csv``."""
-
-
-def _read_scores(path: Path) -> dict[str, list[str]]:
-    return _read_table(path, ("path", "score"), COLUMNS)
-
-
-def _read_table(path: Path, needed: Sequence[str], wanted: Sequence[str]) -> dict[str, list[str]]:
-    columns: dict[str, list[str]] = {name: [] for name in wanted}
-    if not path.exists():
-        raise DataError(
-            f"{path}: cannot be read (there is no such file); expected a folder that 'normalcy score' wrote."
-        )
-    if not is_inside(path, path.parent):
-        raise DataError(f"{path}: is a link to another place; copy the table into the folder.")
-    try:
-        with reading_text(path, LARGEST_TABLE) as text:
-            reader = csv.reader(text)
-            head = next(reader, [])
-            absent = [name for name in needed if name not in head]
-            if absent:
-                raise DataError(f"{path}: expected the columns {','.join(wanted)}, got no {' and no '.join(absent)}.")
-            places = {name: head.index(name) if name in head else None for name in wanted}
-            for row in reader:
-                if len(row) != len(head):
-                    raise DataError(
-                        f"{path}: line {reader.line_num} has {len(row)} fields, expected {len(head)}; the file is damaged, "
-                        "score the images again."
-                    )
-                for name, place in places.items():
-                    columns[name].append("" if place is None else meant(row[place]))
-    except csv.Error as error:
-        raise DataError(f"{path}: is not a table of scores ({error}); score the images again.") from None
-    if not columns[needed[0]]:
-        raise DataError(f"{path}: expected at least one image, got none; score some images first.")
-    return columns
-
-
-def _numbers(texts: list[str], name: str, path: Path, low: float = -LARGEST, high: float = LARGEST) -> Float64:
-    """NaN where nothing is written. Values that are not finite stay: they are counted in the report."""
-    numbers = np.full(len(texts), np.nan)
-    for k, text in enumerate(texts):
-        if text:
-            try:
-                numbers[k] = float(text)
-            except ValueError:
-                raise DataError(
-                    f"{path}: line {k + 2} has the {name} {text[:50]!r}, expected a number; score the images again."
-                ) from None
-    wrong = np.flatnonzero(np.isfinite(numbers) & ((numbers < low) | (numbers > high)))
-    if len(wrong):
-        k = int(wrong[0])
-        raise DataError(
-            f"{path}: line {k + 2} has the {name} {numbers[k]:g}, expected a number from {low:g} to {high:g}; score the images "
-            "again."
-        )
-    return numbers
-
-
-def _yes_no(texts: Iterable[str]) -> npt.NDArray[np.int8]:
-    known = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "False": 0, "True": 1}
-    return np.array([known.get(text.strip(), -1) for text in texts], np.int8)

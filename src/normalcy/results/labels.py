@@ -65,6 +65,11 @@ class Labels:
         known = {row.image: row for row in self.rows}
         return [known.get(path) for path in paths]
 
+    def in_results(self, read: ResultsFolder) -> dict[int, Label]:
+        """The rows of images of a results folder, by the place of the image there."""
+        known = {row.image: row for row in self.rows}
+        return {i: known[path] for path, i in read.paths.find(known).items()}
+
 
 def find_labels(place: Path | str, results: Path | None = None) -> Path:
     """The table that ``place`` means: a file, a review folder, a results folder with one, or the word ``review`` (of
@@ -111,14 +116,16 @@ def read_labels(place: Path | str, results: Path | None = None) -> Labels:
 def with_labels(read: ResultsFolder, labels: Labels) -> ResultsFolder:
     """The results with the labels, types and masks of a review instead of their own; images without a decision are
     unlabelled. Raises DataError where no image is among the labels."""
-    found = labels.of_images(read.paths)
-    if not any(row is not None for row in found):
+    found = labels.in_results(read)
+    if not found:
         raise DataError(
             f"{labels.file}: none of its {len(labels)} images is in {read.folder}; its paths must be those of scores.csv."
         )
-    values = np.array([-1 if row is None or row.label is None else row.label for row in found], np.int8)
-    types = [own if row is None else row.type or own for row, own in zip(found, read.types)]
-    masks = {i: row.mask for i, row in enumerate(found) if row is not None and row.label == 1 and row.mask is not None}
+    values = np.full(len(read), -1, np.int8)
+    types = read.types.changed({i: row.type for i, row in found.items() if row.type})
+    for i, row in found.items():
+        values[i] = -1 if row.label is None else row.label
+    masks = {i: row.mask for i, row in sorted(found.items()) if row.label == 1 and row.mask is not None}
     return replace(read, labels=values, types=types, masks_by_review=masks)
 
 

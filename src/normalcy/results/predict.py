@@ -16,16 +16,16 @@ from normalcy.calibrate import Decision
 from normalcy.data.dataset import DataSet, Failure
 from normalcy.errors import DataError
 from normalcy.files import new_array, prepare_target, refuse_existing, refuse_source, write_folder
+from normalcy.results.cases import write_cases
+from normalcy.results.folder import read_rows_of
 from normalcy.results.names import LATENTS, readable
+from normalcy.results.parts import write_parts
 from normalcy.results.run import (
-    CASE_COLUMNS,
     COLUMNS,
     LISTED,
     POSITIONS,
     RUN,
     SLICE_COLUMNS,
-    CaseRow,
-    InCase,
     Run,
     ScoreRow,
     Shard,
@@ -163,11 +163,17 @@ def write_faults(writer: Writer, failed: Sequence[Failure], incomplete: Sequence
             writer.csv(name, FAULT_COLUMNS, [(readable(one.path), one.reason) for one in faults])
 
 
+def finish_scores(writer: Writer, rows: int) -> None:
+    """What is made of a finished ``scores.csv`` of so many rows: its Parquet parts and ``cases.csv``, where they are due."""
+    write_parts(writer, rows)
+    write_cases(writer, read_rows_of(writer.folder))
+
+
 # -- private ---------------------------------------------------------------------------------------------------------
 
 
 class _Tables:
-    """``scores.csv``, ``cases.csv``, ``slices.csv`` and ``latents.npy``, row by row."""
+    """``scores.csv`` and what is made of it, ``slices.csv`` and ``latents.npy``, row by row."""
 
     def __init__(
         self, writer: Writer, data: DataSet, most: int, names: Mapping[str, str], places: Mapping[str, int]
@@ -178,7 +184,6 @@ class _Tables:
         """Of the scored images in the data set."""
         self.with_channels: set[str] = set()
         """Of volumes: extra maps with channels (in a file one channel cannot be told from none)."""
-        self._cases: dict[str, list[InCase]] = {}
         self._latents: Array | None = None
 
     def fill(
@@ -204,9 +209,8 @@ class _Tables:
                     add_slice((row.path, axis, index, repr(score)))
                 self._remember(r)
                 add(r)
-        if len(self._cases) < self.count:
-            rows = [CaseRow.of(case, images).cells() for case, images in self._cases.items()]
-            self.writer.csv("cases.csv", CASE_COLUMNS, rows)
+        if self.count:
+            finish_scores(self.writer, self.count)
         if self._latents is not None and failed:
             kept, self._latents = np.array(self._latents[: self.count]), None
             self.writer.array(LATENTS, kept)
@@ -225,9 +229,7 @@ class _Tables:
         return self.data.subset(self.positions).fingerprint()
 
     def _remember(self, r: Result) -> None:
-        item = r.item
         self.positions.append(self.places[r.path])
-        self._cases.setdefault(item.case, []).append(InCase(r.score, r.p_value, r.flagged, item.label))
         if r.space is not None:
             self.with_channels |= {name for name, x in r.extra_maps.items() if x.ndim > len(r.space.size)}
         if r.latent is not None:

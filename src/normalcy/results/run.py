@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -376,15 +376,6 @@ class ScoreRow:
 COLUMNS = tuple(f.name for f in fields(ScoreRow))
 
 
-class InCase(NamedTuple):
-    """What is known of an image for its case."""
-
-    score: float
-    p_value: float | None
-    flagged: bool | None
-    label: int | None
-
-
 @dataclass(frozen=True)
 class CaseRow:
     """A row of ``cases.csv``: a case (patient) of several images."""
@@ -401,20 +392,6 @@ class CaseRow:
     """Whether one of its images is."""
     label: int | None
     """1 if one of its images is anomalous."""
-
-    @classmethod
-    def of(cls, case: str, images: Sequence[InCase]) -> CaseRow:
-        p_values = [one.p_value for one in images if one.p_value is not None]
-        flagged = [one.flagged for one in images if one.flagged is not None]
-        labels = [one.label for one in images if one.label is not None]
-        return cls(
-            case=case,
-            images=len(images),
-            score=max(one.score for one in images),
-            p_value=min(1.0, len(p_values) * min(p_values)) if p_values else None,
-            flagged=any(flagged) if flagged else None,
-            label=max(labels) if labels else None,
-        )
 
     def cells(self) -> list[str]:
         return [_cell(getattr(self, f.name)) for f in fields(self)]

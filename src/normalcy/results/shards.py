@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ from normalcy.arrays import Indices
 from normalcy.data.dataset import Failure
 from normalcy.errors import DataError, SettingsError
 from normalcy.files import (
+    anonymous_file,
     link_or_copy,
+    new_array,
     prepare_target,
     read_array,
     read_bytes,
@@ -24,17 +28,14 @@ from normalcy.files import (
     refuse_source,
     write_folder,
 )
-from normalcy.results.folder import LARGEST_TABLE
+from normalcy.results.folder import LARGEST_TABLE, read_rows_of
 from normalcy.results.names import LATENTS, meant
-from normalcy.results.predict import FAULT_COLUMNS, write_faults
+from normalcy.results.predict import FAULT_COLUMNS, finish_scores, write_faults
 from normalcy.results.run import (
-    CASE_COLUMNS,
     COLUMNS,
     POSITIONS,
     RUN,
     SLICE_COLUMNS,
-    CaseRow,
-    InCase,
     Run,
     Shard,
     SlidesRun,
@@ -48,6 +49,8 @@ from normalcy.training.log import TRAIN_LOG
 KINDS = ("maps", "restored", "uncertainty", "extra_maps", "masks")
 """Folders of a results folder with files of images."""
 REMEDY = "score this shard again"
+RANGE, MOST_RANGES = 2**17, 500
+"""Rows that merge sorts in memory at a time, at least; the largest number of files that it has open."""
 
 
 def merge(folders: Sequence[Path], out: Path, overwrite: bool = False) -> int:
@@ -73,10 +76,9 @@ def merge(folders: Sequence[Path], out: Path, overwrite: bool = False) -> int:
 
     def fill(folder: Path) -> None:
         writer = Writer(folder)
-        rows = _in_order([row for part in parts for row in part.rows], order)
-        writer.csv("scores.csv", COLUMNS, rows)
-        _write_cases(writer, rows)
-        _write_slices(writer, parts, rows)
+        _write_scores(writer, parts, order)
+        finish_scores(writer, len(order))
+        _write_slices(writer, parts)
         _write_latents(writer, parts, order)
         for part in parts:
             _link(part.folder, KINDS, writer)
@@ -85,7 +87,7 @@ def merge(folders: Sequence[Path], out: Path, overwrite: bool = False) -> int:
             writer.bytes(TRAIN_LOG, read_bytes(log))
         failed, incomplete = _faults(parts, "failed"), _faults(parts, "incomplete")
         write_faults(writer, failed, incomplete)
-        run = _merged(runs, len(rows), failed, incomplete)
+        run = _merged(runs, len(order), failed, incomplete)
         if run.map_range is not None:
             for part in parts:
                 if part.run.map_range != run.map_range:
@@ -107,9 +109,14 @@ class _Part:
     folder: Path
     run: Run
 
-    @cached_property
-    def rows(self) -> list[list[str]]:
-        return _table(self.folder / "scores.csv", COLUMNS)
+    def rows(self) -> Iterator[list[str]]:
+        """Of scores.csv: as many as it has positions."""
+        path, count = self.folder / "scores.csv", 0
+        for row in _rows(path, COLUMNS):
+            yield row
+            count += 1
+        if count != self.run.data.count:
+            raise DataError(f"{path}: expected {self.run.data.count} rows, got {count}; {REMEDY}.")
 
     def positions(self) -> Indices:
         """Of each row of scores.csv in the whole data set."""
@@ -124,7 +131,7 @@ class _Part:
     def pictured(self) -> Iterator[str]:
         """Base names of the images whose map has a picture."""
         file = COLUMNS.index("file")
-        for row in self.rows:
+        for row in self.rows():
             if (self.folder / "maps" / f"{row[file]}.png").is_file():
                 yield row[file]
 
@@ -170,60 +177,74 @@ def _order(parts: Sequence[_Part]) -> Indices:
     return order
 
 
-def _in_order(rows: list[list[str]], order: Indices) -> list[list[str]]:
-    if len(rows) != len(order):
-        raise DataError(f"merge: expected {len(order)} rows in all scores.csv, got {len(rows)}; {REMEDY}.")
-    return [rows[i] for i in order]
+def _write_scores(writer: Writer, parts: Sequence[_Part], order: Indices) -> None:
+    """scores.csv of all shards in the order of the data set, by way of files that hold a range of places each: memory does not
+    grow with the number of rows."""
+    rank = np.empty(len(order), np.intp)
+    rank[order] = np.arange(len(order))
+    size = max(RANGE, -(-len(order) // MOST_RANGES))
+    with ExitStack() as stack:
+        ranges = [
+            io.TextIOWrapper(stack.enter_context(anonymous_file(writer.folder)), "utf-8", "surrogateescape", newline="")
+            for _ in range(0, len(order), size)
+        ]
+        tables = [csv.writer(file) for file in ranges]
+        for place, row in zip(map(int, rank), chain.from_iterable(part.rows() for part in parts), strict=True):
+            tables[place // size].writerow([place % size, *row])
+        add = stack.enter_context(writer.table("scores.csv", COLUMNS))
+        for file in ranges:
+            file.seek(0)
+            for _, *row in sorted(csv.reader(file), key=lambda row: int(row[0])):
+                add(row)
+            file.close()
 
 
 def _table(path: Path, head: Sequence[str]) -> list[list[str]]:
+    return list(_rows(path, head))
+
+
+def _rows(path: Path, head: Sequence[str]) -> Iterator[list[str]]:
     """Rows of a table with exactly these columns."""
     if not path.exists():
         raise DataError(f"{path}: there is no such file; {REMEDY}.")
     try:
         with reading_text(path, LARGEST_TABLE) as text:
             reader = csv.reader(text)
-            found = next(reader, [])
-            rows = [[meant(cell) for cell in row] for row in reader]
+            fits = next(reader, []) == list(head)
+            for row in reader if fits else ():
+                if not (fits := len(row) == len(head)):
+                    break
+                yield [meant(cell) for cell in row]
     except csv.Error as error:
         raise DataError(f"{path}: is not a table ({error}); {REMEDY}.") from None
-    if found != list(head) or any(len(row) != len(head) for row in rows):
+    if not fits:
         raise DataError(f"{path}: expected a table with the columns {','.join(head)}; {REMEDY}.")
-    return rows
 
 
-def _write_cases(writer: Writer, rows: Sequence[Sequence[str]]) -> None:
-    """cases.csv, where a case has several images."""
-    places = {name: COLUMNS.index(name) for name in ("case", "score", "p_value", "flagged", "label")}
-    cases: dict[str, list[InCase]] = {}
-    for row in rows:
-        case, score, p_value, flagged, label = (row[place] for place in places.values())
-        one = InCase(
-            float(score),
-            float(p_value) if p_value else None,
-            flagged == "1" if flagged else None,
-            int(label) if label else None,
-        )
-        cases.setdefault(case, []).append(one)
-    if len(cases) < len(rows):
-        writer.csv("cases.csv", CASE_COLUMNS, [CaseRow.of(case, images).cells() for case, images in cases.items()])
-
-
-def _write_slices(writer: Writer, parts: Sequence[_Part], rows: Sequence[Sequence[str]]) -> None:
+def _write_slices(writer: Writer, parts: Sequence[_Part]) -> None:
     of_path: dict[str, list[list[str]]] = {}
     for part in parts:
         if (part.folder / "slices.csv").exists():
-            for row in _table(part.folder / "slices.csv", SLICE_COLUMNS):
+            for row in _rows(part.folder / "slices.csv", SLICE_COLUMNS):
                 of_path.setdefault(row[0], []).append(row)
     if of_path:
-        writer.csv("slices.csv", SLICE_COLUMNS, [row for (path, *_) in rows for row in of_path.get(path, [])])
+        with writer.table("slices.csv", SLICE_COLUMNS) as add:
+            for path in read_rows_of(writer.folder).paths:
+                for row in of_path.get(path, []):
+                    add(row)
 
 
 def _write_latents(writer: Writer, parts: Sequence[_Part], order: Indices) -> None:
     with_rows = [part for part in parts if part.run.data.count]
     if all((part.folder / LATENTS).exists() for part in with_rows):
-        latents = np.concatenate([np.asarray(read_array(part.folder / LATENTS)) for part in with_rows])
-        writer.array(LATENTS, latents[order])
+        latents = [np.asarray(read_array(part.folder / LATENTS)) for part in with_rows]
+        whole = new_array(writer.path(LATENTS), (len(order), *latents[0].shape[1:]))
+        rank = np.empty(len(order), np.intp)
+        rank[order] = np.arange(len(order))
+        start = 0
+        for some in latents:
+            whole[rank[start : start + len(some)]] = some
+            start += len(some)
 
 
 def _link(folder: Path, kinds: Sequence[str], writer: Writer) -> None:

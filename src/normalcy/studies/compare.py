@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from normalcy.data.dataset import DataSet
 from normalcy.data.splits import images_to_score, with_split
 from normalcy.detector import Detector
@@ -205,8 +207,10 @@ def _with_tests(out: Path, comparison: Comparison) -> Comparison:
 
 def _paired(best: str, ours: ResultsFolder, theirs: ResultsFolder) -> Paired:
     """On the images that both scored."""
-    place = {path: i for i, path in enumerate(ours.paths) if ours.labels[i] >= 0}
-    both = [(place[path], j) for j, path in enumerate(theirs.paths) if path in place]
-    mine, other = map(list, zip(*both))
+    if ours.paths == theirs.paths:
+        mine = other = np.flatnonzero(ours.labels >= 0)
+    else:
+        place = {path: i for i, path in enumerate(ours.paths) if ours.labels[i] >= 0}
+        mine, other = np.array([(place[path], j) for j, path in enumerate(theirs.paths) if path in place]).T
     test = delong_test(ours.labels[mine], theirs.scores[other], ours.scores[mine])
     return Paired(best, test.difference, test.low, test.high, test.p)
