@@ -21,12 +21,12 @@ from normalcy.results.names import meant
 from normalcy.results.run import COLUMNS
 from normalcy.results.schema import LARGEST
 
-ROWS = 2**16
+ROWS = 2**14
 """Rows of a block."""
 LARGEST_TABLE = 2**32
 """Bytes of ``scores.csv``; in memory its columns take no more."""
-LOADED = 32
-"""Blocks of a column that are kept after they were loaded from a file."""
+LOADED, ASKED = 8, 4096
+"""Blocks, and single texts, of a column that are kept after they were loaded from a file."""
 
 
 class Block(NamedTuple):
@@ -73,6 +73,7 @@ class Texts(Sequence[str]):
         self._starts = np.cumsum([0, *sizes])
         self._load = load
         self._kept: OrderedDict[int, Block] = OrderedDict()
+        self._asked: OrderedDict[int, str] = OrderedDict()
         self._lock = threading.Lock()
 
     @classmethod
@@ -96,10 +97,15 @@ class Texts(Sequence[str]):
         i = int(i) + (len(self) if i < 0 else 0)
         if not 0 <= i < len(self):
             raise IndexError(f"row {i} of {len(self)}")
-        k = int(np.searchsorted(self._starts, i, "right")) - 1
-        text, ends = self._block(k)
-        at = i - self._starts[k]
-        return text[ends[at] : ends[at + 1]].decode("utf-8", "surrogateescape")
+        with self._lock:
+            if (known := self._asked.get(i)) is None:
+                k = int(np.searchsorted(self._starts, i, "right")) - 1
+                text, ends = self._block(k)
+                at = i - self._starts[k]
+                known = self._asked[i] = text[ends[at] : ends[at + 1]].decode("utf-8", "surrogateescape")
+                if len(self._asked) > ASKED:
+                    self._asked.popitem(last=False)
+        return known
 
     def __iter__(self) -> Iterator[str]:
         for block in self.blocks():
@@ -128,10 +134,15 @@ class Texts(Sequence[str]):
 
     def containing(self, words: Sequence[str]) -> Mask:
         """(N,) whether a text has all these words, given in lower case."""
-        found = np.empty(len(self), bool)
+        found = np.zeros(len(self), bool)
         for start, block in zip(self._starts.tolist(), self.blocks()):
+            if block.text.isascii():  # most blocks have none with a rare word
+                whole = block.text.lower().decode()
+                if not all(word in whole for word in words):
+                    continue
             texts = block.texts(lower=True)
-            found[start : start + len(texts)] = [all(word in text for word in words) for text in texts]
+            hits = [np.fromiter((word in text for text in texts), bool, len(texts)) for word in words]
+            found[start : start + len(texts)] = np.logical_and.reduce(hits) if hits else True
         return found
 
     def numbers(self) -> Indices:
@@ -147,14 +158,13 @@ class Texts(Sequence[str]):
         return by_first(hashes)
 
     def _block(self, k: int) -> Block:
-        with self._lock:
-            block = self._kept.get(k)
-            if block is None:
-                block = self._kept[k] = self._load(k)
-                if len(self._kept) > LOADED:
-                    self._kept.popitem(last=False)
-            else:
-                self._kept.move_to_end(k)
+        block = self._kept.get(k)
+        if block is None:
+            block = self._kept[k] = self._load(k)
+            if len(self._kept) > LOADED:
+                self._kept.popitem(last=False)
+        else:
+            self._kept.move_to_end(k)
         return block
 
 

@@ -25,10 +25,13 @@ from normalcy.results.writer import Writer
 
 ALONE = 1_000_000
 """Rows up to which there is ``scores.csv`` alone."""
-BLOCKS = 16
+BLOCKS = 64
 """Blocks (row groups) of a part: 1,048,576 rows."""
 PARTS = "scores"
 """Their folder."""
+TYPES = {"path": "string", "case": "string", "score": "double", "p_value": "double", "flagged": "int8", "label": "int8",
+         "type": "string", "split": "string", "file": "string"}  # fmt: skip
+"""Columns and their types; numbers that are not known are null."""
 LARGEST_BLOCK = 2**28
 """Bytes of a row group when decompressed."""
 KEY = b"normalcy"
@@ -52,10 +55,7 @@ def write_parts(writer: Writer, rows: int) -> None:
         )
         return
     path = writer.path("scores.csv")
-    schema = pyarrow.schema(
-        [("path", "string"), ("case", "string"), ("score", "double"), ("p_value", "double"), ("flagged", "int8"),
-         ("label", "int8"), ("type", "string"), ("split", "string"), ("file", "string")]
-    )  # fmt: skip
+    schema = pyarrow.schema(list(TYPES.items()))
     blocks = read_columns(path)
     for part in range(-(-rows // (ROWS * BLOCKS))):
         about = {"format": FORMAT, "part": part, "rows": rows, "bytes": path.stat().st_size}
@@ -149,8 +149,8 @@ class _Parts:
         for k, size in enumerate(self.sizes):
             table = self._read(k, [*numbers, *kinds])
             for name, whole in numbers.items():
-                column = table.column(name).fill_null(-1 if whole.dtype == np.int8 else np.nan)
-                whole[start : start + size] = column.to_numpy()
+                values, known = _values(table.column(name).combine_chunks(), whole.dtype)
+                whole[start : start + size][known] = values[known]
             for name, parts in kinds.items():
                 parts.append(_kinds(table.column(name)))
             start += size
@@ -164,7 +164,7 @@ class _Parts:
         def load(k: int) -> Block:
             import pyarrow
 
-            array = self._read(k, [name]).column(name).cast(pyarrow.large_string()).fill_null("").combine_chunks()
+            array = self._read(k, [name]).column(name).combine_chunks().cast(pyarrow.large_string())
             ends = np.frombuffer(array.buffers()[1], np.int64)[array.offset : array.offset + len(array) + 1]
             text = array.buffers()[2]
             return Block(b"" if text is None else text[int(ends[0]) : int(ends[-1])].to_pybytes(), ends - ends[0])
@@ -206,9 +206,13 @@ class _Parts:
         try:
             with self._lock:
                 table = self._files[part].read_row_group(group, columns=names, use_threads=False)
-            if table.num_rows != self.sizes[k] or set(names) - set(table.column_names):
+            if table.num_rows != self.sizes[k] or any(
+                table.schema.field(name).type != pyarrow.type_for_alias(TYPES[name])
+                or (TYPES[name] == "string" and table.column(name).null_count)
+                for name in names
+            ):
                 raise ValueError
-        except (OSError, ValueError, pyarrow.ArrowException):
+        except (OSError, ValueError, KeyError, pyarrow.ArrowException):
             raise self._fault(part, "is damaged or cut off") from None
         return table
 
@@ -227,6 +231,18 @@ class _Parts:
         )
 
 
+def _values(array: Any, dtype: Any) -> tuple[Array, Array]:
+    """The values of an Arrow array, and which are not null. (Its own ``to_numpy`` imports pandas, which takes seconds.)"""
+    valid, values = array.buffers()
+    rows = slice(array.offset, array.offset + len(array))
+    bits = (
+        np.ones(len(array), bool)
+        if valid is None
+        else np.unpackbits(np.frombuffer(valid, np.uint8), bitorder="little")[rows]
+    )
+    return np.frombuffer(values, dtype)[rows], bits.astype(bool)
+
+
 def _kinds(column: Any) -> Kinds:
-    found = column.fill_null("").combine_chunks().dictionary_encode()
-    return Kinds(found.dictionary.to_pylist(), found.indices.to_numpy().astype(np.int32))
+    found = column.combine_chunks().dictionary_encode()
+    return Kinds(found.dictionary.to_pylist(), _values(found.indices, np.int32)[0])
