@@ -15,6 +15,7 @@ from normalcy.metrics.bootstrap import (
     froc_interval,
     pixel_auroc_interval,
     pixel_average_precision_interval,
+    ranking_intervals,
 )
 from normalcy.metrics.intervals import wilson
 from normalcy.metrics.overlap import (
@@ -111,6 +112,7 @@ __all__ = [
     "precision_recall_curve",
     "pro",
     "pro_curve",
+    "ranking_intervals",
     "region_hits",
     "regions_of",
     "roc_curve",

@@ -16,7 +16,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from normalcy.errors import DataError, SettingsError
 from normalcy.metrics.overlap import pixel_average_precision
-from normalcy.metrics.ranking import Floats, Ints, as_bools, auroc, binned_area, checked_scores
+from normalcy.metrics.ranking import (
+    Floats,
+    Ints,
+    Ranking,
+    as_bools,
+    auroc,
+    binned_area,
+    checked_scores,
+)
 from normalcy.metrics.regions import Froc, StreamingAUPRO, StreamingAUROC, checked_pairs, sensitivity_at
 
 Cases = Sequence[Hashable] | NDArray[np.generic]
@@ -89,6 +97,59 @@ def bootstrap_interval(
             rows = (np.repeat(np.arange(images), count[case_of]) for count in counts)
             found.append(np.array([float(statistic(*(array[row] for array in data))) for row in rows]))
     return _percentiles(value, np.concatenate(found), level)
+
+
+def ranking_intervals(
+    statistics: Sequence[Callable[[Ranking], float]],
+    labels: ArrayLike,
+    scores: ArrayLike,
+    *,
+    cases: Cases | None = None,
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> list[Interval]:
+    """`bootstrap_interval` of several statistics of a ranking over the same resampled cases.
+
+    The scores are sorted once, and a resample is a sum over images whatever the number of statistics. For statistics of hits and
+    alarms, not of thresholds. Memory: about 100 bytes per image.
+
+    >>> labels, scores = [0, 0, 0, 0, 1, 1, 1, 1], [0.1, 0.2, 0.3, 0.6, 0.4, 0.5, 0.7, 0.9]
+    >>> area, precision = ranking_intervals([Ranking.auroc, Ranking.average_precision], labels, scores)
+    >>> precision == bootstrap_interval(average_precision, labels, scores, labels=labels)
+    True
+    """
+    _check_settings(level, resamples)
+    truth, values = checked_scores("ranking_intervals", labels, scores)
+    whole = Ranking.of(truth, values)
+    found = [statistic(whole) for statistic in statistics]
+    if not (whole.anomalous and whole.normal):
+        return [Interval(value, value, value, level) for value in found]
+    case_of, strata = _cases(len(values), truth, cases)
+    order = np.argsort(values, kind="stable")
+    anomalous, normal = order[truth[order]], order[~truth[order]]
+    cases_of = case_of[anomalous], case_of[normal]
+    own = values[anomalous]
+    first = np.flatnonzero(np.append(True, own[1:] != own[:-1]))
+    distinct = own[first]
+    lower, upper = (np.searchsorted(values[normal], distinct, side) for side in ("left", "right"))
+    resampled: list[list[float]] = [[] for _ in statistics]
+    for count in (row for rows in _draws(strata, resamples, seed, width=len(values)) for row in rows):
+        below, normal_below = (np.append(0, np.cumsum(count[own])) for own in cases_of)
+        start = below[first]
+        kept = np.diff(start, append=below[-1]) > 0  # scores that were drawn
+        ranking = Ranking(
+            scores=distinct[kept][::-1],
+            hits=(below[-1] - start[kept])[::-1],
+            alarms=(normal_below[-1] - normal_below[lower[kept]])[::-1],
+            alarms_above=(normal_below[-1] - normal_below[upper[kept]])[::-1],
+            below=np.full(int(kept.sum()), np.nan),
+            anomalous=int(below[-1]),
+            normal=int(normal_below[-1]),
+        )
+        for statistic, numbers in zip(statistics, resampled):
+            numbers.append(statistic(ranking))
+    return [_percentiles(value, np.array(numbers), level) for value, numbers in zip(found, resampled)]
 
 
 def aupro_interval(

@@ -171,7 +171,7 @@ class _Bootstrap:
     def __init__(self, resamples: int, seed: int) -> None:
         self.settings: dict[str, Any] = {"resamples": resamples, "seed": seed}
 
-    def scores(self, statistic: Any, labels: Array, scores: Array, cases: Sequence[str] | Indices | None) -> Interval:
+    def scores(self, statistic: Any, labels: Array, scores: Array, cases: Sequence[str]) -> Interval:
         return Interval.of(
             metrics.bootstrap_interval(statistic, labels, scores, labels=labels, cases=cases, **self.settings)
         )
@@ -274,12 +274,15 @@ def _image_metrics(read: ResultsFolder, known: Indices, cases: Indices | None, b
     labels, scores, flagged = read.labels[known], read.scores[known], read.flagged[known]
     threshold = None if read.run.calibration is None else read.run.calibration.threshold
     decided = (flagged >= 0).all()
+    ranked = (metrics.Ranking.auroc, metrics.Ranking.average_precision, metrics.Ranking.fpr_at_tpr)
+    found = metrics.ranking_intervals(ranked, labels, scores, cases=cases, **bootstrap.settings)
+    auroc, precision, fpr = map(Interval.of, found)
     return ImageMetrics(
         normal=int((labels == 0).sum()),
         anomalous=int((labels == 1).sum()),
-        auroc=bootstrap.scores(metrics.auroc, labels, scores, cases),
-        average_precision=bootstrap.scores(metrics.average_precision, labels, scores, cases),
-        fpr_at_95_tpr=bootstrap.scores(metrics.fpr_at_tpr, labels, scores, cases),
+        auroc=auroc,
+        average_precision=precision,
+        fpr_at_95_tpr=fpr,
         f1_max=Best(*metrics.f1_max(labels, scores)),
         at_threshold=ImagesAtThreshold.of(threshold, metrics.at_threshold(labels, flagged)) if decided else None,
     )

@@ -11,13 +11,14 @@ from normalcy.errors import NormalcyError
 from normalcy.remote.urls import is_url
 from normalcy.results.folder import ResultsFolder
 from normalcy.results.names import original
+from normalcy.results.parts import ALONE
 
 
 def reopen(results: ResultsFolder) -> tuple[DataSet | None, str]:
     """The images that were scored, and a sentence about where they come from, or why they are not opened.
 
     The folder may come from elsewhere, so of what ``run.json`` names only the images of ``scores.csv`` are opened, and used only
-    where they have the fingerprint of those that were scored; see :func:`~normalcy.data.open.open_recorded`. A relative name
+    where they have the fingerprint of those that were scored, and are not more than a million; see :func:`~normalcy.data.open.open_recorded`. A relative name
     starts from the folder that was the working directory then, else from the one of now. What a file of this machine is or
     holds is not said.
     """
@@ -32,6 +33,11 @@ def reopen(results: ResultsFolder) -> tuple[DataSet | None, str]:
         return None, f"{spec} would have to be fetched, which is not done unasked; name it with --data."
     if name in NAMED and name not in LOCAL:
         return None, f"{spec} is a named set, which might have to be fetched; name it with --data."
+    if len(results) > ALONE:
+        return (
+            None,
+            f"{len(results):,} images are not compared with their fingerprint unasked; name the data set with --data.",
+        )
     items = [
         Item(original(path), original(case), None if label < 0 else int(label), kind or None, split or None)
         for path, case, label, kind, split in zip(
