@@ -328,16 +328,20 @@ def test_threshold_is_dragged(results: Path, opened: Open):
         page.mouse.down()
         page.mouse.move(box["x"] + 3, box["y"] + 40, steps=5)
         page.mouse.up()
+        settled(page)
         text = page.inner_text("#statistics")
         assert re.search(r"Flagged\s+30 of 30", text)
         assert re.search(r"False alarms\s+3 of 3\s+43.9 % – 100 %", text), text
         assert re.search(r"Detections\s+3 of 3", text)
         assert re.search(r"Guaranteed\s+≤ 100 %", text), text
         page.keyboard.press("End")
+        settled(page)
         assert re.search(r"Flagged\s+0 of 30", page.inner_text("#statistics"))
         page.select_option("#filter", "missed")
+        settled(page)
         assert page.inner_text("#queue-count") == "3 of 30 images"
         page.click("#threshold-reset")
+        settled(page)
         assert re.search(rf"Flagged\s+{before} of 30", page.inner_text("#statistics"))
 
 

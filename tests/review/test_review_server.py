@@ -487,10 +487,13 @@ from pathlib import Path
 import normalcy.cli.app, normalcy.cli.review, uvicorn
 from normalcy.review.session import Review
 from normalcy.review.server import make_app
+from normalcy.review.queue import Asked
 review = Review([Path({str(tmp_path)!r})])
 app = make_app(review, token="t", hosts={{"h:1"}}, reviewer="a")
 review.facts()
-assert len(review.rows()) > 10**6
+assert len(review.rows(review.queues.images(review.queues.open(Asked())["queue"], 0, 1000))["path"]) == 1000
+assert review.queues.flagged(1.0)[0] > 10**4
+assert sum(review.queues.histogram(-3, 3, 50)) == 10**5
 app.close()
 print(time.process_time())
 """

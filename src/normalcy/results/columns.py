@@ -146,16 +146,26 @@ class Texts(Sequence[str]):
         return found
 
     def numbers(self) -> Indices:
-        """(N,) a number for each different text, from 0 by its first row.
+        """(N,) a number for each different text, from 0 by its first row; compared as :meth:`hashes`."""
+        return by_first(self.hashes())
 
-        Texts are compared by 64 bits of Python's keyed hash: of ten million different ones two have the same number with a
-        probability of 3e-6.
-        """
-        hashes = np.empty(len(self), np.int64)
+    def places_in(self, other: Texts) -> Indices:
+        """(N,) where each text is in ``other``, whose texts are all different; -1 where it is not. Compared as :meth:`hashes`."""
+        if self is other or self == other:
+            return np.arange(len(self))
+        own, theirs = self.hashes(), other.hashes()
+        order = np.argsort(theirs)
+        at = order[np.minimum(np.searchsorted(theirs, own, sorter=order), len(order) - 1)]
+        return np.where(theirs[at] == own, at, -1)
+
+    def hashes(self) -> npt.NDArray[np.int64]:
+        """(N,) 64 bits of Python's keyed hash of each text: of ten million different ones, two have the same with a probability
+        of 3e-6."""
+        found = np.empty(len(self), np.int64)
         for start, block in zip(self._starts.tolist(), self.blocks()):
             texts = block.texts()
-            hashes[start : start + len(texts)] = np.fromiter(map(hash, texts), np.int64, len(texts))
-        return by_first(hashes)
+            found[start : start + len(texts)] = np.fromiter(map(hash, texts), np.int64, len(texts))
+        return found
 
     def _block(self, k: int) -> Block:
         block = self._kept.get(k)
@@ -166,6 +176,35 @@ class Texts(Sequence[str]):
         else:
             self._kept.move_to_end(k)
         return block
+
+
+class Places(Mapping[str, int]):
+    """Text -> its place in a column; looked for when it is asked for, and then known."""
+
+    def __init__(self, texts: Texts) -> None:
+        self._texts = texts
+        self._known: dict[str, int] = {}
+        """-1 for what is not there."""
+
+    def find(self, texts: Iterable[str]) -> dict[str, int]:
+        """Those that are there; the column is read once for all that were not asked for before."""
+        wanted = list(texts)
+        if fresh := [text for text in wanted if text not in self._known]:
+            self._known |= dict.fromkeys(fresh, -1) | self._texts.find(fresh)
+        return {text: at for text in wanted if (at := self._known[text]) >= 0}
+
+    def note(self, text: str, at: int) -> None:
+        """So that it need not be looked for."""
+        self._known[text] = at
+
+    def __getitem__(self, text: str) -> int:
+        return self.find([text])[text]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._texts)
+
+    def __len__(self) -> int:
+        return len(self._texts)
 
 
 class Kinds(Sequence[str]):

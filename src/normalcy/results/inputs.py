@@ -18,9 +18,9 @@ def reopen(results: ResultsFolder) -> tuple[DataSet | None, str]:
     """The images that were scored, and a sentence about where they come from, or why they are not opened.
 
     The folder may come from elsewhere, so of what ``run.json`` names only the images of ``scores.csv`` are opened, and used only
-    where they have the fingerprint of those that were scored, and are not more than a million; see :func:`~normalcy.data.open.open_recorded`. A relative name
-    starts from the folder that was the working directory then, else from the one of now. What a file of this machine is or
-    holds is not said.
+    where they have the fingerprint of those that were scored; see :func:`~normalcy.data.open.open_recorded`. That takes an object
+    for each image, so more than a million are not opened. A relative name starts from the folder that was the working directory
+    then, else from the one of now. What a file of this machine is or holds is not said.
     """
     run = results.run
     spec = run.data.spec

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import secrets
 from collections.abc import Awaitable, Callable
 from importlib import resources
@@ -27,6 +28,7 @@ from starlette.types import Message, Receive, Scope, Send
 from normalcy.errors import DataError, NormalcyError
 from normalcy.review import pixels
 from normalcy.review.labels import Writer
+from normalcy.review.queue import Asked
 from normalcy.review.session import KINDS, Review
 from normalcy.review.store import Decision
 
@@ -39,6 +41,8 @@ VENDOR = {
 """Files of other projects that a wheel has -> what to say where one is missing."""
 TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8",
          ".svg": "image/svg+xml", ".txt": "text/plain; charset=utf-8"}  # fmt: skip
+MOST_ROWS = 1000
+"""Rows of an answer."""
 LARGEST_JSON = 2**16
 LARGEST_MASK = 2**26
 """Bytes of a request."""
@@ -70,7 +74,13 @@ def make_app(review: Review, *, token: str, hosts: set[str], reviewer: str) -> G
         Route("/", _page),
         Route("/static/{name:path}", _static),
         Route("/api/facts", _json(lambda request: _facts(review, reviewer, writer))),
-        Route("/api/rows", _rows(review)),
+        Route("/api/rows", _json(lambda request: _rows(review, request))),
+        Route("/api/queue", _json(lambda request: _queue(review, request))),
+        Route("/api/queue/{queue:int}", _json(lambda request: _queued(review, request))),
+        Route("/api/queue/{queue:int}/place/{image:int}", _json(lambda request: _place(review, request))),
+        Route("/api/queue/{queue:int}/unreviewed", _json(lambda request: _unreviewed(review, request))),
+        Route("/api/threshold", _json(lambda request: _threshold(review, request))),
+        Route("/api/histogram", _json(lambda request: _histogram(review, request))),
         Route("/api/decisions", _decisions(review)),
         Route("/api/decide/{image:int}", _decide(review, writer), methods=["POST"]),
         Route("/api/order", _json(lambda request: _order(review))),
@@ -268,15 +278,74 @@ def _thumbnail(review: Review, i: int) -> bytes:
         return pixels.png(Image.new("LA", (1, 1)))
 
 
-def _rows(review: Review) -> Answer:
-    async def answer(request: Request) -> Response:
-        return Response(await _in_thread(review.rows), media_type="application/json")
+def _rows(review: Review, request: Request) -> dict[str, Any]:
+    """Of the images named, or of the first ones."""
+    named = [text for text in request.query_params.get("images", "").split(",") if text.isdigit()]
+    return review.rows(map(int, named[:MOST_ROWS]) if named else range(MOST_ROWS))
 
-    return answer
+
+def _queue(review: Review, request: Request) -> dict[str, Any]:
+    """A new queue, with its first rows."""
+    asked = request.query_params
+    words = {name: asked.get(name, "")[:1000] for name in ("type", "search", "reviewer")}
+    what = Asked(
+        order=asked.get("order") or "score",
+        filter=asked.get("filter") or "all",
+        blind=asked.get("blind") == "1",
+        threshold=_number(asked.get("threshold")),
+        **words,
+    )
+    return review.queues.open(what, _whole(asked.get("current"), -1))
+
+
+def _queued(review: Review, request: Request) -> dict[str, Any]:
+    """Some images of a queue, with what the page shows of them."""
+    start, count = (_whole(request.query_params.get(name), 0) for name in ("from", "count"))
+    images = review.queues.images(request.path_params["queue"], start, min(count, MOST_ROWS))
+    return {"images": images, "rows": review.rows(images)}
+
+
+def _place(review: Review, request: Request) -> dict[str, int]:
+    return {"at": review.queues.place(request.path_params["queue"], request.path_params["image"])}
+
+
+def _unreviewed(review: Review, request: Request) -> dict[str, int]:
+    asked = request.query_params
+    after = _whole(asked.get("after"), -1)
+    return {"image": review.queues.unreviewed(request.path_params["queue"], after, asked.get("reviewer", ""))}
+
+
+def _threshold(review: Review, request: Request) -> dict[str, Any]:
+    """What a threshold would flag, and the rate of false positives that it guarantees."""
+    value = _number(request.query_params.get("value"))
+    if review.blind or value is None:
+        raise DataError("a threshold is a number, and hidden in a blind review.")
+    flagged, bound = review.queues.flagged(value)
+    return {"flagged": flagged, "bound": bound}
+
+
+def _histogram(review: Review, request: Request) -> list[int]:
+    low, high = (_number(request.query_params.get(name)) for name in ("low", "high"))
+    bins = _whole(request.query_params.get("bins"), 0)
+    if review.blind or low is None or high is None or not low < high or not 0 < bins <= MOST_ROWS:
+        raise DataError("a histogram has a range and up to 1,000 bins, and is hidden in a blind review.")
+    return review.queues.histogram(low, high, bins)
+
+
+def _whole(text: str | None, otherwise: int) -> int:
+    return int(text) if text is not None and text.isascii() and text.isdigit() and len(text) < 10 else otherwise
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        value = float(text or "nan")
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def _decisions(review: Review) -> Answer:
-    """Decisions written after a number; of a blind review, those of the asking reviewer alone."""
+    """Decisions written after a number, with the score of the image; of a blind review, those of the asking reviewer alone."""
 
     async def answer(request: Request) -> Response:
         after = int(request.query_params.get("after", "0")) if request.query_params.get("after", "0").isdigit() else 0
@@ -284,14 +353,20 @@ def _decisions(review: Review) -> Answer:
         found = await _in_thread(lambda: review.store.after(after))
         hidden = review.blind or request.query_params.get("blind") == "1"
         own = [one for one in found if not hidden or one.reviewer == asking]
+        places = await _in_thread(lambda: review.places.find(one.image for one in own))
         rows = [
-            [one.seq, review.places.get(one.image, -1), one.reviewer, one.verdict, one.type, one.note, bool(one.mask),
-             one.blind, one.time]
+            [one.seq, places.get(one.image, -1), one.reviewer, one.verdict, one.type, one.note, bool(one.mask),
+             one.blind, one.time, None if hidden or one.image not in places else _finite(review, places[one.image])]
             for one in own
         ]  # fmt: skip
         return JSONResponse({"last": found[-1].seq if found else after, "rows": [row for row in rows if row[1] >= 0]})
 
     return answer
+
+
+def _finite(review: Review, i: int) -> float | None:
+    score = float(review.read.scores[i])
+    return score if math.isfinite(score) else None
 
 
 def _decide(review: Review, writer: Writer | None) -> Answer:
@@ -314,6 +389,7 @@ def _decide(review: Review, writer: Writer | None) -> Answer:
             raise DataError("there is no such image.")
         mask = rest if words.get("mask") else None
         blind = review.blind or bool(words.get("blind"))
+        review.places.note(review.read.paths[i], i)
         one = Decision(review.read.paths[i], reviewer, verdict, kind, note, blind=blind)
         written = await _in_thread(lambda: review.decide(one, mask))
         if writer is not None:
@@ -325,10 +401,7 @@ def _decide(review: Review, writer: Writer | None) -> Answer:
 
 def _order(review: Review) -> dict[str, Any]:
     """Images in the informative order: the drawn ones once each."""
-    if review.blind or review.sampling is None:
-        raise DataError("the informative order needs a threshold that flags some images and not others.")
-    drawn = dict.fromkeys(review.sampling.images)
-    return {"order": [review.places[image] for image in drawn if image in review.places]}
+    return {"order": review.informative()}
 
 
 def _about(review: Review, i: int, request: Request) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from normalcy.errors import DataError
 from normalcy.files import read_bytes, read_text
 from normalcy.metrics import sampling
 from normalcy.provenance import NOTICE
+from normalcy.results.columns import Places
 from normalcy.results.folder import MAPS, read_results, read_slides
 from normalcy.results.inputs import reopen
 from normalcy.results.labels import REVIEW, read_any_mask
@@ -30,6 +31,7 @@ from normalcy.results.names import NIFTI, readable
 from normalcy.results.run import SlidesRun
 from normalcy.review import masks, pixels, plan
 from normalcy.review.labels import Known, by_image
+from normalcy.review.queue import Queues
 from normalcy.review.store import Decision, Store
 
 RESTORED = (".png", ".tiff", ".npy", NIFTI)
@@ -73,9 +75,10 @@ class Review:
         self.store = Store(self.folder, read_only)
         self.order = "score"
         """Of the queue at the start."""
-        self.places = {path: i for i, path in enumerate(self.read.paths)}
-        self._others = [{path: i for i, path in enumerate(other.paths)} for other in self.results[1:]]
-        if self._others and not any(path in self.places for path in self._others[0]):
+        self.places = Places(self.read.paths)
+        self._others = [self.read.paths.places_in(other.paths) for other in self.results[1:]]
+        """Of each image in the other results; -1 where it is not there."""
+        if self._others and not (self._others[0] >= 0).any():
             raise DataError(f"{folders[1]}: has no image of {first}; review results of the same images together.")
         self._slide_folder = slides
         self._slide_files: dict[int, Slide] = {}
@@ -89,8 +92,10 @@ class Review:
             threading.Thread(target=self._open, args=(data,), name="inputs", daemon=True).start()
         else:
             self._opened.set()
-        self._rows: bytes | None = None
+        self.queues = Queues(self)
+        self.places.find(one.image for one in self.store.after())
         self._plan: plan.Plan | None = None
+        self._disagreement: Float64 | None = None
 
     # -- what the page knows
 
@@ -130,46 +135,62 @@ class Review:
             "read_only": self.read_only,
             "blind": self.blind,
             "informative": self.slides is None and plan.possible(self.read),
+            "scores": self.queues.about_scores(),
+            "p": bool(np.isfinite(self.read.p_values).any()),
+            "labels": bool((self.read.labels >= 0).any()),
+            "types": [name for name in self.read.types.names if name],
+            "anomalies": [name for name in self.read.types.among(self.read.labels == 1) if name],
         }
         if self.blind:
-            facts |= dict.fromkeys(("threshold", "rule", "guaranteed", "pixel_threshold", "map_range"))
-            facts |= {"extra": [], "results": [], "methods": [], "method": "", "informative": False}
+            facts |= dict.fromkeys(("threshold", "rule", "guaranteed", "pixel_threshold", "map_range", "scores"))
+            facts |= {"extra": [], "results": [], "methods": [], "method": "", "types": [], "anomalies": []}
+            facts |= {"informative": False, "p": False, "labels": False}
         return facts
 
-    def rows(self) -> bytes:
-        """All images as columns, JSON; without scores, labels and types in a blind review."""
-        if self._rows is None:
-            columns: dict[str, Any] = {
-                "path": [f"image {i + 1}" for i in range(len(self.read))]
-            }  # a path may tell the label
-            if not self.blind:
-                columns["path"] = [readable(path) for path in self.read.paths]
-                columns["case"] = [None if c == p else readable(c) for c, p in zip(self.read.cases, self.read.paths)]
-                columns["score"] = _numbers(self.read.scores)
-                columns["p"] = _numbers(self.read.p_values) if np.isfinite(self.read.p_values).any() else None
-                columns["flagged"] = self.read.flagged.tolist()
-                columns["label"] = self.read.labels.tolist()
-                columns["type"] = self.read.types if any(self.read.types) else None
-                columns["disagreement"] = None if len(self.results) < 2 else _numbers(self.disagreement())
-                columns["others"] = [
-                    _numbers(np.array([other.scores[at[p]] if p in at else np.nan for p in self.read.paths]))
-                    for other, at in zip(self.results[1:], self._others)
-                ]
-            self._rows = json.dumps(columns, separators=(",", ":"), allow_nan=False).encode()
-        return self._rows
+    def name(self, i: int) -> str:
+        """What the page calls an image; in a blind review not its path, which may tell the label."""
+        return f"image {i + 1}" if self.blind else readable(self.read.paths[i])
+
+    def rows(self, images: Iterable[int]) -> dict[str, Any]:
+        """What the page shows of some images, as columns; without scores, labels and types in a blind review."""
+        chosen = np.array([i for i in images if 0 <= i < len(self.read)], np.intp)
+        columns: dict[str, Any] = {"path": [self.name(i) for i in chosen.tolist()]}
+        if self.blind:
+            return columns
+        read = self.read
+        cases = [read.cases[i] for i in chosen]
+        columns["case"] = [None if case == read.paths[i] else readable(case) for case, i in zip(cases, chosen)]
+        columns["score"] = _numbers(read.scores[chosen])
+        columns["p"] = _numbers(read.p_values[chosen])
+        columns["flagged"] = read.flagged[chosen].tolist()
+        columns["label"] = read.labels[chosen].tolist()
+        columns["type"] = [read.types[i] for i in chosen]
+        columns["disagreement"] = None if len(self.results) < 2 else _numbers(self.disagreement()[chosen])
+        columns["others"] = [
+            _numbers(np.where(at[chosen] >= 0, other.scores[at[chosen]], np.nan))
+            for other, at in zip(self.results[1:], self._others)
+        ]
+        return columns
 
     def disagreement(self) -> Float64:
         """(N,) in [0, 1]: the largest difference of an image's ranks in the results, as fractions of all images."""
-        ranks = []
-        for number, read in enumerate(self.results):
-            rank = np.empty(len(read))
-            rank[np.argsort(read.scores, kind="stable")] = np.arange(len(read)) / max(len(read) - 1, 1)
-            at = self.places if number == 0 else self._others[number - 1]
-            ranks.append([rank[at[path]] if path in at else np.nan for path in self.read.paths])
-        both = np.array(ranks)
-        with np.errstate(invalid="ignore"):
-            apart: Float64 = np.nanmax(both, 0) - np.nanmin(both, 0)
-        return apart
+        if self._disagreement is None:
+            high, low = np.full(len(self.read), -np.inf), np.full(len(self.read), np.inf)
+            for read, at in zip(self.results, [np.arange(len(self.read)), *self._others]):
+                rank = np.empty(len(read))
+                rank[np.argsort(read.scores, kind="stable")] = np.arange(len(read)) / max(len(read) - 1, 1)
+                there = at >= 0
+                high[there] = np.maximum(high[there], rank[at[there]])
+                low[there] = np.minimum(low[there], rank[at[there]])
+            self._disagreement = high - low
+        return self._disagreement
+
+    def informative(self) -> list[int]:
+        """Images in the informative order, each once. Raises DataError where there is none."""
+        if self.blind or self.sampling is None:
+            raise DataError("the informative order needs a threshold that flags some images and not others.")
+        drawn = dict.fromkeys(self.sampling.images)
+        return list(self.places.find(drawn).values())
 
     def known(self, image: str) -> Known:
         """For the tables of labels; waits until the images are opened."""
@@ -352,6 +373,7 @@ class Review:
     def _pair(self, first: str, second: str, both: list[tuple[Decision, Decision]]) -> dict[str, Any]:
         words = ("normal", "anomalous", "unsure")
         counts = [[sum(a.verdict == x and b.verdict == y for a, b in both) for y in words] for x in words]
+        self.places.find(a.image for a, _ in both)
         apart = [self.places[a.image] for a, b in both if a.verdict != b.verdict and a.image in self.places]
         overlaps = []
         for a, b in both:
@@ -409,8 +431,8 @@ class Review:
                 raise DataError(f"the image is not there. {self.about_inputs}".strip())
             return self._data.read(place)
         read = self.results[result]
-        at = i if result == 0 else self._others[result - 1].get(self.read.paths[i])
-        if at is None:
+        at = i if result == 0 else int(self._others[result - 1][i])
+        if at < 0:
             raise DataError("these results do not have the image.")
         if kind == "truth":
             path = read.file("masks", at, ".png", ".npy", NIFTI)

@@ -207,10 +207,8 @@ def _with_tests(out: Path, comparison: Comparison) -> Comparison:
 
 def _paired(best: str, ours: ResultsFolder, theirs: ResultsFolder) -> Paired:
     """On the images that both scored."""
-    if ours.paths == theirs.paths:
-        mine = other = np.flatnonzero(ours.labels >= 0)
-    else:
-        place = {path: i for i, path in enumerate(ours.paths) if ours.labels[i] >= 0}
-        mine, other = np.array([(place[path], j) for j, path in enumerate(theirs.paths) if path in place]).T
+    places = theirs.paths.places_in(ours.paths)
+    other = np.flatnonzero((places >= 0) & (ours.labels[places] >= 0))
+    mine = places[other]
     test = delong_test(ours.labels[mine], theirs.scores[other], ours.scores[mine])
     return Paired(best, test.difference, test.low, test.high, test.p)

@@ -30,6 +30,7 @@ export async function showAgreement(root, app) {
     root.append(element("p", { class: "soft" }, `Two reviewers who decide the same images are compared here.${names} Change the reviewer at the top right for a second opinion; "blind" hides the first.`));
     return;
   }
+  await app.load([...new Set(found.pairs.flatMap((pair) => [...pair.apart.slice(0, 24), ...pair.masks.slice(0, 12).map((one) => one.image)]))]);
   root.append(element("p", { class: "soft" }, "Cohen's kappa counts agreement beyond chance: 1 is perfect, 0 what chance alone would give. Dice compares masks: 2 |A ∩ B| / (|A| + |B|), over images that both marked."));
   root.append(element("div", { class: "pairs" }, found.pairs.map((pair) => card(pair, app))));
 }

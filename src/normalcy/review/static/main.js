@@ -4,7 +4,7 @@ import { Cache, decide, getJSON } from "./api.js";
 import { element, showAgreement } from "./agreement.js";
 import { HEAT } from "./colour.js";
 import { KEYS, actionOf } from "./keys.js";
-import { List, ordered } from "./queue.js";
+import { List } from "./queue.js";
 import { SlideView } from "./slide.js";
 import { Threshold, brief, percent, short, wilson } from "./stats.js";
 import { Viewer } from "./viewer.js";
@@ -15,11 +15,12 @@ const remembered = (key, otherwise) => { try { return JSON.parse(localStorage.ge
 const remember = (key, value) => { try { localStorage.setItem(`normalcy.${key}`, JSON.stringify(value)); } catch { /* private window */ } };
 
 const app = {
-  facts: null, rows: null, reviewer: "", blind: false, readOnly: false,
+  facts: null, rows: new Map(), reviewer: "", blind: false, readOnly: false,
   opacity: remembered("opacity", 0.6), heat: true, contours: remembered("contours", true), truth: true, marks: true,
   range: null, pixelThreshold: null,
-  nameOf: (image) => app.rows.path[image],
-  jump(image) { show("review"); go(image, true); },
+  nameOf: (image) => app.rows.get(image)?.path ?? "",
+  load: (images) => load(images),
+  jump(image) { show("review"); go(image); },
   say, readout: (text) => { $("readout").textContent = text; },
   marksChanged: () => drawTools(),
   rangesChanged: () => drawColour(),
@@ -27,11 +28,12 @@ const app = {
 };
 window.normalcyReview = app; // for tests and the console; holds nothing that the page does not show
 
-const decisions = new Map(); // image -> Map(reviewer -> {verdict, type, note, mask, blind, time})
+// app.rows: image -> {path, case, score, p, flagged, label, type, others}, of the images that were shown; the server has all
+const decisions = new Map(); // image -> Map(reviewer -> {verdict, type, note, mask, blind, time, score})
 const drafts = new Map(); // image -> note that is not saved yet
 const undone = []; // decisions of this page, to withdraw: {image, before}
 const abouts = new Cache(300);
-let last = 0, queue = [], current = -1, list, threshold = null, viewer = null, viewers, informative = null, busy = 0, opening = 0, pending = 0, types = [];
+let last = 0, queue = { number: 0, count: 0, first: -1, unreviewed: -1 }, asking = 0, current = -1, list, threshold = null, viewer = null, viewers, busy = 0, opening = 0, pending = 0, types = [];
 
 // -- what is known of an image
 
@@ -52,63 +54,95 @@ function labelOf(image) {
   return found;
 }
 
-const flaggedNow = (image) => (threshold ? app.rows.score[image] !== null && app.rows.score[image] > threshold.value : app.rows.flagged?.[image] === 1);
+/** [score, label] of the decided images, for the threshold. */
+const reviewed = () => [...decisions].map(([image, of]) => [of.values().next().value?.score ?? null, labelOf(image)]);
 
-const FILTERS = {
-  all: ["All", () => true],
-  unreviewed: ["Not reviewed by me", (i) => !own(i)],
-  reviewed: ["Reviewed by me", (i) => own(i)],
-  flagged: ["Flagged", flaggedNow, true],
-  quiet: ["Not flagged", (i) => !flaggedNow(i), true],
-  false: ["False alarms", (i) => flaggedNow(i) && labelOf(i) === 0, true],
-  missed: ["Missed", (i) => !flaggedNow(i) && labelOf(i) === 1, true],
-  anomalous: ["Decided anomalous", (i) => labelOf(i) === 1],
-  normal: ["Decided normal", (i) => labelOf(i) === 0],
-  unsure: ["Unsure", (i) => own(i)?.verdict === "unsure"],
-  apart: ["Reviewers differ", (i) => new Set([...(decisions.get(i)?.values() || [])].filter((d) => d.verdict).map((d) => d.verdict)).size > 1, true],
-  noted: ["With a note", (i) => [...(decisions.get(i)?.values() || [])].some((d) => d.note)],
-  known: ["Label: anomalous", (i) => app.rows.label?.[i] === 1, true],
-  good: ["Label: normal", (i) => app.rows.label?.[i] === 0, true],
+function flaggedNow(image) {
+  const row = app.rows.get(image);
+  if (!row) return false;
+  if (!threshold || threshold.value === threshold.start) return row.flagged === 1;
+  return row.score !== null && row.score > threshold.value;
+}
+
+/** The rows of images that are not known yet. */
+async function load(images) {
+  const missing = images.filter((image) => !app.rows.has(image));
+  if (missing.length) keep(missing, await getJSON(`/api/rows?images=${missing.join(",")}`));
+}
+
+function keep(images, columns) {
+  images.forEach((image, n) => app.rows.set(image, {
+    path: columns.path[n], case: columns.case?.[n], score: columns.score?.[n] ?? null, p: columns.p?.[n] ?? null, flagged: columns.flagged?.[n] ?? -1,
+    label: columns.label?.[n] ?? -1, type: columns.type?.[n] || "", others: (columns.others || []).map((other) => other[n]),
+  }));
+  for (const image of app.rows.keys()) { if (app.rows.size <= 20000) break; if (image !== current) app.rows.delete(image); } // the oldest
+}
+
+const FILTERS = { // id: name, whether it shows scores, labels or what others decided; the server knows which images
+  all: ["All"], unreviewed: ["Not reviewed by me"], reviewed: ["Reviewed by me"], flagged: ["Flagged", true], quiet: ["Not flagged", true],
+  false: ["False alarms", true], missed: ["Missed", true], anomalous: ["Decided anomalous"], normal: ["Decided normal"], unsure: ["Unsure"],
+  apart: ["Reviewers differ", true], noted: ["With a note"], known: ["Label: anomalous", true], good: ["Label: normal", true],
 };
 
 const ORDERS = {
-  score: ["Highest score first", () => app.rows.score], low: ["Lowest score first", () => app.rows.score],
-  p: ["Smallest p-value first", () => app.rows.p], disagreement: ["Methods disagree most", () => app.rows.disagreement],
+  score: ["Highest score first", () => app.facts.scores], low: ["Lowest score first", () => app.facts.scores],
+  p: ["Smallest p-value first", () => app.facts.p], disagreement: ["Methods disagree most", () => app.facts.results.length > 1],
   informative: ["Informative: narrows the rates", () => app.facts.informative], random: ["Random", () => true], name: ["As in the data", () => true],
 };
 
 // -- the queue
 
+/** Ask for a queue, and show it; false where another one was asked for meanwhile. */
 async function buildQueue(keep = true) {
-  const order = $("order").value, filter = FILTERS[$("filter").value]?.[1] || (() => true), kind = $("filter-type").value;
-  if (order === "informative" && !informative) informative = (await getJSON("/api/order")).order;
-  const words = $("search").value.trim().toLowerCase().split(/\s+/).filter(Boolean);
-  const text = (i) => [app.rows.path[i], ...[...(decisions.get(i)?.values() || [])].flatMap((d) => [d.type, d.note])].join(" ").toLowerCase();
-  const typed = (i) => !kind || (hidden() ? false : app.rows.type?.[i] === kind) || [...(decisions.get(i)?.values() || [])].some((d) => d.type === kind && d.verdict === "anomalous");
-  queue = ordered(app.rows, order, informative || []).filter((i) => filter(i) && typed(i) && (!words.length || words.every((w) => text(i).includes(w))));
-  list.set(queue);
-  $("queue-count").textContent = queue.length === app.rows.path.length ? `${count(queue.length, "image")}` : `${queue.length.toLocaleString("en-GB")} of ${count(app.rows.path.length, "image")}`;
-  if (keep && current >= 0 && queue.includes(current)) list.show(current);
+  const mine = ++asking, moved = threshold && threshold.value !== threshold.start;
+  const asked = new URLSearchParams({ order: $("order").value, filter: $("filter").value, type: $("filter-type").value, search: $("search").value.trim(), reviewer: app.reviewer, blind: app.blind ? "1" : "0", threshold: moved ? threshold.value : "", current });
+  const found = await getJSON(`/api/queue?${asked}`);
+  if (mine !== asking) return false;
+  queue = { ...found, number: found.queue };
+  await list.set(queue.number, queue.count);
+  const total = app.facts.count;
+  $("queue-count").textContent = queue.count === total ? `${count(queue.count, "image")}` : `${queue.count.toLocaleString("en-GB")} of ${count(total, "image")}`;
+  if (keep && current >= 0 && queue.at >= 0) list.show(current, queue.at);
   drawEstimates();
+  return true;
+}
+
+/** Images and rows of a part of the queue; asks for the queue again where the server has forgotten it. */
+async function partOf(number, from, size) {
+  try {
+    const found = await getJSON(`/api/queue/${number}?from=${from}&count=${size}`);
+    keep(found.images, found.rows);
+    return found.images;
+  } catch (fault) {
+    if (number === queue.number && /no longer kept/.test(fault.message)) buildQueue();
+    throw fault;
+  }
+}
+
+/** The place of an image in the queue, -1 if it is not there. */
+async function placeOf(image) {
+  if (image < 0 || !queue.count) return -1;
+  return list.placeOf(image) ?? (await getJSON(`/api/queue/${queue.number}/place/${image}`)).at;
 }
 
 const count = (n, word) => `${n.toLocaleString("en-GB")} ${word}${n === 1 ? "" : "s"}`;
 
 function fillItem(item, image) {
   const mine = own(image), others = [...(decisions.get(image) || [])].filter(([name, d]) => name !== app.reviewer && d.verdict);
-  const name = element("span", { class: "name", title: app.rows.path[image] }, element("bdi", {}, app.rows.path[image]));
+  const name = element("span", { class: "name", title: app.nameOf(image) }, element("bdi", {}, app.nameOf(image)));
   const meta = [];
-  if (!hidden() && app.rows.score) meta.push(element("span", { class: flaggedNow(image) ? "flag" : "" }, `${flaggedNow(image) ? "⚑ " : ""}${short(app.rows.score[image] ?? NaN)}`));
+  const row = app.rows.get(image);
+  if (!hidden() && row) meta.push(element("span", { class: flaggedNow(image) ? "flag" : "" }, `${flaggedNow(image) ? "⚑ " : ""}${short(row.score ?? NaN)}`));
   const kind = mine?.type || (mine?.note ? "✎" : "");
   if (kind) meta.push(element("span", { class: "type" }, kind));
-  if (!hidden() && app.rows.p && !kind) meta.push(element("span", {}, `p ${brief(app.rows.p[image] ?? NaN)}`));
+  if (!hidden() && app.facts.p && row && !kind) meta.push(element("span", {}, `p ${brief(row.p ?? NaN)}`));
   const sign = { normal: "N", anomalous: "A", unsure: "?" };
   let mark = "";
   if (mine) mark = element("span", { class: `verdict-mark ${mine.verdict}`, title: mine.verdict }, sign[mine.verdict]);
   else if (others.length && !hidden()) mark = element("span", { class: "verdict-mark other", title: others.map(([n, d]) => `${n}: ${d.verdict}`).join(", ") }, sign[others[0][1].verdict]);
   const picture = element("img", { src: `/thumb/${image}`, alt: "", loading: "lazy", width: 56, height: 56 });
   item.replaceChildren(picture, element("span", {}, name, element("span", { class: "meta" }, meta)), mark || element("span"));
-  item.setAttribute("aria-label", `${app.rows.path[image]}${mine ? `, ${mine.verdict}` : ", not reviewed"}`);
+  item.setAttribute("aria-label", `${app.nameOf(image)}${mine ? `, ${mine.verdict}` : ", not reviewed"}`);
 }
 
 // -- going on
@@ -120,14 +154,14 @@ async function during(work) {
   try { return await work(); } finally { document.body.setAttribute("aria-busy", String(--pending > 0)); }
 }
 
-const go = (image, focusList = false) => during(() => openImage(image, focusList));
+const go = (image) => during(() => openImage(image));
 
-async function openImage(image, focusList) {
+async function openImage(image) {
   if (image === undefined || image < 0) return;
   if (!(await saveMarks())) return;
   const mine = ++opening;
-  const chosen = await viewerOf(image);
-  if (!chosen) { if (mine === opening) { settle(image); } return; }
+  const [chosen, at] = await Promise.all([viewerOf(image), placeOf(image), load([image])]);
+  if (!chosen) { if (mine === opening) { settle(image, at); } return; }
   if (chosen.kind === "volume") use(chosen); // WebGL starts on a canvas that has a size
   try {
     const apply = await chosen.open(image, aboutOf(image), Boolean(decisions.get(image)?.get(app.reviewer)?.mask));
@@ -141,18 +175,16 @@ async function openImage(image, focusList) {
     $("frame").classList.add("nothing");
     showEmpty(fault.message);
   }
-  settle(image);
-  if (focusList) list.show(image);
+  settle(image, at);
 }
 
-function settle(image) {
+function settle(image, at) {
   current = image;
   history.replaceState(null, "", `#${image + 1}`);
-  list.show(image);
+  list.show(image, at);
   drawAll();
   document.body.dataset.current = String(image);
-  const at = queue.indexOf(image);
-  if (viewer?.kind === "image") for (const next of queue.slice(at + 1, at + 3)) viewer.prefetch(next, aboutOf(next));
+  if (viewer?.kind === "image" && at >= 0) for (const next of list.known(at + 1, at + 3)) viewer.prefetch(next, aboutOf(next));
 }
 
 async function viewerOf(image) {
@@ -180,12 +212,16 @@ function showEmpty(text) {
   $("empty").hidden = false;
 }
 
-const neighbour = (by) => { const at = queue.indexOf(current); return at < 0 ? queue[0] : queue[at + by]; };
+/** Go to the image before or after this one. */
+const move = (by) => during(async () => {
+  const at = await placeOf(current);
+  await openImage(at < 0 ? queue.first : await list.at(at + by));
+});
 
-function nextUnreviewed() {
-  const at = queue.indexOf(current);
-  for (let k = 1; k <= queue.length; k++) { const image = queue[(at + k) % queue.length]; if (image !== current && !own(image)) return image; }
-  return undefined;
+/** The next image that is not reviewed; undefined without one. */
+async function nextUnreviewed() {
+  const { image } = await getJSON(`/api/queue/${queue.number}/unreviewed?after=${await placeOf(current)}&reviewer=${encodeURIComponent(app.reviewer)}`);
+  return image < 0 || image === current ? undefined : image;
 }
 
 // -- deciding
@@ -206,7 +242,7 @@ async function decideCurrent(verdict, kind, goOn) {
       drafts.delete(image);
       if (type) addType(type);
       if (goOn) {
-        const next = nextUnreviewed();
+        const next = await nextUnreviewed();
         if (next === undefined) { say("All images of this queue are reviewed."); drawAll(); } else { busy--; await go(next); busy++; }
       } else drawAll();
     }
@@ -219,7 +255,7 @@ async function write(image, words) {
   try {
     const answer = await decide(image, { ...words, reviewer: app.reviewer, blind: app.blind }, bytes);
     if (marked) viewer.markSaved();
-    put(image, app.reviewer, { ...words, mask: answer.mask, blind: app.blind, time: answer.time });
+    put(image, app.reviewer, { ...words, mask: answer.mask, blind: app.blind, time: answer.time, score: app.rows.get(image)?.score ?? null });
     changed(image);
     return true;
   } catch (fault) {
@@ -277,8 +313,8 @@ async function poll() {
     const found = await getJSON(`/api/decisions?after=${last}&reviewer=${encodeURIComponent(app.reviewer)}${app.blind ? "&blind=1" : ""}`);
     last = found.last;
     const news = new Set();
-    for (const [, image, reviewer, verdict, type, note, mask, blind, time] of found.rows) {
-      put(image, reviewer, { verdict, type, note, mask, blind, time });
+    for (const [, image, reviewer, verdict, type, note, mask, blind, time, score] of found.rows) {
+      put(image, reviewer, { verdict, type, note, mask, blind, time, score });
       if (type) addType(type);
       news.add(image);
     }
@@ -294,12 +330,12 @@ async function poll() {
 
 // -- drawing
 
-function drawAll() { drawViews(); drawTools(); drawDecision(); drawAbout(); drawColour(); drawWindow(); drawProgress(); drawStatistics(); if (threshold) { threshold.current = hidden() ? null : app.rows.score?.[current]; threshold.draw(); } }
+function drawAll() { drawViews(); drawTools(); drawDecision(); drawAbout(); drawColour(); drawWindow(); drawProgress(); drawStatistics(); if (threshold) { threshold.current = hidden() ? null : app.rows.get(current)?.score; threshold.draw(); } }
 
 function drawProgress() {
   let mine = 0;
   for (const of of decisions.values()) if (of.get(app.reviewer)?.verdict) mine++;
-  const total = app.rows.path.length;
+  const total = app.facts.count;
   $("progress-bar").style.width = `${(100 * mine) / total}%`;
   $("progress-text").textContent = `${mine.toLocaleString("en-GB")} of ${total.toLocaleString("en-GB")} reviewed`;
   $("progress").setAttribute("aria-label", $("progress-text").textContent);
@@ -368,7 +404,7 @@ function drawTypes() {
   $("types").replaceChildren(...types.map((type, k) => element("button", { type: "button", "aria-pressed": String(mine?.verdict === "anomalous" && mine.type === type), onclick: () => judge("anomalous", type), disabled: app.readOnly },
     type, k < 9 ? " " : "", k < 9 ? element("kbd", {}, String(k + 1)) : "")));
   $("type-list").replaceChildren(...types.map((type) => element("option", { value: type })));
-  const kinds = new Set([...types, ...(hidden() ? [] : (app.rows.type || []).filter(Boolean))]);
+  const kinds = new Set([...types, ...(hidden() ? [] : app.facts.types)]);
   const before = $("filter-type").value;
   $("filter-type").replaceChildren(element("option", { value: "" }, "Any type"), ...[...kinds].sort().map((kind) => element("option", { value: kind }, kind)));
   $("filter-type").value = kinds.has(before) ? before : "";
@@ -377,14 +413,14 @@ function drawTypes() {
 
 function drawAbout() {
   if (current < 0) return;
-  const { rows } = app, box = $("about"), pairs = [];
+  const of = app.rows.get(current), box = $("about"), pairs = [];
   const row = (name, value) => { if (value !== null && value !== undefined && value !== "") pairs.push(element("dt", {}, name), element("dd", {}, value)); };
-  if (!hidden()) {
-    if (rows.score) row(app.facts.results.length > 1 ? `Score, ${app.facts.methods[0]}` : "Score", `${short(rows.score[current] ?? NaN)}${flaggedNow(current) ? " · flagged" : ""}`);
-    (rows.others || []).forEach((other, k) => row(`Score, ${app.facts.methods[k + 1]}`, short(other[current] ?? NaN)));
-    if (rows.p) row("p-value", brief(rows.p[current] ?? NaN));
-    if (rows.label?.[current] >= 0) row("Known label", `${rows.label[current] ? "anomalous" : "normal"}${rows.type?.[current] ? `, ${rows.type[current]}` : ""}`);
-    if (rows.case?.[current]) row("Case", rows.case[current]);
+  if (!hidden() && of) {
+    row(app.facts.results.length > 1 ? `Score, ${app.facts.methods[0]}` : "Score", `${short(of.score ?? NaN)}${flaggedNow(current) ? " · flagged" : ""}`);
+    of.others.forEach((other, k) => row(`Score, ${app.facts.methods[k + 1]}`, short(other ?? NaN)));
+    if (app.facts.p) row("p-value", brief(of.p ?? NaN));
+    if (of.label >= 0) row("Known label", `${of.label ? "anomalous" : "normal"}${of.type ? `, ${of.type}` : ""}`);
+    if (of.case) row("Case", of.case);
     for (const [name, one] of decisions.get(current) || []) if (name !== app.reviewer && one.verdict) row(name, `${one.verdict}${one.type ? `, ${one.type}` : ""}${one.blind ? " (blind)" : ""}`);
   }
   const found = !hidden() ? viewer?.regions?.() : null, list = [];
@@ -394,7 +430,7 @@ function drawAbout() {
     list.push(element("table", { class: "others" }, element("thead", {}, element("tr", {}, element("th", { scope: "col" }, "Region"), element("th", { scope: "col" }, found.unit ? "Area" : "Pixels"), element("th", { scope: "col" }, "Peak"))), element("tbody", {}, body)));
     if (found.total > 12) list.push(element("p", { class: "soft" }, `and ${found.total - 12} more`));
   }
-  box.replaceChildren(element("p", { class: "path" }, rows.path[current]), element("dl", {}, pairs), ...list);
+  box.replaceChildren(element("p", { class: "path" }, app.nameOf(current)), element("dl", {}, pairs), ...list);
 }
 
 function drawColour() {
@@ -448,7 +484,7 @@ function drawStatistics() {
   const c = threshold.counts(), pairs = [];
   const row = (name, value, range = "") => pairs.push(element("dt", {}, name), element("dd", {}, value, " ", range ? element("span", { class: "range" }, range) : ""));
   const rate = (k, n) => { const [low, high] = wilson(k, n); return n ? `${percent(low)} – ${percent(high)}` : ""; };
-  row("Flagged", `${c.flagged.toLocaleString("en-GB")} of ${c.total.toLocaleString("en-GB")}`);
+  row("Flagged", `${(c.flagged ?? 0).toLocaleString("en-GB")} of ${c.total.toLocaleString("en-GB")}`);
   row("False alarms", c.normal ? `${c.false} of ${c.normal}` : "–", rate(c.false, c.normal));
   row("Detections", c.anomalous ? `${c.found} of ${c.anomalous}` : "–", rate(c.found, c.anomalous));
   if (c.rate !== null && c.rate !== undefined) row("Guaranteed", `≤ ${percent(c.rate)}`, "of normal images");
@@ -490,7 +526,8 @@ function show(view) {
 }
 
 const ACTIONS = {
-  next: () => go(neighbour(1)), previous: () => go(neighbour(-1)), unreviewed: () => { const image = nextUnreviewed(); if (image === undefined) say("All images of this queue are reviewed."); else go(image); },
+  next: () => move(1), previous: () => move(-1),
+  unreviewed: () => during(async () => { const image = await nextUnreviewed(); if (image === undefined) say("All images of this queue are reviewed."); else await openImage(image); }),
   withdraw, search: () => $("search").focus(), type: () => $("type").focus(), note: () => $("note").focus(),
   help: () => $("help").showModal(), agreement: () => show($("agreement").hidden ? "agreement" : "review"),
   blink: () => { viewer?.blink(); drawViews(); }, reset: () => viewer?.reset(),
@@ -539,13 +576,13 @@ function listen() {
   $("help-open").onclick = () => $("help").showModal();
   $("queue-toggle").onclick = () => { const open = $("queue").classList.toggle("open"); $("queue-toggle").setAttribute("aria-expanded", String(open)); list.refresh(); if (open) $("list").focus(); };
   let typing = 0;
-  $("search").oninput = () => { clearTimeout(typing); typing = setTimeout(() => buildQueue(), 120); };
+  $("search").oninput = () => { clearTimeout(typing); typing = setTimeout(() => during(buildQueue), 120); };
   for (const id of ["order", "filter", "filter-type"]) {
     $(id).onchange = () => during(async () => {
-      await buildQueue();
-      if (!queue.includes(current) && queue.length) go(queue[0]);
-      else if (id === "order" && queue.length && !own(current)) go(queue.find((i) => !own(i)) ?? queue[0]);
       $(id).blur();
+      if (!(await buildQueue()) || !queue.count) return;
+      if (queue.at < 0) await go(queue.first);
+      else if (id === "order" && !own(current)) await go(queue.unreviewed < 0 ? queue.first : queue.unreviewed);
     });
   }
   $("opacity").oninput = () => { app.opacity = Number($("opacity").value); remember("opacity", app.opacity); viewer?.draw(); };
@@ -585,13 +622,15 @@ async function changeReviewer(name, blind) {
   undone.length = 0; drafts.clear(); decisions.clear(); last = 0;
   if (!app.facts.blind) $("order").value = app.blind ? "random" : $("order").value;
   await poll();
-  drawReviewer(); setSelects();
-  await buildQueue();
   app.heat = !app.blind;
   if (viewer && app.blind) viewer.view = "input";
+  setSelects();
+  drawAll(); list.refresh(); // at once: nothing that a blind opinion must not see
+  drawReviewer();
+  await buildQueue();
   const next = current;
   current = -1;
-  await go(next >= 0 ? next : queue[0]);
+  await go(next >= 0 ? next : queue.first);
 }
 
 function drawReviewer() {
@@ -603,7 +642,7 @@ function setSelects() {
   const option = ([id, [name]]) => element("option", { value: id }, name);
   const order = $("order").value, filter = $("filter").value;
   $("order").replaceChildren(...Object.entries(ORDERS).filter(([id, [, there]]) => (!hidden() || ["random", "name"].includes(id)) && there()).map(option));
-  $("filter").replaceChildren(...Object.entries(FILTERS).filter(([id, [, , scored]]) => !(scored && hidden()) && !(["known", "good"].includes(id) && !app.rows.label?.some((l) => l >= 0))).map(option));
+  $("filter").replaceChildren(...Object.entries(FILTERS).filter(([id, [, scored]]) => !(scored && hidden()) && !(["known", "good"].includes(id) && !app.facts.labels)).map(option));
   if (order) $("order").value = order;
   if (filter) $("filter").value = filter;
   if (!$("order").value) $("order").selectedIndex = 0;
@@ -617,8 +656,8 @@ function fillHelp() {
 // -- start
 
 async function start() {
-  const [facts, rows] = await Promise.all([getJSON("/api/facts"), getJSON("/api/rows")]);
-  app.facts = facts; app.rows = rows; app.readOnly = facts.read_only; app.blind = facts.blind;
+  const facts = await getJSON("/api/facts");
+  app.facts = facts; app.readOnly = facts.read_only; app.blind = facts.blind;
   app.pixelThreshold = facts.pixel_threshold;
   const name = remembered("reviewer", "");
   app.reviewer = facts.reviewer || name || "reviewer";
@@ -629,18 +668,19 @@ async function start() {
   viewers = { image: new Viewer($("canvas"), app), volume: new VolumeView($("gl"), app), slide: new SlideView($("slide"), app) };
   if (hidden()) viewers.image.view = viewers.volume.view = viewers.slide.view = "input";
   await poll();
-  list = new List($("list"), fillItem, (image) => { $("queue").classList.remove("open"); go(image); });
+  list = new List($("list"), partOf, fillItem, (image) => { $("queue").classList.remove("open"); go(image); });
   setSelects();
   drawReviewer(); fillHelp(); listen();
-  if (!hidden() && rows.score) {
+  if (!hidden() && facts.scores) {
     const change = () => { drawStatistics(); clearTimeout(change.later); change.later = setTimeout(() => list.refresh(), 80); };
-    threshold = new Threshold($("histogram"), rows.score, rows.p, rows.flagged, facts.threshold, facts.rule === "false_alarms" ? facts.guaranteed : null, labelOf, change);
+    threshold = new Threshold($("histogram"), facts, reviewed, during, change);
+    await threshold.ask();
   }
-  for (const kind of rows.label ? [...new Set((rows.type || []).filter((t, i) => t && rows.label[i] === 1))] : []) if (!hidden() && types.length < 9) addType(kind);
+  for (const kind of facts.anomalies) if (!hidden() && types.length < 9) addType(kind);
   if (facts.order && ORDERS[facts.order]?.[1]()) $("order").value = facts.order;
   await buildQueue(false);
   const asked = Number(location.hash.slice(1)) - 1;
-  await go(Number.isInteger(asked) && asked >= 0 && asked < rows.path.length ? asked : queue.find((i) => !own(i)) ?? queue[0]);
+  await go(Number.isInteger(asked) && asked >= 0 && asked < facts.count ? asked : queue.unreviewed < 0 ? queue.first : queue.unreviewed);
   document.body.dataset.ready = "yes";
   setInterval(poll, 3000);
 }

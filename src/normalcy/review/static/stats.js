@@ -1,5 +1,7 @@
 // The threshold: a histogram to drag it on, and what it would have done to the images reviewed so far.
 
+import { getJSON } from "./api.js";
+
 /** 95 % interval of k of n (Wilson 1927). */
 export function wilson(k, n) {
   if (!n) return [NaN, NaN];
@@ -14,24 +16,25 @@ export const brief = (p) => (!Number.isFinite(p) ? "–" : p >= 0.1 ? p.toFixed(
 export const short = (x) => (!Number.isFinite(x) ? "–" : Math.abs(x) >= 1e5 || (Math.abs(x) < 1e-3 && x !== 0) ? x.toExponential(2) : Number(x.toPrecision(4)).toString());
 
 export class Threshold {
-  /** `labelOf(i)`: 0, 1 or null by review; `onChange(threshold)`. */
-  constructor(canvas, scores, p, flags, start, guaranteed, labelOf, onChange) {
-    this.canvas = canvas; this.scores = scores; this.p = p; this.start = start; this.guaranteed = guaranteed;
-    this.labelOf = labelOf; this.onChange = onChange;
-    const known = scores.filter((s) => s !== null);
-    this.sorted = Float64Array.from(known).sort();
-    const n = this.sorted.length;
-    this.low = this.sorted[0]; this.high = this.sorted[n - 1];
-    const tail = this.sorted[Math.floor(0.995 * (n - 1))], median = this.sorted[Math.floor(n / 2)];
-    if (this.high - this.low > 6 * (tail - this.low) && tail > median) this.cut = Math.max(tail * 1.3 - 0.3 * this.low, start ?? -Infinity); // a long tail would hide the rest
+  /** `facts` of the review; `reviewed()`: [score, label] of the decided images, label 0, 1 or null; `during(work)` runs work while
+   *  the page says that it is busy; `onChange()`. */
+  constructor(canvas, facts, reviewed, during, onChange) {
+    const { low, high, median, tail } = facts.scores;
+    this.canvas = canvas; this.start = facts.threshold; this.guaranteed = facts.rule === "false_alarms" ? facts.guaranteed : null;
+    this.total = facts.count; this.lowest = low; this.highest = high;
+    this.reviewed = reviewed; this.during = during; this.onChange = onChange;
+    this.low = low; this.high = high;
+    const { start } = this;
+    if (high - low > 6 * (tail - low) && tail > median) this.cut = Math.max(tail * 1.3 - 0.3 * low, start ?? -Infinity); // a long tail would hide the rest
     this.top = this.cut ?? this.high;
     if (start !== null && start !== undefined) this.top = Math.max(this.top, start);
     if (!(this.top > this.low)) this.top = this.low + 1;
     const margin = 0.03 * (this.top - this.low); // so that marks at the ends are whole
     this.low -= margin; this.top += margin;
     this.high = Math.max(this.high, this.top);
-    this.byScore = scores.map((s, i) => [s, i]).filter(([s]) => s !== null).sort((a, b) => a[0] - b[0]);
     this.value = start ?? this.high; // without a threshold nothing is flagged
+    this.flagged = null; this.bound = null; // of the server, for `value`
+    this.bins = []; // images in each bin
     this.#listen();
   }
 
@@ -40,28 +43,42 @@ export class Threshold {
 
   set(value) {
     this.value = Math.max(this.low, Math.min(this.high, value));
-    this.onChange(this.value);
     this.draw();
+    this.during(() => this.ask()).catch(() => {});
+  }
+
+  /** Ask the server what the threshold flags: the last value wins, and one request runs at a time. */
+  ask() {
+    this.asking ??= this.#asked().finally(() => { this.asking = null; });
+    return this.asking;
+  }
+
+  async #asked() {
+    let value;
+    do {
+      value = this.value;
+      const found = await getJSON(`/api/threshold?value=${value}`);
+      this.flagged = found.flagged; this.bound = found.bound;
+      this.onChange();
+    } while (value !== this.value);
   }
 
   /** Flagged now, and of the reviewed images false alarms and detections. */
   counts() {
-    const c = { flagged: 0, total: this.scores.length, normal: 0, anomalous: 0, false: 0, found: 0, rate: null };
-    this.scores.forEach((s, i) => {
-      const over = s !== null && s > this.value, label = this.labelOf(i);
-      if (over) c.flagged++;
+    const c = { flagged: this.flagged, total: this.total, normal: 0, anomalous: 0, false: 0, found: 0 };
+    for (const [s, label] of this.reviewed()) {
+      const over = s !== null && s > this.value;
       if (label === 0) { c.normal++; if (over) c.false++; }
       if (label === 1) { c.anomalous++; if (over) c.found++; }
-    });
-    if (this.p) c.rate = this.value === this.start && this.guaranteed !== null ? this.guaranteed : this.#bound();
+    }
+    c.rate = this.bound !== null && this.value === this.start && this.guaranteed !== null ? this.guaranteed : this.bound;
     return c;
   }
 
-  /** Of a new normal image, at most this rate: the p-value of the highest score that is not flagged. */
-  #bound() {
-    let low = 0, high = this.byScore.length;
-    while (low < high) { const mid = (low + high) >> 1; if (this.byScore[mid][0] > this.value) high = mid; else low = mid + 1; }
-    return low ? this.p[this.byScore[low - 1][1]] : 1;
+  async #count(bins) {
+    this.counted = bins;
+    this.bins = await this.during(() => getJSON(`/api/histogram?low=${this.low}&high=${this.top}&bins=${bins}`));
+    this.draw();
   }
 
   draw() {
@@ -70,14 +87,16 @@ export class Threshold {
     canvas.width = width * ratio; canvas.height = height * ratio;
     const c = canvas.getContext("2d"), style = getComputedStyle(canvas);
     c.scale(ratio, ratio);
-    const bins = Math.max(20, Math.floor(width / 7)), counts = { unknown: [], normal: [], anomalous: [] };
-    for (const kind of Object.keys(counts)) counts[kind] = new Float64Array(bins);
-    this.scores.forEach((s, i) => {
-      if (s === null) return;
+    const bins = Math.max(20, Math.floor(width / 7));
+    if (this.counted !== bins) { this.#count(bins).catch(() => {}); return; }
+    if (this.bins.length !== bins) return; // on its way
+    const counts = { unknown: Float64Array.from(this.bins), normal: new Float64Array(bins), anomalous: new Float64Array(bins) };
+    for (const [s, label] of this.reviewed()) {
+      if (s === null || label === null) continue;
       const bin = Math.min(bins - 1, Math.max(0, Math.floor(((s - this.low) / (this.top - this.low)) * bins)));
-      const label = this.labelOf(i);
-      counts[label === 0 ? "normal" : label === 1 ? "anomalous" : "unknown"][bin]++;
-    });
+      counts.unknown[bin] = Math.max(0, counts.unknown[bin] - 1);
+      counts[label === 0 ? "normal" : "anomalous"][bin]++;
+    }
     const base = height - 18, wide = width / bins;
     let most = 1;
     for (let b = 0; b < bins; b++) most = Math.max(most, counts.unknown[b] + counts.normal[b] + counts.anomalous[b]);
@@ -99,8 +118,8 @@ export class Threshold {
     c.beginPath(); c.moveTo(0, base + 0.5); c.lineTo(width, base + 0.5); c.stroke();
     c.fillStyle = style.getPropertyValue("--soft");
     c.font = "11px system-ui, sans-serif";
-    c.fillText(short(this.sorted[0]), 2, height - 5);
-    const end = (this.cut ? "≥ " : "") + short(this.cut ? this.top : this.sorted.at(-1));
+    c.fillText(short(this.lowest), 2, height - 5);
+    const end = (this.cut ? "≥ " : "") + short(this.cut ? this.top : this.highest);
     c.fillText(end, width - c.measureText(end).width - 2, height - 5);
     if (this.start !== null && this.start !== undefined) {
       c.setLineDash([3, 3]); c.strokeStyle = style.getPropertyValue("--soft");
