@@ -477,6 +477,43 @@ def test_a_hundred_thousand_rows(tmp_path: Path, opened: Open):
         assert time.monotonic() - started < 5
 
 
+def test_a_list_taller_than_an_element_can_be(tmp_path: Path, opened: Open):
+    """Every image is reached by scrolling and by keys, and the current one is in sight."""
+    from normalcy.results.run import COLUMNS, Model, Run, Scored
+    from normalcy.results.schema import dumps
+
+    count = 200_000
+    scores = np.random.default_rng(0).normal(size=count)
+    order = np.argsort(-scores, kind="stable")
+    lines = [",".join(COLUMNS), *(f"c/{i}.png,,{s!r},,,,,,c/{i}.png" for i, s in enumerate(scores.tolist()))]
+    (tmp_path / "scores.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "run.json").write_bytes(dumps(Run(Model("pca"), Scored("line", count=count))))
+
+    def in_sight(image: int) -> bool:
+        page.wait_for_selector(f"#item-{image}[aria-selected=true]")
+        box, item = page.locator("#list").bounding_box(), page.locator(f"#item-{image}").bounding_box()
+        return bool(box["y"] <= item["y"] and item["y"] + item["height"] <= box["y"] + box["height"])
+
+    with serving([tmp_path]) as address:
+        page = opened(address)
+        assert page.evaluate("document.getElementById('list-space').clientHeight") < 10**7 < 64 * count
+        page.evaluate("document.getElementById('list').scrollTop = 1e9")
+        page.wait_for_selector(f"#item-{order[-1]}")
+        page.locator(f"#item-{order[-2]}").click()
+        page.wait_for_function("image => document.body.dataset.current === String(image)", arg=int(order[-2]))
+        for back in (3, 4, 5, 6):
+            press(page, "ArrowLeft")
+            assert current(page) == order[-back]
+            assert in_sight(order[-back])
+        page.goto(address.replace("?token=token", f"#{order[count // 2] + 1}"))
+        page.reload()
+        page.wait_for_selector("body[data-ready]")
+        assert in_sight(order[count // 2])
+        for step in range(1, 15):  # beyond what was in sight
+            press(page, "ArrowRight")
+            assert in_sight(order[count // 2 + step])
+
+
 def test_a_phone(results: Path, opened: Open):
     with serving([results]) as address:
         page = opened(address, width=375, height=740, has_touch=True, is_mobile=True)

@@ -41,13 +41,12 @@ class Block(NamedTuple):
     def of(cls, texts: Sequence[str]) -> Block:
         joined = "".join(texts)
         if joined.isascii():
-            parts: Sequence[str | bytes] = texts
-            text = joined.encode()
+            text, sizes = joined.encode(), map(len, texts)
         else:
-            parts = [one.encode("utf-8", "surrogateescape") for one in texts]
-            text = b"".join(parts)
-        ends = np.zeros(len(parts) + 1, np.intp)
-        np.cumsum(np.fromiter(map(len, parts), np.intp, len(parts)), out=ends[1:])
+            encoded = [one.encode("utf-8", "surrogateescape") for one in texts]
+            text, sizes = b"".join(encoded), map(len, encoded)
+        ends = np.zeros(len(texts) + 1, np.intp)
+        np.cumsum(np.fromiter(sizes, np.intp, len(texts)), out=ends[1:])
         return cls(text, ends)
 
     def texts(self, lower: bool = False) -> list[str]:
@@ -260,7 +259,7 @@ class Kinds(Sequence[str]):
 
     def are(self, name: str) -> Mask:
         """(N,) which rows have this text."""
-        return self.codes == (self.names.index(name) if name in self.names else -1)
+        return np.asarray(self.codes == (self.names.index(name) if name in self.names else -1))
 
 
 @dataclass(frozen=True)

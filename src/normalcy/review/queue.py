@@ -74,7 +74,8 @@ class Queues:
 
     def images(self, number: int, start: int, count: int) -> list[int]:
         """Some images of a queue, in its order."""
-        return self._queue(number)[max(start, 0) : max(start, 0) + count].tolist()
+        found: list[int] = self._queue(number)[max(start, 0) : max(start, 0) + count].tolist()
+        return found
 
     def place(self, number: int, image: int) -> int:
         """Where an image is in a queue; -1 if it is not."""
@@ -106,7 +107,8 @@ class Queues:
         """How many scores are in each of the bins between two values; those beyond count in the outer ones."""
         _, scores = self._ascending()
         edges = np.linspace(low, high, bins + 1)[1:-1]
-        return np.diff(np.searchsorted(scores, edges, "left"), prepend=0, append=len(scores)).tolist()
+        found: list[int] = np.diff(np.searchsorted(scores, edges, "left"), prepend=0, append=len(scores)).tolist()
+        return found
 
     def about_scores(self) -> dict[str, float] | None:
         """Lowest, median, 0.995 quantile and highest score; None without any."""
@@ -163,7 +165,7 @@ class Queues:
             first = np.array(self.review.informative(), np.int32)
             rest = self._order("random")
             return np.concatenate([first, rest[~np.isin(rest, first)]])
-        keys = {
+        keys: dict[str, Callable[[], Float64]] = {
             "score": lambda: -read.scores,
             "low": lambda: read.scores,
             "p": lambda: read.p_values,
