@@ -6,17 +6,16 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from normalcy.arrays import Float64, Mask
 from normalcy.errors import DataError
-from normalcy.review.store import Decision
-
-if TYPE_CHECKING:
-    from normalcy.review.session import Review
+from normalcy.results.columns import Places
+from normalcy.results.folder import ResultsFolder
+from normalcy.review.store import Decision, Store
 
 KEPT = 8
 """Queues, orders and searches that are kept: one queue for each open page, or the page asks again."""
@@ -43,10 +42,25 @@ class Asked:
 
 
 class Queues:
-    """The queues of a review. Used from any number of threads."""
+    """The queues of a review. Used from any number of threads.
 
-    def __init__(self, review: Review) -> None:
-        self.review = review
+    ``places``: of images by path; ``blind``: whether the server hides scores and names; ``name``: what the page calls an image;
+    ``informative``: images in that order; ``disagreement``: (N,) of several results. Both are asked for when they are needed.
+    """
+
+    def __init__(
+        self,
+        read: ResultsFolder,
+        store: Store,
+        places: Places,
+        blind: bool,
+        *,
+        name: Callable[[int], str],
+        informative: Callable[[], list[int]],
+        disagreement: Callable[[], Float64],
+    ) -> None:
+        self.read, self.store, self.places, self.blind = read, store, places, blind
+        self.name, self.informative, self.disagreement = name, informative, disagreement
         self._lock = threading.RLock()
         self._made: OrderedDict[int, Queue] = OrderedDict()
         self._next = 1
@@ -97,7 +111,7 @@ class Queues:
         the highest score that is not flagged."""
         order, scores = self._ascending()
         below = int(np.searchsorted(scores, threshold, "right"))
-        p_values = self.review.read.p_values
+        p_values = self.read.p_values
         if not np.isfinite(p_values).any():
             return len(scores) - below, None
         bound = float(p_values[order[below - 1]]) if below else 1.0
@@ -141,7 +155,7 @@ class Queues:
         """Images with a finite score, lowest first, and their scores."""
 
         def make() -> tuple[Queue, Float64]:
-            scores = self.review.read.scores
+            scores = self.read.scores
             order = np.argsort(scores, kind="stable").astype(np.int32)
             order = order[np.isfinite(scores[order])]
             return order, scores[order]
@@ -154,22 +168,22 @@ class Queues:
         return order
 
     def _make_order(self, kind: str) -> Queue:
-        read, count = self.review.read, len(self.review.read)
-        if self.review.blind and kind not in UNSCORED:
+        read, count = self.read, len(self.read)
+        if self.blind and kind not in UNSCORED:
             raise DataError("this review is blind: the order is random or by name.")
         if kind == "name":
             return np.arange(count, dtype=np.int32)
         if kind == "random":  # the same each time, so that going on is possible
             return np.random.default_rng(0).permutation(count).astype(np.int32)
         if kind == "informative":
-            first = np.array(self.review.informative(), np.int32)
+            first = np.array(self.informative(), np.int32)
             rest = self._order("random")
             return np.concatenate([first, rest[~np.isin(rest, first)]])
         keys: dict[str, Callable[[], Float64]] = {
             "score": lambda: -read.scores,
             "low": lambda: read.scores,
             "p": lambda: read.p_values,
-            "disagreement": lambda: -self.review.disagreement(),
+            "disagreement": lambda: -self.disagreement(),
         }
         if kind not in keys:
             raise DataError(f"there is no order {kind[:20]!r}.")
@@ -184,14 +198,14 @@ class Queues:
                 lambda of: any(one.type == asked.type and one.verdict == "anomalous" for one in self._seen(of, asked))
             )
             if not self._hidden(asked):
-                named |= self.review.read.types.are(asked.type)
+                named |= self.read.types.are(asked.type)
             wanted &= named
         if words := tuple(asked.search.lower().split()):
             wanted &= self._containing(words, asked)
         return wanted
 
     def _filtered(self, asked: Asked) -> Mask:
-        read, hidden = self.review.read, self._hidden(asked)
+        read, hidden = self.read, self._hidden(asked)
 
         def flagged() -> Mask:
             return read.flagged == 1 if asked.threshold is None else read.scores > asked.threshold
@@ -228,20 +242,20 @@ class Queues:
 
     def _containing(self, words: tuple[str, ...], asked: Asked) -> Mask:
         """Words in names, and of decided images in types and notes too."""
-        if self.review.blind:  # names are hidden
-            found = np.zeros(len(self.review.read), bool)
+        if self.blind:  # names are hidden
+            found = np.zeros(len(self.read), bool)
             for i in range(len(found)):
                 found[i] = all(word in f"image {i + 1}" for word in words)
         else:
-            found = self._keep(("words", words), lambda: self.review.read.paths.containing(words)).copy()
+            found = self._keep(("words", words), lambda: self.read.paths.containing(words)).copy()
         for i, of in self.decided().items():
-            texts = [self.review.name(i), *(text for one in self._seen(of, asked) for text in (one.type, one.note))]
+            texts = [self.name(i), *(text for one in self._seen(of, asked) for text in (one.type, one.note))]
             whole = " ".join(texts).lower()
             found[i] = all(word in whole for word in words)
         return found
 
     def _hidden(self, asked: Asked) -> bool:
-        return self.review.blind or asked.blind
+        return self.blind or asked.blind
 
     def _seen(self, of: Mapping[str, Decision], asked: Asked) -> list[Decision]:
         return [one for name, one in of.items() if not self._hidden(asked) or name == asked.reviewer]
@@ -249,8 +263,8 @@ class Queues:
     def decided(self) -> dict[int, dict[str, Decision]]:
         """The last decision of each reviewer about each image, withdrawn ones included."""
         with self._lock:
-            fresh = self.review.store.after(self._last)
-            places = self.review.places.find(one.image for one in fresh)
+            fresh = self.store.after(self._last)
+            places = self.places.find(one.image for one in fresh)
             for one in fresh:
                 self._last = max(self._last, one.seq)
                 if one.image in places:
@@ -259,7 +273,7 @@ class Queues:
 
     def _mask(self, holds: Callable[[Mapping[str, Decision]], bool]) -> Mask:
         """(N,) for which images something holds that only holds of decided ones."""
-        found = np.zeros(len(self.review.read), bool)
+        found = np.zeros(len(self.read), bool)
         for i, of in self.decided().items():
             found[i] = holds(of)
         return found

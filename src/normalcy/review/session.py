@@ -92,7 +92,15 @@ class Review:
             threading.Thread(target=self._open, args=(data,), name="inputs", daemon=True).start()
         else:
             self._opened.set()
-        self.queues = Queues(self)
+        self.queues = Queues(
+            self.read,
+            self.store,
+            self.places,
+            blind,
+            name=self.name,
+            informative=self.informative,
+            disagreement=self.disagreement,
+        )
         self.places.find(one.image for one in self.store.after())
         self._plan: plan.Plan | None = None
         self._disagreement: Float64 | None = None
