@@ -179,15 +179,13 @@ class Queues:
             first = np.array(self.informative(), np.int32)
             rest = self._order("random")
             return np.concatenate([first, rest[~np.isin(rest, first)]])
-        keys: dict[str, Callable[[], Float64]] = {
-            "score": lambda: -read.scores,
-            "low": lambda: read.scores,
-            "p": lambda: read.p_values,
-            "disagreement": lambda: -self.disagreement(),
-        }
-        if kind not in keys:
+        if kind in ("score", "low"):
+            rising, scores = self._ascending()
+            known = rising if kind == "low" else _falling(rising, scores)
+            return np.concatenate([known, np.flatnonzero(~np.isfinite(read.scores)).astype(np.int32)])
+        if kind not in ("p", "disagreement"):
             raise DataError(f"there is no order {kind[:20]!r}.")
-        values = keys[kind]()
+        values = read.p_values if kind == "p" else -self.disagreement()
         return np.argsort(np.where(np.isfinite(values), values, np.inf), kind="stable").astype(np.int32)
 
     def _wanted(self, asked: Asked) -> Mask:
@@ -277,6 +275,17 @@ class Queues:
         for i, of in self.decided().items():
             found[i] = holds(of)
         return found
+
+
+def _falling(rising: Queue, scores: Float64) -> Queue:
+    """Of images and their scores, lowest first: highest first, and those of equal scores in the same order as there."""
+    new = np.append(True, scores[1:] != scores[:-1])
+    first = np.flatnonzero(new)
+    run = np.cumsum(new) - 1
+    end = np.append(first[1:], len(scores))
+    falling = np.empty_like(rising)
+    falling[len(scores) - end[run] + np.arange(len(scores)) - first[run]] = rising
+    return falling
 
 
 def _verdict(one: Decision | None) -> str:
