@@ -3,8 +3,9 @@
     python benchmarks/rows.py [FOLDER]
 
 Scores of images without maps; each command runs in its own process, on the folder with its Parquet parts. Bytes a row are the
-growth of peak memory from the smaller folder to the larger one. The seconds of evaluation are those without its bootstrap, whose
-seconds per resample are stated beside them: 1,000 resamples are the default. FOLDER keeps the results folders for another run. Writes results/rows.json.
+growth of peak memory from the smaller folder to the larger one. Seconds are those of the processor; of evaluation without its
+bootstrap, whose seconds per resample stand beside them (1,000 resamples are the default). FOLDER keeps the results folders for
+another run. Writes results/rows.json.
 """
 
 from __future__ import annotations
@@ -57,9 +58,9 @@ def evaluate(folder: Path) -> dict[str, float]:
 
     seconds = []
     for resamples in (2, 2, RESAMPLES):  # the first imports what is needed
-        started = time.perf_counter()
+        started = time.process_time()
         evaluate_results(folder, resamples=resamples)
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.process_time() - started)
     each = (seconds[2] - seconds[1]) / (RESAMPLES - 2)
     return {"seconds": seconds[1] - 2 * each, "seconds_per_resample": each}
 
@@ -75,9 +76,9 @@ def review(folder: Path) -> dict[str, float]:
     from normalcy.review.session import Review
 
     def timed(work: Callable[[], object]) -> float:
-        started = time.perf_counter()
+        started = time.process_time()
         work()
-        return time.perf_counter() - started
+        return time.process_time() - started
 
     opened = Review([folder], read_only=True)
 
@@ -109,9 +110,9 @@ COMMANDS = {"evaluate": evaluate, "report": report, "review": review, "merge": m
 
 def one(command: str, folder: Path) -> None:
     """Run a command and print its peak memory (MiB) and times."""
-    started = time.perf_counter()
+    started = time.process_time()
     found = COMMANDS[command](folder)
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     status = Path("/proc/self/status").read_text()  # not getrusage, whose maximum is at least that of the parent
     peak = int(status.partition("VmHWM:")[2].split()[0])
     print(json.dumps({"peak_mib": peak / 1024, "seconds": seconds, **found}))
