@@ -14,6 +14,7 @@ from normalcy.metrics.bootstrap import (
     delong_test,
     froc_interval,
     pixel_auroc_interval,
+    pixel_average_precision_difference,
     pixel_average_precision_interval,
 )
 from normalcy.metrics.intervals import wilson
@@ -104,6 +105,7 @@ __all__ = [
     "pixel_auroc",
     "pixel_auroc_interval",
     "pixel_average_precision",
+    "pixel_average_precision_difference",
     "pixel_average_precision_interval",
     "pixel_f1_at",
     "pixel_f1_max",
