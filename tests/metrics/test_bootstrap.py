@@ -18,6 +18,7 @@ from normalcy.metrics import (
     pixel_auroc,
     pixel_auroc_interval,
     pixel_average_precision,
+    pixel_average_precision_difference,
     pixel_average_precision_interval,
 )
 
@@ -152,6 +153,26 @@ def test_pixel_ap_interval_equals_one_by_one(cases):
     assert np.isnan(pixel_average_precision_interval(maps, [None] * 24).value)
     with pytest.raises(DataError, match="read twice"):
         pixel_average_precision_interval(iter(maps), masks)
+
+
+@pytest.mark.parametrize("cases", [None, np.arange(24) // 2])
+def test_paired_difference_of_pixel_ap_equals_one_by_one(cases):
+    maps, masks = maps_example()
+    random = np.random.default_rng(1)
+    other = [np.exp(np.log(m) + random.normal(size=m.shape)).astype(np.float32) for m in maps]
+    interval = pixel_average_precision_difference(maps, other, masks, cases=cases, resamples=60)
+    statistic = lambda pick: np.subtract(
+        *(pixel_average_precision([one[i] for i in pick], [masks[i] for i in pick]) for one in (maps, other))
+    )
+    slow = bootstrap_interval(
+        statistic, np.arange(24), labels=[mask.any() for mask in masks], cases=cases, resamples=60
+    )
+    assert interval.value == slow.value > 0
+    assert interval[1:3] == pytest.approx(slow[1:3], abs=0.005)
+    single = pixel_average_precision_interval(maps, masks, cases=cases, resamples=60)
+    assert pixel_average_precision_difference(maps, maps, masks, cases=cases, resamples=60)[:3] == (0, 0, 0)
+    assert interval.value < single.value
+    assert np.isnan(pixel_average_precision_difference(maps, other, [None] * 24).value)
 
 
 def test_map_intervals_of_one_kind_and_of_generators():

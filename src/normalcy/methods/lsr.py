@@ -102,7 +102,7 @@ _PRESETS: dict[str, Mapping[str, float | str]] = {
 }
 PRESETS: Mapping[str, Mapping[str, float | str]] = {
     **_PRESETS,
-    "features": {**_PRESETS["small"], "coded": "features"},
+    "features": {**_PRESETS["small"], "halvings": 3, "coded": "features"},
 }
 ETAS = tuple(10.0**k for k in (-6, -5, -4.5, -4, -3.5, -3, -2.75, -2.5, -2.25, -2, -1.75, -1.5, -1.25, -1))
 """Values tried by ``eta="search"``."""
@@ -142,7 +142,7 @@ class LSRSettings:
     preset="features"."""
     backbone: str = "efficientnet_lite0"
     """coded="features": timm name, "name:file" or the embedded efficientnet_lite0."""
-    layers: tuple[int, ...] = (1, 2, 3)
+    layers: tuple[int, ...] = (2, 3)
     """coded="features": layers of the backbone, all resized to the grid of codes."""
     components: int = 64
     """coded="features": principal components of the features that are kept."""
@@ -160,7 +160,8 @@ class LSRSettings:
     ema: float | None = None
     """Decay of a codebook of moving averages; none: the codebook learns by gradients, as in the paper."""
     preset: Literal["paper", "small", "features"] = "paper"
-    """Defaults of the settings that are none: "paper", "small" for CPUs, or "features": the same with coded="features"."""
+    """Defaults of the settings that are none: "paper", "small" for CPUs, or "features": the same with coded="features" and
+    halvings=3."""
     width: int | None = None
     """Channels of the VQ-VAE; none: 128, or 32 with the other presets."""
     residuals: int | None = None

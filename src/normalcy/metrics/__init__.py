@@ -14,6 +14,7 @@ from normalcy.metrics.bootstrap import (
     delong_test,
     froc_interval,
     pixel_auroc_interval,
+    pixel_average_precision_difference,
     pixel_average_precision_interval,
     ranking_intervals,
 )
@@ -105,6 +106,7 @@ __all__ = [
     "pixel_auroc",
     "pixel_auroc_interval",
     "pixel_average_precision",
+    "pixel_average_precision_difference",
     "pixel_average_precision_interval",
     "pixel_f1_at",
     "pixel_f1_max",

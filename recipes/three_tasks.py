@@ -1,0 +1,315 @@
+"""Three tasks, each method on the one it is made for: accuracy after two training times, speed, memory.
+
+    python recipes/three_tasks.py --data-root DIR [--task NAME] [--methods NAMES] [--seconds 45,180]     (9 hours of one core)
+
+One class: three digits of MNIST and three classes of CIFAR-10, each normal in turn; 300 normal and 700 other test images of
+each, drawn at random, the same for all methods. Located defects: magnetic tiles at 128x128 (Huang et al. 2020), split as in
+recipes/magnetic_tile.py; 60 normal and 100 defective test images. Medical: chest X-rays at 64x64, split as in
+recipes/chest_xray.py, and axial slices of deformed brain templates at 64x64 with one synthetic anomaly each (1 % of the image;
+recipes/reduction.py).
+
+A method that trains by gradients trains for --seconds of processor time, once for each of them: two short runs measure its speed,
+which determines the number of steps. Work outside the steps is added, and "fit s" includes it. The others are fitted once.
+Settings are the defaults, but those in WORDS, which the pages of the methods give for images of this kind or which make slow
+scoring affordable. One seed, one thread; times are processor times. Each cell runs in a process of its own, whose peak memory is
+reported; one that takes more than --limit minutes is ended and listed. Nothing is chosen on test images. qspace_vae needs
+diffusion images (recipes/qspace_diffusion.py), anomaly_dino weights that are not embedded: neither is here.
+
+Each cell has a file in --out; those that are there are not run again. --table only makes the tables and figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from budget import steps_in
+from chest_xray import INPUT, open_chest
+from reduction import sets, with_anomaly
+
+from normalcy import Detector, metrics, open_data
+from normalcy.data.dataset import DataSet
+from normalcy.data.open import as_dataset
+from normalcy.data.splits import normal_training_images, with_split
+from normalcy.data.synthetic import SYNTHETIC
+from normalcy.errors import NormalcyError
+from normalcy.methods import get
+from normalcy.provenance import commit, write_record
+from normalcy.scoring import Result
+
+COLUMNS = {
+    "one class": ("mnist:0", "mnist:3", "mnist:8", "cifar10:automobile", "cifar10:frog", "cifar10:ship"),
+    "located defects": ("magnetic tiles",),
+    "medical": ("chest X-rays", "brain slices"),
+}
+"""Task -> data sets."""
+BOTH = ("autoencoder", "vae", "pca", "dpa", "patchcore")
+METHODS = {
+    "one class": (
+        *("deep_svdd", "oc_nn", "ddr_id", "deep_geo", "oc_cnn", "ocsvm", "kde", "gmm", "isolation_forest", "dagmm", "dsebm"),
+        *("deep_if", "deep_knn", "mahalanobis", "alocc", "gpnd", "ocgan", "anogan", "f_anogan", "adgan", "ganomaly"),
+        *("piad", "rda", "dpa", "autoencoder", "vae", "pca"),
+    ),
+    "located defects": (
+        *BOTH, "padim", "cnn_dictionary", "texture_gmm", "patchwise", "lsr", "vae_attention", "cavga", "spatial_uae", "ganomaly"
+    ),
+    "medical": (
+        *BOTH, "lsr", "vq_restoration", "spatial_uae", "zscore", "piad", "deep_geo", "f_anogan", "deep_if", "deep_knn",
+        "mahalanobis",
+    ),
+}  # fmt: skip
+"""Task -> methods made for it, with some for comparison."""
+WORDS: dict[str, dict[str, Any]] = {
+    "adgan": {"restarts": 2, "search_steps": 3},
+    "anogan": {"search_steps": 100},
+    "deep_geo": {"widen": 2},
+    "gpnd": {"fit_images": 500},
+    "lsr": {"preset": "features", "calibration": 0.1},
+    "vq_restoration": {"width": 64, "prior_width": 64, "prior_blocks": 2, "copies": 6, "codes": 64, "lr": 1e-3},
+}
+OF_COLUMN: dict[str, dict[str, Any]] = {
+    "magnetic tiles": {"size": 128},
+    "chest X-rays": INPUT,
+    "brain slices": {"size": 64},
+}
+RESULTS = Path(__file__).parent / "results"
+AREA = 0.01
+
+
+def opened(column: str, root: Path) -> tuple[DataSet, DataSet]:
+    """Normal training images, and labelled test images."""
+    if column == "brain slices":
+        found = {name: (train, held_out) for name, train, held_out, *_ in sets(root)}
+        train, held_out = found[column]
+        return train, with_anomalies(held_out)
+    if column == "chest X-rays":
+        data = open_chest(root / "chest_xray_256.zip")
+        return data.select(split="train"), data.select(split="test")
+    name = "magnetic_tile" if column == "magnetic tiles" else column
+    data = with_split(open_data(name, root))
+    counts = (60, 100) if column == "magnetic tiles" else (300, 700)
+    return normal_training_images(data), drawn(data.select(split="test"), counts, masks=column == "magnetic tiles")
+
+
+def drawn(test: DataSet, counts: tuple[int, int], masks: bool) -> DataSet:
+    """Normal and anomalous test images at random, so many of each; ``masks``: none whose mask is empty."""
+    kept: tuple[list[int], list[int]] = ([], [])
+    for i in map(int, np.random.default_rng(0).permutation(len(test))):
+        label = int(test.items[i].label or 0)
+        if len(kept[label]) < counts[label] and (not masks or label == 0 or _marked(test, i)):
+            kept[label].append(i)
+    return test.subset(np.sort(kept[0] + kept[1]))
+
+
+def _marked(data: DataSet, i: int) -> bool:
+    mask = data.mask(i)
+    return mask is not None and bool(mask.any())
+
+
+def with_anomalies(images: list[np.ndarray]) -> DataSet:
+    """Each image (1, H, W) as it is, and with a synthetic anomaly."""
+    kinds, rng = list(SYNTHETIC), np.random.default_rng(1)
+    made = [with_anomaly(x, kinds[i % len(kinds)], AREA, rng, True) for i, x in enumerate(images)]
+    both = np.concatenate([np.stack(images), np.stack([changed for changed, _ in made])])
+    nothing = np.zeros((len(images), *both.shape[2:]), bool)
+    masks = np.concatenate([nothing, np.stack([mask for _, mask in made])])
+    return as_dataset(both[:, 0], labels=np.repeat([0, 1], len(images)), masks=masks)
+
+
+def run(method: str, column: str, root: Path, seconds: float) -> dict[str, Any]:
+    """Fit, score and measure one cell, in this process."""
+    torch.set_num_threads(1)
+    train, test = opened(column, root)
+    words = {"calibration": 0.0, "seed": 0, "device": "cpu", **OF_COLUMN.get(column, {}), **WORDS.get(method, {})}
+    if trains(method):
+        words["batch_size"] = 64 if column in COLUMNS["one class"] else 16
+        words["steps"] = steps_in(method, words, train, seconds)
+    started = time.process_time()
+    detector = Detector(method, **words).fit(train)
+    fitted = time.process_time()
+    found = [r for r in detector.stream(test) if isinstance(r, Result)]
+    scored = time.process_time() - fitted
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # GiB, as Linux counts in KiB
+    labels = np.array([r.item.label for r in found])
+    place = {item.path: i for i, item in enumerate(test.items)}
+    masks = [test.mask(place[r.path]) if r.item.label else None for r in found]
+    maps = [r.map for r in found if r.map is not None] if any(mask is not None for mask in masks) else []
+    pixels = {
+        "pixel_auroc": metrics.pixel_auroc_interval,
+        "aupro": metrics.aupro_interval,
+        "average_precision": metrics.pixel_average_precision_interval,
+    }
+    return {
+        "method": method,
+        "column": column,
+        "seconds": seconds if trains(method) else None,
+        "images": [int((labels == 0).sum()), int((labels == 1).sum())],
+        "train": len(train),
+        "image_auroc": plain(metrics.delong_interval(labels, np.array([r.score for r in found]))),
+        **{name: plain(interval(maps, masks, resamples=500)) for name, interval in pixels.items() if maps},
+        "fit_processor_seconds": round(fitted - started, 1),
+        "images_per_second": round(len(found) / scored, 1),
+        "memory_gib": round(memory, 2),
+        "settings": words,
+        "commit": commit(),
+    }
+
+
+def trains(method: str) -> bool:
+    """Whether the method has stages of gradient steps."""
+    shape = (3 if method == "piad" else 1, 32, 32)
+    stages = get(method)(Detector(method, **WORDS.get(method, {})).settings, shape).stages()
+    return any(stage.objectives for stage in stages)
+
+
+def plain(interval: metrics.Interval) -> dict[str, float]:
+    return {name: round(float(getattr(interval, name)), 4) for name in ("value", "low", "high")}
+
+
+def cells(options: argparse.Namespace) -> Iterator[tuple[str, str, str, float, Path]]:
+    """Task, method, column, seconds and file of each cell."""
+    tasks, wanted = options.task.split(","), options.methods.split(",") if options.methods else None
+    for task in tasks:
+        for method in METHODS[task]:
+            if wanted is not None and method not in wanted:
+                continue
+            for seconds in options.seconds if trains(method) else options.seconds[-1:]:
+                for column in COLUMNS[task]:
+                    kind = f"-{seconds:g}" if trains(method) else ""
+                    name = f"{method}-{column.replace(' ', '-').replace(':', '-')}{kind}.json"
+                    yield task, method, column, seconds, options.out / name
+
+
+def child(method: str, column: str, seconds: float, file: Path, options: argparse.Namespace) -> None:
+    """Run a cell in its own process; record the reason if it leaves no result."""
+    words = [sys.executable, __file__, "--only", f"{method},{column},{seconds}", "--file", str(file)]
+    words += ["--data-root", str(options.data_root)]
+    try:
+        done = subprocess.run(
+            words,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            timeout=60 * options.limit,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+        reason = f"ended with exit code {done.returncode}: {last[0]}"
+    except subprocess.TimeoutExpired:
+        reason = f"ran longer than {options.limit:g} minutes in all"
+    if not file.exists():
+        write_record(file, {"method": method, "column": column, "seconds": seconds, "failed": reason})
+
+
+def collected(options: argparse.Namespace) -> dict[str, Any]:
+    """Task -> its cells and the mean of each method over the columns that all its budgets have."""
+    own = ("date", "hardware", "versions")
+    found: dict[str, Any] = {}
+    for task in COLUMNS:
+        every = argparse.Namespace(**{**vars(options), "task": task, "methods": None})
+        records = [json.loads(file.read_text("utf-8")) for *_, file in cells(every) if file.exists()]
+        records = [{key: value for key, value in record.items() if key not in own} for record in records]
+        if records:
+            found[task] = {"rows": means(records), "cells": records}
+    return found
+
+
+def means(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each method and training time: means over its columns, best image AUROC first."""
+    good = [record for record in records if "failed" not in record]
+    rows = []
+    for method, seconds in dict.fromkeys((record["method"], record["seconds"]) for record in good):
+        those = [record for record in good if (record["method"], record["seconds"]) == (method, seconds)]
+        row = {"row": method, "columns": [record["column"] for record in those], "training_seconds": seconds}
+        for key in ("image_auroc", "pixel_auroc", "aupro", "average_precision"):
+            some = [record[key] for record in those if key in record]
+            if len(some) == 1:
+                row[key] = some[0]
+            elif some:
+                row[key] = mean_interval(some)
+        for key in ("fit_processor_seconds", "images_per_second", "memory_gib"):
+            row[key] = round(float(np.mean([record[key] for record in those])), 1)
+        rows.append(row)
+    return sorted(rows, key=lambda row: -row["image_auroc"]["value"])
+
+
+def mean_interval(intervals: list[dict[str, float]]) -> dict[str, float]:
+    """Mean of independent estimates, with an interval whose half-widths add in squares."""
+    values = np.array([[one["value"], one["low"], one["high"]] for one in intervals])
+    value, (down, up) = values[:, 0].mean(), (np.sqrt(np.square(values[:, 1:] - values[:, :1]).sum(0)) / len(values))
+    return {"value": round(float(value), 4), "low": round(float(value - down), 4), "high": round(float(value + up), 4)}
+
+
+def figure(tasks: dict[str, Any], path: Path) -> None:
+    """Accuracy against seconds of training, one panel for each task."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    shown, axes = plt.subplots(1, len(tasks), figsize=(4.6 * len(tasks), 4.6), squeeze=False)
+    for axis, (task, part) in zip(axes[0], tasks.items()):
+        key = "aupro" if task == "located defects" else "image_auroc"
+        by_method: dict[str, list[tuple[float, float]]] = {}
+        for row in part["rows"]:
+            if key in row:
+                by_method.setdefault(row["row"], []).append((row["fit_processor_seconds"], row[key]["value"]))
+        for method, points in by_method.items():
+            x, y = zip(*sorted(points))
+            axis.plot(x, y, marker="o", markersize=3, linewidth=1)
+            axis.annotate(method, (x[-1], y[-1]), xytext=(3, 2), textcoords="offset points", fontsize=6)
+        axis.set(xscale="log", xlabel="processor seconds of the fit", title=task)
+        axis.set_ylabel("AUPRO" if key == "aupro" else "mean image AUROC")
+    shown.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shown.savefig(path, dpi=110, pil_kwargs={"optimize": True})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-root", type=Path, required=True)
+    parser.add_argument("--task", default=",".join(COLUMNS), help="some of the tasks; comma-separated")
+    parser.add_argument("--methods", default=None, help="some methods; comma-separated")
+    parser.add_argument("--seconds", default="45,180", help="training times of a method that trains by gradients")
+    parser.add_argument("--limit", type=float, default=40.0, help="minutes after which a cell is ended")
+    parser.add_argument("--out", type=Path, default=RESULTS / "three_tasks", help="a file for each cell")
+    parser.add_argument("--result", type=Path, default=RESULTS / "three_tasks.json")
+    parser.add_argument("--figure", type=Path, default=RESULTS.parents[1] / "docs" / "images" / "three-tasks.png")
+    parser.add_argument("--table", action="store_true", help="run nothing, collect what is there")
+    parser.add_argument("--only", help=argparse.SUPPRESS)  # the process of one cell
+    parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.only:
+        method, column, seconds = options.only.split(",")
+        try:
+            record = run(method, column, options.data_root, float(seconds))
+        except (NormalcyError, MemoryError) as error:
+            record = {"method": method, "column": column, "seconds": float(seconds), "failed": str(error)}
+        write_record(options.file, record)
+        return
+    options.seconds = [float(number) for number in options.seconds.split(",")]
+    options.out.mkdir(parents=True, exist_ok=True)
+    for _, method, column, seconds, file in cells(options):
+        if not file.exists() and not options.table:
+            child(method, column, seconds, file, options)
+            record = json.loads(file.read_text("utf-8"))
+            words = record.get("failed") or f"image AUROC {record['image_auroc']['value']:.3f}"
+            print(f"{method} {column} {seconds:g} s: {words}", flush=True)
+    tasks = collected(options)
+    about = {"recipe": "three_tasks", "training_seconds": options.seconds, "seed": 0, "threads": 1}
+    write_record(options.result, {**about, "tasks": tasks})
+    figure(tasks, options.figure)
+
+
+if __name__ == "__main__":
+    main()
