@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 
+from normalcy import metrics
 from normalcy.errors import DataError, SettingsError
 from normalcy.metrics import (
     aupro,
@@ -241,3 +242,27 @@ def test_memory_of_draws_is_bounded(monkeypatch):
     assert small.low < small.value < small.high
     sizes = [len(counts) for counts in bootstrap._draws(np.zeros(100, np.int64), 12, 0, width=100)]
     assert sizes == [5, 5, 2]
+
+
+@pytest.mark.parametrize(("images", "cases"), [(60, None), (300, 40), (300, 299), (2000, 600)])
+def test_intervals_of_a_ranking_are_those_of_each_statistic(images: int, cases: int | None):
+    """With ties, cases of several images, and cases by name or by number."""
+    rng = np.random.default_rng(images)
+    labels = rng.random(images) < 0.3
+    scores = (rng.normal(size=images) + labels).round(1)
+    of = None if cases is None else rng.integers(0, cases, images)
+    names = None if of is None else [f"case {k}" for k in of]
+    ranked = [metrics.Ranking.auroc, metrics.Ranking.average_precision, metrics.Ranking.fpr_at_tpr]
+    found = metrics.ranking_intervals(ranked, labels, scores, cases=of, resamples=200, seed=3)
+    assert found == metrics.ranking_intervals(ranked, labels, scores, cases=names, resamples=200, seed=3)
+    for one, statistic in zip(found, (metrics.auroc, metrics.average_precision, metrics.fpr_at_tpr)):
+        expected = metrics.bootstrap_interval(
+            statistic, labels, scores, labels=labels, cases=names, resamples=200, seed=3
+        )
+        assert one == pytest.approx(expected, abs=1e-12)
+        assert one.low < one.value < one.high
+
+
+def test_intervals_of_a_ranking_of_one_class_are_nan():
+    [area] = metrics.ranking_intervals([metrics.Ranking.auroc], [1, 1], [0.1, 0.2])
+    assert all(np.isnan([area.value, area.low, area.high]))
