@@ -39,7 +39,7 @@ KEY = b"normalcy"
 
 
 def write_parts(writer: Writer, rows: int) -> None:
-    """Write the parts of a finished ``scores.csv`` of so many rows, where they are more than ``ALONE``. Without pyarrow a warning
+    """Write the parts of a finished ``scores.csv`` of ``rows`` rows, if these are more than ``ALONE``. Without pyarrow a warning
     says what is missing."""
     if rows <= ALONE:
         return

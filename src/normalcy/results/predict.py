@@ -164,7 +164,7 @@ def write_faults(writer: Writer, failed: Sequence[Failure], incomplete: Sequence
 
 
 def finish_scores(writer: Writer, rows: int) -> None:
-    """What is made of a finished ``scores.csv`` of so many rows: its Parquet parts and ``cases.csv``, where they are due."""
+    """What is made of a finished ``scores.csv`` of ``rows`` rows: Parquet parts for a large one, and ``cases.csv``."""
     write_parts(writer, rows)
     write_cases(writer, read_rows_of(writer.folder))
 

@@ -173,7 +173,7 @@ class Queues:
             raise DataError("this review is blind: the order is random or by name.")
         if kind == "name":
             return np.arange(count, dtype=np.int32)
-        if kind == "random":  # the same each time, so that going on is possible
+        if kind == "random":  # the same each time, so that a review can be resumed
             return np.random.default_rng(0).permutation(count).astype(np.int32)
         if kind == "informative":
             first = np.array(self.informative(), np.int32)
