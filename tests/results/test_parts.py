@@ -210,6 +210,25 @@ def test_merged_shards_with_parts_are_one_run(images: Path, tmp_path: Path, coun
     assert evaluate(tmp_path / "all") == evaluate(tmp_path / "one")
 
 
+@pytest.mark.parametrize("change", ["more", "fewer"])
+def test_shards_with_other_rows_than_they_scored(detector: Detector, images: Path, tmp_path: Path, change: str):
+    data = open_data(str(images))
+    made = [tmp_path / f"shard-{k}" for k in (1, 2)]
+    for k, folder in enumerate(made, start=1):
+        score_into(detector, data, folder, shard=Shard(k, 2))
+    for folder in made:  # the last one, too
+        table = folder / "scores.csv"
+        whole = table.read_text()
+        lines = whole.splitlines(keepends=True)
+        table.write_text("".join([*lines, lines[-1]] if change == "more" else lines[:-1]))
+        count = len(lines) - 1
+        got = "more" if change == "more" else count - 1
+        with pytest.raises(DataError, match=rf"scores\.csv: expected {count} rows, got {got}; score this shard again"):
+            merge(made, tmp_path / "all")
+        table.write_text(whole)
+    assert not (tmp_path / "all").exists()
+
+
 _KILLED = """
 import os, signal, sys
 import numpy as np

@@ -111,12 +111,13 @@ class _Part:
 
     def rows(self) -> Iterator[list[str]]:
         """Of scores.csv: as many as it has positions."""
-        path, count = self.folder / "scores.csv", 0
-        for row in _rows(path, COLUMNS):
+        path, count, expected = self.folder / "scores.csv", 0, self.run.data.count
+        for count, row in enumerate(_rows(path, COLUMNS), start=1):
+            if count > expected:
+                break
             yield row
-            count += 1
-        if count != self.run.data.count:
-            raise DataError(f"{path}: expected {self.run.data.count} rows, got {count}; {REMEDY}.")
+        if count != expected:
+            raise DataError(f"{path}: expected {expected} rows, got {'more' if count > expected else count}; {REMEDY}.")
 
     def positions(self) -> Indices:
         """Of each row of scores.csv in the whole data set."""
@@ -178,8 +179,8 @@ def _order(parts: Sequence[_Part]) -> Indices:
 
 
 def _write_scores(writer: Writer, parts: Sequence[_Part], order: Indices) -> None:
-    """scores.csv of all shards in the order of the data set, by way of files that hold a range of places each: memory does not
-    grow with the number of rows."""
+    """scores.csv of all shards in the order of the data set, by way of files that hold a range of places each, of which one
+    at a time is in memory."""
     rank = np.empty(len(order), np.intp)
     rank[order] = np.arange(len(order))
     size = max(RANGE, -(-len(order) // MOST_RANGES))
