@@ -297,7 +297,7 @@ class _Bounded(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__module__", "") == "torch.nn.init" and "tensor" in (kwargs or {}):
-            made = kwargs["tensor"]  # there are no values; drawing them would import torch's compiler, which takes seconds
+            made = kwargs["tensor"]  # without values; to draw them would import torch's compiler, which takes seconds
         else:
             made = func(*args, **(kwargs or {}))
         self.calls -= 1

@@ -192,18 +192,19 @@ class _OpenImages:
     data_root: Path | None
     split: str | None
     how: dict[str, Any]
-    """Of score_into()."""
+    """Of part_scorer()."""
 
     def __call__(self) -> Callable[..., int]:
         from normalcy.data.splits import images_to_score
-        from normalcy.results.predict import score_into
+        from normalcy.results.predict import part_scorer
 
         detector = _load(self.model, self.device, self.engine, self.score)
         data, _ = images_to_score(_open_all(self.inputs, self.data_root), self.split, detector.train.seed)
         detector.use_engine(self.engine, images=len(data))
+        score = part_scorer(detector, data, **self.how)
 
         def score_shard(folder: Path, **words: Any) -> int:
-            found = score_into(detector, data, folder, **words, **self.how).data
+            found = score(folder, whole_fingerprint=True, **words).data
             return found.count + (found.failed_count or len(found.failed))
 
         return score_shard
