@@ -25,7 +25,6 @@ import argparse
 import ctypes
 import json
 import os
-import resource
 import secrets
 import shutil
 import signal
@@ -34,6 +33,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -43,6 +43,7 @@ from typing import Any
 import numpy as np
 
 from normalcy import Detector, open_data
+from normalcy.data.dataset import DataSet, Item
 from normalcy.data.images import write_image
 from normalcy.data.stores import Files, Zip
 from normalcy.provenance import commit, write_record
@@ -161,11 +162,9 @@ def prepare(folder: Path, data_root: Path, count: int) -> tuple[Path, Path, Path
     """All images, a few of them, and a model with its graph."""
     images, few, model = folder / "images", folder / "few", folder / "model"
     if not few.exists():
-        opener = Zip(data_root / "chest_xray_256.zip")
-        names = [name for name in opener.names() if name.startswith(("No_findings/", "Pneumonia/"))]
-        xrays = Files(opener, names)
+        xrays = open_xrays(data_root)
         for k in range(count):
-            write_image(images / f"{k // 1000:03}" / f"{k:05}.png", xrays.read(k % len(names)))
+            write_image(images / f"{k // 1000:03}" / f"{k:05}.png", xrays.read(k % len(xrays)))
         Detector("autoencoder", device="cpu", precision="32-true", **METHOD).fit(
             open_data(images, as_normal=True).subset(np.arange(TRAINING))
         ).save(model)
@@ -173,6 +172,12 @@ def prepare(folder: Path, data_root: Path, count: int) -> tuple[Path, Path, Path
         for k in range(FEW):
             write_image(few / f"{k:05}.png", xrays.read(k))
     return images, few, model
+
+
+def open_xrays(data_root: Path) -> DataSet:
+    opener = Zip(data_root / "chest_xray_256.zip")
+    names = [name for name in opener.names() if name.startswith(("No_findings/", "Pneumonia/"))]
+    return Files(opener, names).data_set("chest_xray", [Item(name, name) for name in names])
 
 
 def shards(score: list[str], images: Path, out: Path, side_by_side: bool) -> None:
@@ -203,17 +208,22 @@ BETWEEN: list[float] = []
 
 @contextmanager
 def cluster() -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    port = free_port()
+    address = f"127.0.0.1:{port}"
     ray = str(Path(sys.executable).with_name("ray"))
     node = ["--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-stats"]
     try:
-        run([0], [ray, "start", "--head", f"--port={address.split(':')[1]}", "--include-dashboard=false", *node])
+        run([0], [ray, "start", "--head", f"--port={port}", "--include-dashboard=false", *node])
         run([1], [ray, "start", f"--address={address}", *node])
         yield address
     finally:
         end_children()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def start(cores: list[int], command: list[str]) -> Callable[[], None]:
@@ -245,19 +255,53 @@ def measured(work: Part, out: Path) -> dict[str, float]:
     """Seconds, and processor seconds of all processes, also of those that Ray starts."""
     os.sync()
     BETWEEN.clear()
-    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    work(out)
-    begun, ended = BETWEEN or (started, time.perf_counter())
+    with Processes() as processes:
+        started = time.perf_counter()
+        work(out)
+        begun, ended = BETWEEN or (started, time.perf_counter())
     end_children()
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     for made in (out, *out.parent.glob("shard-*")):
         shutil.rmtree(made, ignore_errors=True)
-    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"seconds": round(ended - begun, 2), "processor_seconds": round(processor, 2)}
+    return {"seconds": round(ended - begun, 2), "processor_seconds": round(processes.seconds(), 2)}
+
+
+class Processes:
+    """Processor time of all processes that descend from this one, looked at twice a second: Ray does not wait for its own, so
+    the system does not add them up. What a process does after the last look is lost."""
+
+    def __init__(self) -> None:
+        self.ticks: dict[tuple[int, str], int] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Processes:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._look()
+        self._ended.set()
+        self._thread.join()
+
+    def seconds(self) -> float:
+        return sum(self.ticks.values()) / os.sysconf("SC_CLK_TCK")
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.5):
+            self._look()
+
+    def _look(self) -> None:
+        waiting = children()
+        while waiting:
+            process = waiting.pop()
+            with suppress(OSError):
+                words = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+                self.ticks[process, words[19]] = int(words[11]) + int(words[12])
+                waiting += children(process)
 
 
 def adopt_orphans() -> None:
-    """Processes whose parents end become children of this one (Linux), so that their processor time is counted."""
+    """Processes whose parents end become children of this one (Linux), so that they are counted and ended, too."""
     set_child_subreaper = 36
     ctypes.CDLL(None).prctl(set_child_subreaper, 1, 0, 0, 0)
 
@@ -278,8 +322,9 @@ def end_children() -> None:
         time.sleep(0.2)
 
 
-def children() -> list[int]:
-    return [int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
+def children(process: int | str = "self") -> list[int]:
+    tasks = Path(f"/proc/{process}/task").iterdir()
+    return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
 
 
 if __name__ == "__main__":

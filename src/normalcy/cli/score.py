@@ -44,7 +44,6 @@ def score(
     Maps and restored images have the size of their image, and its file format where that is medical.
     """
     from normalcy.data.splits import images_to_score
-    from normalcy.results.cluster import score_on_cluster, shards_for
     from normalcy.results.predict import score_into
     from normalcy.results.run import read_run, read_shard
     from normalcy.results.writer import refuse_inputs
@@ -74,6 +73,8 @@ def score(
         if ray is None:
             run = score_into(detector, data, out, shard=part, overwrite=overwrite, on_progress=on_progress, **how)
         else:
+            from normalcy.results.cluster import score_on_cluster, shards_for
+
             opening = _OpenImages(model, device, asked, score_name, inputs, data_root, split, how)
             shards = _shards(opening, shards_for(len(data)), len(data), detector, device)
             score_on_cluster(shards, out, ray, overwrite=overwrite, on_progress=on_progress)
