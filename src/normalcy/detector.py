@@ -387,7 +387,11 @@ class Detector:
         """
         folder = Path(folder)
         description = model_folder.read_description(folder)
-        graph = open_graph(folder, description["graph"], engine or "auto") if "graph" in description else None
+        graph = (
+            open_graph(folder, description["graph"], engine or "auto", torch.get_num_threads())
+            if "graph" in description
+            else None
+        )
         try:
             given = config.to_dict(InputSettings.from_json(description["input"]))
             parts = [description["settings"], given, description["train"], description["decision"]]
