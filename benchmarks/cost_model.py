@@ -6,11 +6,16 @@ Numbers of this machine come from results/costs.json and results/scaling.json, t
 
 from __future__ import annotations
 
+import heapq
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
+
+import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
 LARGEST = 2**22
@@ -37,7 +42,7 @@ class Costs:
     preprocess: float
     network: float
     table: float
-    """For the row of an image."""
+    """Map and restored image at the size of the image, and the row of the tables."""
     maps: float = 0.0
     """For the map, its picture and the restored image; 0 without."""
     merge: float = 0.0
@@ -65,13 +70,17 @@ class Store:
     spread: float = 0.3
     """Standard deviation of the logarithm of these seconds."""
     slow: float = 0.001
-    """Fraction of reads that take ``slow_seconds`` longer (a retry)."""
+    """Fraction of reads that take ``slow_seconds`` longer, such as a retry."""
     slow_seconds: float = 1.0
+    """By which these are slower."""
     page: int = 1000
+    """Names of a request that lists."""
     page_latency: float = 0.1
+    """Median seconds of such a request."""
     reads: float = 5500.0
     """Per second and prefix."""
     writes: float = 3500.0
+    """Per second and prefix."""
     bandwidth: float = 1e8
     """Bytes per second of a worker."""
 
@@ -143,15 +152,40 @@ class Prediction:
         return self.stages["score"] / sum(self.stages.values())
 
 
+@cache
+def in_order(processor: float, store: Store, images: int = 5000) -> float:
+    """Seconds of an image of one worker that has the store to itself, by a recurrence with drawn latencies.
+
+    Image k is asked for when image k - 16 is taken, and taken after image k - 1: a slow request holds up those behind it, so this
+    is more than latency / 16.
+    """
+    rng = np.random.default_rng(0)
+    latencies = store.latency * np.exp(rng.normal(0, store.spread, images))
+    latencies += store.slow_seconds * (rng.random(images) < store.slow)
+    done = [0.0] * AHEAD
+    for latency in latencies.tolist():
+        done.append(max(done[-1], done[-AHEAD] + latency) + processor)
+    return done[-1] / images
+
+
 def image_seconds(costs: Costs, store: Store, cluster: Cluster, sharing: float) -> tuple[float, float]:
     """For each image of one worker: processor time (score), and time that reading adds because the store is slower.
 
-    Reading overlaps with scoring: the slowest of processor, latency / 16, bandwidth, and this worker's part of the requests that
+    Reading overlaps with scoring. The slowest of processor and latencies, bandwidth, and this worker's part of the requests that
     a prefix allows (``sharing``: workers at it at the same time) determines the rate.
     """
     processor = (costs.image - costs.network) / cluster.speed + costs.network / (cluster.speed * cluster.network_speed)
-    reading = max(store.mean(store.latency) / AHEAD, costs.image_bytes / store.bandwidth, sharing / store.reads)
-    return processor, max(0.0, reading - processor)
+    whole = max(in_order(processor, store), costs.image_bytes / store.bandwidth, sharing / store.reads)
+    return processor, whole - processor
+
+
+def of_tars(costs: Costs, store: Store) -> Store:
+    """The same store for images in tars: a request is a block of 4 MiB, one after the other for the index; afterwards blocks are in
+    the cache, which must hold the tars of a job."""
+    block = 2**22  # normalcy.remote.mirror.BLOCK
+    return replace(
+        store, latency=0.0, slow=0.0, page=max(1, int(block // costs.image_bytes)), page_latency=store.latency
+    )
 
 
 def list_seconds(costs: Costs, store: Store, cluster: Cluster, names: int, sharing: float) -> float:
@@ -167,8 +201,27 @@ def write_seconds(costs: Costs, store: Store, sharing: float) -> float:
     return max(files * request, costs.map_bytes / store.bandwidth)
 
 
+def queue(jobs: int, workers: int, mean: float, deviation: float, uneven: float) -> float:
+    """Seconds until all jobs of a queue are done: each worker takes the next one when it is free. Durations and the logarithms of
+    speeds are spread as a normal distribution."""
+    rng = np.random.default_rng(0)
+    durations = np.maximum(0, mean + deviation * rng.permutation(spread(jobs)))
+    slowness = np.exp(-uneven * rng.permutation(spread(workers))).tolist()
+    free = [(0.0, w) for w in range(workers)]
+    for duration in durations.tolist():
+        now, w = free[0]
+        heapq.heapreplace(free, (now + duration * slowness[w], w))
+    return max(now for now, _ in free)
+
+
+def spread(count: int) -> Any:
+    """Quantiles of the standard normal distribution at the middles of ``count`` equal parts."""
+    normal = NormalDist()
+    return np.array([normal.inv_cdf((k + 0.5) / count) for k in range(count)])
+
+
 def predict(costs: Costs, store: Store, cluster: Cluster, work: Work) -> Prediction:
-    """From sums of means and the last jobs at the end of the queue, without simulation.
+    """From means of all stages, and a queue of the jobs.
 
     Raises ValueError for a data set of more files than normalcy reads.
     """
@@ -189,13 +242,13 @@ def predict(costs: Costs, store: Store, cluster: Cluster, work: Work) -> Predict
     job, rate = sum(stages.values()) / work.jobs, cluster.failures / 3600
     deaths = math.expm1(rate * job)  # of a job until it ends, if each begins anew
     stages["repeat"] = work.jobs * (deaths / rate - job + deaths * cluster.restart) if rate else 0.0
-    mean = sum(stages.values()) / work.jobs
-    in_shard = work.names / work.shards
-    largest = mean + 3 * (processor + waiting + sends) * math.sqrt(in_shard) * (work.shards > 1)
-    if work.jobs <= together:  # the slowest of all workers
-        span = largest * math.exp(cluster.uneven * math.sqrt(2 * math.log(max(2, together))))
-    else:  # all work until the queue is empty; the last jobs end one after the other
-        span = mean * work.jobs / together + largest / 2
+    mean, in_shard = sum(stages.values()) / work.jobs, work.names / work.shards
+    own = (
+        processor + waiting + sends if sharing / store.reads < processor + waiting else 0.0
+    )  # a common limit evens out
+    slow = store.slow_seconds * math.sqrt(in_shard * store.slow)
+    deviation = math.hypot(own * math.sqrt(in_shard) * (work.shards > 1), slow)
+    span = queue(work.jobs, together, mean, deviation, cluster.uneven * stages["score"] / sum(stages.values()))
     merging = work.names * costs.merge * (work.shards > 1)
     return Prediction(
         hours=(span + merging) / 3600,
@@ -213,7 +266,8 @@ def measured(method: str = "autoencoder", engine: str = "onnxruntime", maps: boo
     found, scaling = read("costs"), read("scaling")
     stored, network, written = found["store"]["tar" if tars else "objects"], found["network"][method], found["write"]
     decode = found["read"]["png 256x256"]
-    sizes = written["bytes"]
+    sizes, own = written["bytes"], found["network"]["autoencoder"]
+    finish = written["to_arrays_ms"] - decode["ms"] - own["preprocess_ms"] - own["onnxruntime_ms"]
     return Costs(
         start=scaling["medians"]["one, 16 images"]["processor_seconds"],
         name=1e-6 * (stored["open_us"] + found["names"]["total_us"] - found["names"]["open_us"]),
@@ -222,7 +276,7 @@ def measured(method: str = "autoencoder", engine: str = "onnxruntime", maps: boo
         decode=1e-3 * decode["ms"],
         preprocess=1e-3 * network["preprocess_ms"],
         network=1e-3 * network[f"{engine}_ms"],
-        table=1e-3 * max(0.0, written["tables_ms"]),
+        table=1e-3 * (max(0.0, finish) + written["tables_ms"]),
         maps=1e-3 * written["maps_ms"] if maps else 0.0,
         merge=1e-3 * found["merge"]["maps_ms" if maps else "tables_ms"],
         image_bytes=decode["bytes"],

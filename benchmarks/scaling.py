@@ -253,6 +253,7 @@ def run(cores: list[int], command: list[str]) -> None:
 
 def measured(work: Part, out: Path) -> dict[str, float]:
     """Seconds, and processor seconds of all processes, also of those that Ray starts."""
+    remove_results(out)
     os.sync()
     BETWEEN.clear()
     with Processes() as processes:
@@ -260,9 +261,13 @@ def measured(work: Part, out: Path) -> dict[str, float]:
         work(out)
         begun, ended = BETWEEN or (started, time.perf_counter())
     end_children()
-    for made in (out, *out.parent.glob("shard-*")):
-        shutil.rmtree(made, ignore_errors=True)
+    remove_results(out)
     return {"seconds": round(ended - begun, 2), "processor_seconds": round(processes.seconds(), 2)}
+
+
+def remove_results(out: Path) -> None:
+    for made in (out, out.with_name(f"{out.name}.run"), *out.parent.glob("shard-*")):
+        shutil.rmtree(made, ignore_errors=True)
 
 
 class Processes:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cost_model import AHEAD, UPLOADS, Cluster, Costs, Store, Work, measured, predict
+from cost_model import AHEAD, UPLOADS, Cluster, Costs, Store, Work, in_order, measured, of_tars, predict
 
 from normalcy.provenance import write_record
 from normalcy.results.run import case_numbers
@@ -172,12 +172,13 @@ class Simulation:
 
     def _in_groups(self, now: float, place: int, images: int, processor: float) -> Iterator[tuple[str, float]]:
         self.requests["reads"] += images
+        alone = in_order(float(f"{processor:.2g}"), self.store)
         for first in range(0, images, self.group):
             some = min(self.group, images - first)
             scored = now + some * processor
             there = max(
                 self.reads[place].admit(now, some),
-                now + self._latencies(some, self.store.latency) / AHEAD,
+                now + some * alone,
                 now + some * self.costs.image_bytes / self.store.bandwidth,
             )
             yield "score", scored
@@ -259,7 +260,7 @@ def scenarios() -> dict[str, tuple[Costs, Store, Cluster, Work, int]]:
         "a billion, 1,000 data sets, 10 shards each": (plain, store, workers, Work(1000, MILLION, 10), 2000),
         "a billion, 10,000 tars of 100,000": (
             tars,
-            replace(store, page_latency=0.0),
+            of_tars(tars, store),
             workers,
             Work(10_000, MILLION // 10),
             2000,

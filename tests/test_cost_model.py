@@ -72,8 +72,8 @@ def test_model_and_simulation_agree(modules: tuple[Any, Any], costs: Any, name: 
     assert predicted.bottleneck == limit
     after = {stage: seconds for stage, seconds in outcome.stages.items() if stage != "score"}
     assert max(after, key=lambda stage: after[stage]) == limit
-    assert predicted.machine_hours == pytest.approx(outcome.machine_hours, rel=0.1)
-    assert predicted.hours == pytest.approx(outcome.hours, rel=0.15)
+    assert predicted.machine_hours == pytest.approx(outcome.machine_hours, rel=0.05)
+    assert predicted.hours == pytest.approx(outcome.hours, rel=0.1)
 
 
 def test_one_worker_by_hand(modules: tuple[Any, Any], costs: Any):
@@ -81,7 +81,7 @@ def test_one_worker_by_hand(modules: tuple[Any, Any], costs: Any):
     store = model.Store(latency=0.016, spread=0, slow=0, page_latency=0.5)
     cluster, work = model.Cluster(1, uneven=0), model.Work(1, 2500)
     by_hand = 3 + 3 * 0.5 + 2500 * 6e-5 + 2500 * 5.5e-3
-    assert model.predict(costs, store, cluster, work).machine_hours == pytest.approx(by_hand / 3600)
+    assert model.predict(costs, store, cluster, work).machine_hours == pytest.approx(by_hand / 3600, rel=0.001)
     assert simulation.Simulation(costs, store, cluster, work).run().hours == pytest.approx(by_hand / 3600, rel=0.01)
 
 
@@ -121,7 +121,8 @@ def test_dead_workers_lose_no_image(modules: tuple[Any, Any], costs: Any):
 
 def test_limits_are_those_of_the_library(modules: tuple[Any, Any], costs: Any):
     model = modules[0]
-    assert (model.LARGEST, model.AHEAD) == (LIMITS.entries, mirror.AHEAD)
+    assert LIMITS.entries == model.LARGEST
+    assert mirror.AHEAD == model.AHEAD
     with pytest.raises(ValueError, match=r"at most 4,194,304 names in a data set, got 1,000,000,000: divide it"):
         model.predict(costs, model.Store(), model.Cluster(1000), model.Work(1, 10**9, 1000))
 
@@ -131,4 +132,4 @@ def test_committed_simulation_agrees_with_the_model():
     assert len(rows) >= 10
     for row in rows:
         assert row["hours_predicted_by_simulated"] == pytest.approx(1, abs=0.1), row["scenario"]
-        assert row["machine_hours_predicted_by_simulated"] == pytest.approx(1, abs=0.1), row["scenario"]
+        assert row["machine_hours_predicted_by_simulated"] == pytest.approx(1, abs=0.12), row["scenario"]
