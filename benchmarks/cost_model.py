@@ -180,8 +180,8 @@ def image_seconds(costs: Costs, store: Store, cluster: Cluster, sharing: float) 
 
 
 def of_tars(costs: Costs, store: Store) -> Store:
-    """The same store for images in tars: a request is a block of 4 MiB, one after the other for the index; afterwards blocks are in
-    the cache, which must hold the tars of a job."""
+    """The same store for images in tars: a request is a block of 4 MiB, one after the other for the index; afterwards blocks are
+    in the cache, which must hold the tars of a job."""
     block = 2**22  # normalcy.remote.mirror.BLOCK
     return replace(
         store, latency=0.0, slow=0.0, page=max(1, int(block // costs.image_bytes)), page_latency=store.latency

@@ -16,7 +16,8 @@ restored images are written. A worker is one core: each process is bound to one,
 
 Wanted: at most 1.05 for `shards` and `ray` against `one`, start-up included. Parts are written to results/scaling.json as they
 come; another call adds those that are missing, where code and settings are the same. Each round has the opposite order of the
-one before. --seconds: no part is begun that would not end in this time.
+one before. --seconds: no part is begun that would not end in this time. --work: a folder in
+memory (/dev/shm) if the disk is slow or shared, as 3 GB of maps are written by each part.
 """
 
 from __future__ import annotations
@@ -94,12 +95,20 @@ def main() -> None:
                     continue
                 parts.append({"round": round_, "part": name, **measured(works[name], folder / "results")})
                 print(parts[-1], f"{left:.0f} s were left", flush=True)
-                write_record(given.result, {**facts(given.images), **summary(parts, given.images), "parts": parts})
+                write_record(
+                    given.result,
+                    {
+                        **facts(given.images, str(folder).startswith("/dev/shm")),
+                        **summary(parts, given.images),
+                        "parts": parts,
+                    },
+                )
 
 
-def facts(images: int) -> dict[str, Any]:
+def facts(images: int, in_memory: bool) -> dict[str, Any]:
     return {
         "benchmark": "normalcy score by shards and by Ray against one process, autoencoder at 64x64 on PNG of 256x256",
+        "written_to": "memory" if in_memory else "disk",
         "wanted_ratio": {"shards": 1.05, "ray": 1.05},
         "images": images,
     }

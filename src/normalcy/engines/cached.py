@@ -59,8 +59,8 @@ def faster(
     ``engine`` "auto": onnxruntime, or else OpenVINO, where it is installed, the method lies on the processor, its score can be
     exported, and the graph is kept in ``folder`` already or the number of ``images`` is worth making it. ``weights`` is the
     checksum of the model's weights. The engine uses as many threads as torch would (``OMP_NUM_THREADS``, or the cores that the
-    process may use), so that workers on one machine do not compete. A new graph is compared with the method and kept in ``folder`` / ".graphs", if that can be
-    written.
+    process may use), so that workers on one machine do not compete. A new graph is compared with the method and kept in
+    ``folder`` / ".graphs", if that can be written.
 
     Raises SettingsError where an engine that was asked for by name is missing or cannot score by this method.
     """
