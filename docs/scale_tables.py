@@ -58,7 +58,7 @@ def overhead() -> str:
         )
     head = ("command", "seconds", "processor seconds", "seconds, to one process", "processor, to one process")
     lines = [
-        f"{found['images']:,} PNG of 256x256, autoencoder at 64x64, with maps ({machine(found)}). Other programs ran on both "
+        f"{found['images']:,} PNG of 256x256, autoencoder at 64x64, with maps, written to {found['written_to']} ({machine(found)}). Other programs ran on both "
         "cores at a lower priority, so compare processor seconds rather than seconds:",
         "",
         table(head, rows),
@@ -75,7 +75,8 @@ def overhead() -> str:
             f"{percent['ray']} for Ray, since this model takes only {own['one']:.0f} s for all images: a second start of "
             f"normalcy and `merge` are {extra['shards']:.1f} s of processor time, and Ray {extra['ray']:.1f} s, of which "
             f"{start:.1f} s are its start with a second process of normalcy. They stay below 5 % where one process works "
-            f"for longer than {minutes['shards']} and {minutes['ray']} minutes.",
+            f"for longer than {minutes['shards']} and {minutes['ray']} minutes. After its start, Ray takes "
+            f"{100 * (found['ray_ratio_after_start'] - 1):.0f} % more seconds for each image.",
         ]
     return "\n".join(lines)
 
