@@ -58,8 +58,8 @@ def overhead() -> str:
         )
     head = ("command", "seconds", "processor seconds", "seconds, to one process", "processor, to one process")
     lines = [
-        f"{found['images']:,} PNG of 256x256, autoencoder at 64x64, with maps, written to {found['written_to']} ({machine(found)}). Other programs ran on both "
-        "cores at a lower priority, so compare processor seconds rather than seconds:",
+        f"{found['images']:,} PNG of 256x256, autoencoder at 64x64, with maps, written to {found['written_to']} "
+        f"({machine(found)}). Other programs ran on both cores at a lower priority, so compare processor seconds rather than seconds:",
         "",
         table(head, rows),
     ]
@@ -68,7 +68,7 @@ def overhead() -> str:
         start = own["ray, 16 images"] - own["one, 16 images"]
         extra = {part: own[part] - own["one"] for part in ("shards", "ray")}
         percent = {part: f"{100 * extra[part] / own['one']:.0f} %" for part in extra}
-        minutes = {part: f"{20 * extra[part] / 60:.0f}" for part in extra}
+        minutes = {part: f"{20 * extra[part] / 60:.1f}" for part in extra}
         lines += [
             "",
             f"Wanted was an overhead of at most 5 %, start-up included. It is {percent['shards']} for two shards and "
