@@ -40,6 +40,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 sys.path.insert(0, str(DOCS))  # not there where this file is loaded as a module
 import layout_trees  # noqa: E402
+import scale_tables  # noqa: E402
 
 RESULTS = ROOT / "recipes" / "results"
 BENCHMARKS = ROOT / "benchmarks" / "results"
@@ -66,6 +67,7 @@ def pages() -> dict[Path, str]:
         DOCS / "reference" / "command-line.md": {"commands": command_line(), "exit-codes": exit_codes()},
         DOCS / "reference" / "files.md": {name: file_table(cls) for name, cls in FILES.items()},
         DOCS / "explanation" / "which-method.md": {"evidence": evidence()},
+        DOCS / "explanation" / "scale.md": scale_tables.texts(),
         DOCS / "how-to" / "export.md": {"exportable": exportable()},
         DOCS / "how-to" / "layouts.md": {"layouts": layouts()},
     }

@@ -41,7 +41,6 @@ from normalcy.provenance import versions
 from normalcy.scoring import Pipeline, Result, Results, stream, within_region
 from normalcy.settings import COMMON, DecisionSettings, InputSettings
 from normalcy.training.checkpoint import digest_of
-from normalcy.training.fit import fit
 from normalcy.training.generators import caller_generators_kept, seed_generators
 from normalcy.training.log import TRAIN_LOG, Journal, Log, Record, read_log
 from normalcy.training.processes import Processes, current, joined
@@ -118,6 +117,8 @@ class Detector:
 
         Raises DataError for images that cannot be used together and SettingsError for settings that do not fit them.
         """
+        from normalcy.training.fit import fit  # its libraries take as long to import as torch; scoring does without
+
         with joined() as processes:
             self._first = processes.first
             if not processes.first:
@@ -386,7 +387,11 @@ class Detector:
         """
         folder = Path(folder)
         description = model_folder.read_description(folder)
-        graph = open_graph(folder, description["graph"], engine or "auto") if "graph" in description else None
+        graph = (
+            open_graph(folder, description["graph"], engine or "auto", torch.get_num_threads())
+            if "graph" in description
+            else None
+        )
         try:
             given = config.to_dict(InputSettings.from_json(description["input"]))
             parts = [description["settings"], given, description["train"], description["decision"]]

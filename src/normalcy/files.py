@@ -28,7 +28,7 @@ import tomllib
 import weakref
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Protocol, TextIO, cast
 
@@ -581,16 +581,24 @@ def read_database(path: Path) -> sqlite3.Connection:
     return database
 
 
-def link_or_copy(source: Path, target: Path) -> None:
-    """The regular file ``source`` also as ``target``, which does not exist yet: a hard link where possible, else a copy."""
-    make_folder(target.parent)
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except FileExistsError as fault:
-        raise _cannot_write(target, fault) from fault
-    except OSError:  # another file system, or one without links
-        with open_regular(source) as opened, writing(target) as file:
-            shutil.copyfileobj(opened, file)
+def link_or_copy_all(source: Path, names: Iterable[str], target: Path) -> None:
+    """The regular files of these names in the folder ``source`` also in ``target``, which has none of these names yet: hard links
+    where possible, else copies. Links and special files are passed over."""
+    made = False
+    for name in names:
+        one, other = os.path.join(source, name), os.path.join(target, name)
+        if not stat.S_ISREG(os.lstat(one).st_mode):
+            continue
+        if not made:
+            make_folder(target)
+            made = True
+        try:
+            os.link(one, other, follow_symlinks=False)
+        except FileExistsError as fault:
+            raise _cannot_write(Path(other), fault) from fault
+        except OSError:  # another file system, or one without links
+            with open_regular(Path(one)) as opened, writing(other) as file:
+                shutil.copyfileobj(opened, file)
 
 
 def new_array(path: Path, shape: tuple[int, ...], dtype: str = "<f4") -> Any:

@@ -296,7 +296,10 @@ class _Bounded(TorchFunctionMode):
         self.left, self.calls = most, 10**6
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
+        if getattr(func, "__module__", "") == "torch.nn.init" and "tensor" in (kwargs or {}):
+            made = kwargs["tensor"]  # without values; to draw them would import torch's compiler, which takes seconds
+        else:
+            made = func(*args, **(kwargs or {}))
         self.calls -= 1
         if isinstance(made, Tensor) and not any(_same_memory(made, one) for one in (*args, *(kwargs or {}).values())):
             self.left -= made.numel()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from normalcy import Detector, SettingsError, load
 from normalcy.data.images import write_image
@@ -33,6 +34,17 @@ def test_scores_by_an_engine(model: Path, engine: str):
     assert load(model, engine).engine == engine
     with pytest.raises(SettingsError, match="engine must be one of auto, torch, onnxruntime, openvino, got 'tensorrt'"):
         detector.use_engine("tensorrt")
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_engines_use_the_threads_of_torch(model: Path, engine: str, monkeypatch: pytest.MonkeyPatch):
+    """Which follows OMP_NUM_THREADS: workers beside each other on one machine must not each take all cores."""
+    given = []
+    opener = cached.open_graph
+    monkeypatch.setattr(cached, "open_graph", lambda *words: given.append(words[3]) or opener(*words))
+    load(model).use_engine(engine)  # makes the graph
+    load(model).use_engine(engine)  # finds it
+    assert given == [torch.get_num_threads()] * 2
 
 
 def test_auto_waits_until_it_pays(model: Path):

@@ -44,7 +44,6 @@ def score(
     Maps and restored images have the size of their image, and its file format where that is medical.
     """
     from normalcy.data.splits import images_to_score
-    from normalcy.results.cluster import score_on_cluster, shards_for
     from normalcy.results.predict import score_into
     from normalcy.results.run import read_run, read_shard
     from normalcy.results.writer import refuse_inputs
@@ -74,6 +73,8 @@ def score(
         if ray is None:
             run = score_into(detector, data, out, shard=part, overwrite=overwrite, on_progress=on_progress, **how)
         else:
+            from normalcy.results.cluster import score_on_cluster, shards_for
+
             opening = _OpenImages(model, device, asked, score_name, inputs, data_root, split, how)
             shards = _shards(opening, shards_for(len(data)), len(data), detector, device)
             score_on_cluster(shards, out, ray, overwrite=overwrite, on_progress=on_progress)
@@ -192,18 +193,19 @@ class _OpenImages:
     data_root: Path | None
     split: str | None
     how: dict[str, Any]
-    """Of score_into()."""
+    """Of part_scorer()."""
 
     def __call__(self) -> Callable[..., int]:
         from normalcy.data.splits import images_to_score
-        from normalcy.results.predict import score_into
+        from normalcy.results.predict import part_scorer
 
         detector = _load(self.model, self.device, self.engine, self.score)
         data, _ = images_to_score(_open_all(self.inputs, self.data_root), self.split, detector.train.seed)
         detector.use_engine(self.engine, images=len(data))
+        score = part_scorer(detector, data, **self.how)
 
         def score_shard(folder: Path, **words: Any) -> int:
-            found = score_into(detector, data, folder, **words, **self.how).data
+            found = score(folder, whole_fingerprint=True, **words).data
             return found.count + (found.failed_count or len(found.failed))
 
         return score_shard

@@ -58,8 +58,9 @@ def faster(
 
     ``engine`` "auto": onnxruntime, or else OpenVINO, where it is installed, the method lies on the processor, its score can be
     exported, and the graph is kept in ``folder`` already or the number of ``images`` is worth making it. ``weights`` is the
-    checksum of the model's weights. A new graph is compared with the method and kept in ``folder`` / ".graphs", if that can be
-    written.
+    checksum of the model's weights. The engine uses as many threads as torch would (``OMP_NUM_THREADS``, or the cores that the
+    process may use), so that workers on one machine do not compete. A new graph is compared with the method and kept in
+    ``folder`` / ".graphs", if that can be written.
 
     Raises SettingsError where an engine that was asked for by name is missing or cannot score by this method.
     """
@@ -83,7 +84,7 @@ def faster(
         with suppress(ModelFileError, OSError):  # damaged, or made by somebody else: made again
             words = read_json(kept / "graph.json")
             if hmac.compare_digest(str(words.pop("seal", "")).encode(), _seal(kept.name, words).encode()):
-                return _of(method, open_graph(kept, words, wanted))
+                return _of(method, open_graph(kept, words, wanted, torch.get_num_threads()))
     if not asked and (images is None or images < WORTH):
         return None
     try:
@@ -109,7 +110,7 @@ def _make(method: Method, kept: Path | None, engine: Engine) -> GraphMethod:
         write_folder(folder, fill)
         words = read_json(folder / "graph.json")
         words.pop("seal", None)
-        twin = _of(method, open_graph(folder, words, engine))
+        twin = _of(method, open_graph(folder, words, engine, torch.get_num_threads()))
         images = probes(method, 2)
         differences = largest_differences(method.score(images), twin.score(images))
         worst = max(d["relative"] for d in differences.values())

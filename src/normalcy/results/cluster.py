@@ -124,7 +124,8 @@ def connected(address: str) -> Iterator[Any]:
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise NormalcyError(
-            f"--ray {address}: cannot connect to this Ray cluster ({reason}); start it with ray start, or use --ray local."
+            f"--ray {address}: cannot connect to this Ray cluster ({reason}); start it with ray start, or use --ray local. A "
+            "cluster with a token needs RAY_AUTH_MODE=token and the token of its first machine (~/.ray/auth_token) here, too."
         ) from error
     try:
         yield ray

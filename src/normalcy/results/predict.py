@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,11 +30,11 @@ from normalcy.results.run import (
     Run,
     ScoreRow,
     Shard,
+    case_numbers,
     describe,
-    shard_of,
 )
 from normalcy.results.schema import as_read, dumps
-from normalcy.results.writer import ImageWriter, Writer, refuse_inputs
+from normalcy.results.writer import ImageNames, ImageWriter, Writer, refuse_inputs
 from normalcy.scoring import Result
 from normalcy.training.log import TRAIN_LOG, Record
 
@@ -68,25 +69,75 @@ def score_into(
     the images again. ``chosen_on``: see :func:`~normalcy.results.run.describe`. ``shard``: only the images of this part, for
     :func:`~normalcy.results.shards.merge`.
     """
+    prepare_target(out, overwrite)
+    refuse_source(out, detector.folder)
+    score = part_scorer(
+        detector,
+        data,
+        decision=decision,
+        spec=spec,
+        split=split,
+        chosen_on=chosen_on,
+        tile=tile,
+        batch_size=batch_size,
+        maps=maps,
+    )
+    return score(out, shard=shard, overwrite=overwrite, on_progress=on_progress)
+
+
+def part_scorer(
+    detector: Detector,
+    data: DataSet,
+    *,
+    decision: Decision | None = None,
+    spec: str | None = None,
+    split: str | None = None,
+    chosen_on: Sequence[str] = (),
+    tile: bool = False,
+    batch_size: int = 32,
+    maps: Maps = True,
+) -> Callable[..., Run]:
+    """What scores ``data``, or one shard of it after the other, into results folders: a function of the folder and of
+    ``shard``, ``overwrite`` and ``on_progress``, as for :func:`score_into`.
+
+    What depends on all images (their fingerprint, names of files, shards) is computed once: for each shard again, it would take
+    longer than scoring where shards are small. With ``whole_fingerprint=True`` a shard that will be merged gets the
+    fingerprint of the whole data set, for which none of its images are read a second time.
+    """
     decision = decision or detector.decide()
     if tile and not detector.tiled:  # thresholds of whole images do not hold for tiles
         decision = None
-    prepare_target(out, overwrite)
-    refuse_source(out, detector.folder)
-    run = describe(detector, data, decision, tile=tile, spec=spec, split=split, shard=shard, chosen_on=chosen_on)
-    part = data if shard is None else data.subset(shard_of(data.cases, shard))
-    results = detector.stream(part, batch_size=batch_size, tile=tile, decision=decision)
-    return predict(
-        results,
-        run,
-        data,
-        out,
-        maps=maps,
-        count=len(part),
-        records=detector.records,
-        overwrite=overwrite,
-        on_progress=on_progress,
-    )
+    run = describe(detector, data, decision, tile=tile, spec=spec, split=split, chosen_on=chosen_on)
+    names = ImageNames(data)
+    numbers = cache(lambda: case_numbers(data.cases))
+
+    def score(
+        out: Path,
+        *,
+        shard: Shard | None = None,
+        overwrite: bool = False,
+        on_progress: Callable[[int, int], None] | None = None,
+        whole_fingerprint: bool = False,
+    ) -> Run:
+        part, own = data, run
+        if shard is not None:
+            part = data.subset(np.flatnonzero(numbers() % shard.of == shard.index - 1))
+            own = replace(run, data=replace(run.data, shard=replace(shard, whole=run.data.fingerprint)))
+        return predict(
+            detector.stream(part, batch_size=batch_size, tile=tile, decision=decision),
+            own,
+            data,
+            out,
+            maps=maps,
+            count=len(part),
+            records=detector.records,
+            overwrite=overwrite,
+            on_progress=on_progress,
+            names=names,
+            whole_fingerprint=whole_fingerprint,
+        )
+
+    return score
 
 
 def predict(
@@ -101,14 +152,17 @@ def predict(
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
     finish: Callable[[Path], None] | None = None,
+    names: ImageNames | None = None,
+    whole_fingerprint: bool = False,
 ) -> Run:
     """Write the results of images of ``data`` as they come into the results folder ``out``, whole or not at all.
 
     ``run`` says how they are made (:func:`~normalcy.results.run.describe`); returned and written is this with counts, failures
     and times. ``maps=False`` writes the tables alone; a function tells for each image whether its maps and images are written.
     ``records`` is the training log, ``count`` the number of results, if it is not that of ``data``: of a shard, ``data`` is the
-    whole data set. ``finish`` adds files to the folder before it gets its name. Files are written in threads while the next
-    images are scored; memory does not grow with the number of images.
+    whole data set. ``finish`` adds files to the folder before it gets its name. ``names``: of the files of ``data``, where they
+    are known. ``whole_fingerprint``: see :func:`part_scorer`. Files are written in threads while the next images are scored;
+    memory does not grow with the number of images.
 
     Images that cannot be used are listed in ``run.json``; raises DataError when all are bad, but for a shard, which may have
     no image at all.
@@ -121,8 +175,8 @@ def predict(
         nonlocal whole
         writer = Writer(folder)
         started = time.monotonic()
-        with ImageWriter(writer, data, maps, run.map_range) as images:
-            tables = _Tables(writer, data, len(data) if count is None else count, images.names, images.places)
+        with ImageWriter(writer, data, maps, run.map_range, names) as images:
+            tables = _Tables(writer, data, len(data) if count is None else count, images.names)
             failed = tables.fill(results, images.add, on_progress)
             if run.data.shard is not None:
                 tables.write_positions()
@@ -140,7 +194,7 @@ def predict(
                 data=replace(
                     run.data.with_faults(failed, images.incomplete),
                     count=tables.count,
-                    fingerprint=tables.fingerprint() or run.data.fingerprint,
+                    fingerprint=(not whole_fingerprint and tables.fingerprint()) or run.data.fingerprint,
                 ),
                 map_range=images.span,
                 extra_maps_with_channels=tuple(sorted(tables.with_channels)),
@@ -175,10 +229,8 @@ def finish_scores(writer: Writer, rows: int) -> None:
 class _Tables:
     """``scores.csv`` and what is made of it, ``slices.csv`` and ``latents.npy``, row by row."""
 
-    def __init__(
-        self, writer: Writer, data: DataSet, most: int, names: Mapping[str, str], places: Mapping[str, int]
-    ) -> None:
-        self.writer, self.data, self.most, self.names, self.places = writer, data, most, names, places
+    def __init__(self, writer: Writer, data: DataSet, most: int, names: ImageNames) -> None:
+        self.writer, self.data, self.most, self.names = writer, data, most, names
         self.count = 0
         self.positions: list[int] = []
         """Of the scored images in the data set."""
@@ -203,7 +255,7 @@ class _Tables:
                 if isinstance(r, Failure):
                     failed.append(r)
                     continue
-                row = ScoreRow.of(r, self.names[r.path])
+                row = ScoreRow.of(r, self.names.files[r.path])
                 add_score(row.cells())
                 for axis, index, score in r.slices:
                     add_slice((row.path, axis, index, repr(score)))
@@ -224,12 +276,12 @@ class _Tables:
 
     def fingerprint(self) -> str | None:
         """Of the images of the table in its order; None where they are all of the data set in its own."""
-        if self.positions == list(range(len(self.data))):
+        if len(self.positions) == len(self.data) and self.positions == list(range(len(self.data))):
             return None
         return self.data.subset(self.positions).fingerprint()
 
     def _remember(self, r: Result) -> None:
-        self.positions.append(self.places[r.path])
+        self.positions.append(self.names.places[r.path])
         if r.space is not None:
             self.with_channels |= {name for name, x in r.extra_maps.items() if x.ndim > len(r.space.size)}
         if r.latent is not None:

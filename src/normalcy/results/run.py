@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from normalcy.arrays import Indices
 from normalcy.calibrate import Calibration, Decision
@@ -249,7 +250,6 @@ def describe(
     spec: str | None = None,
     split: str | None = None,
     chosen_on: Sequence[str] = (),
-    shard: Shard | None = None,
 ) -> Run:
     """The run of scoring ``data``, before any image is scored. ``tile`` and ``decision`` as for the scores; ``chosen_on``:
     paths of images that chose the decision, to which those that chose the model's settings or calibration are added."""
@@ -257,7 +257,7 @@ def describe(
     if method is None:
         raise SettingsError(f"The {detector.name} detector is not fitted yet: call fit() or load one.")
     calibration = None if tile and not detector.tiled else detector.calibration  # that of whole images
-    settings, fingerprint = detector.all_settings(), data.fingerprint()
+    settings = detector.all_settings()
     by_model = [data.items[i].path for i in data.recognised(detector.facts["data"].get("chosen_on", ()))]
     return Run(
         model=Model(
@@ -276,11 +276,10 @@ def describe(
             spec=None if spec is None else public(spec),
             base=None if spec is None else str(Path.cwd()),
             split=split,
-            fingerprint=fingerprint,
+            fingerprint=data.fingerprint(),
             medical=data.is_medical,
             has_masks=data.has_masks,
             classes=data.classes,
-            shard=None if shard is None else replace(shard, whole=fingerprint),
         ),
         calibration=thresholds(calibration, decision),
         map_range=None if calibration is None else calibration.map_range,
@@ -309,10 +308,16 @@ def read_shard(text: str) -> Shard:
     return Shard(int(index), int(of))
 
 
+def case_numbers(cases: Sequence[str]) -> npt.NDArray[np.int64]:
+    """A number of 60 bits for each image, (N,): a checksum of its case. Modulo the number of shards it is the image's shard,
+    from 0, so a case is never divided."""
+    known = {case: int(hashlib.sha256(readable(case).encode()).hexdigest()[:15], 16) for case in set(cases)}
+    return np.array([known[case] for case in cases], np.int64)
+
+
 def shard_of(cases: Sequence[str], shard: Shard) -> Indices:
-    """Positions of the images that a shard scores: by a checksum of the case, which is never divided."""
-    parts = {case: int(hashlib.sha256(readable(case).encode()).hexdigest()[:15], 16) % shard.of for case in set(cases)}
-    return np.array([i for i, case in enumerate(cases) if parts[case] == shard.index - 1], np.intp)
+    """Positions of the images that a shard scores."""
+    return np.flatnonzero(case_numbers(cases) % shard.of == shard.index - 1)
 
 
 def thresholds(calibration: Calibration | None, decision: Decision | None) -> Thresholds | None:

@@ -19,7 +19,7 @@ from normalcy.data.dataset import Failure
 from normalcy.errors import DataError, SettingsError
 from normalcy.files import (
     anonymous_file,
-    link_or_copy,
+    link_or_copy_all,
     new_array,
     prepare_target,
     read_array,
@@ -252,10 +252,8 @@ def _link(folder: Path, kinds: Sequence[str], writer: Writer) -> None:
     """All regular files below these folders, at the same places; links are passed over."""
     for kind in kinds:
         for above, _, names in os.walk(folder / kind):
-            for name in names:
-                source = Path(above) / name
-                if source.is_file() and not source.is_symlink():
-                    link_or_copy(source, writer.path(*source.relative_to(folder).parts))
+            target = writer.path(*Path(above).relative_to(folder).parts)  # checked once for all files of a folder
+            link_or_copy_all(Path(above), names, target)
 
 
 def _faults(parts: Sequence[_Part], name: str) -> list[Failure]:

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,7 +16,6 @@ from normalcy.config import build
 from normalcy.data.dataset import Failure
 from normalcy.data.polygons import outlines
 from normalcy.data.slides import Slide, TileSettings, slide_files, tiles_of
-from normalcy.detector import Detector
 from normalcy.errors import DataError, SettingsError
 from normalcy.files import prepare_target, reading_text, refuse_source, remove, write_folder, writing
 from normalcy.provenance import NOTICE, versions
@@ -26,6 +25,9 @@ from normalcy.results.run import RUN, Shard, SlideFile, SlidesRun, shard_of
 from normalcy.results.schema import dumps, load
 from normalcy.results.writer import Writer
 from normalcy.scoring import Result
+
+if TYPE_CHECKING:
+    from normalcy.detector import Detector
 
 SLIDES = "slides.csv"
 SLIDE_COLUMNS = ("slide", "score", "tiles", "flagged_fraction")

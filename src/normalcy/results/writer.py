@@ -81,6 +81,15 @@ class Writer:
             yield add
 
 
+class ImageNames:
+    """Of the images of a data set, by path: ``files``, base names of their files, and ``places``, positions in the set."""
+
+    def __init__(self, data: DataSet) -> None:
+        paths = [item.path for item in data.items]
+        self.files: Mapping[str, str] = dict(zip(paths, file_names(paths)))
+        self.places: Mapping[str, int] = {path: i for i, path in enumerate(paths)}
+
+
 class ImageWriter:
     """Maps, restored images and masks of a run, in threads, while the next images are scored.
 
@@ -89,14 +98,16 @@ class ImageWriter:
     """
 
     def __init__(
-        self, writer: Writer, data: DataSet, maps: bool | Callable[[Result], bool], span: MapRange | None
+        self,
+        writer: Writer,
+        data: DataSet,
+        maps: bool | Callable[[Result], bool],
+        span: MapRange | None,
+        names: ImageNames | None = None,
     ) -> None:
         self.writer, self.data, self.maps, self.span = writer, data, maps, span
-        paths = [item.path for item in data.items]
-        self.names: Mapping[str, str] = dict(zip(paths, file_names(paths)))
+        self.names = names or ImageNames(data)
         self.incomplete: list[Failure] = []
-        self.places = {path: i for i, path in enumerate(paths)}
-        """Position of each image in the data set."""
         _palette()  # before there are threads: base64 fills a table of its own when it is first used, without a lock
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1)
         self._waiting: deque[tuple[Future[None], int]] = deque()
@@ -130,7 +141,7 @@ class ImageWriter:
             self.span = (self._low, self._high)
             span = self.span
             deque(self._pool.map(lambda base: picture_map(self.writer, base, span), sorted(self._unpictured)), maxlen=0)
-        self.incomplete.sort(key=lambda one: self.places[one.path])
+        self.incomplete.sort(key=lambda one: self.names.places[one.path])
 
     def _finish_first(self) -> None:
         future, size = self._waiting.popleft()
@@ -138,7 +149,7 @@ class ImageWriter:
         self._held -= size
 
     def _write(self, r: Result) -> None:
-        base = self.names[r.path]
+        base = self.names.files[r.path]
         steps: list[Callable[[], None]] = []
         if self.maps is True or (callable(self.maps) and self.maps(r)):
             steps.append(lambda: self._write_arrays(base, r))
@@ -192,7 +203,7 @@ class ImageWriter:
 
     def _write_mask(self, base: str, r: Result) -> None:
         """The mask of an image, unless it is empty; never one of another size than the image's."""
-        i = self.places[r.path]
+        i = self.names.places[r.path]
         mask = self.data.mask(i)
         if mask is None or not mask.any():
             return
