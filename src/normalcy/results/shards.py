@@ -26,6 +26,7 @@ from normalcy.files import (
 )
 from normalcy.results.folder import LARGEST_TABLE
 from normalcy.results.names import LATENTS, meant
+from normalcy.results.pictures import picture_map
 from normalcy.results.predict import FAULT_COLUMNS, write_faults
 from normalcy.results.run import (
     CASE_COLUMNS,
@@ -42,7 +43,7 @@ from normalcy.results.run import (
 )
 from normalcy.results.schema import dumps, load
 from normalcy.results.slides import SLIDE_COLUMNS, SLIDES
-from normalcy.results.writer import Writer, picture_map
+from normalcy.results.writer import Writer
 from normalcy.training.log import TRAIN_LOG
 
 KINDS = ("maps", "restored", "uncertainty", "extra_maps", "masks")
