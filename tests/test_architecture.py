@@ -45,7 +45,7 @@ ALLOWED = {
     "settings": METHOD | {"methods", "nets", "preprocessing", "training"},
     "scoring": BELOW_DETECTOR - {"settings", "methods", "nets"},
     "model_folder": FOUNDATION,
-    "engines": METHOD | {"engines"},
+    "engines": METHOD | {"engines", "nets.backbones"},
     "detector": BELOW_DETECTOR | {"engines", "model_folder"},
     "export": USE | {"export", "results"},
     "results": USE | {"results"},

@@ -30,8 +30,15 @@ class Reservoir:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.rows = torch.empty(0)
+        self._parts: list[Tensor] = []
         self._keys = torch.empty(0, dtype=torch.float64)
+
+    @property
+    def rows(self) -> Tensor:
+        """(n, d)"""
+        if len(self._parts) != 1:  # not at each addition: copies would take longer than features
+            self._parts = [torch.cat(self._parts) if self._parts else torch.empty(0)]
+        return self._parts[0]
 
     def add(self, rows: Tensor) -> None:
         """Add ``rows`` (n, d); only those that are kept are copied."""
@@ -40,10 +47,10 @@ class Reservoir:
             entering = keys < self._keys.max()
             keys, rows = keys[entering], rows[entering.to(rows.device)]
         self._keys = torch.cat([self._keys, keys])
-        self.rows = torch.cat([self.rows, rows]) if len(self.rows) else rows
+        self._parts.append(rows)
         if len(self._keys) > self.capacity:
             self._keys, kept = self._keys.topk(self.capacity, largest=False, sorted=False)
-            self.rows = self.rows[kept.to(self.rows.device)]
+            self._parts = [self.rows[kept.to(rows.device)]]
 
 
 def k_centre(points: Tensor, count: int, slack: float = 0.0, pool: int = 2048) -> Tensor:
