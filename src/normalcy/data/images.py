@@ -234,7 +234,7 @@ def _npy_head(shape: tuple[int, ...]) -> bytes:
     return head.getvalue()
 
 
-def _deflate(rows: Array, level: int) -> bytes:
+def _deflate(rows: Any, level: int) -> bytes:
     try:
         import imagecodecs
     except ImportError:  # the runtime may be without it

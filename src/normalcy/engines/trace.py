@@ -77,7 +77,7 @@ def traced(module: nn.Module, images: Tensor, names: Sequence[str]) -> bytes:
 
     Raises SettingsError where the network cannot be traced, or ``onnx`` is not installed.
     """
-    buffer = io.BytesIO()
+    buffer: Any = io.BytesIO()
     try:
         with torch.no_grad(), _quiet():
             torch.onnx.export(
@@ -92,7 +92,7 @@ def traced(module: nn.Module, images: Tensor, names: Sequence[str]) -> bytes:
             )
     except Exception as error:  # of the tracing and the converter
         raise SettingsError(f"The network cannot be traced ({str(error).strip().splitlines()[:1]}).") from error
-    return buffer.getvalue()
+    return bytes(buffer.getvalue())
 
 
 class _Outputs(nn.Module):

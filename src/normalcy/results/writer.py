@@ -27,6 +27,7 @@ from normalcy.results.names import NIFTI, file_names, harmless, named
 from normalcy.results.run import MapRange
 from normalcy.scoring import Result
 
+Content = bytes | memoryview
 AT_ONCE = 2**28
 """Bytes of results that may wait for being written; scoring waits when there are more."""
 
@@ -53,7 +54,7 @@ class Writer:
         write_bytes(path, data)
         return path
 
-    def new(self, name: str, *parts: bytes | memoryview) -> None:
+    def new(self, name: str, *parts: Content) -> None:
         """A file of an image, which is there once, in a folder that is not yet seen (see :func:`~normalcy.files.write_new`)."""
         above, _, last = name.rpartition("/")
         if above not in self._inside:
