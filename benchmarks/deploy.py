@@ -1,26 +1,36 @@
 """Scoring by engine: torch, onnxruntime, OpenVINO in 32 bits and in bfloat16, from PNG files; and a peer's exported model.
 
-    pip install 'normalcy[export,openvino]'      # with anomalib in the same environment for --peer
-    python benchmarks/deploy.py [--training 300] [--test 96] [--peer]
+    pip install 'normalcy[export,openvino]'
+    python benchmarks/deploy.py --prepare [--peer PYTHON]     # once; PYTHON: of an environment with anomalib and openvino
+    python benchmarks/deploy.py [--rows patchcore-1,...]      # the rows that results/deploy.json does not have yet
 
-Solar cells (package elpv-dataset). PatchCore at 256x256 with 10,000 memory patches and the default backbone; autoencoder, vae
-(score elbo) and dpa at 128x128, deep_svdd at 64x64, fitted for a few steps, as speed does not depend on them. Each engine uses
-one thread and scores the same PNG files to arrays; rounds are interleaved and the fastest counts, in images per second of
-processor time, so that other work on the machine counts less. Also: a results folder against arrays, the latency of one image
-in memory (wall clock, one thread), and the largest difference of scores from torch.
+Solar cells (package elpv-dataset). PatchCore at 256x256 with 761 training images (the held-out ones included), 10,000 memory
+patches and the default backbone; autoencoder, vae (score elbo) and dpa at 128x128, deep_svdd at 64x64, fitted for a few steps, as
+speed does not depend on them. All engines score the same PNG files, in interleaved rounds in one process; the fastest counts.
 
---peer: anomalib's PatchCore with the same backbone weights, images, and as many memory patches, exported by torch.onnx and
-run by OpenVINO in 32 bits, from the same files (read by Pillow, normalised and resized as its pre-processor does).
+A row is METHOD-CORES. On one core (one thread of the engine): images per second of processor time, so that other work on the
+machine counts less. On two cores: per second of the clock. Each has the rates to arrays and, with the fastest engine in 32 bits,
+into a results folder; the largest difference of scores from torch; the latency of one image in memory (wall clock).
 
-Writes results/deploy.json with the processor.
+The peer is PatchCore of anomalib with the same backbone weights and as many memory patches (of the first training images, without
+a choice, which takes it hours and does not change the time of scoring), exported by torch.onnx in its environment, and run by
+OpenVINO in 32 bits in the rounds of the row patchcore, from the same files one by one (read by Pillow, normalised and resized as
+its pre-processor does).
+
+fit-1 is PatchCore's fit in processor seconds: its backbone by torch, and by an engine.
+
+Work files lie in --folder, which should be on a file system where few files were deleted in the last minutes: ext4 passes over
+the inodes of these one by one when it makes a file. A row that is interrupted is measured again. Writes results/deploy.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
-import tempfile
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -33,7 +43,7 @@ import torch
 from normalcy import Detector, open_data
 from normalcy.data.dataset import DataSet
 from normalcy.data.images import write_image
-from normalcy.engines.graph import has_bf16
+from normalcy.engines.graph import Engine, Graph, Precision, has_bf16
 from normalcy.export import export
 from normalcy.export.scorer import load as load_scorer
 from normalcy.provenance import write_record
@@ -46,84 +56,138 @@ METHODS: dict[str, dict[str, Any]] = {
     "dpa": {"size": 128, "steps": 2, "grow": False},
     "deep_svdd": {"size": 64, "steps": 5},
 }
-ENGINES = {"onnxruntime": ("onnx", "32"), "openvino": ("openvino", "32"), "openvino bf16": ("openvino", "bf16")}
-ROUNDS = 2
+ENGINES: dict[str, tuple[str, Precision]] = {
+    "onnxruntime": ("onnx", "32"),
+    "openvino": ("openvino", "32"),
+    "openvino bf16": ("openvino", "bf16"),
+}
+TRAINING = 761
+RESULT = Path(__file__).parent / "results" / "deploy.json"
+ROWS = [f"{name}-{cores}" for name in METHODS for cores in (1, 2)] + ["fit-1"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--training", type=int, default=761)
+    parser.add_argument("--folder", type=Path, default=Path("deploy-work"))
+    parser.add_argument("--prepare", action="store_true")
+    parser.add_argument("--peer", help="Python of an environment with anomalib")
+    parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--test", type=int, default=96)
-    parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--peer", action="store_true")
+    parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     torch.set_num_threads(1)
+    if given.prepare:
+        prepare(given.folder, given.test, given.peer)
+        return
+    facts: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    rows: dict[str, Any] = facts.get("rows", {})
+    for row in [row for row in given.rows.split(",") if row not in rows]:
+        name, cores = row.split("-")
+        rows[row] = fit_seconds() if name == "fit" else measure(name, int(cores), given.folder, given.rounds)
+        print(row, json.dumps(rows[row]), flush=True)
+        order = {row: rows[row] for row in ROWS if row in rows}
+        write_record(
+            RESULT,
+            {"benchmark": "images per second from PNG files", "training": TRAINING, "test": given.test, "rows": order},
+        )
+
+
+def training() -> DataSet:
+    return open_data("elpv").select(label=0).subset(np.arange(TRAINING))
+
+
+def prepare(folder: Path, test: int, peer: str | None) -> None:
+    """The test images, a fitted and exported model of each method, and the peer's, where they are missing."""
     cells = open_data("elpv").select(label=0)
-    training = cells.subset(np.arange(min(given.training, len(cells) - given.test)))
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        for k in range(given.test):
-            write_image(folder / "images" / f"{k:04d}.png", cells.read(len(cells) - 1 - k))
-        data = open_data(folder / "images")
-        results: dict[str, Any] = {}
-        facts = {
-            "benchmark": "images per second of processor time, one thread, from PNG files to arrays",
-            "training": len(training),
-            "test": given.test,
-            "methods": results,
-        }
-        for name in (
-            *given.methods.split(","),
-            *(["peer"] if given.peer else []),
-        ):  # written as it goes: the run is long
-            results[name] = peer(training, data, folder) if name == "peer" else measure(name, training, data, folder)
-            write_record(Path(__file__).parent / "results" / "deploy.json", facts)
+    for k in range(test):
+        if not (path := folder / "images" / f"{k:04d}.png").exists():
+            write_image(path, cells.read(len(cells) - 1 - k))
+    normal = training()
+    for name, words in METHODS.items():
+        model = folder / name
+        if not model.exists():
+            Detector(name, device="cpu", precision="32-true", **words).fit(normal).save(model)
+        for engine, (to, precision) in ENGINES.items():
+            out = folder / f"{name} {engine}"
+            if not out.exists() and (precision == "32" or has_bf16()):
+                export(model, out, to, precision, calibrate=normal.subset(np.arange(24)))
+    if peer is not None and not (folder / "peer.onnx").exists():
+        images = np.stack([normal.read(i)[0] for i in range(10)])
+        np.save(folder / "peer.npy", images)
+        subprocess.run([peer, str(Path(__file__)), "--export-peer", str(folder)], check=True)
 
 
-def measure(name: str, training: DataSet, data: DataSet, folder: Path) -> dict[str, Any]:
-    started = time.process_time()
-    detector = Detector(name, device="cpu", precision="32-true", **METHODS[name]).fit(training)
-    facts: dict[str, Any] = {"fit_processor_seconds": round(time.process_time() - started, 1)}
-    model = detector.save(folder / name)
-    detectors = {"torch": detector}
-    exported = {}
-    for engine, (to, precision) in ENGINES.items():
-        if precision == "bf16" and not has_bf16():
-            continue
-        out = folder / f"{name} {engine}"
-        export(model, out, to, precision, calibrate=training.subset(np.arange(24)))  # type: ignore[arg-type]
-        exported[engine] = out
+def export_peer(folder: Path) -> None:
+    """In the peer's environment."""
+    import peer as module  # the benchmark beside this one
+
+    torch.set_num_threads(1)
+
+    def first(model: Any, _: float) -> None:
+        model.memory_bank = torch.vstack(model.embedding_store)[:10_000]
+
+    module.PatchcoreModel.subsample_embedding = first
+    model = module.peer(np.load(folder / "peer.npy"))
+    batch = torch.rand(1, 3, module.SIDE, module.SIDE)
+    target = folder / "peer.onnx"
+    torch.onnx.export(model, (batch,), target, dynamo=False, input_names=["images"], dynamic_axes={"images": [0]})
+    (folder / "peer.txt").write_text(version("anomalib"))
+
+
+def measure(name: str, cores: int, folder: Path, rounds: int) -> dict[str, Any]:
+    os.sched_setaffinity(0, range(cores))
+    torch.set_num_threads(cores)
+    data = open_data(folder / "images")
+    detectors = {"torch": Detector.load(folder / name)}
+    exported = {engine: folder / f"{name} {engine}" for engine in ENGINES if (folder / f"{name} {engine}").exists()}
+    for engine, out in exported.items():
         detectors[engine] = Detector.load(out)
-        detectors[engine].method.graph = load_scorer(out, threads=1).graph  # type: ignore[union-attr]
+        detectors[engine].method.graph = load_scorer(out, threads=cores).graph  # type: ignore[union-attr]
     scores = {engine: np.zeros(0) for engine in detectors}
 
     def to_arrays(engine: str) -> None:
         scores[engine] = np.array([r.score for r in detectors[engine].stream(data)])  # type: ignore[union-attr]
 
-    rates = fastest({engine: lambda engine=engine: to_arrays(engine) for engine in detectors}, len(data))
+    runs: dict[str, Callable[[], object]] = {engine: lambda engine=engine: to_arrays(engine) for engine in detectors}
+    if name == "patchcore" and (folder / "peer.onnx").exists():
+        runs["peer"] = peer_run(folder, cores)
+    clock = time.process_time if cores == 1 else time.perf_counter
+    rates = fastest(runs, len(data), rounds, clock)
+    facts: dict[str, Any] = {"clock": "processor" if cores == 1 else "wall", "images_per_second": rates}
+    for other in ("torch", "peer"):
+        if other in rates:
+            facts[f"times_{other}"] = {engine: round(rate / rates[other], 2) for engine, rate in rates.items()}
+    if "peer" in rates:
+        facts["anomalib"] = (folder / "peer.txt").read_text()
     reference = scores["torch"]
-    facts["images_per_second"] = rates
-    facts["times_torch"] = {engine: round(rate / rates["torch"], 2) for engine, rate in rates.items()}
     facts["largest_difference"] = {
         engine: float(f"{np.abs(values - reference).max() / np.abs(reference).max():.2g}")
         for engine, values in scores.items()
+        if engine != "torch"
     }
-    best = "openvino"
-    round_ = iter(range(100))
-    into = fastest({"folder": lambda: score_into(detectors[best], data, folder / f"r{name}{next(round_)}")}, len(data))
-    facts["results_folder_against_arrays"] = round(into["folder"] / rates[best], 3)
-    facts["latency_ms"] = {engine: latency(out, data) for engine, out in exported.items()}
-    print(name, facts, flush=True)
+    best = max(("torch", "onnxruntime", "openvino"), key=lambda engine: rates[engine])
+    number = iter(range(1000))
+    results = folder / "results" / f"{os.getpid()}"
+    into: dict[str, Callable[[], object]] = {
+        "arrays": runs[best],
+        "folder": lambda: score_into(detectors[best], data, results / f"{name}-{next(number)}"),
+    }
+    both = fastest(into, len(data), rounds, clock)
+    facts["results_folder"] = {"engine": best, **both, "ratio": round(both["folder"] / both["arrays"], 3)}
+    if cores == 1:
+        facts["latency_ms"] = {engine: latency(out, data) for engine, out in exported.items()}
     return facts
 
 
-def fastest(runs: dict[str, Callable[[], object]], images: int) -> dict[str, float]:
+def fastest(
+    runs: dict[str, Callable[[], object]], images: int, rounds: int, clock: Callable[[], float]
+) -> dict[str, float]:
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, run in runs.items():
-            started = time.process_time()
+            started = clock()
             run()
-            seconds[name].append(time.process_time() - started)
+            seconds[name].append(clock() - started)
     return {name: round(images / min(values), 1) for name, values in seconds.items()}
 
 
@@ -140,33 +204,45 @@ def latency(folder: Path, data: DataSet) -> dict[str, float]:
     return {"p50": round(statistics.median(kept), 2), "p99": round(kept[int(0.99 * len(kept))], 2)}
 
 
-def peer(training: DataSet, data: DataSet, folder: Path) -> dict[str, Any]:
-    import openvino
-    import peer as module
-    from peer import SIDE, peer_input  # the benchmark beside this one
-    from peer import peer as fit_peer
+def peer_run(folder: Path, cores: int) -> Callable[[], None]:
     from PIL import Image
+    from torch.nn import functional as F
 
-    module.MEMORY = 10_000
-    images = np.stack([training.read(i)[0] for i in range(len(training))])
-    model = fit_peer(images)
-    batch = torch.rand(1, 3, SIDE, SIDE)
-    torch.onnx.export(
-        model, (batch,), folder / "peer.onnx", dynamo=False, input_names=["input"], dynamic_axes={"input": [0]}
-    )
-    core = openvino.Core()
-    hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": 1}
-    compiled = core.compile_model(core.read_model(folder / "peer.onnx"), "CPU", hints)
-    request = compiled.create_infer_request()
+    engine: Engine = "openvino"
+    graph = Graph([(folder / "peer.onnx").read_bytes()], ("score", "map"), engine, threads=cores)
     files = sorted((folder / "images").iterdir())
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
 
     def run() -> None:
         for file in files:
-            request.infer([peer_input(np.asarray(Image.open(file))[None]).numpy()])
+            x = torch.from_numpy(np.asarray(Image.open(file))[None, None]).float().div(255)
+            x = F.interpolate(x, (256, 256), mode="bilinear", antialias=True).expand(-1, 3, -1, -1)
+            graph(((x - mean) / std).numpy())
 
-    return {"images_per_second": fastest({"openvino": run}, len(data)), "anomalib": version("anomalib")}
+    return run
+
+
+def fit_seconds() -> dict[str, Any]:
+    """Of PatchCore, with its backbone by torch and by an engine; processor time."""
+    os.sched_setaffinity(0, {0})
+    seconds: dict[str, float] = {}
+    memories = {}
+    for engine in ("torch", "auto"):
+        started = time.process_time()
+        detector = Detector("patchcore", device="cpu", precision="32-true", engine=engine, size=256).fit(training())
+        seconds[engine] = round(time.process_time() - started, 1)
+        memories[engine] = detector.method.memory.numpy()  # type: ignore[union-attr]
+    difference = np.abs(memories["torch"] - memories["auto"]).max() / np.abs(memories["torch"]).max()
+    return {
+        "processor_seconds": seconds,
+        "times_torch": round(seconds["torch"] / seconds["auto"], 2),
+        "largest_difference_of_the_memory": float(f"{difference:.2g}"),
+    }
 
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    main()
+    if "--export-peer" in sys.argv:
+        export_peer(Path(sys.argv[2]))
+    else:
+        main()

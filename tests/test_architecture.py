@@ -45,7 +45,7 @@ ALLOWED = {
     "settings": METHOD | {"methods", "nets", "preprocessing", "training"},
     "scoring": BELOW_DETECTOR - {"settings", "methods", "nets"},
     "model_folder": FOUNDATION,
-    "engines": METHOD | {"engines"},
+    "engines": METHOD | {"engines", "nets.backbones"},
     "detector": BELOW_DETECTOR | {"engines", "model_folder"},
     "export": USE | {"export", "results"},
     "results": USE | {"results"},
@@ -260,7 +260,6 @@ METHODS_OF_PATHS = {
 MAY_OPEN = {
     ("cli.app", "os.open(os.devnull"): "standard output that nobody reads any more",
     ("data.diffusion", "np.loadtxt(read_text("): "lines of a text that files.py has read",
-    ("data.images", "np.save(buffer"): "a buffer in memory",
     ("results.writer", "np.save(buffer"): "a buffer in memory",
     ("results.writer", "tifffile.imwrite(buffer"): "a buffer in memory",
     ("results.dicom", "dataset.save_as(buffer"): "a buffer in memory",

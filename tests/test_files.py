@@ -304,6 +304,24 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_new_file_is_written_in_parts_and_never_over_another(tmp_path: Path) -> None:
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    files.write_new(tmp_path / "maps/a/1.npy", b"head", values.view(np.uint8).reshape(-1).data)
+    assert (tmp_path / "maps/a/1.npy").read_bytes() == b"head" + values.tobytes()
+    (tmp_path / "link").symlink_to("/dev/full")
+    for taken in ("maps/a/1.npy", "link"):
+        with pytest.raises(WriteError, match=rf"{taken}: cannot be written \(File exists\)"):
+            files.write_new(tmp_path / taken, b"other")
+    assert (tmp_path / "maps/a/1.npy").read_bytes() == b"head" + values.tobytes()
+
+
+def test_a_full_disk_while_a_new_file_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "wb", buffering=0) as full:
+        monkeypatch.setattr(files, "open", lambda *_: full, raising=False)
+        with pytest.raises(WriteError, match=r"a\.npy: cannot be written \(No space left on device\); free some space"):
+            files.write_new(tmp_path / "a.npy", b"x")
+
+
 def test_what_a_killed_write_left_is_removed_by_the_next(tmp_path: Path) -> None:
     code = """
         import os, sys

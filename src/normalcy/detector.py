@@ -128,7 +128,7 @@ class Detector:
             data = given.within(self.roi).filled()
             # What an earlier fit chose by its images does not hold for these.
             self.settings = config.fill_unset(self._given, data.scheme)
-            with _run_folder(run_dir) as folder, _shared_folder(folder, processes) as decoded:
+            with ExitStack() as engine, _run_folder(run_dir) as folder, _shared_folder(folder, processes) as decoded:
                 work = partial(self._read, data, decoded / "images.raw", processes, on_decode)
                 read = processes.once_per_node(work)
                 self._check_alike(processes, read)
@@ -136,6 +136,10 @@ class Detector:
                 shape = (x.shape[1], *self.augment.size_of(x.shape[2:]))
                 self.method = self._build(shape)
                 journal = Journal(Path(run_dir) / TRAIN_LOG if run_dir is not None else None, resume, log)
+                if self.train.engine != "torch" and self.train.devices == 1:
+                    from normalcy.engines.frozen import backbones_by_engine
+
+                    engine.enter_context(backbones_by_engine(self.method, len(x)))
                 learnt, watched = self._hold_out(x, [data.items[i].case for i in origin], stopping)
                 summary = fit(
                     self.method,
@@ -148,11 +152,11 @@ class Detector:
                     shared=shared,
                     log=journal,
                 )
-            self.records = journal.records()
-            self.calibrations = {}
-            failed = [*read.failed]
-            if len(read.carved):
-                failed += self.calibrate(data.subset(read.carved))
+                self.records = journal.records()
+                self.calibrations = {}
+                failed = [*read.failed]
+                if len(read.carved):
+                    failed += self.calibrate(data.subset(read.carved))
             self._remember(given, len(set(origin.tolist())), read.planned, summary, failed)
             warning = self.no_flags()
             if warning is not None:

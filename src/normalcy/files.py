@@ -462,6 +462,24 @@ def write_bytes(path: Path | str, data: bytes) -> None:
         file.write(data)
 
 
+def write_new(path: Path, *parts: bytes | memoryview) -> None:
+    """Writes bytes as a file that does not exist yet, in a folder that nobody sees before it is whole (:func:`write_folder`):
+    without another name first. Makes missing folders. Raises WriteError."""
+    try:
+        try:
+            file = open(path, "xb", 0)  # noqa: SIM115
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = open(path, "xb", 0)  # noqa: SIM115
+        with file:
+            for part in parts:
+                rest = memoryview(part)
+                while len(rest):
+                    rest = rest[file.write(rest) :]
+    except OSError as fault:
+        raise _cannot_write(path, fault) from fault
+
+
 def write_json(path: Path, words: Mapping[str, Any]) -> None:
     """A JSON object of finite numbers, whole or not at all."""
     write_bytes(path, json.dumps(words, indent=1, allow_nan=False).encode())

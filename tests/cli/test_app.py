@@ -25,7 +25,6 @@ def test_fit_score_evaluate_report(run: Run, tiles: Path, model: Path, tmp_path:
     values = np.load(results / "maps" / "test/spot/003.png.npy")
     assert values.shape == (40, 48)
     assert values.dtype == np.float32
-    assert Image.open(results / "maps" / "test/spot/003.png.png").size == (48, 40)
     assert Image.open(results / "restored" / "test/spot/003.png.png").size == (48, 40)
     assert len(list((results / "masks").rglob("*.png"))) == 12
     facts = json.loads((results / "run.json").read_text())
@@ -52,7 +51,10 @@ def test_fit_score_evaluate_report(run: Run, tiles: Path, model: Path, tmp_path:
     assert run("evaluate", results, "--patch", 8, "--patch-share", 0.5) == 0
     assert "patch AUROC (side 8" in run.out
     assert json.loads((results / "metrics.json").read_text())["patch"]["left_out"] > 0
-    assert run("report", results) == 0
+    assert not list(results.glob("maps/**/*.png"))
+    assert run("report", results, "--pictures") == 0
+    assert Image.open(results / "maps" / "test/spot/003.png.png").size == (48, 40)
+    assert {f.with_suffix(".npy") for f in results.glob("maps/**/*.png")} == set(results.glob("maps/**/*.npy"))
     page = (results / "report.html").read_text()
     assert "test/spot/003.png" in page
     assert "http://" not in page.replace("http://www.w3.org", "")

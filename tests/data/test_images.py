@@ -1,6 +1,7 @@
 import io
 import resource
 import struct
+import sys
 import time
 import warnings
 import zlib
@@ -18,6 +19,8 @@ from normalcy.data.images import (
     channel_first,
     decode_image,
     decode_mask,
+    encode_npy,
+    encode_png,
     image_size,
     read_image,
     read_mask,
@@ -467,6 +470,31 @@ def test_mask_is_nonzero_whatever_the_file(tmp_path):
         same(read_mask(tmp_path / "m.png"), truth)
     np.save(tmp_path / "m.npy", truth)
     same(read_mask(tmp_path / "m.npy"), truth)
+
+
+@pytest.mark.parametrize("without_imagecodecs", [False, True])
+@pytest.mark.parametrize("compress", [True, False])
+@pytest.mark.parametrize("shape", [(5, 7), (1, 1), (3, 1, 3), (4, 6, 4)])
+def test_encode_png(shape, compress, without_imagecodecs, monkeypatch):
+    if without_imagecodecs:
+        monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    for given in (pixels, np.asfortranarray(pixels)):
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(encode_png(given, compress=compress)))), pixels)
+    if pixels.ndim == 2:
+        shown = Image.open(io.BytesIO(encode_png(pixels, bytes(range(256)) * 3, compress)))
+        assert shown.mode == "P"
+        np.testing.assert_array_equal(np.asarray(shown), pixels)
+        np.testing.assert_array_equal(
+            np.asarray(shown.convert("RGB")).reshape(-1, 3)[0], (np.arange(3) + 3 * int(pixels.flat[0])) % 256
+        )
+
+
+@pytest.mark.parametrize(
+    "values", [np.eye(3)[::2], np.zeros((0, 2), ">f8"), np.arange(24.0).reshape(2, 3, 4).T, np.eye(2) > 0]
+)
+def test_encode_npy(values):
+    same(np.load(io.BytesIO(b"".join(encode_npy(values)))), values.astype(np.float32))
 
 
 def test_write_image(tmp_path):

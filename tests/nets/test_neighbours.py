@@ -138,3 +138,18 @@ def test_candidates_in_bfloat16_give_the_nearest(kind: str):
 def test_search_without_candidates_stays_within_the_memory():
     _, indices = neighbours._nearest_by_bf16(torch.full((2, 4), torch.nan), torch.eye(4))
     assert indices.max() < 4
+
+
+@pytest.mark.parametrize("size", [1, 3, 16, 17, 1003])
+@pytest.mark.parametrize("shift", [0, 1000])
+def test_groups_give_the_nearest(size: int, shift: float):
+    """The search of exported graphs, against all distances in float64; copies of a row are equally near."""
+    memory, queries = clustered(1003)[:size] + shift, clustered(300, seed=1) + shift
+    distances, indices = neighbours._nearest_by_groups(queries, memory, memory.mean(0))
+    expected = torch.cdist(queries.double(), memory.double())
+    assert distances.shape == indices.shape == (300, 1)
+    assert torch.allclose(distances[:, 0].double(), expected.amin(1), rtol=1e-5, atol=1e-5)
+    assert torch.allclose(expected.gather(1, indices), expected.amin(1, keepdim=True), rtol=1e-5, atol=1e-5)
+    found = neighbours._nearest_by_groups(memory, memory, memory.mean(0))
+    assert found[0].max() == 0
+    assert torch.equal(memory[found[1][:, 0]], memory)

@@ -19,6 +19,7 @@ from normalcy.data.open import as_dataset, open_data
 from normalcy.errors import DataError, SettingsError
 from normalcy.results.evaluate import evaluate
 from normalcy.results.folder import read_results
+from normalcy.results.pictures import write_pictures
 from normalcy.results.predict import score_into
 from normalcy.results.run import Shard, read_run, read_shard, shard_of
 from normalcy.results.shards import merge
@@ -99,9 +100,12 @@ def test_pictures_of_an_uncalibrated_model_get_the_range_of_all(parts: Path, tmp
     data = open_data(str(parts / "img"))
     score_into(detector, data, tmp_path / "one")
     made = shards(detector, data, tmp_path, 3)
+    for folder in (tmp_path / "one", *made):
+        write_pictures(read_results(folder))
     before = [files_of(folder) for folder in made]
     merge(made, tmp_path / "all")
     assert files_of(tmp_path / "all") == files_of(tmp_path / "one")
+    assert len(list((tmp_path / "all" / "maps").rglob("*.png"))) == len(data)
     assert read_run(tmp_path / "all").map_range == read_run(tmp_path / "one").map_range
     assert [files_of(folder) for folder in made] == before  # the files are shared with the merged folder
 

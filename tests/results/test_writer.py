@@ -19,9 +19,10 @@ from normalcy import DataError, Detector, SettingsError, open_data
 from normalcy.data.dataset import DataSet, Item
 from normalcy.data.open import as_dataset
 from normalcy.report import write_report
-from normalcy.results import writer
+from normalcy.results import pictures
 from normalcy.results.evaluate import evaluate
 from normalcy.results.folder import MAPS, MASKS, read_results
+from normalcy.results.pictures import write_pictures
 from normalcy.results.predict import score_into
 from normalcy.results.run import read_run
 from normalcy.results.writer import Writer
@@ -189,6 +190,7 @@ def test_pictures_of_maps_have_one_range(tmp_path: Path, calibration: float, til
     data = as_dataset(np.stack([texture(100), texture(101), texture(102, defect=True)]))
     run = score_into(detector, data, tmp_path / "R", tile=tile)
     assert run.map_range is not None
+    assert write_pictures(read_results(tmp_path / "R")) == 3
     shown = [np.asarray(Image.open(tmp_path / f"R/maps/images/{k:05}.png")) for k in range(3)]  # indices of colours
     maps = [np.load(tmp_path / f"R/maps/images/{k:05}.npy") for k in range(3)]
     low, high = run.map_range
@@ -211,8 +213,10 @@ def test_the_palette_is_decoded_before_there_are_threads(
         threads.add(threading.current_thread().name)
         return decode(text)
 
-    writer._palette.cache_clear()
-    monkeypatch.setattr(writer.base64, "b85decode", watched)
     score_into(detector, open_data(parts / "img"), parts / "R")
-    assert len(list((parts / "R" / "maps").glob("*.png"))) > 1
+    assert not list((parts / "R" / "maps").rglob("*.png")), "only when somebody asks for them"
+    pictures._palette.cache_clear()
+    monkeypatch.setattr(pictures.base64, "b85decode", watched)
+    write_pictures(read_results(parts / "R"))
+    assert len(list((parts / "R" / "maps").rglob("*.png"))) > 1
     assert threads == {threading.main_thread().name}

@@ -170,6 +170,9 @@ PatchShare = Annotated[
 AnyResults = Annotated[Path, Argument(metavar="RESULTS", help="Results folder, or output folder of normalcy compare.")]
 DicomOut = Annotated[Path, Option(help="Folder for the DICOM files, with a folder for each image.")]
 SourceImages = Annotated[str | None, Option("--data", help="The images, if they are not found or have changed.")]
+Pictures = Annotated[
+    bool, Option("--pictures", help="Also write each map as a PNG beside it, for a file viewer, with one colour scale.")
+]
 
 Neurological = Annotated[
     bool, Option("--neurological", help="Show the patient's left on the left, instead of the right as radiologists do.")

@@ -38,13 +38,18 @@ def report(
     data: o.SourceImages = None,
     data_root: o.DataRoot = None,
     neurological: o.Neurological = False,
+    pictures: o.Pictures = False,
 ) -> None:
     """Write a self-contained HTML report.
 
     Shows the input images if they are found and have not changed, or are given with --data.
     """
     from normalcy.report import write_comparison, write_report
+    from normalcy.results.folder import read_results
+    from normalcy.results.pictures import write_pictures
 
+    if pictures:
+        show(f"Wrote {write_pictures(read_results(results))} maps as PNG -> {results / 'maps'}")
     if (results / "compare.json").exists():
         page = write_comparison(results)
     else:

@@ -18,6 +18,7 @@ import logging
 import math
 import struct
 import warnings
+import zlib
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
@@ -160,16 +161,34 @@ def write_image(path: Path | str, image: Array, low: float | None = None, high: 
         top = high if high is not None else float(inside.max(initial=-np.inf)) if inside.size else 1.0
         scaled = (values - bottom) / (top - bottom if top > bottom else 1.0)
         image = np.round(255 * np.nan_to_num(np.clip(scaled, 0, 1))).astype(np.uint8)
-    pixels = np.ascontiguousarray(np.moveaxis(image, 0, -1) if len(image) > 1 else image[0])
-    try:
-        import imagecodecs
-    except ImportError:  # the runtime may be without it
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
-        write_bytes(path, buffer.getvalue())
-        return
-    # Run lengths of horizontal differences: 8 times faster than Pillow's default, and smaller for photographs.
-    write_bytes(path, bytes(imagecodecs.png_encode(pixels, level=1, strategy=3, filter=16)))
+    write_bytes(path, encode_png(np.moveaxis(image, 0, -1) if len(image) > 1 else image[0]))
+
+
+def encode_png(pixels: Array, palette: bytes = b"", compress: bool = True) -> bytes:
+    """A PNG of uint8 (H, W), grey or indices of a ``palette`` (red, green, blue of each colour), or (H, W, 3 or 4).
+
+    Differences from the pixel to the left, compressed lightly: as small as libpng's for photographs, in half its time. Without
+    ``compress`` it takes a tenth of the time and, of photographs, two to three times the space.
+    """
+    height, width = pixels.shape[:2]
+    step = 1 if pixels.ndim == 2 else pixels.shape[2]
+    flat = pixels.reshape(height, width * step)
+    rows = np.empty((height, 1 + flat.shape[1]), np.uint8)
+    rows[:, 0] = 1  # the filter "Sub"
+    rows[:, 1 : 1 + step] = flat[:, :step]
+    np.subtract(flat[:, step:], flat[:, :-step], out=rows[:, 1 + step :])
+    kind = 3 if palette else {1: 0, 3: 2, 4: 6}[step]
+    head = struct.pack(">2I5B", width, height, 8, kind, 0, 0, 0)
+    chunks = [
+        (b"IHDR", head),
+        *([(b"PLTE", palette)] if palette else []),
+        (b"IDAT", _deflate(rows, int(compress))),
+        (b"IEND", b""),
+    ]
+    parts = [b"\x89PNG\r\n\x1a\n"]
+    for name, data in chunks:
+        parts += [struct.pack(">I", len(data)), name, data, struct.pack(">I", zlib.crc32(data, zlib.crc32(name)))]
+    return b"".join(parts)
 
 
 def read_raw(path: Path) -> Array:
@@ -191,14 +210,37 @@ def write_raw(path: Path | str, array: Array) -> None:
     suffix = Path(path).suffix.lower()
     buffer = io.BytesIO()
     if suffix == ".npy":
-        np.save(buffer, array.astype(np.float32), allow_pickle=False)
-    elif suffix in (".tif", ".tiff") and array.ndim == 2:
+        write_bytes(path, b"".join(encode_npy(array)))
+        return
+    if suffix in (".tif", ".tiff") and array.ndim == 2:
         import tifffile
 
         tifffile.imwrite(buffer, array.astype(np.float32), photometric="minisblack", compression="zlib")
     else:
         raise DataError(f"{path}: expected .npy, or .tiff for (H, W), to write an array of shape {array.shape}.")
     write_bytes(path, buffer.getvalue())
+
+
+def encode_npy(array: Array) -> tuple[bytes, memoryview]:
+    """Float32 values as a .npy file: its head and its values."""
+    values = np.ascontiguousarray(array, np.dtype("<f4"))
+    return _npy_head(values.shape), values.reshape(-1).view(np.uint8).data
+
+
+@cache
+def _npy_head(shape: tuple[int, ...]) -> bytes:
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return head.getvalue()
+
+
+def _deflate(rows: Any, level: int) -> bytes:
+    try:
+        import imagecodecs
+    except ImportError:  # the runtime may be without it
+        packer = zlib.compressobj(level, strategy=zlib.Z_RLE)
+        return packer.compress(rows) + packer.flush()
+    return bytes(imagecodecs.deflate_encode(rows, level=level))
 
 
 def _decode(data: bytes, name: str, limits: Limits) -> Array:

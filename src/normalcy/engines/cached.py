@@ -65,7 +65,7 @@ def faster(
     Raises SettingsError where an engine that was asked for by name is missing or cannot score by this method.
     """
     asked = engine != "auto"
-    # In 32 bits onnxruntime takes less of a processor's time (benchmarks/results/deploy.json).
+    # In 32 bits onnxruntime takes less of a processor's time for most methods (benchmarks/results/deploy.json).
     wanted: Engine = (
         "openvino" if engine == "openvino" or (not asked and "onnxruntime" not in available()) else "onnxruntime"
     )

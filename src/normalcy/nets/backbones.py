@@ -44,6 +44,8 @@ class Backbone(nn.Module):
     mean: Tensor
     std: Tensor
     has_weights: Tensor
+    frozen: Callable[[Tensor], list[Tensor] | None] | None = None
+    """What computes the maps in its place where no gradient is needed, see :mod:`normalcy.engines.frozen`."""
 
     def __init__(
         self, name: str, layers: Sequence[int] | None, channels: int, bf16: bool = False, norm: bool = False
@@ -95,6 +97,14 @@ class Backbone(nn.Module):
         # What is traced for export has weights; asking a tensor would tie the graph to its value.
         if not torch.compiler.is_compiling() and not bool(self.has_weights):
             raise SettingsError(f"Backbone {self.name} has no weights yet: call load_pretrained() or fit first.")
+        if self.frozen is not None and not torch.compiler.is_compiling() and bf16 is None and self._is_plain(x):
+            maps = self.frozen(x)
+            if maps is not None:
+                return maps
+        if torch.compiler.is_compiling() and x.shape[1] == 1:
+            x = torch.cat(
+                [x] * 3, 1
+            )  # OpenVINO merges a multiplication that broadcasts with the first convolution, and fails
         x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)  # one channel becomes three here
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16 if bf16 is None else bf16):
             maps = self.network.forward_intermediates(
@@ -104,6 +114,11 @@ class Backbone(nn.Module):
                 last, maps = maps
                 maps = [*maps[: len(self.layers) - 1], last]
         return [m.float() for m in maps]
+
+    @staticmethod
+    def _is_plain(x: Tensor) -> bool:
+        """Whether the maps of ``x`` need no gradient and are computed on the processor in 32 bits."""
+        return x.device.type == "cpu" and x.dtype == torch.float32 and not (x.requires_grad and torch.is_grad_enabled())
 
     def load_pretrained(self) -> None:
         """Fetch the weights from the package, the file or the hub; does nothing when they are already loaded.

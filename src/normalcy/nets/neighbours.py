@@ -10,6 +10,8 @@ from normalcy.errors import SettingsError
 
 GROUP = 8
 """Rows of a memory that are kept or ruled out together."""
+SEARCHED = 16
+"""Rows of a memory in a group of :func:`_nearest_by_groups`."""
 LARGEST_BLOCK = 2**24
 """Values in a block of distances: 64 MB of float32."""
 
@@ -28,8 +30,15 @@ class Reservoir:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.rows = torch.empty(0)
+        self._parts: list[Tensor] = []
         self._keys = torch.empty(0, dtype=torch.float64)
+
+    @property
+    def rows(self) -> Tensor:
+        """(n, d)"""
+        if len(self._parts) != 1:  # not at each addition: copies would take longer than features
+            self._parts = [torch.cat(self._parts) if self._parts else torch.empty(0)]
+        return self._parts[0]
 
     def add(self, rows: Tensor) -> None:
         """Add ``rows`` (n, d); only those that are kept are copied."""
@@ -38,10 +47,10 @@ class Reservoir:
             entering = keys < self._keys.max()
             keys, rows = keys[entering], rows[entering.to(rows.device)]
         self._keys = torch.cat([self._keys, keys])
-        self.rows = torch.cat([self.rows, rows]) if len(self.rows) else rows
+        self._parts.append(rows)
         if len(self._keys) > self.capacity:
             self._keys, kept = self._keys.topk(self.capacity, largest=False, sorted=False)
-            self.rows = self.rows[kept.to(self.rows.device)]
+            self._parts = [self.rows[kept.to(rows.device)]]
 
 
 def k_centre(points: Tensor, count: int, slack: float = 0.0, pool: int = 2048) -> Tensor:
@@ -119,9 +128,11 @@ def nearest(queries: Tensor, memory: Tensor, k: int = 1) -> tuple[Tensor, Tensor
     shifted = memory - centre
     squares = shifted.square().sum(1)
     k = min(k, len(memory))
+    if k == 1 and torch.compiler.is_compiling():
+        return _nearest_by_groups(queries, memory, centre)
     distances, indices = [], []
-    # Traced for export: one block, as the number of blocks would fix the size of a batch.
     step = max(1, LARGEST_BLOCK // len(memory))
+    # Traced for export: one block, as the number of blocks would fix the size of a batch.
     for part in [queries] if torch.compiler.is_compiling() else torch.split(queries, step):
         ranks = torch.addmm(squares, part - centre, shifted.T, alpha=-2)
         closest = ranks.argmin(1, keepdim=True) if k == 1 else ranks.topk(k, dim=1, largest=False).indices
@@ -129,6 +140,24 @@ def nearest(queries: Tensor, memory: Tensor, k: int = 1) -> tuple[Tensor, Tensor
         distances.append(exact)
         indices.append(closest.gather(1, order))
     return torch.cat(distances), torch.cat(indices)
+
+
+def _nearest_by_groups(queries: Tensor, memory: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest row of ``memory`` to each query, for engines, in which an argmin over all rows is slow.
+
+    By the least rank of each of m / G groups of rows, the group of the least, and the distances of its G rows. In one block, as
+    the number of blocks would fix the size of a batch.
+    """
+    count = -(-len(memory) // SEARCHED)
+    padded = torch.cat(
+        [memory, memory[-1:].expand(SEARCHED * count - len(memory), -1)]
+    )  # group k: rows k, k + count, ...
+    shifted = padded - centre
+    ranks = torch.addmm(shifted.square().sum(1), queries - centre, shifted.T, alpha=-2)
+    group = ranks.view(-1, SEARCHED, count).amin(1).argmin(1)
+    members = padded.view(SEARCHED, count, -1).transpose(0, 1)[group]  # (n, G, d)
+    distance, place = (queries.unsqueeze(1) - members).norm(dim=2).min(1, keepdim=True)
+    return distance, (place * count + group.unsqueeze(1)).clamp(max=len(memory) - 1)
 
 
 def _worth_bf16(queries: Tensor, memory: Tensor) -> bool:

@@ -30,6 +30,7 @@ from normalcy.files import (
 )
 from normalcy.results.folder import LARGEST_TABLE, read_rows_of
 from normalcy.results.names import LATENTS, meant
+from normalcy.results.pictures import picture_map
 from normalcy.results.predict import FAULT_COLUMNS, finish_scores, write_faults
 from normalcy.results.run import (
     COLUMNS,
@@ -43,7 +44,7 @@ from normalcy.results.run import (
 )
 from normalcy.results.schema import dumps, load
 from normalcy.results.slides import SLIDE_COLUMNS, SLIDES
-from normalcy.results.writer import Writer, picture_map
+from normalcy.results.writer import Writer
 from normalcy.training.log import TRAIN_LOG
 
 KINDS = ("maps", "restored", "uncertainty", "extra_maps", "masks")

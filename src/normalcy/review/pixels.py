@@ -18,7 +18,7 @@ from normalcy.arrays import Array, Float32, Float64, Mask
 from normalcy.data.volumes import Space, require_nibabel
 from normalcy.errors import DataError
 from normalcy.files import bounded_gunzip
-from normalcy.results.writer import picture
+from normalcy.results.pictures import picture
 
 LARGEST_SIDE = 4096
 """Pixels along a side of an image that is sent; larger ones are sent with every second (third ...) pixel."""

@@ -36,7 +36,7 @@ USUAL_SEEDS = 3
 PACKAGED = Path(__file__).parent / "tables"
 IDLE = {"seed", "device", "devices", "compile", "checkpoint_seconds", "checkpoint_steps", "log_steps"}
 """Settings that are no part of a cell's settings: the seed is named beside them, the others change no number."""
-ADDED = {"max_skipped": 0.1, "early_stop": True, "roi": None}
+ADDED = {"max_skipped": 0.1, "early_stop": True, "roi": None, "engine": "auto"}
 """Settings that came after the first cells -> default; left out of a cell's settings there, so that its file keeps its name."""
 METRICS: Mapping[str, str] = {
     "image_auroc": "Image AUROC",
