@@ -44,7 +44,7 @@ class Costs:
     table: float
     """Map and restored image at the size of the image, and the row of the tables."""
     maps: float = 0.0
-    """For the map, its picture and the restored image; 0 without."""
+    """For the map and the restored image; 0 without."""
     merge: float = 0.0
     """For each image, by the process that merges."""
     image_bytes: float = 0.0
@@ -282,7 +282,7 @@ def measured(method: str = "autoencoder", engine: str = "onnxruntime", maps: boo
         image_bytes=decode["bytes"],
         row_bytes=sizes["scores.csv"],
         map_bytes=sum(size for name, size in sizes.items() if name != "scores.csv") if maps else 0.0,
-        map_files=3 if maps else 0,
+        map_files=2 if maps else 0,
     )
 
 

@@ -233,7 +233,6 @@ def write(folder: Path, data_root: Path) -> dict[str, Any]:
     sizes = {
         "scores.csv": (out / "scores.csv").stat().st_size,
         "maps/*.npy": sum(path.stat().st_size for path in (out / "maps").glob("*.npy")),
-        "maps/*.png": sum(path.stat().st_size for path in (out / "maps").glob("*.png")),
         "restored/*.png": sum(path.stat().st_size for path in (out / "restored").glob("*.png")),
     }
     return {

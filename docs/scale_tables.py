@@ -101,7 +101,7 @@ def costs() -> str:
             f"{written['bytes']['scores.csv']:,} in `scores.csv`",
         ),
         (
-            "map, its picture and restored image, 256x256",
+            "map and restored image, 256x256",
             ms(written["maps_ms"]),
             ", ".join(f"{size:,} in `{name}`" for name, size in written["bytes"].items() if name != "scores.csv"),
         ),
