@@ -114,6 +114,7 @@ def ranking_intervals(
     The scores are sorted once, and a resample is a sum over images whatever the number of statistics. For statistics of hits and
     alarms, not of thresholds. Memory: about 100 bytes per image.
 
+    >>> from normalcy.metrics import Ranking, average_precision
     >>> labels, scores = [0, 0, 0, 0, 1, 1, 1, 1], [0.1, 0.2, 0.3, 0.6, 0.4, 0.5, 0.7, 0.9]
     >>> area, precision = ranking_intervals([Ranking.auroc, Ranking.average_precision], labels, scores)
     >>> precision == bootstrap_interval(average_precision, labels, scores, labels=labels)

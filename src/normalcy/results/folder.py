@@ -13,11 +13,11 @@ import numpy.typing as npt
 from normalcy.arrays import Float64
 from normalcy.files import is_inside
 from normalcy.results.columns import LARGEST_TABLE as LARGEST_TABLE
-from normalcy.results.columns import Columns, Kinds, Texts, as_numbers, read_columns, read_rows
+from normalcy.results.columns import Kinds, Texts, as_numbers, read_rows
 from normalcy.results.metrics import METRICS, Metrics, read_metrics
 from normalcy.results.names import LATENTS as LATENTS
 from normalcy.results.names import NIFTI, named
-from normalcy.results.parts import open_parts
+from normalcy.results.parts import read_rows_of
 from normalcy.results.run import REMEDY, RUN, Model, Run, Scored, SlidesRun, Thresholds, read_run
 from normalcy.results.schema import load
 
@@ -105,13 +105,6 @@ def read_results(folder: Path) -> ResultsFolder:
     rows = read_rows_of(folder)
     metrics = read_metrics(folder) if (folder / METRICS).exists() else None
     return ResultsFolder(folder, **vars(rows), run=run, metrics=metrics)
-
-
-def read_rows_of(folder: Path) -> Columns:
-    """The rows of scores.csv, from its Parquet parts where there are some and pyarrow is installed."""
-    path = folder / "scores.csv"
-    parts = open_parts(folder) if path.is_file() and is_inside(path, folder) else None
-    return parts or Columns.joined(list(read_columns(path)))
 
 
 def read_slides(folder: Path) -> tuple[ResultsFolder, SlidesRun]:

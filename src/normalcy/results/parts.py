@@ -82,6 +82,13 @@ def open_parts(folder: Path) -> Columns | None:
     return _Parts(folder).columns()
 
 
+def read_rows_of(folder: Path) -> Columns:
+    """The rows of scores.csv, from its Parquet parts where there are some and pyarrow is installed."""
+    path = folder / "scores.csv"
+    parts = open_parts(folder) if path.is_file() and is_inside(path, folder) else None
+    return parts or Columns.joined(list(read_columns(path)))
+
+
 # -- private -----------------------------------------------------------------------------------------------------------
 
 

@@ -18,9 +18,8 @@ from normalcy.data.dataset import DataSet, Failure
 from normalcy.errors import DataError
 from normalcy.files import new_array, prepare_target, refuse_existing, refuse_source, write_folder
 from normalcy.results.cases import write_cases
-from normalcy.results.folder import read_rows_of
 from normalcy.results.names import LATENTS, readable
-from normalcy.results.parts import write_parts
+from normalcy.results.parts import read_rows_of, write_parts
 from normalcy.results.run import (
     COLUMNS,
     LISTED,

@@ -28,8 +28,9 @@ from normalcy.files import (
     refuse_source,
     write_folder,
 )
-from normalcy.results.folder import LARGEST_TABLE, read_rows_of
+from normalcy.results.folder import LARGEST_TABLE
 from normalcy.results.names import LATENTS, meant
+from normalcy.results.parts import read_rows_of
 from normalcy.results.pictures import picture_map
 from normalcy.results.predict import FAULT_COLUMNS, finish_scores, write_faults
 from normalcy.results.run import (
