@@ -4,7 +4,7 @@
     python benchmarks/scaling.py --data-root DIR [--seconds 280] [--rounds 2] [--anew]
 
 Data: 1,000 chest X-rays of 256x256 (chest_xray_256.zip, see recipes/chest_xray.py), written as PNG ten times under different
-names, in ten folders. Autoencoder at 64x64 with the engine that `normalcy score` takes by itself; maps, their pictures and
+names, in ten folders. Autoencoder at 64x64 with the engine that `normalcy score` takes by itself; maps and
 restored images are written. A worker is one core: each process is bound to one, with one thread of the network.
 
     one             normalcy score on one core

@@ -59,8 +59,7 @@ def overhead() -> str:
     head = ("command", "seconds", "processor seconds", "seconds, to one process", "processor, to one process")
     lines = [
         f"{found['images']:,} PNG of 256x256, autoencoder at 64x64, with maps, written to {found['written_to']} "
-        f"({machine(found)}). Other programs ran on both cores at a lower priority, so compare processor "
-        "seconds rather than seconds:",
+        f"({machine(found)}):",
         "",
         table(head, rows),
     ]
