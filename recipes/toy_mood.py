@@ -12,8 +12,9 @@ evaluated like any volumes: maps are in the space of the files.
 same filter, a Gaussian of 1.5 voxels. Image score and map of each row are those of one score; "reconstruction" of vq_restoration
 is the same fit without restoration. Every row trains for about 14 minutes of one core, on as many volumes as MOOD has. No setting
 was chosen on these test volumes; on volumes of another seed, pixel_quantile (0.95 and 0.99; in 3D also 0.98; with the
-bidirectional prior 0.99, 0.998, 0.9996 and 0.99995) and the halvings in 3D (2 and 3) were chosen by voxel AP, and sample_quantile (0.95 to 0.9995) by sample AP. There is no calibration set. With two
-templates, this tests the pipeline and compares methods on this task; it does not predict performance on patients.
+bidirectional prior 0.99, 0.998, 0.9996 and 0.99995) and the halvings in 3D (2 and 3) were chosen by voxel AP, and
+sample_quantile (0.95 to 0.9995) by sample AP. There is no calibration set. With two templates, this tests the pipeline and
+compares methods on this task; it does not predict performance on patients.
 
 "differences" are those of voxel AP between two maps of the same volumes, with paired bootstrap intervals. With --out, volumes,
 models and results are kept there, and models that are there are not trained again.
