@@ -301,7 +301,7 @@ RECIPES = {
         lambda found: (
             f"{found['train']} images without findings to train; {found['test']['normal']} of other patients and "
             f"{found['test']['pneumonia']} with pneumonia to test; the first seed. Networks train for about {found['minutes']:g} "
-            "minutes of one core each (wall-clock seconds, beside other work); p: DeLong's test against the best."
+            "minutes of processor time on one core; p: DeLong's test against the best."
         ),
         "auroc",
     ),

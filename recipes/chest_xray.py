@@ -1,6 +1,6 @@
 """Pneumonia in chest X-rays after training on X-rays without findings: DPA with and without progressive growing, and others.
 
-    python recipes/chest_xray.py --data-root DIR [--minutes 10]     (about 3 x 10 minutes, and 5 for the rest, on 2 cores)
+    python recipes/chest_xray.py --data-root DIR [--minutes 10]     (about 5 x 10 minutes, and 2 for the rest, on one core)
 
 Data: chest_xray_256.zip with No_findings/*.png and Pneumonia/*.png, 500 each, 256x256, named <patient>_<number>.png as in
 ChestX-ray14 of the NIH (Wang et al. 2017); images of other folders have another origin and are excluded. Patients are kept
