@@ -106,7 +106,9 @@ def main() -> None:
                 "method": method,
                 "settings": words,
                 "commit": commit(),  # rows may come from several runs
-                "scores": [float(f"{score:.7g}") for score in scores[0]],
+                "scores": " ".join(
+                    f"{score:.7g}" for score in scores[0]
+                ),  # of the first seed, in the order of the images
             }
         )
         print(f"{name:24} AUROC {first.value:.3f} [{first.low:.3f}, {first.high:.3f}]", seconds, flush=True)
@@ -129,7 +131,7 @@ def write(options: argparse.Namespace, rows: list[dict[str, Any]], train: DataSe
     for row in rows:
         row.pop("p_against_best", None)
         if row is not best:
-            row["p_against_best"] = delong_test(test.labels, best["scores"], row["scores"]).p
+            row["p_against_best"] = delong_test(test.labels, *(scores_of(one) for one in (best, row))).p
     write_record(
         options.result,
         {
@@ -144,6 +146,10 @@ def write(options: argparse.Namespace, rows: list[dict[str, Any]], train: DataSe
             "rows": rows,
         },
     )
+
+
+def scores_of(row: dict[str, Any]) -> np.ndarray:
+    return np.array(row["scores"].split(), np.float64)
 
 
 if __name__ == "__main__":

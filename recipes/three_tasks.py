@@ -102,7 +102,7 @@ def opened(column: str, root: Path) -> tuple[DataSet, DataSet]:
 
 
 def drawn(test: DataSet, counts: tuple[int, int], masks: bool) -> DataSet:
-    """Normal and anomalous test images at random, so many of each; ``masks``: none whose mask is empty."""
+    """``counts`` normal and anomalous test images, drawn at random; ``masks``: no anomalous one with an empty mask."""
     kept: tuple[list[int], list[int]] = ([], [])
     for i in map(int, np.random.default_rng(0).permutation(len(test))):
         label = int(test.items[i].label or 0)

@@ -102,9 +102,8 @@ class Backbone(nn.Module):
             if maps is not None:
                 return maps
         if torch.compiler.is_compiling() and x.shape[1] == 1:
-            x = torch.cat(
-                [x] * 3, 1
-            )  # OpenVINO merges a multiplication that broadcasts with the first convolution, and fails
+            # OpenVINO merges a multiplication that broadcasts with the first convolution, and fails.
+            x = torch.cat([x] * 3, 1)
         x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)  # one channel becomes three here
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16 if bf16 is None else bf16):
             maps = self.network.forward_intermediates(

@@ -149,9 +149,8 @@ def _nearest_by_groups(queries: Tensor, memory: Tensor, centre: Tensor) -> tuple
     the number of blocks would fix the size of a batch.
     """
     count = -(-len(memory) // SEARCHED)
-    padded = torch.cat(
-        [memory, memory[-1:].expand(SEARCHED * count - len(memory), -1)]
-    )  # group k: rows k, k + count, ...
+    # Group k: rows k, k + count, ...
+    padded = torch.cat([memory, memory[-1:].expand(SEARCHED * count - len(memory), -1)])
     shifted = padded - centre
     ranks = torch.addmm(shifted.square().sum(1), queries - centre, shifted.T, alpha=-2)
     group = ranks.view(-1, SEARCHED, count).amin(1).argmin(1)
