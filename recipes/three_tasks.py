@@ -264,7 +264,9 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--task", default=",".join(COLUMNS), help="some of the tasks; comma-separated")
     parser.add_argument("--methods", default=None, help="some methods; comma-separated")
-    parser.add_argument("--seconds", default="", help="training times of a method that trains by gradients, for every task")
+    parser.add_argument(
+        "--seconds", default="", help="training times of a method that trains by gradients, for every task"
+    )
     parser.add_argument("--limit", type=float, default=40.0, help="minutes after which a cell is ended")
     parser.add_argument("--out", type=Path, default=RESULTS / "three_tasks", help="a file for each cell")
     parser.add_argument("--result", type=Path, default=RESULTS / "three_tasks.json")
