@@ -228,6 +228,8 @@ class LSR(Method):
     code_error: Tensor
     spread: Tensor
     chosen: Tensor
+    tried: Tensor
+    map_aurocs: Tensor
 
     def __init__(self, settings: LSRSettings, shape: Sequence[int]) -> None:
         super().__init__(settings, shape)
@@ -259,6 +261,8 @@ class LSR(Method):
             "spread", torch.ones(3)
         )  # standard deviations on held-out images: residual, relative, surprise
         self.register_buffer("chosen", torch.tensor(MAPS.index("surprise")))
+        self.register_buffer("tried", torch.tensor(0))  # images with synthetic anomalies by which it was chosen
+        self.register_buffer("map_aurocs", torch.zeros(len(MAPS)))  # of each map on them, mean over kinds and sizes
 
     # -- stage 1
 
@@ -371,7 +375,7 @@ class LSR(Method):
         """Place in MAPS of the map with the best pixel AUROC, mean over kinds and sizes of synthetic anomalies in ``x``."""
         low, high = float(x.min()), float(x.max())
         images = ((x - low) / max(high - low, 1e-6)).cpu().numpy()
-        totals = torch.zeros(len(MAPS))
+        totals, sets, tried = torch.zeros(len(MAPS)), 0, 0
         for k, area in enumerate(AREAS):
             for kind in SYNTHETIC:
                 try:
@@ -381,9 +385,12 @@ class LSR(Method):
                 changed = torch.from_numpy(made).to(x) * (high - low) + low
                 maps = [_Maps(self, part) for part in torch.split(changed, 8)]
                 anomalous = torch.from_numpy(marked).flatten()
+                sets, tried = sets + 1, tried + len(made)
                 for place, name in enumerate(MAPS):
                     values = torch.cat([part.of(name) for part in maps]).cpu().flatten()
                     totals[place] += _auroc(values, anomalous)
+        self.tried.fill_(tried)
+        self.map_aurocs.copy_(totals / max(sets, 1))
         return int(totals.argmax())
 
     def _search_eta(self, x: Tensor) -> None:
@@ -410,6 +417,27 @@ class LSR(Method):
                     best = auroc
                     self.eta.fill_(eta)
                     self.local.fill_(local)
+
+    def notes(self) -> Sequence[str]:
+        lines = []
+        if self.settings.score == "auto":
+            why = ""
+            if int(self.tried):  # models of earlier versions lack it
+                aurocs = ", ".join(f"`{name}` {auroc:.3f}" for name, auroc in zip(MAPS, self.map_aurocs.tolist()))
+                why = (
+                    f", the best of {len(MAPS)} on {int(self.tried)} images with synthetic anomalies, made from held-out normal "
+                    f"images; pixel AUROC: {aurocs}"
+                )
+            lines.append(f"default map: `{self._map()}`{why}")
+        rule = self.settings.eta_rule
+        if rule == "quantile":
+            lines.append(
+                f"eta: {float(self.eta):.3g}, likelihood quantile {self.settings.quantile:g} of held-out normal codes"
+            )
+        elif rule == "search":
+            also = f", `local` {bool(self.local)}".lower() if isinstance(self.prior, PixelSNAIL) else ""
+            lines.append(f"eta: {float(self.eta):.3g}{also}, the best on held-out normal images with rectangles")
+        return lines
 
     def stages(self) -> Sequence[Stage]:
         s, small = self.settings, self.settings.preset != "paper"

@@ -50,8 +50,6 @@ from normalcy.nets.scaling import Standardise
 Score = Literal["restored", "reconstruction", "likelihood", "surprise"]
 AT_ONCE = 2**24
 """Logits in memory at once when scoring: grids x codes x positions."""
-SIGMA = 1.5
-"""Of the Gaussian filter, in pixels or voxels."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +109,9 @@ class VQRestorationSettings:
     lr: float = 1e-4
     """Learning rate (Adam) of both stages; gradients are clipped at 1 by value."""
     filter: Literal["gaussian", "paper", "none"] = "gaussian"
-    """Filter of the map: "gaussian", standard deviation 1.5 pixels or voxels; "paper", minimum over 3x3x3 and mean over 3x7x7
-    voxels (3x3 and 7x7 pixels of an image)."""
+    """Filter of the map: "gaussian"; "paper", minimum over 3x3x3 and mean over 3x7x7 voxels (3x3 and 7x7 pixels of an image)."""
+    smoothing: float = 1.5
+    """filter="gaussian": its standard deviation, in pixels or voxels; 0: no smoothing."""
 
     def __post_init__(self) -> None:
         counts = ("slices_per_step", "copies", "codes", "dimension", "halvings", "width", "residuals")
@@ -121,7 +120,7 @@ class VQRestorationSettings:
             "vq_restoration",
             self,
             positive=positive,
-            non_negative=("reach",),
+            non_negative=("reach", "smoothing"),
             fraction=("sample_quantile", "pixel_quantile", "ema"),
         )
         require_that(0 <= self.dropout < 1, "vq_restoration", "dropout", "at least 0 and below 1", self.dropout)
@@ -254,6 +253,18 @@ class VQRestoration(Method):
             if isinstance(given, str):
                 limit.copy_(limit_of(nll, 1 - quantile))
 
+    def notes(self) -> Sequence[str]:
+        s = self.settings
+        limits = (
+            ("sample_limit", s.sample_limit, self.sample_limit, s.sample_quantile),
+            ("pixel_limit", s.pixel_limit, self.pixel_limit, s.pixel_quantile),
+        )
+        return [
+            f"{name}: {float(limit):.3g} nats, quantile {quantile:g} of held-out normal codes"
+            for name, given, limit, quantile in limits
+            if given == "quantile"
+        ]
+
     def stages(self) -> Sequence[Stage]:
         s = self.settings
         autoencoder = [*self.encoder.parameters(), *self.quantiser.parameters(), *self.decoder.parameters()]
@@ -297,14 +308,15 @@ class VQRestoration(Method):
         nll, entropy = (torch.cat(part).view(codes.shape) for part in zip(*parts))
         return nll, entropy
 
-    def restore(self, tables: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes of planes (n, *grid) -> restored codes (n, copies, *grid), int64, and which were changed, bool."""
+    def restore(self, tables: Tensor, numbers: Tensor, nll: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Codes of planes (n, *grid) -> restored codes (n, copies, *grid), int64, and which were changed, bool; ``nll`` of the
+        codes, (n, *grid), if it is known: only the masked prior needs it."""
         copies = self.settings.copies
         condition = self.condition(numbers).repeat_interleave(copies, 0)
         many, uniform = tables.repeat_interleave(copies, 0), self._uniform()[numbers].flatten(0, 1)
         if isinstance(self.prior, MaskedPrior):
-            nll, _ = self._likelihoods(tables, numbers)
             s, limit = self.settings, float(self.pixel_limit)
+            nll = self._likelihoods(tables, numbers)[0] if nll is None else nll
             some = condition if self.sliced else None
             result = masked.refill(
                 self.prior, many, nll.repeat_interleave(copies, 0), limit,
@@ -338,7 +350,9 @@ class VQRestoration(Method):
         if s.score == "reconstruction":
             map = self._map((planes - reconstruction).abs().mean(1))
             return Scores(_mean(map), map=map, restored=extra_maps["reconstruction"], extra_maps=extra_maps)
-        parts = [self._weigh(*part) for part in self._split(planes, tables, numbers, copies=s.copies)]
+        parts = [
+            self._weigh(*part) for part in self._split(planes, tables, numbers, nll.flatten(0, 1), copies=s.copies)
+        ]
         distance, spread, restored, changed = (torch.cat(part) for part in zip(*parts))
         map = self._map(distance)
         return Scores(
@@ -349,11 +363,13 @@ class VQRestoration(Method):
             extra_maps={**extra_maps, "changed_codes": self._to_pixels(changed)},
         )
 
-    def _weigh(self, planes: Tensor, tables: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _weigh(
+        self, planes: Tensor, tables: Tensor, numbers: Tensor, nll: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Over the restorations of each of n planes: weighted distance to it and standard deviation of the distance (n, *plane),
         weighted restored plane (n, C, *plane), fraction of restorations in which a code changed (n, *grid)."""
         s = self.settings
-        restored, changed = self.restore(tables, numbers)
+        restored, changed = self.restore(tables, numbers, nll)
         images = self.images(restored.flatten(0, 1), numbers.repeat_interleave(s.copies))
         images = images.view(len(planes), s.copies, *images.shape[1:])
         distance = (planes[:, None] - images).abs().mean(2)  # (n, copies, *plane)
@@ -372,7 +388,7 @@ class VQRestoration(Method):
         if self.settings.filter == "none":
             return map
         if self.settings.filter == "gaussian":
-            return gaussian_smooth(map, SIGMA)
+            return gaussian_smooth(map, self.settings.smoothing)
         return mean_filter(min_filter(map, (3,) * (map.ndim - 1)), (3, 7, 7)[-map.ndim + 1 :])
 
     def _to_pixels(self, values: Tensor, whole: bool = True) -> Tensor:
