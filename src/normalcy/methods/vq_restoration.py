@@ -6,24 +6,29 @@ score is the sum of the negative log-likelihoods of the most unlikely codes, tho
 lambda_p nats, given the earlier codes as restored, are resampled from their conditional distribution, 15 times; the map is the
 mean distance of these restorations to the image, weighted by softmax(k / mean distance), after a minimum and a mean filter.
 
-``prior="masked"``, our own: a bidirectional prior (:mod:`normalcy.nets.masked`), whose likelihoods are conditioned on the codes
+``prior="masked"``, our own: a bidirectional prior (:mod:`normalcy.nets.masked`), whose likelihoods are conditioned on codes
 on all sides; unlikely codes are hidden with their neighbours and drawn anew in a fixed number of passes.
 
 Volumes are processed slice by slice (``volumes="slices"``), with the position of a slice along the first spatial axis, from
--0.5 to 0.5, as a condition of encoder, decoder and prior; or as a whole by 3D networks. Images have no condition. Restoration is
-exact, with all copies of all slices in one batch (:mod:`normalcy.nets.restore`).
+-0.5 to 0.5, as a condition of encoder, decoder and prior; or as a whole by 3D networks. Images have no condition. All copies of
+all slices are restored in one batch, with the causal prior to the same codes as by the sequential scan
+(:mod:`normalcy.nets.restore`).
 
 | | paper | normalcy |
 |---|---|---|
 | lambda_s, lambda_p | 7, 5 nats: about the percentiles 98, 90 of normal codes | these percentiles of held-out normal codes |
 | prior kept | | that with the best likelihood of held-out normal codes: it memorises few images; whole volumes need many |
 | distances in softmax(k / distance) | of images as z-scores | divided by the standard deviation of the training images |
-| filter | 3x3x3 minimum, 3x7x7 mean, for 32x160x160 voxels | Gaussian of 1.5 voxels, which small volumes bear; ``filter=paper`` |
+| filter | 3x3x3 minimum, 3x7x7 mean, for 32x160x160 voxels | Gaussian (``smoothing``, 1.5 voxels: for small volumes); ``filter=paper`` |
 | sample score | likelihoods above lambda_s | this, or the mean of the map (``sample=map``) |
 | random numbers | | belong to copy, slice and position, and are the same for every image |
 | images | | standardised by the mean training image |
 | codebook | | starts from encoded images; unused codes are reset |
 | widths, lengths, batch sizes | not in the text available to us | own choice |
+
+Held-out normal codes are those of a tenth of the training images (:meth:`normalcy.Detector.fit`, also with ``calibration=0``),
+apart from the images for calibration. In a fit without any (:func:`normalcy.training.fit.fit`), the limits are quantiles of
+training codes, and the prior does not stop early.
 """
 
 from __future__ import annotations
