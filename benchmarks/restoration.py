@@ -8,8 +8,8 @@ again if their likelihood is in the lowest 6 %, after which about 6 % differ. Fo
 are compared; for 15 copies its first passes are timed (all take the same time). "whole passes": without cached activations. Pass
 equivalents are the number of positions whose logits were computed, as a multiple of the grid; the first pass, which is the same
 for all copies, is counted for each although it is computed once. "masked": the bidirectional prior of the same width and
-blocks. It hides the 6 % least likely codes with the neighbours of each, which makes about 40 % that change, and fills them in in 3
-passes; its pseudo-likelihoods of all codes, which decide, take 8 more passes and are included. Writes results/restoration.json.
+blocks. It hides the 6 % least likely codes with the neighbours of each, and fills them in in 3 passes, after which about 40 %
+differ; its pseudo-likelihoods of all codes, which decide, take 8 more passes and are included. Writes results/restoration.json.
 """
 
 from __future__ import annotations

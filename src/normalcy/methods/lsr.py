@@ -11,7 +11,8 @@ pixels; residuals are those of features, and a second decoder, which does not ch
 
 ``prior="masked"``, our own: a bidirectional prior (:mod:`normalcy.nets.masked`). The likelihood of a code is conditioned on codes
 on all sides, while its block and every second block from there are hidden; unlikely codes are hidden with their neighbours and
-refilled, in a fixed number of passes. Inside a homogeneous anomaly each code is likely after the one before: an autoregressive prior sees nothing there.
+refilled, in a fixed number of passes. Inside a homogeneous anomaly each code is likely after the one before: an autoregressive
+prior sees nothing there.
 
 Maps of a fit, each a score of its own; ``score="auto"`` is the one that finds synthetic anomalies in held-out normal images best:
 

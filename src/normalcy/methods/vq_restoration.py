@@ -19,7 +19,7 @@ all slices are restored in one batch, with the causal prior to the same codes as
 | lambda_s, lambda_p | 7, 5 nats: about the percentiles 98, 90 of normal codes | these percentiles of held-out normal codes |
 | prior kept | | that with the best likelihood of held-out normal codes: it memorises few images; whole volumes need many |
 | distances in softmax(k / distance) | of images as z-scores | divided by the standard deviation of the training images |
-| filter | 3x3x3 minimum, 3x7x7 mean, for 32x160x160 voxels | Gaussian (``smoothing``, 1.5 voxels: for small volumes); ``filter=paper`` |
+| filter | 3x3x3 minimum, 3x7x7 mean, for 32x160x160 voxels | Gaussian of 1.5 voxels, for small volumes; ``filter=paper`` |
 | sample score | likelihoods above lambda_s | this, or the mean of the map (``sample=map``) |
 | random numbers | | belong to copy, slice and position, and are the same for every image |
 | images | | standardised by the mean training image |

@@ -6,8 +6,8 @@ homogeneous anomaly each code is likely after the first. This one sees both side
 so that the inside of an anomaly must be explained by its surroundings.
 
 * :func:`conditionals`: the distribution of each code given those not hidden with it: a pseudo-likelihood (Besag 1975). Hidden
-  with a code are its block and every second block from there along each axis, a quarter of the codes in 2D and an eighth in 3D, so
-  that 2^d passes are enough for a whole grid. :func:`likelihoods` are means over two sides of the blocks: 2 x 2^d passes.
+  with a code are its block and every second block from there along each axis, a quarter of the codes in 2D and an eighth in 3D,
+  so that 2^d passes are enough for a whole grid. :func:`likelihoods` are means over two sides of the blocks: 2 x 2^d passes.
 * :func:`refill`: hides unlikely codes with their neighbours and fills them in anew, the most certain first, in a fixed number of
   passes; codes that are not hidden never change. Random numbers belong to positions: the same seed gives the same result.
 
