@@ -366,7 +366,7 @@ def test_fused_maps_are_in_units_of_held_out_normal_images(method: LSR) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [{"prior": "masked"}, {"coded": "features", "layers": (0, 1), "components": 4}], ids=str
+    "words", [{"prior": "masked"}, {"coded": "features", "layers": (0, 1), "components": 4, "steps": 60}], ids=str
 )
 def test_passes_the_contract_checks_with_the_masked_prior_and_with_features(words: dict[str, Any]) -> None:
     check_method(LSR, {**CONTRACT, "score": "residual", **words}, shapes=[(1, 32, 32)])

@@ -154,11 +154,17 @@ def test_true_3d_passes_the_contract_checks() -> None:
     check_method(VQRestoration, words, shapes=[(1, 16, 16, 16)])
 
 
-@pytest.mark.parametrize("shape", [(1, 16, 16), (1, 8, 16, 16)])
-def test_the_masked_prior_passes_the_contract_checks(shape: tuple[int, ...]) -> None:
-    """Images, and volumes slice by slice; whole ones below."""
-    words = {**SMALL, "prior": "masked", "prior_width": 8, "copies": 3, "steps": 120, "batch_size": 8}
-    check_method(VQRestoration, words, shapes=[shape])
+@pytest.mark.parametrize(
+    ("words", "shape"),
+    [
+        ({**SMALL, "prior_width": 8, "copies": 3, "steps": 120, "batch_size": 8}, (1, 16, 16)),
+        (CONTRACT, (1, 16, 16, 16)),
+    ],
+    ids=["images", "slices"],
+)
+def test_the_masked_prior_passes_the_contract_checks(words: dict[str, Any], shape: tuple[int, ...]) -> None:
+    """Volumes as a whole below."""
+    check_method(VQRestoration, {**words, "prior": "masked"}, shapes=[shape])
 
 
 @pytest.mark.parametrize("score", ["restored", "surprise"])
