@@ -383,6 +383,8 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "auroc_image": ("image AUROC of `image`", lambda percent: spelled(percent / 100)),
     "pixel_auroc": ("pixel AUROC", spelled),
     "aupro": ("AUPRO", spelled),
+    "pro": ("per-region overlap at the threshold", spelled),
+    "mean_accuracy": ("mean accuracy at the threshold", spelled),
     "voxel_ap": ("voxel AP", spelled),
     "voxel_auroc": ("voxel AUROC", spelled),
     "sample_ap": ("sample AP", spelled),
@@ -588,9 +590,11 @@ def published(own: Sequence[Any], means: Sequence[Any], those: Sequence[Any]) ->
 
 def in_benchmarks(name: str) -> Iterator[Sequence[str]]:
     for path in sorted(BENCHMARKS.glob("*.json")):
-        found = read(path).get("found", {})
+        record = read(path)
+        found = record.get("found", {})
         if isinstance(found, list):
-            found = {f"{next(iter(one))} {next(iter(one.values()))}": one for one in found}
+            labelled = [("", one) for one in found] + [("masked prior, ", one) for one in record.get("masked", ())]
+            found = {f"{label}{next(iter(one))} {next(iter(one.values()))}": one for label, one in labelled}
         owner = {"restoration": "vq_restoration"}.get(path.stem, path.stem)
         for key, entry in found.items():
             if (name == owner or key.split()[0] == name) and (numbers := list(leaves(entry))):

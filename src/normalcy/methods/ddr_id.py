@@ -180,6 +180,15 @@ class DDRID(Method):
         scores = torch.cat([torch.stack(self.anomaly_scores(x), 1) for x in batches])
         self.validation_means.copy_(scores.mean(0))
 
+    def notes(self) -> Sequence[str]:
+        if self.settings.score != "validation":
+            return ()
+        latent, image = self.validation_means.tolist()
+        chosen = "latent" if latent < image else "image"
+        return [
+            f"score: `{chosen}`; means on held-out normal images (Algorithm 2): `latent` {latent:.4g}, `image` {image:.4g}"
+        ]
+
     def stages(self) -> Sequence[Stage]:
         s = self.settings
         both = [*self.class_specific.parameters(), *self.residual.parameters()]
