@@ -363,7 +363,8 @@ RECIPES = {
         lambda found: (
             f"{found['images']} images of the digit {found['digit']}, "
             f"{max(row['seeds'] for row in found['summary'])} seed(s). Published F1 at {100 * found['published']['share']:g} %: "
-            f"RDA {found['published']['rda_f1']}, isolation forest {found['published']['isolation_forest_f1']}."
+            f"RDA {found['published']['rda_f1']}, isolation forest {found['published']['isolation_forest_f1']}; they cannot be "
+            "compared with F1 max, the largest of any threshold."
         ),
     ),
     "ganomaly_tiles": Recipe("magnetic tiles, 64x64"),

@@ -72,8 +72,10 @@ def means(model: DDRID, x: Tensor) -> Mapping[str, Tensor]:
 
 
 def epoch(model: DDRID, x: Tensor, losses: Sequence[Any], optimisers: Sequence[torch.optim.Optimizer]) -> None:
+    """All images; the last batch is filled up by those that the epoch began with, as in normalcy's own loop."""
     model.train()
-    for rows in torch.split(torch.randperm(len(x)), WORDS["batch_size"])[:-1]:
+    order, size = torch.randperm(len(x)), WORDS["batch_size"]
+    for rows in torch.split(torch.cat([order, order[: -len(x) % size]]), size):
         for loss, optimiser in zip(losses, optimisers):
             with torch.autocast("cpu", torch.bfloat16):
                 value = loss(x[rows])["loss"]
