@@ -699,3 +699,12 @@ def test_boundary_attack_finds_the_nearest_point_across_a_plane(attack: ModuleTy
     assert bool((distance >= nearest - 1e-5).all())
     assert bool((distance < 1.15 * nearest).all()), (distance / nearest).tolist()
     assert bool(((start - images).flatten(1).norm(dim=1) > 1.5 * nearest).any())
+
+
+def test_changes_of_an_attack_are_scaled(attack: ModuleType):
+    images = torch.full((2, 3, 8, 8), 0.5)
+    attacked = images + 0.1 * torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = attack.scaled(images, attacked, 2 / 255) - images
+    torch.testing.assert_close(found.flatten(1).square().mean(1).sqrt() * 255, torch.full((2,), 2.0))
+    cosine = torch.nn.functional.cosine_similarity(found.flatten(1), (attacked - images).flatten(1))
+    torch.testing.assert_close(cosine, torch.ones(2))

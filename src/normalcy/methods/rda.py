@@ -79,8 +79,8 @@ class RDASettings:
     lr: float = 2e-3
     """Learning rate (Adam)."""
     reduce: Reduce = "auto"
-    """Image score from the map, |S| or the squared error (then the root): "mean", "max" or "top" (largest 1 %), or this quantile, in
-    [0, 1]; "auto": "mean" up to 32 pixels a side, else "top"."""
+    """Image score from the map, |S| or the squared error (then the root): "mean", "max" or "top" (largest 1 %), or this quantile,
+    in [0, 1]; "auto": "mean" up to 32 pixels a side, else "top"."""
 
     def __post_init__(self) -> None:
         positive = ("rounds", "iterations", "latent", "lr", "tolerance")
