@@ -160,7 +160,7 @@ def main() -> None:
 
 def seen(detector: Detector, images: Iterable[npt.NDArray[Any]]) -> Tensor:
     """Images preprocessed for the network."""
-    return torch.stack([detector.preprocess.apply(image)[0] for image in images])
+    return torch.stack([torch.as_tensor(detector.preprocess.apply(image)[0]) for image in images])
 
 
 if __name__ == "__main__":
