@@ -283,11 +283,11 @@ RECIPES = {
         "Three tasks, each method on the one it is made for",
         lambda found: (
             "A method that trains by gradients has a fit for each of two training times; means over six data sets for one class. "
-            "Processor seconds of "
+            "Processor seconds of training: "
             + "; ".join(
-                f"{task}: {' and '.join(f'{s:g}' for s in two)}" for task, two in found["training_seconds"].items()
+                f"{task} {' and '.join(f'{s:g}' for s in two)}" for task, two in found["training_seconds"].items()
             )
-            + f". {found['threads']} thread, seed {found['seed']}; settings are the defaults, or those that the page of a method "
+            + f". Threads: {found['threads']}; seed {found['seed']}; settings are the defaults, or those that the page of a method "
             "gives for such images. Short trainings: not each method's best performance."
         ),
         figure="three-tasks.png",

@@ -152,7 +152,7 @@ def test_a_recipe_of_several_tasks(make_pages: ModuleType, tmp_path: Path, monke
     monkeypatch.setattr(make_pages, "DOCS", tmp_path)
     monkeypatch.setattr(make_pages, "RECIPES", {"three_tasks": make_pages.RECIPES["three_tasks"]})
     page = make_pages.evidence()
-    assert "one class: 30 and 120; medical: 60 and 240" in page
+    assert "training: one class 30 and 120; medical 60 and 240" in page
     assert "| method | images | image AUROC | training s | memory GiB |" in page
     assert "| [`dpa`](../methods/dpa.md) | one class | 0.812 [0.750, 0.875] | 120 | 0.5 |" in page
     assert "| [`pca`](../methods/pca.md) | MR | 0.812 [0.750, 0.875] | - | 0.2 |" in page
