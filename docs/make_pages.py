@@ -287,8 +287,8 @@ RECIPES = {
             + "; ".join(
                 f"{task} {' and '.join(f'{s:g}' for s in two)}" for task, two in found["training_seconds"].items()
             )
-            + f". Threads: {found['threads']}; seed {found['seed']}; settings are the defaults, or those that the page of a method "
-            "gives for such images. Short trainings: not each method's best performance."
+            + f". Threads: {found['threads']}; seed {found['seed']}; settings are the defaults, or those that the page of a "
+            "method gives for such images. Short trainings: not each method's best performance."
         ),
         figure="three-tasks.png",
     ),
