@@ -63,7 +63,7 @@ ADDED: Mapping[str, frozenset[str]] = {
     "vq_restoration": frozenset({"deviation"}),
 }
 """Method -> tensors that models of earlier versions lack; they keep the values of a new method."""
-ALWAYS_MEAN = ("alocc", "dsebm", "ganomaly", "ocgan")
+ALWAYS_MEAN = ("alocc", "dsebm", "ganomaly", "ocgan", "rda")
 """Methods whose models of earlier versions have no setting ``reduce`` and score by the mean of the map."""
 
 

@@ -23,12 +23,12 @@ equations 1 to 3). The output is a "content tensor", not an image, unless ``l1``
 | adversarial term (table 4) | | critic: an encoder | full resolution only, critic of ``f_anogan`` |
 | map | not evaluated | mean error over the layer's channels | as the authors' code |
 
-VGG19 features are for 8, 16, 32 and 64 pixels: r12, r22, r32, and r32 or r42. EfficientNet-Lite0 installs offline and halves the
-image where VGG19 does not: its layers 0, 1, 2 have the grids of r22, r32, r42, but are linear and of 16, 24, 40 channels in place
-of rectified ones of 128, 256, 512. For the authors' final trainings: ``shrink=1``, ``start="authors"``, ``top=1``,
-``early_stop=False`` with a length, ``backbone="vgg19"`` (or "vgg19:file"), ``layers=(1, 3, 5)`` (with r42 at 64 pixels ``(1, 3, 5, 9)``), ``statistics`` a
-file of ImageNet's; their settings of each data set are in the tables ``dpa/table-2`` to ``dpa/table-5``. ``backbone="self"``
-trains a network on the training images by SimCLR.
+VGG19 features are for 8, 16, 32 and 64 pixels: r12, r22, r32, and r32 or r42. EfficientNet-Lite0 installs offline and halves
+the image where VGG19 does not: its layers 0, 1, 2 have the grids of r22, r32, r42, but are linear and of 16, 24, 40 channels in
+place of rectified ones of 128, 256, 512. For the authors' final trainings: ``shrink=1``, ``start="authors"``, ``top=1``,
+``early_stop=False`` with a length, ``backbone="vgg19"`` (or "vgg19:file"), ``layers=(1, 3, 5)`` (with r42 at 64 pixels ``(1, 3,
+5, 9)``), ``statistics`` a file of ImageNet's; their settings of each data set are in the tables ``dpa/table-2`` to
+``dpa/table-5``. ``backbone="self"`` trains a network on the training images by SimCLR.
 
 The statistics of natural images are, for EfficientNet-Lite0, from a file for images of about the same size
 (``recipes/natural_statistics.py``); other backbones measure six photographs. A network that grows compares smaller images at its
