@@ -1,13 +1,16 @@
 """Make the images of the gallery, docs/images/gallery: figures of the committed notebooks, and defects in photographed textures.
 
-    python docs/make_gallery.py        (about half a minute on one core)
+    python docs/make_gallery.py [--restoration]       (about half a minute on one core; with restoration, five minutes)
 
 The textures are photographs that come with scikit-image (brick, grass and gravel of ambientCG, CC0). For each, ``patchcore`` is
 fitted to 120 crops of its left part; crops of its right part get a synthetic anomaly each. Figures of notebooks: docs/tutorials.
+
+--restoration: what ``lsr`` with codes of features finds in the same crops, for its page (docs/images/methods).
 """
 
 from __future__ import annotations
 
+import argparse
 import base64
 import io
 import json
@@ -19,6 +22,7 @@ import skimage
 from PIL import Image
 
 matplotlib.use("Agg")
+import torch
 from matplotlib import pyplot as plt
 
 from normalcy import Detector
@@ -70,7 +74,50 @@ def textures() -> plt.Figure:
     return figure
 
 
+def restoration() -> plt.Figure:
+    """Rows: crop with a synthetic anomaly, its codes, their surprise, the restored image, the fused map, truth."""
+    labels = ("input", "codes", "surprise", "changed codes", "restored image", "fused map", "truth")
+    figure, axes = plt.subplots(len(labels), 6, figsize=(8.2, 9.4))
+    for column, (name, kind) in enumerate(TEXTURES.items()):
+        rng = np.random.default_rng(column)
+        image = getattr(skimage.data, name)()
+        words = {"preset": "features", "size": SIDE, "batch_size": 16, "steps": 1200, "seed": 0}
+        detector = Detector("lsr", **words).fit(crops(image, 400, (0, 320), rng)).with_score("fused")
+        method = detector.method
+        for place in (2 * column, 2 * column + 1):
+            [normal] = crops(image, 1, (320, 512), rng)
+            changed, mask = make(normal[None].astype(np.float32) / 255, kind, rng, area=0.02, strength=0.35)
+            shown = (255 * changed[0]).round().astype(np.uint8)
+            result = detector.score(shown[None])[0]
+            codes = method.to_codes(torch.from_numpy(detector.preprocess.apply(shown[None])[0])[None])[0]
+            parts = (
+                (shown, "gray", 255),
+                (codes, "nipy_spectral", len(method.quantiser.book)),
+                (result.extra_maps["surprise"], "inferno", None),
+                (result.extra_maps["changed_codes"], "gray", 1),
+                (result.restored, "gray", None),
+                (result.map, "inferno", None),
+                (mask, "gray", 1),
+            )
+            for axis, (values, colours, highest) in zip(axes[:, place], parts):
+                axis.imshow(np.squeeze(values), cmap=colours, vmin=None if highest is None else 0, vmax=highest)
+            axes[0, place].set_title(f"{name}: {kind}", fontsize=8)
+    for axis, label in zip(axes[:, 0], labels):
+        axis.set_ylabel(label, fontsize=8)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+    figure.tight_layout(pad=0.3)
+    return figure
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--restoration", action="store_true", help="make the picture of lsr's page only")
+    if parser.parse_args().restoration:
+        place = DOCS / "images" / "methods"
+        place.mkdir(parents=True, exist_ok=True)
+        restoration().savefig(place / "lsr.png", dpi=80, pil_kwargs={"optimize": True})
+        return
     OUT.mkdir(parents=True, exist_ok=True)
     textures().savefig(OUT / "textures.png", dpi=100, pil_kwargs={"optimize": True})
     for name, number in FIGURES.items():

@@ -124,6 +124,15 @@ def exportable() -> str:
 # -- methods and settings --------------------------------------------------------------------------------------------
 
 
+PICTURES = {
+    "lsr": (
+        "`preset=features` on crops of photographed textures (ambientCG, CC0) with synthetic anomalies, after a fit of about a "
+        "minute: codes, their surprise, fraction of changed codes, restored image and fused map. Made by docs/make_gallery.py."
+    )
+}
+"""Method -> caption of its picture, docs/images/methods/<method>.png."""
+
+
 def method_page(name: str) -> str:
     """The page of a method: its module's docstring, its source, its scores, its settings, what was measured."""
     cls = get(name)
@@ -148,6 +157,8 @@ def method_page(name: str) -> str:
         scores = ", ".join(f"`{score}`" for score in cls.scores)
         lines += ["", "## Scores", "", f"One fitted model can be scored with any of these: {scores}."]
         lines += ["Choose with `--score` of `normalcy score`, or `detector.with_score(...)` in Python."]
+    if caption := PICTURES.get(name):
+        lines += ["", "## Example", "", f"![{caption}](../images/methods/{name}.png)", "", caption]
     lines += ["", "## Settings", "", settings_table(cls.Settings)]
     lines += ["", "All methods also accept the [common settings](../reference/settings.md).", ""]
     if parts := measured(name):

@@ -1,6 +1,6 @@
 """Map and image score of DPA at 64 and 128 pixels: evidence for their defaults, from normal images with synthetic anomalies.
 
-    python recipes/dpa_everyday.py --data-root DIR [--seconds 60]      (one thread: about 35 minutes of one core)
+    python recipes/dpa_everyday.py --data-root DIR [--seconds 25]      (one thread: about 14 minutes of one core)
 
 Sets of recipes/reduction.py: magnetic tiles and chest X-rays without findings, and axial slices of varied brain templates. DPA
 trains on the normal training images but 100 (tiles: 150) for --seconds of processor time, with feature layer 1, 2 or 3 at full
@@ -73,7 +73,7 @@ def maps(method: Any, images: np.ndarray) -> torch.Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-root", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--seconds", type=float, default=25.0)
     parser.add_argument("--result", type=Path, default=RESULT)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -164,6 +164,11 @@ def test_score_of_the_highest_errors() -> None:
     torch.testing.assert_close(method.score(x).image, error.sort(1).values[:, -4:].mean(1), rtol=1e-4, atol=1e-6)
 
 
+def test_default_score_is_equation_1_for_small_images_and_the_mean_of_the_highest_errors_above() -> None:
+    assert [_method((1, side, side)).top for side in (28, 32, 40, 128)] == [1, 1, 0.3, 0.3]
+    assert _method((1, 64, 64), top=1.0).top == 1
+
+
 def test_learning_rate_of_the_last_stage_falls_to_0() -> None:
     stages = _method((1, 64, 64), anneal=True).stages()
     assert [s.objectives[0].schedule is None for s in stages] == [True] * 4 + [False]
