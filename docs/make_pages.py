@@ -315,7 +315,10 @@ RECIPES = {
     "lsr_tiles": Recipe(
         "magnetic tiles",
         "The same tiles, networks trained for the same time",
-        lambda found: f"{found['minutes']:g} minutes of one core for each method.",
+        lambda found: (
+            f"{found['minutes']:g} minutes of one core for LSR and a quarter more for the others; of several seeds means, with "
+            "intervals over test images."
+        ),
         "pixel_auroc",
     ),
     "dpa_tiles": Recipe(
@@ -443,7 +446,24 @@ def rows_of(recipe: str) -> list[dict[str, Any]]:
         rows = found.get("summary") or methods or found.get("rows", [])
     owner = next((name for name in METHODS if recipe.startswith(name)), "")
     above = {key: found[key] for key in ("fit_seconds", "seeds") if key in found}
-    return [{**above, **row, "row": label(row, owner)} for row in rows]
+    return [{**above, **row, "row": label(row, owner)} for row in over_seeds(list(rows))]
+
+
+def over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Rows that differ in their seed alone as one: means, also of the ends of intervals, which are over test images."""
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for place, row in enumerate(rows):
+        same = tuple(row.get(key) for key in ("row", "score", "size", "part"))
+        groups.setdefault(same if "seed" in row else (place,), []).append(row)
+    return [{**mean_of(group), "seeds": len(group)} if "seed" in group[0] else group[0] for group in groups.values()]
+
+
+def mean_of(values: Sequence[Any]) -> Any:
+    """Mean of numbers, by key in mappings; of anything else the first."""
+    first = values[0]
+    if isinstance(first, Mapping):
+        return {key: mean_of([value[key] for value in values if key in value]) for key in first}
+    return fmean(values) if all(type(value) in (int, float) for value in values) else first
 
 
 def label(row: Mapping[str, Any], owner: str) -> str:
