@@ -164,7 +164,13 @@ def test_a_recipe_of_several_tasks(make_pages: ModuleType, tmp_path: Path, monke
 
 def test_rows_of_several_seeds_stand_as_one(make_pages: ModuleType):
     def row(seed: int, value: float, **more: object) -> dict[str, object]:
-        return {"row": "vae", "score": None, "seed": seed, "auroc": {"value": value, "low": value - 0.2, "high": 1.0}, **more}
+        return {
+            "row": "vae",
+            "score": None,
+            "seed": seed,
+            "auroc": {"value": value, "low": value - 0.2, "high": 1.0},
+            **more,
+        }
 
     first, second = make_pages.over_seeds([row(0, 0.6), row(1, 0.8), row(0, 0.5, size=64)])
     assert first["auroc"] == pytest.approx({"value": 0.7, "low": 0.5, "high": 1.0})
