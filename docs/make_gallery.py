@@ -75,14 +75,14 @@ def textures() -> plt.Figure:
 
 
 def restoration() -> plt.Figure:
-    """Rows: crop with a synthetic anomaly, its codes, their surprise, the restored image, the fused map, truth."""
-    labels = ("input", "codes", "surprise", "changed codes", "restored image", "fused map", "truth")
-    figure, axes = plt.subplots(len(labels), 6, figsize=(8.2, 9.4))
+    """Rows: crop with a synthetic anomaly, its codes, their surprise, the restored image, the fused and the default map, truth."""
+    labels = ("input", "codes", "surprise", "changed codes", "restored image", "fused map", "default map", "truth")
+    figure, axes = plt.subplots(len(labels), 6, figsize=(8.2, 10.8))
     for column, (name, kind) in enumerate(TEXTURES.items()):
         rng = np.random.default_rng(column)
         image = getattr(skimage.data, name)()
-        words = {"preset": "features", "size": SIDE, "batch_size": 16, "steps": 1200, "seed": 0}
-        detector = Detector("lsr", **words).fit(crops(image, 400, (0, 320), rng)).with_score("fused")
+        words = {"preset": "features", "size": SIDE, "batch_size": 16, "steps": 1600, "seed": 0}
+        detector = Detector("lsr", **words).fit(crops(image, 400, (0, 320), rng))
         method = detector.method
         for place in (2 * column, 2 * column + 1):
             [normal] = crops(image, 1, (320, 512), rng)
@@ -96,6 +96,7 @@ def restoration() -> plt.Figure:
                 (result.extra_maps["surprise"], "inferno", None),
                 (result.extra_maps["changed_codes"], "gray", 1),
                 (result.restored, "gray", None),
+                (detector.with_score("fused").score(shown[None])[0].map, "inferno", None),
                 (result.map, "inferno", None),
                 (mask, "gray", 1),
             )

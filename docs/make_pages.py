@@ -131,7 +131,8 @@ def exportable() -> str:
 PICTURES = {
     "lsr": (
         "`preset=features` on crops of photographed textures (ambientCG, CC0) with synthetic anomalies, after a fit of about a "
-        "minute: codes, their surprise, fraction of changed codes, restored image and fused map. Made by docs/make_gallery.py."
+        "minute: codes, their surprise, changed codes, restored image, fused map, and the map that the fit chose. Made by "
+        "docs/make_gallery.py."
     )
 }
 """Method -> caption of its picture, docs/images/methods/<method>.png, shown where it exists."""
