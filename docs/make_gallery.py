@@ -75,7 +75,7 @@ def textures() -> plt.Figure:
 
 
 def restoration() -> plt.Figure:
-    """Rows: crop with a synthetic anomaly, its codes, their surprise, the restored image, the fused and the default map, truth."""
+    """Rows: crop with a synthetic anomaly, its codes, their surprise, the restored image, fused and default map, truth."""
     labels = ("input", "codes", "surprise", "changed codes", "restored image", "fused map", "default map", "truth")
     figure, axes = plt.subplots(len(labels), 6, figsize=(8.2, 10.8))
     for column, (name, kind) in enumerate(TEXTURES.items()):
