@@ -2,11 +2,11 @@
 
     python recipes/toy_mood.py --templates DIR [--out DIR]      (1 core, about two hours)
 
-DIR holds mni152_t1_1mm.nii.gz and colin27_brain_1mm.nii.gz. Each normal volume is one of the two templates at 4 mm (48 voxels
-a side), rotated, scaled, translated and smoothly deformed, with random contrast, a slow bias field and noise. Test volumes are
-generated in the same way; three of four contain a synthetic anomaly (blob, intensity, rectangle, displace, mirror) of 0.4 % of the
-volume inside the brain. All are written as NIfTI in the layout train/good, test/<type>, ground_truth/<type>, and read, scored and
-evaluated like any volumes: maps are in the space of the files.
+DIR holds mni152_t1_1mm.nii.gz and colin27_brain_1mm.nii.gz. Each normal volume is one of the two templates at 4 mm (48 voxels a
+side), rotated, scaled, translated and smoothly deformed, with random contrast, a slow bias field and noise. Test volumes are
+generated in the same way; three of four contain a synthetic anomaly (blob, intensity, rectangle, displace, mirror) of 0.4 % of
+the volume inside the brain. All are written as NIfTI in the layout train/good, test/<type>, ground_truth/<type>, and read,
+scored and evaluated like any volumes: maps are in the space of the files.
 
 `vq_restoration` on slices, with the paper's and with the bidirectional prior, and in 3D, against a 3D `vae`. All maps have the
 same filter, a Gaussian of 1.5 voxels. Image score and map of each row are those of one score; "reconstruction" of
