@@ -3,9 +3,10 @@
     python docs/make_pages.py
 
 A page for each method (``docs/methods``), the Python reference (``docs/api``), both in the navigation of the site, the tables of
-methods, the list of papers, the tables of settings, the command-line reference, the trees of layouts and what recipes and
-benchmarks measured. Whole pages are written anew; in the others only what stands between a pair of markers ``<!-- NAME -->`` and
-``<!-- /NAME -->``. ``tests/test_docs.py`` fails when a part is not up to date.
+methods, the list of papers, the tables of settings, the command-line reference, the trees of layouts, what recipes and
+benchmarks measured, and the reproduced tables themselves (``recipes/results/<paper>``), from the committed cells. Whole pages
+are written anew; in the others only what stands between a pair of markers ``<!-- NAME -->`` and ``<!-- /NAME -->``.
+``tests/test_docs.py`` fails when a part is not up to date.
 """
 
 from __future__ import annotations
@@ -33,13 +34,14 @@ from normalcy.report.text import markdown_table
 from normalcy.results.comparison import Comparison
 from normalcy.results.metrics import Metrics
 from normalcy.results.run import CaseRow, Run, ScoreRow
-from normalcy.results.schema import describe
+from normalcy.results.schema import describe, to_json
 from normalcy.settings import COMMON
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 sys.path.insert(0, str(DOCS))  # not there where this file is loaded as a module
 import layout_trees  # noqa: E402
+import reproduced  # noqa: E402
 import scale_tables  # noqa: E402
 
 RESULTS = ROOT / "recipes" / "results"
@@ -59,6 +61,7 @@ def pages() -> dict[Path, str]:
     made = {DOCS / "methods" / f"{name}.md": method_page(name) for name in METHODS}
     made |= {DOCS / "api" / f"{page}.md": api_page(page) for page in API}
     made |= {DOCS / "api" / "index.md": api_index(), ROOT / "zensical.toml": navigation()}
+    made |= reproduced.files()
     parts = {
         ROOT / "README.md": {"families": families_table("docs/methods")},
         DOCS / "reference" / "methods.md": {"methods": methods_table("../methods")},
@@ -66,6 +69,7 @@ def pages() -> dict[Path, str]:
         DOCS / "reference" / "settings.md": {name: settings_table(cls) for name, cls in COMMON.items()},
         DOCS / "reference" / "command-line.md": {"commands": command_line(), "exit-codes": exit_codes()},
         DOCS / "reference" / "files.md": {name: file_table(cls) for name, cls in FILES.items()},
+        DOCS / "reference" / "recipes.md": reproduced.texts(),
         DOCS / "explanation" / "which-method.md": {"evidence": evidence()},
         DOCS / "explanation" / "scale.md": scale_tables.texts(),
         DOCS / "how-to" / "export.md": {"exportable": exportable()},
@@ -130,7 +134,7 @@ PICTURES = {
         "minute: codes, their surprise, fraction of changed codes, restored image and fused map. Made by docs/make_gallery.py."
     )
 }
-"""Method -> caption of its picture, docs/images/methods/<method>.png."""
+"""Method -> caption of its picture, docs/images/methods/<method>.png, shown where it exists."""
 
 
 def method_page(name: str) -> str:
@@ -157,7 +161,7 @@ def method_page(name: str) -> str:
         scores = ", ".join(f"`{score}`" for score in cls.scores)
         lines += ["", "## Scores", "", f"One fitted model can be scored with any of these: {scores}."]
         lines += ["Choose with `--score` of `normalcy score`, or `detector.with_score(...)` in Python."]
-    if caption := PICTURES.get(name):
+    if (caption := PICTURES.get(name)) and (DOCS / "images" / "methods" / f"{name}.png").exists():
         lines += ["", "## Example", "", f"![{caption}](../images/methods/{name}.png)", "", caption]
     lines += ["", "## Settings", "", settings_table(cls.Settings)]
     lines += ["", "All methods also accept the [common settings](../reference/settings.md).", ""]
@@ -269,9 +273,25 @@ class Recipe(NamedTuple):
     words: Callable[[dict[str, Any]], str] = lambda found: ""
     order: str = ""
     """Column by which rows are sorted, highest first; empty: as they stand in the file."""
+    figure: str = ""
+    """Of docs/images, shown below the words where it exists."""
 
 
 RECIPES = {
+    "three_tasks": Recipe(
+        "three tasks",
+        "Three tasks, each method on the one it is made for",
+        lambda found: (
+            "A method that trains by gradients has a fit for each of two training times; means over six data sets for one class. "
+            "Processor seconds of training: "
+            + "; ".join(
+                f"{task} {' and '.join(f'{s:g}' for s in two)}" for task, two in found["training_seconds"].items()
+            )
+            + f". Threads: {found['threads']}; seed {found['seed']}; settings are the defaults, or those that the page of a "
+            "method gives for such images. Short trainings: not each method's best performance."
+        ),
+        figure="three-tasks.png",
+    ),
     "all_methods": Recipe(
         "magnetic tiles",
         "Every 2D method on magnetic tiles, one small budget each",
@@ -295,7 +315,10 @@ RECIPES = {
     "lsr_tiles": Recipe(
         "magnetic tiles",
         "The same tiles, networks trained for the same time",
-        lambda found: f"{found['minutes']:g} minutes of one core for each method.",
+        lambda found: (
+            f"{found['minutes']:g} minutes of one core for LSR and a quarter more for the others; of several seeds means, with "
+            "intervals over test images."
+        ),
         "pixel_auroc",
     ),
     "dpa_tiles": Recipe(
@@ -343,7 +366,8 @@ RECIPES = {
         lambda found: (
             f"{found['images']} images of the digit {found['digit']}, "
             f"{max(row['seeds'] for row in found['summary'])} seed(s). Published F1 at {100 * found['published']['share']:g} %: "
-            f"RDA {found['published']['rda_f1']}, isolation forest {found['published']['isolation_forest_f1']}."
+            f"RDA {found['published']['rda_f1']}, isolation forest {found['published']['isolation_forest_f1']}; they cannot be "
+            "compared with F1 max, the largest of any threshold."
         ),
     ),
     "ganomaly_tiles": Recipe("magnetic tiles, 64x64"),
@@ -372,7 +396,7 @@ def seconds(value: Any) -> str:
 
 
 COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "part": ("images", lambda part: part.upper() if part.isalpha() else part),
+    "part": ("images", lambda part: part.upper() if part.isalpha() and len(part) <= 2 else part),
     "share": ("foreign", lambda fraction: f"{100 * fraction:g} %"),
     "score": ("score", lambda score: f"`{score}`"),
     "image_auroc": ("image AUROC", spelled),
@@ -383,6 +407,8 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "auroc_image": ("image AUROC of `image`", lambda percent: spelled(percent / 100)),
     "pixel_auroc": ("pixel AUROC", spelled),
     "aupro": ("AUPRO", spelled),
+    "pro": ("per-region overlap at the threshold", spelled),
+    "mean_accuracy": ("mean accuracy at the threshold", spelled),
     "voxel_ap": ("voxel AP", spelled),
     "voxel_auroc": ("voxel AUROC", spelled),
     "sample_ap": ("sample AP", spelled),
@@ -391,6 +417,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "f1_max": ("F1 max", spelled),
     "published": ("published", spelled),
     "p_against_best": ("p", spelled),
+    "training_seconds": ("training s", seconds),
     "fit_seconds": ("fit s", seconds),
     "fit_processor_seconds": ("fit s", seconds),
     "images_per_second": ("images/s", lambda rate: f"{rate:.1f}"),
@@ -419,7 +446,24 @@ def rows_of(recipe: str) -> list[dict[str, Any]]:
         rows = found.get("summary") or methods or found.get("rows", [])
     owner = next((name for name in METHODS if recipe.startswith(name)), "")
     above = {key: found[key] for key in ("fit_seconds", "seeds") if key in found}
-    return [{**above, **row, "row": label(row, owner)} for row in rows]
+    return [{**above, **row, "row": label(row, owner)} for row in over_seeds(list(rows))]
+
+
+def over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Rows that differ in their seed alone as one: means, also of the ends of intervals, which are over test images."""
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for place, row in enumerate(rows):
+        same = tuple(row.get(key) for key in ("row", "score", "size", "part"))
+        groups.setdefault(same if "seed" in row else (place,), []).append(row)
+    return [{**mean_of(group), "seeds": len(group)} if "seed" in group[0] else group[0] for group in groups.values()]
+
+
+def mean_of(values: Sequence[Any]) -> Any:
+    """Mean of numbers, by key in mappings; of anything else the first."""
+    first = values[0]
+    if isinstance(first, Mapping):
+        return {key: mean_of([value[key] for value in values if key in value]) for key in first}
+    return fmean(values) if all(type(value) in (int, float) for value in values) else first
 
 
 def label(row: Mapping[str, Any], owner: str) -> str:
@@ -466,6 +510,7 @@ def evidence() -> str:
             failed = [f"- `{row['row']}` failed: {row['failed']}" for row in rows_of(name) if "failed" in row]
             parts = [
                 recipe.words(read(RESULTS / f"{name}.json")),
+                figure(recipe),
                 results_table(rows),
                 "\n".join(failed),
                 types_table(rows),
@@ -475,6 +520,11 @@ def evidence() -> str:
             text = f"Not run yet: `python recipes/{name}.py --data-root DIR`, then `python docs/make_pages.py`."
         texts.append(f"### {recipe.title}\n\n{text}")
     return "\n\n".join(texts)
+
+
+def figure(recipe: Recipe) -> str:
+    shown = recipe.figure and (DOCS / "images" / recipe.figure).exists()
+    return f"![{recipe.title}](../images/{recipe.figure})" if shown else ""
 
 
 def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -546,12 +596,9 @@ def in_recipes(name: str) -> Iterator[Sequence[str]]:
 
 def in_tables(name: str) -> Iterator[Sequence[str]]:
     """Rows of reproduced tables: mean over the classes that were run, their number and that of seeds beside it."""
-    for path in sorted(RESULTS.glob("*/*.json")):
-        lines = [
-            {**line, "measured": line.get("measured", line.get("ours"))}  # "ours": files of earlier versions
-            for line in read(path)["lines"]
-            if line["method"] == name
-        ]
+    for path in reproduced.paths():
+        found = to_json(reproduced.found(path))
+        lines = [line for line in found["lines"] if line["method"] == name]
         for row in dict.fromkeys(line["row"] for line in lines):
             own = [line for line in lines if line["row"] == row]
             means = [line for line in own if line["column"] == "mean"]
@@ -567,7 +614,7 @@ def in_tables(name: str) -> Iterator[Sequence[str]]:
                 yield (
                     result_link(path.with_suffix(".md"), str(path.relative_to(RESULTS).with_suffix(""))),
                     columns,
-                    row + (" (settings changed)" if read(path)["reduction"] else ""),
+                    row + (" (settings changed)" if found["reduction"] else ""),
                     spelled(measured, 1),
                     spelled(number, 1),
                     f"{len(classes)} of {len(own) - 1}" if means else str(len(classes)),
@@ -588,9 +635,11 @@ def published(own: Sequence[Any], means: Sequence[Any], those: Sequence[Any]) ->
 
 def in_benchmarks(name: str) -> Iterator[Sequence[str]]:
     for path in sorted(BENCHMARKS.glob("*.json")):
-        found = read(path).get("found", {})
+        record = read(path)
+        found = record.get("found", {})
         if isinstance(found, list):
-            found = {f"{next(iter(one))} {next(iter(one.values()))}": one for one in found}
+            labelled = [("", one) for one in found] + [("masked prior, ", one) for one in record.get("masked", ())]
+            found = {f"{label}{next(iter(one))} {next(iter(one.values()))}": one for label, one in labelled}
         owner = {"restoration": "vq_restoration"}.get(path.stem, path.stem)
         for key, entry in found.items():
             if (name == owner or key.split()[0] == name) and (numbers := list(leaves(entry))):

@@ -9,11 +9,11 @@ Preprocessing of the paper (Shvetsova et al. 2021, section IV-A1): the central 2
 the same crop at 224x224, because its patches need resolution, and at 64x64.
 
 Each network trains for the same processor time: short runs measure its speed, which determines the number of steps. PatchCore,
-Deep IF and the distances of features are fitted once. DPA has the channels of the authors for their NIH subset (16 channels of one
-pixel) and the image score of equation 1, in batches of 64; "highest errors" is our default score for this size, which was chosen
-by synthetic anomalies in normal images (recipes/dpa_everyday.py). LSR and VAE get 128 pixels; LSR chooses its map on a tenth of the
-training images with synthetic anomalies. Nothing is chosen on test images. Rows are kept as they come; those that are there are not
-run again.
+Deep IF and the distances of features are fitted once. DPA has the channels of the authors for their NIH subset (16 channels of
+one pixel) and the image score of equation 1, in batches of 64; "highest errors" is our default score for this size, which was
+chosen by synthetic anomalies in normal images (recipes/dpa_everyday.py). LSR and VAE get 128 pixels; LSR chooses its map on a
+tenth of the training images with synthetic anomalies. Nothing is chosen on test images. Rows are kept as they come; those that
+are there are not run again.
 
 Expected: dpa first. The paper, on other images of the NIH (clear cases, 4,261 for training): DPA 0.926, without growing 0.920,
 PIAD 0.880, Deep GEO 0.858, Deep IF 0.766, L1 0.708. Intervals are DeLong's, over test images.

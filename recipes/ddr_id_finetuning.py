@@ -72,8 +72,10 @@ def means(model: DDRID, x: Tensor) -> Mapping[str, Tensor]:
 
 
 def epoch(model: DDRID, x: Tensor, losses: Sequence[Any], optimisers: Sequence[torch.optim.Optimizer]) -> None:
+    """All images; the last batch is filled up by those that the epoch began with, as in normalcy's own loop."""
     model.train()
-    for rows in torch.split(torch.randperm(len(x)), WORDS["batch_size"])[:-1]:
+    order, size = torch.randperm(len(x)), WORDS["batch_size"]
+    for rows in torch.split(torch.cat([order, order[: -len(x) % size]]), size):
         for loss, optimiser in zip(losses, optimisers):
             with torch.autocast("cpu", torch.bfloat16):
                 value = loss(x[rows])["loss"]
@@ -158,7 +160,7 @@ def main() -> None:
 
 def seen(detector: Detector, images: Iterable[npt.NDArray[Any]]) -> Tensor:
     """Images preprocessed for the network."""
-    return torch.stack([detector.preprocess.apply(image)[0] for image in images])
+    return torch.stack([torch.as_tensor(detector.preprocess.apply(image)[0]) for image in images])
 
 
 if __name__ == "__main__":

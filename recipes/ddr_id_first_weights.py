@@ -1,18 +1,23 @@
 """DDR-ID: effect of the first weights, which the paper leaves open, on the scores and on the choice of Algorithm 2.
 
     python recipes/ddr_id_first_weights.py --data-root DIR [--digit 5] [--epochs 12]      (one thread, about 5 minutes)
+    python recipes/ddr_id_first_weights.py --data-root DIR --data cifar10:frog
 
 Networks with a quarter of the width of table 1 (Lin et al. 2020), batches of 64, learning rate 3e-4, one seed; digits resized to
-32 pixels. Training images of MNIST only: all of a digit except 900 are for training. These 900 are compared with 2,100 training
-images of other digits, and with synthetic anomalies made of themselves (six kinds, 5 % of the image), which need no other digit:
-a criterion for the first weights that uses normal images alone. Recorded: AUROC of `latent` and `image` in percent, the means of
+32 pixels. Training images only: all of a class except 900 are for training. These 900 are compared with 2,100 training images of
+other classes, and with synthetic anomalies made of themselves (six kinds, 5 % of the image), which need no other class: a
+criterion for the first weights that uses normal images alone. Recorded: AUROC of `latent` and `image` in percent, the means of
 AS_l and AS_r over the held-out normal images, of which Algorithm 2 takes the smaller one, and the standard deviation of a
 coordinate of the latent code.
+
+The result file holds the rows of several data sets; those that are there are not run again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,6 +26,7 @@ import torch
 from ddr_id_finetuning import WORDS, measured, rounded, seen
 
 from normalcy import Detector, open_data
+from normalcy.data.named import CLASSES
 from normalcy.data.synthetic import SYNTHETIC, make_set
 from normalcy.methods.ddr_id import DDRID
 from normalcy.nets.reconstruction import FirstWeights
@@ -29,51 +35,68 @@ from normalcy.provenance import write_record
 RESULT = Path(__file__).parent / "results" / "ddr_id_first_weights.json"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-root", type=Path, required=True)
-    parser.add_argument("--digit", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--result", type=Path, default=RESULT)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    known = [open_data(f"mnist:{digit}", options.data_root).select(split="train") for digit in range(10)]
-    own = known[options.digit]
+def rows_there(file: Path) -> list[dict[str, Any]]:
+    """Rows of the result file; those of its first form, of a single digit, get the data set and the epochs."""
+    if not file.exists():
+        return []
+    found = json.loads(file.read_text("utf-8"))
+    words = found["words"]
+    above = {"data": f"mnist:{found['digit']}", "epochs": words["epochs"]} if "digit" in found else {}
+    same = {name: value for name, value in words.items() if name != "epochs"} == WORDS
+    return [{**above, **row} for row in found["rows"]] if same else []
+
+
+def measure(spec: str, root: Path, epochs: int, wanted: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """A row for each of the first weights. ``spec``: the normal class, as "mnist:5"."""
+    name, _, normal = spec.partition(":")
+    known = {c: open_data(f"{name}:{c}", root).select(split="train") for c in CLASSES[name]}
+    own = known[normal]
     train = own.subset(range(len(own) - 900))
     held = [own.read(i) for i in range(len(own) - 900, len(own))]
-    others = [(d, i) for d, digits in enumerate(known) if d != options.digit for i in range(len(digits))]
+    others = [(c, i) for c, images in known.items() if c != normal for i in range(len(images))]
     drawn = [others[k] for k in np.random.default_rng(0).permutation(len(others))[:2100]]
-    rows: list[dict[str, Any]] = []
-    for first_weights in get_args(FirstWeights):
-        words = {**WORDS, "first_weights": first_weights, "epochs": options.epochs}
-        detector = Detector("ddr_id", **words).fit(train)
+    for first_weights in wanted:
+        detector = Detector("ddr_id", **WORDS, first_weights=first_weights, epochs=epochs).fit(train)
         assert isinstance(detector.method, DDRID)
-        normal = seen(detector, held)
-        foreign = seen(detector, [known[d].read(i) for d, i in drawn])
-        made, _, _ = make_set(normal.numpy().clip(0, 1), list(SYNTHETIC), np.random.default_rng(1), area=0.05)
-        labels = np.repeat([0, 1], [len(normal), len(foreign)])
-        found = measured(detector.method, torch.cat([normal, foreign]), labels)
+        images = seen(detector, held)
+        foreign = seen(detector, [known[c].read(i) for c, i in drawn])
+        made, _, _ = make_set(images.numpy().clip(0, 1), list(SYNTHETIC), np.random.default_rng(1), area=0.05)
+        found = measured(detector.method, torch.cat([images, foreign]), np.repeat([0, 1], [len(images), len(foreign)]))
         synthetic = measured(
-            detector.method, torch.cat([normal, torch.from_numpy(made)]), np.repeat([0, 1], [len(normal), len(made)])
+            detector.method, torch.cat([images, torch.from_numpy(made)]), np.repeat([0, 1], [len(images), len(made)])
         )
-        row = {
+        yield {
+            "data": spec,
+            "epochs": epochs,
             "first_weights": first_weights,
             **found,
             "auroc_latent_synthetic": synthetic["auroc_latent"],
             "auroc_image_synthetic": synthetic["auroc_image"],
             "algorithm_2": "latent" if found["as_l"] < found["as_r"] else "image",
         }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-root", type=Path, required=True)
+    parser.add_argument("--digit", type=int, default=5)
+    parser.add_argument("--data", help="a class of a named data set in the place of a digit: cifar10:frog")
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--result", type=Path, default=RESULT)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    spec = options.data or f"mnist:{options.digit}"
+    name, _, normal = spec.partition(":")
+    if normal not in CLASSES.get(name, ()):
+        parser.error(f"--data expects a class of a named data set, as cifar10:frog, got {spec}")
+    rows = rows_there(options.result)
+    done = {row["first_weights"] for row in rows if (row["data"], row["epochs"]) == (spec, options.epochs)}
+    wanted = [first_weights for first_weights in get_args(FirstWeights) if first_weights not in done]
+    for row in measure(spec, options.data_root, options.epochs, wanted) if wanted else ():
         rows.append(row)
-        print(
-            first_weights,
-            rounded({k: v for k, v in row.items() if isinstance(v, float)}),
-            row["algorithm_2"],
-            flush=True,
-        )
-    words = {**WORDS, "epochs": options.epochs}
-    write_record(
-        options.result, {"recipe": "ddr_id_first_weights", "digit": options.digit, "words": words, "rows": rows}
-    )
+        write_record(options.result, {"recipe": "ddr_id_first_weights", "words": WORDS, "rows": rows})
+        numbers = rounded({key: value for key, value in row.items() if isinstance(value, float)})
+        print(spec, row["first_weights"], numbers, row["algorithm_2"], flush=True)
 
 
 if __name__ == "__main__":

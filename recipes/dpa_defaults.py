@@ -1,4 +1,4 @@
-"""Evidence for the defaults of DPA, from training images alone.
+"""Defaults of DPA against their alternatives, on training images alone.
 
     python recipes/dpa_defaults.py --data-root DIR     (one thread: about 12 minutes of one core)
 
@@ -8,7 +8,8 @@ others are ranked against themselves with one synthetic anomaly each. Each varia
 one has the same number of steps, so the seconds differ. For 64 pixels, each fit is also scored by the mean over the highest tenth
 of the errors. No test image is read. One seed: differences below about 1 point (CIFAR-10) and 3 points (64 pixels) mean nothing.
 
-Writes results/dpa_defaults.json after each fit; fits that are there are not run again.
+Writes results/dpa_defaults.json after each fit; fits that are there are not run again. Sets and variants that are missing there
+have not been run.
 """
 
 from __future__ import annotations

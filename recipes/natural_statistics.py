@@ -8,7 +8,7 @@ have ImageNet. Here it is the 20 images of ImageNet that come with foolbox (Raub
 that install with scikit-image and scikit-learn; 300 crops of them. Statistics depend on the size of the images (see the output),
 so there are four sizes, in grey and in colour. Writes src/normalcy/nets/natural_statistics.npz.
 
-What is natural enough was chosen on training images of CIFAR-10 alone (recipes/dpa_defaults.py).
+recipes/dpa_defaults.py compares them with statistics of the training images; other choices of natural images are not compared.
 """
 
 from __future__ import annotations

@@ -115,13 +115,67 @@ def test_a_method_page_shows_what_was_measured(make_pages: ModuleType):
     rows = json.loads((results / "all_methods.json").read_text("utf-8"))["rows"]
     auroc = next(row for row in rows if row["method"] == "anogan")["image_auroc"]
     lines = json.loads((results / "ddr_id" / "gans.json").read_text("utf-8"))["lines"]
-    digits = [line["ours"]["value"] for line in lines if line["method"] == "anogan" and line["column"] != "mean"]
+    digits = [line["measured"]["value"] for line in lines if line["method"] == "anogan" and line["column"] != "mean"]
     benchmark = json.loads((make_pages.BENCHMARKS / "anogan.json").read_text("utf-8"))["found"]
     recipes, tables, benchmarks, _ = make_pages.measured("anogan")
     assert f"image AUROC {auroc['value']:.3f} [{auroc['low']:.3f}, {auroc['high']:.3f}]" in recipes
     [line] = [line for line in tables.splitlines() if "/gans.md" in line]
     assert [cell.strip() for cell in line.split("|")[4:8]] == [f"{sum(digits) / 10:.1f}", "91.3", "10 of 10", "1"]
     assert all(name in benchmarks for name in benchmark)
+
+
+def test_reproduced_tables_come_from_the_committed_cells(make_pages: ModuleType):
+    """A mean over digits, made here from the cells, and a table that is older than the cells."""
+    reproduced = make_pages.reproduced
+    cells = [json.loads(p.read_text("utf-8")) for p in (make_pages.RESULTS / "cells" / "kde").glob("mnist-*.json")]
+    mean = 100 * sum(cell["auroc"] for cell in cells) / len(cells)
+    [row] = [line for line in reproduced.digits().splitlines() if line.startswith("| KDE |")]
+    assert len(cells) == 10
+    assert f"| {mean:.1f} [" in row
+    assert "| all |" in row
+    older = make_pages.RESULTS / "ddr_id" / "table-2-one-seed.json"
+    assert reproduced.files()[older] == older.read_text("utf-8")
+    assert {path.with_suffix("") for path in reproduced.files()} == {p.with_suffix("") for p in reproduced.paths()}
+
+
+def test_a_recipe_of_several_tasks(make_pages: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    interval = {"value": 0.8125, "low": 0.75, "high": 0.875}
+    rows = [
+        {"row": "dpa", "columns": ["mnist:3"], "training_seconds": 120.0, "image_auroc": interval, "memory_gib": 0.5},
+        {"row": "pca", "columns": ["mnist:3"], "training_seconds": None, "image_auroc": interval, "memory_gib": 0.25},
+    ]
+    parts = {"one class": {"rows": rows, "cells": []}, "mr": {"rows": rows[1:], "cells": []}}
+    seconds = {"one class": [30.0, 120.0], "medical": [60.0, 240.0]}
+    content = {"training_seconds": seconds, "seed": 0, "threads": 1, "parts": parts}
+    (tmp_path / "three_tasks.json").write_text(json.dumps(content), "utf-8")
+    monkeypatch.setattr(make_pages, "RESULTS", tmp_path)
+    monkeypatch.setattr(make_pages, "DOCS", tmp_path)
+    monkeypatch.setattr(make_pages, "RECIPES", {"three_tasks": make_pages.RECIPES["three_tasks"]})
+    page = make_pages.evidence()
+    assert "training: one class 30 and 120; medical 60 and 240" in page
+    assert "| method | images | image AUROC | training s | memory GiB |" in page
+    assert "| [`dpa`](../methods/dpa.md) | one class | 0.812 [0.750, 0.875] | 120 | 0.5 |" in page
+    assert "| [`pca`](../methods/pca.md) | MR | 0.812 [0.750, 0.875] | - | 0.2 |" in page
+    assert "three-tasks.png" not in page
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "three-tasks.png").write_bytes(b"")
+    assert "](../images/three-tasks.png)" in make_pages.evidence()
+
+
+def test_rows_of_several_seeds_stand_as_one(make_pages: ModuleType):
+    def row(seed: int, value: float, **more: object) -> dict[str, object]:
+        return {
+            "row": "vae",
+            "score": None,
+            "seed": seed,
+            "auroc": {"value": value, "low": value - 0.2, "high": 1.0},
+            **more,
+        }
+
+    first, second = make_pages.over_seeds([row(0, 0.6), row(1, 0.8), row(0, 0.5, size=64)])
+    assert first["auroc"] == pytest.approx({"value": 0.7, "low": 0.5, "high": 1.0})
+    assert (first["seeds"], second["seeds"], second["auroc"]["value"]) == (2, 1, 0.5)
+    assert make_pages.over_seeds([{"row": "vae"}, {"row": "vae"}]) == [{"row": "vae"}, {"row": "vae"}]
 
 
 def test_every_method_stands_in_one_family(make_pages: ModuleType):

@@ -493,6 +493,7 @@ class Detector:
             self.decision.false_alarms,
             self.no_flags(),
             self._roi_in_words(),
+            self._fitted.notes(),
         )
 
     @property

@@ -284,6 +284,11 @@ class Method(nn.Module):
         """Of a method with a sparse part: ``rounds`` of the fit, and the relative residual (``constraint``) after the last."""
         return {}
 
+    def notes(self) -> Sequence[str]:
+        """Of a fitted method: what it chose from normal images, such as a map or a limit, a line of Markdown for each choice. The
+        model's ``CARD.md`` lists them."""
+        return ()
+
     def learned(self, *names: str) -> None:
         """Declare buffers whose shape is known only after ``prepare``; set them by plain assignment."""
         for name in names:

@@ -59,11 +59,11 @@ _Plan = dict[str, tuple[tuple[int, ...], Any]]
 """Tensor -> shape, type."""
 
 ADDED: Mapping[str, frozenset[str]] = {
-    "lsr": frozenset({"local", "code_error", "spread", "chosen"}),
+    "lsr": frozenset({"local", "code_error", "spread", "chosen", "tried", "map_aurocs"}),
     "vq_restoration": frozenset({"deviation"}),
 }
 """Method -> tensors that models of earlier versions lack; they keep the values of a new method."""
-ALWAYS_MEAN = ("alocc", "dsebm", "ganomaly", "ocgan")
+ALWAYS_MEAN = ("alocc", "dsebm", "ganomaly", "ocgan", "rda")
 """Methods whose models of earlier versions have no setting ``reduce`` and score by the mean of the map."""
 
 
@@ -186,9 +186,10 @@ def card(
     false_alarms: float,
     no_flags: str | None = None,
     roi: str | None = None,
+    notes: Sequence[str] = (),
 ) -> str:
     """``CARD.md``. ``facts`` as in ``detector.json``; ``threshold`` from ``held_out`` normal images, None without them;
-    ``no_flags``: why it flags nothing; ``roi``: which part of an image counts, None for all of it."""
+    ``no_flags``: why it flags nothing; ``roi``: which part of an image counts, None for all of it; ``notes``: of the method."""
     data, fit = facts.get("data", {}), facts.get("fit", {})
     lines = [
         f"# {name} detector",
@@ -214,6 +215,8 @@ def card(
         ]
     if data.get("medical"):
         lines += ["", NOTICE]
+    if notes:
+        lines += ["", "## Chosen in the fit", "", *(f"- {note}" for note in notes)]
     lines += ["", "## Use", "", "```", "normalcy score MODEL IMAGES --out RESULTS", "```", "", "## Settings", ""]
     lines += [f"- {setting}: {literal(value)}" for setting, value in settings.items()]
     return "\n".join(lines) + "\n"

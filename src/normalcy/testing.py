@@ -337,6 +337,11 @@ def check_save_load(trial: Trial) -> None:
     for score in fitted.scores:
         saved, loaded = fitted.with_score(score).score(trial.mixed), fresh.with_score(score).score(trial.mixed)
         _same(_parts(loaded), _parts(saved), f"{who}: scores change by saving and loading with score={score}")
+    notes = list(fitted.notes())
+    _expect(
+        list(fresh.notes()) == notes and all(len(note.splitlines()) == 1 for note in notes),
+        f"{who}: notes() must be single lines, the same after saving and loading, got {notes}.",
+    )
 
 
 def check_scores_by_name(trial: Trial) -> None:

@@ -75,6 +75,8 @@ def test_honest_method_passes():
         (wrong.NoisyScore, testing.check_scoring_changes_nothing),
         (wrong.ChangesImages, testing.check_scoring_changes_nothing),
         (wrong.StateInAttributes, testing.check_save_load),
+        (wrong.NotesInAttributes, testing.check_save_load),
+        (wrong.NotesOfSeveralLines, testing.check_save_load),
         (wrong.RandomPart, testing.check_save_load),
         (wrong.SmallerIsStranger, testing.check_finds_defect),
         (wrong.MapUpsideDown, testing.check_finds_defect),

@@ -217,6 +217,16 @@ def test_validation_takes_the_score_with_the_smaller_mean_on_held_out_images() -
         assert torch.equal(method.score(x).image, method.with_score(name).score(x).image)
 
 
+def test_the_score_that_validation_took_is_noted() -> None:
+    method = _method()
+    for means, chosen in (([1.0, 2.5], "latent"), ([3.0, 2.5], "image")):
+        method.validation_means.copy_(torch.tensor(means))
+        (note,) = method.notes()
+        assert note.startswith(f"score: `{chosen}`")
+        assert f"`latent` {means[0]:g}, `image` {means[1]:g}" in note
+    assert not method.with_score("sum").notes()
+
+
 def test_components_add_up_to_the_image() -> None:
     method = _fitted(steps=400)
     x = _images(16, seed=3)

@@ -6,6 +6,7 @@ import copy
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,13 +14,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from normalcy.data.synthetic import SYNTHETIC
+from normalcy.detector import Detector
 from normalcy.errors import DataError, SettingsError
-from normalcy.methods.lsr import ETAS, LSR, MAPS, LSRSettings, _auroc
+from normalcy.methods.lsr import AREAS, ETAS, LSR, MAPS, LSRSettings, _auroc
 from normalcy.metrics import auroc
 from normalcy.nets.filters import bilateral, gaussian_smooth
 from normalcy.nets.masked import MaskedPrior
 from normalcy.nets.pixelsnail import PixelSNAIL
-from normalcy.testing import smooth_textures
+from normalcy.testing import check_method, smooth_textures
 from normalcy.training.fit import fit
 from normalcy.training.settings import TrainSettings
 
@@ -199,11 +202,32 @@ def test_quantile_is_of_held_out_codes(method: LSR) -> None:
     assert float((nll > limit).float().mean()) <= 0.002 <= float((nll > next_below - 1e-3).float().mean())
 
 
-def test_search_takes_one_of_its_choices(method: LSR) -> None:
-    twin = copy.deepcopy(method)
+def test_search_takes_the_best_of_its_choices(method: LSR, monkeypatch: pytest.MonkeyPatch) -> None:
+    """eta and ``local``, by the pixel AUROC with rectangles."""
+    twin, tried = copy.deepcopy(method), []
+    restore, measured = twin.restore, []
+
+    def recorded(codes: Tensor, eta: float, local: bool) -> Any:
+        tried.append((eta, local))
+        return restore(codes, eta, local)
+
+    def auroc_of(scores: Tensor, anomalous: Tensor) -> float:
+        measured.append(_auroc(scores, anomalous))
+        return measured[-1]
+
+    monkeypatch.setattr(twin, "restore", recorded)
+    monkeypatch.setattr("normalcy.methods.lsr._auroc", auroc_of)
     with torch.no_grad():
         twin._search_eta(_stripes(8, seed=4))
-    assert float(twin.eta) in [pytest.approx(eta) for eta in ETAS]
+    assert sorted(tried) == sorted((eta, local) for eta in ETAS for local in (False, True))
+    eta, local = tried[measured.index(max(measured))]
+    assert float(twin.eta) == pytest.approx(eta)
+    assert bool(twin.local) is local
+    chosen = LSR(replace(twin.settings, eta="search"), SHAPE)
+    chosen.load_state_dict(twin.state_dict())
+    assert list(chosen.notes()) == [
+        f"eta: {eta:.3g}, `local` {str(local).lower()}, the best on held-out normal images with rectangles"
+    ]
 
 
 def test_eta_is_the_papers_multiple_of_the_uniform_probability() -> None:
@@ -233,6 +257,10 @@ def test_sizes_and_presets() -> None:
     assert [stage.epochs for stage in small.stages()] == [200, 100]
     assert [stage.objectives[0].lr for stage in small.stages()] == [1e-3, 1.5e-3]
     assert [stage.objectives[0].lr for stage in paper.stages()] == [3e-4, 3e-4]
+    assert [(stage.steps, stage.epochs, stage.batch_size) for stage in paper.stages()] == [
+        (3_900, None, 256),
+        (23_400, None, 64),
+    ]
     with pytest.raises(DataError, match=r"^lsr halves images 3 times.*size=96"):
         LSR(LSRSettings(), (1, 100, 100))
 
@@ -335,6 +363,44 @@ def test_fused_maps_are_in_units_of_held_out_normal_images(method: LSR) -> None:
         rtol=1e-3,
         atol=1e-3,
     )
+
+
+@pytest.mark.parametrize(
+    "words", [{"prior": "masked"}, {"coded": "features", "layers": (0, 1), "components": 4, "steps": 60}], ids=str
+)
+def test_passes_the_contract_checks_with_the_masked_prior_and_with_features(words: dict[str, Any]) -> None:
+    check_method(LSR, {**CONTRACT, "score": "residual", **words}, shapes=[(1, 32, 32)])
+
+
+def test_the_masked_prior_fits_the_same_for_the_same_seed(fitted: Callable[..., LSR]) -> None:
+    words = {**SMALL, "prior": "masked", "dropout": 0.1, "score": "auto", "steps": 20}
+    first, second = (fitted(LSR, _stripes(16), validation=_stripes(4, seed=1), **words) for _ in range(2))
+    weights = second.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in first.state_dict().items())
+    x = _stripes(3, seed=2)
+    for name in MAPS:
+        one, other = (m.with_score(name).score(x) for m in (first, second))
+        assert torch.equal(one.image, other.image)
+        assert torch.equal(one.map, other.map)
+
+
+def test_the_card_names_the_default_map_and_how_it_was_chosen(tmp_path: Path) -> None:
+    words = {**SMALL, "steps": 10, "batch_size": 8, "size": 16, "calibration": 0, "device": "cpu"}
+    images = _stripes(30)[:, 0].numpy()
+    folder = Detector("lsr", **words, prior="masked").fit(images).save(tmp_path / "model")
+    method = Detector.load(folder).method
+    assert isinstance(method, LSR)
+    card = (folder / "CARD.md").read_text()
+    count = 3 * len(SYNTHETIC) * len(AREAS)  # a tenth of the images is held out, also without calibration
+    found = re.search(r"^- default map: `(\w+)`, the best of 7 on (\d+) images with synthetic .*: (.*)$", card, re.M)
+    assert found is not None
+    assert int(found[2]) == int(method.tried) == count
+    aurocs = {name: float(value) for name, value in re.findall(r"`(\w+)` ([\d.]+)", found[3])}
+    assert list(aurocs) == list(MAPS)
+    assert found[1] == MAPS[int(method.chosen)] == max(aurocs, key=lambda name: aurocs[name])
+    assert f"- eta: {float(method.eta):.3g}, likelihood quantile 0.03 of held-out normal codes\n" in card
+    given = LSR(LSRSettings(**SMALL, score="residual", eta=0.1), SHAPE)
+    assert not given.notes()
 
 
 def test_the_default_map_is_chosen_on_synthetic_anomalies_in_held_out_images(bidirectional: LSR) -> None:

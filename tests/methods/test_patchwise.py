@@ -132,6 +132,12 @@ def test_scores_of_the_inner_method_by_name(fitted: Callable[..., Patchwise]) ->
         method.with_score("beauty")
 
 
+def test_notes_are_those_of_the_inner_method() -> None:
+    method = Patchwise(PatchwiseSettings(inner="ddr_id", inner_settings=("width=4", "latent=4"), patch=16), (1, 32, 32))
+    assert list(method.notes()) == list(method.inner.notes())
+    assert method.notes()
+
+
 def test_state_of_the_inner_method_travels_with_it(fitted: Callable[..., Patchwise]) -> None:
     x = textures(12, 0, 1, 20, 20)
     method = fitted(Patchwise, x, inner="isolation_forest", patch=8)

@@ -138,6 +138,21 @@ def test_rounds_are_stages() -> None:
     assert [s.name for s in _method(rounds=3).stages()] == ["round 1", "round 2", "round 3", "sparse part"]
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("side", [32, 48])
+def test_large_images_are_scored_by_the_largest_pixels(side: int) -> None:
+    x = smooth_textures(3, (1, side, side), seed=1)
+    torch.manual_seed(0)
+    method = RDA(RDASettings(**{**TINY, "network": "lenet", "weight": 0.1}), (1, side, side))
+    method.standardise.measure(x.split(3))
+    count = side * side if side == 32 else round(0.01 * side * side)
+    for score, power in (("noise", 1.0), ("error", 0.5)):
+        found = method.eval().with_score(score)._score(x)
+        largest = found.map.flatten(1).sort(descending=True).values[:, :count].mean(1)
+        assert (largest > 0).all()
+        torch.testing.assert_close(found.image, largest**power)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -146,6 +161,7 @@ def test_rounds_are_stages() -> None:
         ({"tolerance": 0.0}, "tolerance must be greater than 0, got 0.0."),
         ({"latent": 0}, "latent must be at least 1, got 0."),
         ({"constraint": float("nan")}, "constraint must be at least 0, got nan."),
+        ({"reduce": 2.0}, 'reduce must be "auto", "mean", "top", "max" or a quantile between 0 and 1, got 2.0.'),
     ],
     ids=str,
 )

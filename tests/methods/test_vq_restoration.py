@@ -114,6 +114,14 @@ def test_limits_are_quantiles_of_held_out_codes(method: VQRestoration) -> None:
     given = VQRestoration(VQRestorationSettings(**SMALL, sample_limit=7.0, pixel_limit=5.0), VOLUME)
     assert (float(given.sample_limit), float(given.pixel_limit)) == (7.0, 5.0)
     assert given.stages()[1].finalise is None
+    assert not given.notes()
+    assert list(method.notes()) == [
+        f"{name}: {float(limit):.3g} nats, quantile {quantile} of held-out normal codes"
+        for name, limit, quantile in (
+            ("sample_limit", method.sample_limit, 0.998),
+            ("pixel_limit", method.pixel_limit, 0.99),
+        )
+    ]
 
 
 def test_scores_do_not_depend_on_how_much_fits_at_once(method: VQRestoration, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,6 +152,44 @@ def test_planes_are_slices_in_order(method: VQRestoration) -> None:
 def test_true_3d_passes_the_contract_checks() -> None:
     words = {**SMALL, "volumes": "whole", "prior_width": 8, "copies": 3, "steps": 200, "batch_size": 8}
     check_method(VQRestoration, words, shapes=[(1, 16, 16, 16)])
+
+
+@pytest.mark.parametrize(
+    ("words", "shape"),
+    [
+        ({**SMALL, "prior_width": 8, "copies": 3, "steps": 120, "batch_size": 8}, (1, 16, 16)),
+        (CONTRACT, (1, 16, 16, 16)),
+    ],
+    ids=["images", "slices"],
+)
+def test_the_masked_prior_passes_the_contract_checks(words: dict[str, Any], shape: tuple[int, ...]) -> None:
+    """Volumes as a whole below."""
+    check_method(VQRestoration, {**words, "prior": "masked"}, shapes=[shape])
+
+
+@pytest.mark.parametrize("score", ["restored", "surprise"])
+def test_the_masked_prior_fits_the_same_for_the_same_seed(fitted: Callable[..., VQRestoration], score: str) -> None:
+    words = {**SMALL, "prior": "masked", "dropout": 0.1, "steps": 12, "batch_size": 4, "score": score}
+    first, second = (fitted(VQRestoration, _volumes(8), validation=_volumes(2, seed=1), **words) for _ in range(2))
+    weights = second.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in first.state_dict().items())
+    x = _volumes(2, seed=2)
+    one, other = first.score(x), second.score(x)
+    assert torch.equal(one.image, other.image)
+    assert torch.equal(one.map, other.map)
+
+
+def test_likelihoods_are_computed_once_for_an_image(
+    bidirectional: VQRestoration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, likelihoods = [], bidirectional._likelihoods
+    monkeypatch.setattr(bidirectional, "_likelihoods", lambda *parts: calls.append(1) or likelihoods(*parts))
+    x = _volumes(1, seed=5)
+    scores = bidirectional.score(x)
+    assert len(calls) == 1
+    tables, numbers = bidirectional._tables(bidirectional.to_codes(x))
+    changed = bidirectional.restore(tables, numbers)[1].float().mean(1)  # which computes them itself
+    torch.testing.assert_close(scores.extra_maps["changed_codes"], bidirectional._to_pixels(changed))
 
 
 def test_sizes() -> None:
@@ -215,6 +261,8 @@ def test_copies_differ_where_codes_are_drawn_anew(bidirectional: VQRestoration) 
         restored, changed = bidirectional.restore(tables, numbers)
     assert restored.shape == (12, 4, 8, 8)
     same = (restored == restored[:, :1]).all(1)
+    assert not bool(same.all())
+    assert not bool(same.flatten(1).all(1)[[1, 7]].any())  # in the slices with noise
     assert not bool((~same & ~changed.any(1)).any())
 
 
@@ -224,9 +272,9 @@ def test_the_filter_of_the_paper_and_the_mean_of_the_map(method: VQRestoration) 
     assert plain is not None
     for name, wanted in (
         ("paper", mean_filter(min_filter(plain, (3, 3, 3)), (3, 7, 7))),
-        ("gaussian", gaussian_smooth(plain, 1.5)),
+        ("gaussian", gaussian_smooth(plain, 0.8)),
     ):
-        twin = VQRestoration(VQRestorationSettings(**SMALL, filter=name, sample="map"), VOLUME)
+        twin = VQRestoration(VQRestorationSettings(**SMALL, filter=name, smoothing=0.8, sample="map"), VOLUME)
         twin.load_state_dict(method.state_dict())
         scores = twin.score(x)
         torch.testing.assert_close(scores.map, wanted)

@@ -132,6 +132,24 @@ class ChangesImages(Honest):
         return super()._score(x.mul_(0.5))
 
 
+class NotesInAttributes(Honest):
+    """Notes what it learned from a plain attribute."""
+
+    count = 0
+
+    def learn(self, batches: Batches) -> None:
+        super().learn(batches)
+        self.count = batches.count
+
+    def notes(self) -> Sequence[str]:
+        return [f"images: {self.count}"]
+
+
+class NotesOfSeveralLines(Honest):
+    def notes(self) -> Sequence[str]:
+        return ["one\ntwo"]
+
+
 class StateInAttributes(Honest):
     """Learns into a plain attribute, which no state dict holds."""
 

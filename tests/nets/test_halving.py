@@ -52,3 +52,28 @@ def test_layers_train_as_those_of_torch(layer, side, numbers):
     for here, there in zip(*found):
         assert here.dtype == there.dtype
         assert (here - there).norm() < 0.02 * there.norm()
+
+
+@pytest.mark.parametrize(("layer", "channels"), [(HalvingConv2d, 64), (DoublingConv2d, 32)])
+def test_few_channels_are_left_to_torch(layer, channels, numbers):
+    """In bfloat16 to the bit, values and gradients; twice as many channels are multiplied as one matrix."""
+    x = torch.randn(4, channels, 8, 8, generator=numbers)
+    ours = layer(channels, 8)
+    theirs = (nn.Conv2d if layer is HalvingConv2d else nn.ConvTranspose2d)(channels, 8, 4, 2, 1)
+    theirs.load_state_dict(ours.state_dict())
+    found = []
+    for net in (ours, theirs):
+        inputs = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            y = net(inputs)
+        y.float().square().sum().backward()
+        found.append((y, inputs.grad, net.weight.grad, net.bias.grad))
+    for here, there in zip(*found):
+        assert torch.equal(here, there)
+    with torch.autocast("cpu", torch.bfloat16):
+        graph = layer(2 * channels, 8)(x.repeat(1, 2, 1, 1)).grad_fn
+    names = set()
+    while graph is not None:
+        names.add(type(graph).__name__)
+        graph = graph.next_functions[0][0] if graph.next_functions else None
+    assert names & {"_HalveBackward", "_DoubleBackward"}

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import cast
 
 import pytest
 import torch
 from torch import Tensor
 
 from normalcy.nets import masked
-from normalcy.nets.masked import MaskedPrior, conditionals, draw_hidden, lattice, masked_nats, pseudo_likelihood, refill
+from normalcy.nets.masked import (
+    SCALES,
+    MaskedPrior,
+    conditionals,
+    draw_hidden,
+    lattice,
+    likelihoods,
+    masked_nats,
+    pseudo_likelihood,
+    refill,
+)
 
 GRIDS = [(6, 5), (3, 4, 5)]
 
@@ -79,6 +90,52 @@ def test_pseudo_likelihoods_are_those_of_one_pass_for_each_position(grid: tuple[
             probabilities = logs[image].exp()
             expected = -float((probabilities * logs[image]).sum())
             assert float(entropy[(image, *place)]) == pytest.approx(expected, abs=1e-5)
+
+
+class _Table:
+    """The exact prior of a joint distribution over all grids of codes: the distribution of each code given those not hidden.
+    Logits of codes that are not hidden are noise, which nothing may depend on."""
+
+    def __init__(self, grid: tuple[int, ...], codes: int) -> None:
+        self.grid, self.codes = grid, codes
+        self.states = torch.tensor(list(itertools.product(range(codes), repeat=math.prod(grid)))).view(-1, *grid)
+        self.chances = torch.randn(len(self.states), generator=torch.Generator().manual_seed(0)).double().softmax(0)
+
+    def __call__(self, codes: Tensor, hidden: Tensor, conditions: Tensor | None) -> Tensor:
+        assert conditions is None
+        logits = torch.randn(len(codes), self.codes, *self.grid, dtype=torch.float64)
+        for one, mask, out in zip(codes, hidden, logits):
+            agree = ((self.states == one) | mask).flatten(1).all(1)
+            for code in range(self.codes):
+                chances = (self.chances[agree, *[None] * len(self.grid)] * (self.states[agree] == code)).sum(0)
+                out[code] = torch.where(mask, chances.log() + 3.0, out[code])  # logits are defined up to a constant
+        return logits
+
+
+@pytest.mark.parametrize(("grid", "codes"), [((2, 3), 3), ((3, 3), 2), ((2, 1, 3), 3), ((2, 2, 2), 2)])
+@pytest.mark.parametrize("scales", [(1,), (2,), SCALES])
+def test_likelihoods_are_exact_under_an_exact_prior(grid: tuple[int, ...], codes: int, scales: tuple[int, ...]):
+    """Brute force: a code and all those in blocks of the same parity along each axis are summed out of the joint table."""
+    table = _Table(grid, codes)
+    joint = {tuple(s.flatten().tolist()): float(p) for s, p in zip(table.states, table.chances)}
+    tried = table.states[:: max(1, len(table.states) // 7)]
+    nll, entropy = likelihoods(cast("MaskedPrior", table), tried, scales=scales)
+    places = list(itertools.product(*map(range, grid)))
+    for k, state in enumerate(tried.flatten(1).tolist()):
+        for here, place in enumerate(places):
+            nats, expected = 0.0, 0.0
+            for block in scales:
+                parity = [(x // block) % 2 for x in place]
+                seen = [j for j, other in enumerate(places) if [(x // block) % 2 for x in other] != parity]
+                masses = [0.0] * codes
+                for other_state, p in joint.items():
+                    if all(other_state[j] == state[j] for j in seen):
+                        masses[other_state[here]] += p
+                chances = [mass / sum(masses) for mass in masses]
+                nats -= math.log(chances[state[here]]) / len(scales)
+                expected -= sum(p * math.log(p) for p in chances) / len(scales)
+            assert float(nll[(k, *place)]) == pytest.approx(nats, rel=1e-5)
+            assert float(entropy[(k, *place)]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_learns_the_conditionals_of_a_known_distribution():

@@ -3,6 +3,7 @@
 import csv
 import sys
 import zipfile
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +17,7 @@ from PIL import Image
 
 from normalcy import Detector, config, open_data
 from normalcy.methods.dpa import DPA, DPASettings
+from normalcy.preprocessing.pipeline import Preprocess
 from normalcy.studies.tables import read_table, select
 from normalcy.training.fit import plan_steps
 from normalcy.training.settings import TrainSettings
@@ -144,81 +146,213 @@ def test_tables_of_the_nih(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-# -- tables 2 to 4 as the authors ran them (their configuration files, anomaly_detection@6fa35f3) --------------------
+# -- tables 2 to 5 as the authors ran them (anomaly_detection@ada9201, configs/*/*/final/*/class_*/run_0) --------------
+
+COLUMNS = ("Camelyon16", "NIH-subset", "NIH-PA", "NIH-AP")
+NIH = ("resize:300", "centre_crop:0.7467", "resize:64")
+EQUALISED = (*NIH[:2], "histogram_equalisation", NIH[2])  # of the 224 pixels, before they are reduced to 64
+R32, R42 = 1, 2
 
 
 def as_run(number: int, row: str, column: str) -> tuple[DPA, dict[str, Any], list[int]]:
     """The method of a row on a column, its settings, and the steps of its stages for 5,000 images."""
     cells = select(read_table(f"dpa/table-{number}"), columns=[column], seeds=[0])
     [cell] = [cell for cell in cells if cell.row == row]
-    settings = cell.settings
+    settings = plain(cell.settings)
     own = {name: settings[name] for name in config.fields_of(DPASettings)}
     method = DPA(config.build(DPASettings, own, "dpa"), (3 if column == "Camelyon16" else 1, 64, 64))
     return method, settings, plan_steps(method.stages(), TrainSettings(steps=settings["steps"]), 5000)
 
 
-ROWS = (
-    (2, "DPA without growing"),
-    (2, "DPA"),
-    (3, "DPA without growing"),
-    (3, "DPA"),
-    (4, "3 PL"),
-    (4, "10 PL, growing"),
+def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+
+
+def widths(method: DPA) -> tuple[int, ...]:
+    """Channels from the full resolution down to the bottleneck."""
+    return tuple(part[0].out_channels for part in method.autoencoder.from_image)  # type: ignore[index, union-attr, misc]
+
+
+def batch_sizes(method: DPA, settings: dict[str, Any]) -> set[int]:
+    return {settings["batch_size"] or stage.batch_size for stage in method.stages()}
+
+
+def rates(method: DPA) -> set[float]:
+    return {objective.lr for stage in method.stages() for objective in stage.objectives}
+
+
+WEIGHTS = {  # row of table 4 -> weights of the pixel and of the adversarial term
+    "3 PL": (0.0, 0.0),
+    "4 PL + adv": (0.0, 1.0),
+    "5 PL + 0.1 adv": (0.0, 0.1),
+    "6 PL + L1": (1.0, 0.0),
+    "7 PL + 0.1 L1": (0.1, 0.0),
+    "8 PL + L1 + adv": (1.0, 1.0),
+    "9 PL + 0.1 L1 + 0.1 adv": (0.1, 0.1),
+}
+NOT_GROWING = [(2, "DPA without growing"), (3, "DPA without growing"), *((4, row) for row in WEIGHTS)]
+
+
+@pytest.mark.parametrize(("number", "row"), NOT_GROWING)
+@pytest.mark.parametrize(
+    ("column", "code", "width", "lr", "batch", "steps", "layer"),
+    [
+        ("Camelyon16", (4, 8, 8), (4,) * 4, 1e-3, 128, 34_666, R42),
+        ("NIH-subset", (16, 1, 1), (16,) * 5, 2e-3, 128, 16_000, R42),
+        ("NIH-PA", (16, 1, 1), (16,) * 5, 2e-3, 128, 33_000, R32),
+        ("NIH-AP", (64, 1, 1), (64,) * 5, 5e-4, 56, 27_000, R32),
+    ],
 )
+def test_chosen_settings_without_growing(
+    number: int,
+    row: str,
+    column: str,
+    code: tuple[int, ...],
+    width: tuple[int, ...],
+    lr: float,
+    batch: int,
+    steps: int,
+    layer: int,
+) -> None:
+    method, settings, planned = as_run(number, row, column)
+    l1, adversarial = WEIGHTS.get(row, (0.0, 0.0))
+    check_common(method, settings, code)
+    assert not settings["grow"]
+    assert (settings["perceptual"], settings["l1"], settings["adversarial"]) == (1, l1, adversarial)
+    assert rates(method) == {2e-4 if adversarial else lr}
+    assert settings["critic_steps"] == 2
+    assert widths(method) == width
+    assert batch_sizes(method, settings) == {batch}
+    assert planned == [steps]
+    assert method.layer(0) == layer
+    assert settings["preprocess"] == {"Camelyon16": (), "NIH-AP": EQUALISED}.get(column, NIH)
 
 
-@pytest.mark.parametrize(("number", "row"), ROWS)
-@pytest.mark.parametrize("column", ["Camelyon16", "NIH-subset", "NIH-PA", "NIH-AP"])
-def test_chosen_settings_are_the_authors(number: int, row: str, column: str) -> None:
-    method, settings, steps = as_run(number, row, column)
-    growing = settings["grow"]
+@pytest.mark.parametrize(("number", "row"), [(2, "DPA"), (3, "DPA"), (4, "10 PL, growing")])
+@pytest.mark.parametrize(
+    ("column", "code", "width", "lr", "batch", "last", "layers"),
+    [
+        ("Camelyon16", (4, 8, 8), (4,) * 4, 1e-3, 128, 8_666, (R42, R32, R32)),
+        ("NIH-subset", (16, 1, 1), (16,) * 5, 1e-3, 128, 3_500, (R42, R32, 0, 0)),
+        ("NIH-PA", (16, 1, 1), (16,) * 5, 1e-3, 128, 10_000, (R32, R32, 0, 0)),
+        ("NIH-AP", (64, 1, 1), (32, 64, 64, 64, 64), 5e-4, 56, 7_000, (R32, R32, 0, 0)),  # authors: 32, 32, 64, 64, 64
+    ],
+)
+def test_chosen_settings_when_growing(
+    number: int,
+    row: str,
+    column: str,
+    code: tuple[int, ...],
+    width: tuple[int, ...],
+    lr: float,
+    batch: int,
+    last: int,
+    layers: tuple[int, ...],
+) -> None:
+    method, settings, planned = as_run(number, row, column)
+    check_common(method, settings, code)
+    assert rates(method) == {lr}
+    assert widths(method) == width
+    assert batch_sizes(method, settings) == {batch}
+    assert planned == [20_000] * (2 * len(layers) - 2) + [last]  # from 16 or from 8 pixels
+    assert tuple(map(method.layer, range(len(layers)))) == layers
+    assert settings["preprocess"] == {"Camelyon16": (), "NIH-AP": EQUALISED}.get(column, NIH)
+
+
+def check_common(method: DPA, settings: dict[str, Any], code: tuple[int, ...]) -> None:
     assert (settings["shrink"], settings["start"], settings["anneal"]) == (1, "authors", False)
     assert settings["statistics"] == "natural"
+    assert settings["blocks"] == 2  # "residual18"
     assert all(stage.early_stop is None for stage in method.stages())  # a fixed length
-    latent = {"Camelyon16": 4, "NIH-AP": 64}.get(column, 16)
-    assert settings["latent"] == latent
-    code = method.autoencoder.encode(torch.zeros(1, *method.shape)).shape
-    assert tuple(code) == ((1, 4, 8, 8) if column == "Camelyon16" else (1, latent, 1, 1))
-    assert (settings["lr"] == 5e-4) == (column == "NIH-AP")
-    equalised = "histogram_equalisation" in settings["preprocess"]
-    assert equalised == (column == "NIH-AP")
-    alone = {"Camelyon16": 34_666, "NIH-subset": 16_000, "NIH-PA": 33_000, "NIH-AP": 27_000}
-    whole = {"Camelyon16": 88_666, "NIH-subset": 123_500, "NIH-PA": 130_000, "NIH-AP": 127_000}
-    assert sum(steps) == (whole if growing else alone)[column]
-    if growing:
-        assert set(steps[:-1]) == {20_000}
-        assert len(steps) == (5 if column == "Camelyon16" else 7)  # from 16 or from 8 pixels
-    r32, r42 = 1, 2
-    assert method.layer(0) == (r42 if column in ("Camelyon16", "NIH-subset") else r32)
-    if growing and column == "Camelyon16":
-        assert method.layer(2) == r32  # at 16 pixels
+    assert tuple(method.autoencoder.encode(torch.zeros(1, *method.shape)).shape[1:]) == code
+    assert settings["augment"] == (("crop:64", "flip") if method.shape[0] == 3 else ())
+    assert settings["size"] is None
 
 
 @pytest.mark.parametrize(
-    ("row", "column", "code", "lr", "steps"),
+    ("row", "column", "code", "lr", "batch", "steps", "layer"),
     [
-        ("1 L1, unsupervised", "NIH-subset", (64, 4, 4), 5e-4, 31_000),
-        ("1 L1, unsupervised", "NIH-PA", (64, 4, 4), 5e-4, 28_333),
-        ("1 L1, unsupervised", "NIH-AP", (64, 4, 4), 5e-4, 32_333),
-        ("1 L1, unsupervised", "Camelyon16", (32, 16, 16), 2e-4, 46_000),
-        ("2 PL, unsupervised", "NIH-subset", (64, 4, 4), 5e-4, 64_333),
-        ("2 PL, unsupervised", "NIH-PA", (64, 4, 4), 5e-4, 57_666),
-        ("2 PL, unsupervised", "NIH-AP", (64, 4, 4), 5e-4, 24_333),
-        ("2 PL, unsupervised", "Camelyon16", (64, 16, 16), 1e-4, 77_000),
+        ("1 L1, unsupervised", "NIH-subset", (64, 4, 4), 5e-4, 56, 32_333, None),
+        ("1 L1, unsupervised", "NIH-PA", (64, 4, 4), 5e-4, 56, 31_000, None),
+        ("1 L1, unsupervised", "NIH-AP", (64, 4, 4), 5e-4, 56, 28_333, None),
+        ("1 L1, unsupervised", "Camelyon16", (32, 16, 16), 2e-4, 128, 46_000, None),
+        ("2 PL, unsupervised", "NIH-subset", (64, 4, 4), 5e-4, 56, 24_333, R42),
+        ("2 PL, unsupervised", "NIH-PA", (64, 4, 4), 5e-4, 56, 64_333, R32),
+        ("2 PL, unsupervised", "NIH-AP", (64, 4, 4), 5e-4, 56, 57_666, R32),
+        ("2 PL, unsupervised", "Camelyon16", (64, 16, 16), 1e-4, 128, 77_000, R42),
     ],
 )
-def test_unsupervised_settings_of_table_4(row: str, column: str, code: tuple[int, ...], lr: float, steps: int) -> None:
+def test_unsupervised_settings_of_table_4(
+    row: str, column: str, code: tuple[int, ...], lr: float, batch: int, steps: int, layer: int | None
+) -> None:
     method, settings, planned = as_run(4, row, column)
-    assert tuple(method.autoencoder.encode(torch.zeros(1, *method.shape)).shape[1:]) == code
-    assert settings["lr"] == lr
+    check_common(method, settings, code)
+    assert set(widths(method)) == {code[0]}
+    assert rates(method) == {lr}
+    assert batch_sizes(method, settings) == {batch}
     assert planned == [steps]
+    assert layer is None or method.layer(0) == layer
     assert (settings["l1"], settings["perceptual"]) == ((1.0, 0.0) if row.startswith("1") else (0.0, 1.0))
+    assert settings["preprocess"] == (() if column == "Camelyon16" else NIH)  # nothing is equalised
 
 
-def test_baselines_of_table_2_are_the_authors() -> None:
-    cells = {cell.method: cell.settings for cell in select(read_table("dpa/table-2"), columns=["NIH-PA"], seeds=[0])}
-    assert (cells["deep_geo"]["blocks"], cells["deep_geo"]["widen"]) == (2, 8)  # a WRN-16-8
-    assert cells["piad"]["preset"] == "paper"
+def test_baselines_are_the_authors() -> None:
+    for number in (1, 2, 3, 5):
+        cells = [cell for cell in select(read_table(f"dpa/table-{number}"), seeds=[0]) if cell.method != "dpa"]
+        for cell in cells:
+            if cell.method == "piad":
+                assert (cell.settings["preset"], cell.settings["lr_generator"]) == ("paper", 2e-4)
+            elif cell.method == "deep_geo" and number == 2:
+                assert (cell.settings["blocks"], cell.settings["widen"]) == (2, 8)  # a WRN-16-8
+            if cell.column == "Camelyon16":  # the central 64 of 192 pixels train, too
+                assert Preprocess(cell.settings["preprocess"]).size_of((192, 192)) == (64, 64)
+                assert not cell.settings["augment"]
+            elif cell.column.startswith("NIH"):
+                assert tuple(cell.settings["preprocess"]) == NIH
+
+
+@pytest.mark.parametrize(
+    ("column", "latent", "width", "lr", "layer", "steps"),
+    [
+        ("plane", 32, (32,) * 4, 2e-3, 5, 5_666),
+        ("car", 8, (8,) * 4, 1e-2, 9, 7_333),
+        ("bird", 16, (16,) * 4, 5e-3, 9, 5_000),
+        ("cat", 256, (32, 64, 128, 256), 2e-4, 5, 4_666),
+        ("deer", 16, (16,) * 4, 5e-3, 5, 6_666),
+        ("dog", 8, (8,) * 4, 1e-2, 9, 4_666),
+        ("frog", 64, (32, 64, 64, 64), 1e-3, 5, 3_666),
+        ("horse", 8, (8,) * 4, 1e-2, 9, 7_666),
+        ("ship", 8, (8,) * 4, 1e-2, 9, 8_000),
+        ("truck", 8, (8,) * 4, 1e-2, 9, 5_000),
+        ("digit-0", 256, (32, 64, 128, 256), 2e-4, 9, 25_333),
+        ("digit-1", 16, (16,) * 4, 5e-3, 9, 16_666),  # 1, 2 and 4 to 7: r32 (5), too
+        ("digit-2", 16, (16,) * 4, 5e-3, 9, 15_333),
+        ("digit-3", 32, (32,) * 4, 2e-3, 9, 9_666),
+        ("digit-4", 16, (16,) * 4, 5e-3, 9, 10_333),
+        ("digit-5", 32, (32,) * 4, 2e-3, 9, 8_333),
+        ("digit-6", 32, (32,) * 4, 2e-3, 9, 7_333),
+        ("digit-7", 16, (16,) * 4, 5e-3, 9, 12_000),
+        ("digit-8", 16, (16,) * 4, 5e-3, 9, 6_666),
+        ("digit-9", 64, (32, 64, 64, 64), 1e-3, 9, 18_000),
+    ],
+)
+def test_choices_of_each_class_of_table_5(
+    column: str, latent: int, width: tuple[int, ...], lr: float, layer: int, steps: int
+) -> None:
+    cells = select(read_table("dpa/table-5"), columns=[column], seeds=[0])
+    [settings] = [plain(cell.settings) for cell in cells if cell.row == "DPA, VGG19"]
+    grey = column.startswith("digit")
+    own = {name: settings[name] for name in config.fields_of(DPASettings)} | {"backbone": "self"}  # builds no VGG19
+    method = DPA(config.build(DPASettings, {**own, "layers": (0,)}, "dpa"), (1 if grey else 3, 32, 32))
+    assert (settings["backbone"], settings["latent"], settings["layers"], settings["steps"]) == (
+        "vgg19", latent, (layer,), steps
+    )  # fmt: skip
+    assert settings["preprocess"] == (("grey",) if grey else ())
+    assert widths(method) == width
+    assert rates(method) - {1e-3} == {lr} - {1e-3}  # SimCLR of "self" has 1e-3
+    assert settings["batch_size"] is None
+    assert method.stages()[-1].batch_size == 128
+    assert (settings["shrink"], settings["start"], settings["early_stop"]) == (1, "authors", False)
 
 
 # -- chest X-rays at hand, figure 5 ----------------------------------------------------------------------------------

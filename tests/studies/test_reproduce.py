@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from normalcy.errors import SettingsError
 from normalcy.metrics import minimum_area_threshold
 from normalcy.studies.reproduce import Number, Reproduced, _Fit, interval, reproduce, side_by_side, tabulate
 from normalcy.studies.tables import Cell, Table, cells_of, read_table, select, tables
+from normalcy.training.checkpoint import Checkpoint, State
 
 TOML = """
 paper = "Somebody 2020"
@@ -473,6 +475,39 @@ def test_processes_side_by_side(table: Table, tmp_path: Path, root: Path, monkey
     assert {records[cell.file]["gpu"] for cell in (three, four)} <= {"7", "8"}
 
 
+@dataclass(frozen=True)
+class Counting(_Fit):
+    """Leaves a file for each shared stage that is trained."""
+
+    def run(self) -> Any:
+        share = Checkpoint.share
+
+        def counted(checkpoint: Checkpoint, state: State) -> None:
+            if checkpoint._shared(state.stage) is not None:
+                (self.out / f"{checkpoint.method.settings.objective}-{uuid4().hex}.trained").touch()
+            share(checkpoint, state)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Checkpoint, "share", counted)
+            return super().run()
+
+
+def test_jobs_train_a_shared_stage_once(table: Table, tmp_path: Path, root: Path):
+    """Both objectives of Deep SVDD start from one autoencoder, of each class."""
+    first = replace(table.rows[0], method="deep_svdd", seeds=1)
+    rows = tuple(
+        replace(first, name=name, settings={"objective": name, "epochs": 2, "batch_size": 8, "latent": 2})
+        for name in ("one_class", "soft_boundary")
+    )
+    cells = cells_of(replace(table, rows=rows))
+    work = [Counting(table, tmp_path, (cell,), root) for cell in cells]
+    records = [record for _, [record] in side_by_side(work, 2)]
+    assert [record.failed for record in records] == [None] * 4
+    assert len(list((tmp_path / "running").glob("shared/*/*.pt"))) == 2
+    assert len(list(tmp_path.glob("*.trained"))) == 2
+    assert not list((tmp_path / "running").rglob("*.claim*"))
+
+
 # -- the table -------------------------------------------------------------------------------------------------------
 
 
@@ -664,3 +699,12 @@ def test_boundary_attack_finds_the_nearest_point_across_a_plane(attack: ModuleTy
     assert bool((distance >= nearest - 1e-5).all())
     assert bool((distance < 1.15 * nearest).all()), (distance / nearest).tolist()
     assert bool(((start - images).flatten(1).norm(dim=1) > 1.5 * nearest).any())
+
+
+def test_changes_of_an_attack_are_scaled(attack: ModuleType):
+    images = torch.full((2, 3, 8, 8), 0.5)
+    attacked = images + 0.1 * torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = attack.scaled(images, attacked, 2 / 255) - images
+    torch.testing.assert_close(found.flatten(1).square().mean(1).sqrt() * 255, torch.full((2,), 2.0))
+    cosine = torch.nn.functional.cosine_similarity(found.flatten(1), (attacked - images).flatten(1))
+    torch.testing.assert_close(cosine, torch.ones(2))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -26,6 +26,7 @@ from normalcy.method import EarlyStop, Method, Objective, Scores, Stage
 from normalcy.methods.dpa import DPASettings
 from normalcy.methods.pca import PCA
 from normalcy.studies.select import Selection, Trial, select, synthetic_anomalies
+from normalcy.training.fit import plan_steps
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,32 @@ class Stopping(Planted):
         return [Stage("up", [up], steps=30, batch_size=40, early_stop=EarlyStop(held_out, patience=3))]
 
 
+@dataclass(frozen=True)
+class TwoStageSettings(PlantedSettings):
+    last_steps: int = 30
+
+
+class TwoStage(Stopping):
+    """The same after a stage that changes nothing; a setting of its own holds the length of the last stage, as in dpa."""
+
+    name = "two_stage"
+    Settings = TwoStageSettings
+    length_setting: ClassVar = methods.get("dpa").length_setting
+
+    def stages(self) -> list[Stage]:
+        still = Objective(lambda x: {"loss": 0 * self.weight}, [self.weight], lr=0.1, optimiser="sgd", name="still")
+        [up] = super().stages()
+        steps = self.settings.last_steps  # type: ignore[attr-defined]
+        return [Stage("before", [still], steps=10, batch_size=40), replace(up, steps=steps)]
+
+
 SEEN: list[int] = []
 
 
 @pytest.fixture(autouse=True)
 def _planted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(methods.METHODS, "stopping", f"{__name__}:Stopping")  # type: ignore[arg-type]
+    monkeypatch.setitem(methods.METHODS, "two_stage", f"{__name__}:TwoStage")  # type: ignore[arg-type]
     monkeypatch.setitem(methods.METHODS, "planted", f"{__name__}:Planted")  # type: ignore[arg-type]
 
 
@@ -128,6 +149,18 @@ def test_mean_best_number_of_steps_of_the_best_setting_goes_to_the_final_trainin
     assert found.settings == {"level": 3}
     assert read_toml(tmp_path / "best.toml") == {"method": "stopping", "level": 3, "steps": 7}
     assert json.loads((tmp_path / "select.json").read_text())["steps"] == 7
+
+
+@pytest.mark.parametrize("fixed", [{"steps": 40}, {"epochs": 40}])
+def test_the_length_found_is_that_of_the_last_stage_whatever_the_trials_had(
+    fixed: dict[str, int], tmp_path: Path
+) -> None:
+    assert TwoStage.length_setting == "last_steps"
+    select(NORMAL, "two_stage", as_dataset(STRANGE), tmp_path, trials=5, space={"level": range(5)}, settings=fixed)
+    best = read_toml(tmp_path / "best.toml")
+    assert best == {"method": "two_stage", "level": 3, "last_steps": 7}
+    stages = TwoStage(TwoStageSettings(last_steps=best["last_steps"]), (1, 8, 8)).stages()
+    assert plan_steps(stages, Detector(**best).train, len(NORMAL)) == [10, 7]
 
 
 def test_layers_to_search_are_distinct_at_full_resolution() -> None:

@@ -16,7 +16,7 @@ reconstructs other images poorly.
 | reconstruction loss | squared error, lambda 0.4 | cross-entropy, weight 0.2 | squared error, ``weight`` |
 | updates of R for one of D |  | 2 | ``refiner_steps``, 1 |
 | optimiser |  | RMSprop, 2e-3 | Adam, 1e-5; ``optimiser``, ``lr`` |
-| networks | DCGAN; R without a bottleneck | the same | of DDR-ID: R with a bottleneck, ``refiner`` |
+| networks | DCGAN; R without a bottleneck | the same | DCGAN; R with a bottleneck; ``refiner="ddr_id"``: R of DDR-ID |
 | noise | Gaussian | digits: in [0, 1] (twice as strong), once, clipped | in [-1, 1], new at each step |
 
 Learning rate, epochs and batch size are those of DDR-ID. Images are mapped to [-1, 1] by the minimum and maximum of the training

@@ -10,6 +10,7 @@ loss (Schlegl et al. 2017).
 | search | 500 steps, no learning rate given | ``search_steps`` 50 at ``search_lr`` 0.01; stops early (``patience``) |
 | loss that counts | after the last step | the lowest of the search |
 | first code | random for each image | the same for all images |
+| epochs | 20 | 100 |
 
 The latent dimension is that of Ruff et al. 2018. All images of a batch are searched at once, independently of each other; on the
 CPU an image gets the same bits in any batch (``Generator.alike``). A long search also reproduces anomalous images, so its length

@@ -17,7 +17,7 @@ Algorithm 2 compares sums over latent dimensions with sums over pixels as they a
 | | paper | normalcy |
 | --- | --- | --- |
 | networks | table 1; the last deconvolution has 64 channels before the tanh | table 1; the last one has the image's channels |
-| image sides | 32; four halvings do not fit 28 | any from 8: resized inside (bilinear) to sides that halve evenly |
+| image sides | 32, where the decoder ends; 28 not given | any from 8: resized inside (bilinear) to sides that halve evenly |
 | larger, smaller images | not given | more levels of 512 channels, fewer levels |
 | template of equation 8 | text: "through the encoder"; formula: D_C(Z_C) | D_C(Z_C) |
 | sigma | "a small value" | ``sigma``, 0.1 |
@@ -179,6 +179,15 @@ class DDRID(Method):
         """The means that Algorithm 2 compares, over held-out normal images."""
         scores = torch.cat([torch.stack(self.anomaly_scores(x), 1) for x in batches])
         self.validation_means.copy_(scores.mean(0))
+
+    def notes(self) -> Sequence[str]:
+        if self.settings.score != "validation":
+            return ()
+        latent, image = self.validation_means.tolist()
+        chosen = "latent" if latent < image else "image"
+        return [
+            f"score: `{chosen}`; means on held-out normal images (Algorithm 2): `latent` {latent:.4g}, `image` {image:.4g}"
+        ]
 
     def stages(self) -> Sequence[Stage]:
         s = self.settings

@@ -10,7 +10,8 @@ baseline on CIFAR-10 in table 1 of DPA (Shvetsova et al. 2021).
 | side of the images | 299 | 299 | at least 224, for which the network was trained |
 | trees | | 100 | 500, chosen on training images of CIFAR-10 (``recipes/deep_if_trees.py``) |
 
-On the same features, the distances of ``deep_knn`` and ``mahalanobis`` separate better than a forest: compare with them first.
+On CIFAR-10 the distances of ``deep_knn`` and ``mahalanobis`` in the same features separate better than a forest (table
+``dpa/ten-classes``): compare with them first.
 """
 
 from __future__ import annotations

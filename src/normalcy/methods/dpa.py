@@ -8,29 +8,33 @@ equations 1 to 3). The output is a "content tensor", not an image, unless ``l1``
 | | paper | authors' code | normalcy |
 | --- | --- | --- | --- |
 | features | VGG19, ReLU r12, r22, r32 or r42 | CIFAR-10: r32 or r42, by class | linear bottlenecks of EfficientNet-Lite0 |
-| feature statistics | ImageNet | ImageNet | ``statistics``: 26 natural images of about the same size |
+| feature statistics | ImageNet | ImageNet | ``statistics``: 26 natural images of about the full size, at all levels |
 | initial weights | | He et al. | ``start``: each residual block starts as its shortcut |
 | size of the autoencoder | that of the image | the same | ``shrink``: half of it |
 | value range | [-1, 1] by the range of the images | the same | [-1, 1] by the range of the training images |
 | blocks | "pre-activation residual blocks" | resampling inside the block | as the authors' code |
-| channels | | at most those of the bottleneck | as the authors' code, for any side that halves to 4 to 7 pixels |
+| channels of a level | | listed by configuration | ``width``, doubled with each halving, at most ``latent`` |
+| side of the images | 32, 64 | 4 times a power of two | any that halves to 4 to 7 pixels |
 | growing starts | | one halving above the bottleneck | the same |
-| steps of a stage, growing | 20,000; last one 3,500 to 10,000 | | 20,000; last one 10,000 |
-| steps, not growing | CIFAR-10 3,666 to 8,000; medical 16,000 to 35,000 | | 5,000 |
+| steps of a stage, growing | | 20,000; last one 3,500 to 10,000 | 20,000; last one 10,000 |
+| steps, not growing | | CIFAR-10 3,666 to 8,000; table 2 16,000 to 34,666 | 5,000 |
+| early stopping | on held-out images | final trainings have a fixed length, searched | on held-out images: ``early_stop`` |
 | score with an L1 term | includes it (ablations) | | excludes it, unless ``perceptual=0`` |
 | adversarial term (table 4) | | critic: an encoder | full resolution only, critic of ``f_anogan`` |
 | map | not evaluated | mean error over the layer's channels | as the authors' code |
 
-VGG19 features are for 8, 16, 32 and 64 pixels: r12, r22, r32, and r32 or r42. EfficientNet-Lite0 installs offline and halves the
-image where VGG19 does not: its layers 0, 1, 2 have the grids of r22, r32, r42, but are linear and of 16, 24, 40 channels in place
-of rectified ones of 128, 256, 512. For the paper's method: ``shrink=1``, ``start="authors"``, ``top=1``,
-``backbone="vgg19"`` (or "vgg19:file"), ``layers=(1, 3, 5)``, ``statistics`` the authors' file. ``backbone="self"`` trains a
-network on the training images by SimCLR.
+VGG19 features are for 8, 16, 32 and 64 pixels: r12, r22, r32, and r32 or r42. EfficientNet-Lite0 installs offline and halves
+the image where VGG19 does not: its layers 0, 1, 2 have the grids of r22, r32, r42, but are linear and of 16, 24, 40 channels in
+place of rectified ones of 128, 256, 512. For the authors' final trainings: ``shrink=1``, ``start="authors"``, ``top=1``,
+``early_stop=False`` with a length, ``backbone="vgg19"`` (or "vgg19:file"), ``layers=(1, 3, 5)`` (with r42 at 64 pixels ``(1, 3,
+5, 9)``), ``statistics`` a file of ImageNet's; their settings of each data set are in the tables ``dpa/table-2`` to
+``dpa/table-5``. ``backbone="self"`` trains a network on the training images by SimCLR.
 
 The statistics of natural images are, for EfficientNet-Lite0, from a file for images of about the same size
-(``recipes/natural_statistics.py``); other backbones measure six photographs. The defaults of ``statistics``, ``start``,
-``shrink`` and ``anneal`` were chosen on training images of CIFAR-10 (car, frog); on normal chest X-rays with synthetic anomalies
-they are first, too (``recipes/dpa_defaults.py``). Which channels and layer suit a class differs: ``recipes/dpa_classes.py``.
+(``recipes/natural_statistics.py``); other backbones measure six photographs. A network that grows compares smaller images at its
+first levels with the statistics of the full size. ``recipes/dpa_defaults.py`` compares the defaults of ``statistics``, ``start``,
+``shrink`` and ``anneal`` with their alternatives on training images (one seed, short trainings). Which channels and layer suit a
+class differs: ``recipes/dpa_classes.py``.
 
 The authors' bottleneck has 8 channels for five classes of CIFAR-10, 256 for cats. A tenth of the normal images is held out for
 ``early_stop``. The image score of equation 1 is a mean over the image, in which small defects have little weight. Above 32 pixels
@@ -98,8 +102,8 @@ class DPASettings:
     last_steps: int | None = None
     """Steps of the last or only stage, before the same; none: 10,000 when growing, else 5,000."""
     early_stop: bool = True
-    """The last stage ends where the loss on held-out normal images does not fall any more (the paper); false: never (the final
-    trainings of the authors, whose length they searched)."""
+    """The last stage ends where the loss on held-out normal images, evaluated every 1,000 steps, does not fall any more (the
+    paper); false: never (the final trainings of the authors, whose length they searched)."""
     perceptual: float = 1.0
     """Weight of the relative perceptual L1; 0 removes it from loss and score."""
     l1: float = 0.0
@@ -110,7 +114,7 @@ class DPASettings:
     """Updates of the critic for each update of the autoencoder."""
     lr: float | None = None
     """Learning rate (Adam); none: 1e-3 when growing or with a spatial bottleneck, else 2.56 / (latent x side), at most 1e-2 (the
-    authors, for 32 pixels: 1e-2, 5e-3, 2e-3, 1e-3, 2e-4 with 8, 16, 32, 64, 256 channels)."""
+    authors, for 32 pixels: 1e-2, 5e-3, 2e-3, 1e-3, 2e-4 with 8, 16, 32, 64, 256 channels; for 64 pixels and 16 channels 2e-3)."""
     anneal: bool = False
     """The learning rate of the last stage falls linearly to 0; false: it is constant, as the authors'."""
     cache: bool = True

@@ -18,7 +18,8 @@ images; the map is (x - f(g(x)))^2.
 | power of the norm of w | m - n | 0.2 (m - n) - 1 | m - n - 1, which makes it a density; times ``power`` |
 | p_R | histogram | | Gaussian kernel density, nowhere 0 |
 | reconstruction loss | | | squared error in units of the images' variance |
-| adversarial loss of g and f | log(1 - D) | | -log D, in one update per step |
+| networks | | 4x4 convolutions, 64 to 512 channels, batch norm | ``network``: a LeNet up to 32 pixels, ``width``, ``norm`` none |
+| adversarial loss of g and f | log(1 - D) | -log D | -log D, in one update per step |
 | learning rate of D_z, D_x | | | a tenth of that of g and f |
 
 Scores stay finite: |w|, S and the fitted scales have lower bounds, fitted shapes lie in [0.3, 10], and -log p is at most the

@@ -9,9 +9,10 @@ through the prior for each changed code (:mod:`normalcy.nets.restore`).
 ``preset="features"``, our own: the codes represent features of a pretrained network, in which defects differ more than in
 pixels; residuals are those of features, and a second decoder, which does not change the codes, shows images.
 
-``prior="masked"``, our own: a bidirectional prior (:mod:`normalcy.nets.masked`). The likelihood of a code is conditioned on the
-codes on all sides, without its own block; unlikely codes are hidden with their neighbours and refilled, in a fixed number of
-passes. Inside a homogeneous anomaly each code is likely after the one before: an autoregressive prior sees nothing there.
+``prior="masked"``, our own: a bidirectional prior (:mod:`normalcy.nets.masked`). The likelihood of a code is conditioned on codes
+on all sides, while its block and every second block from there are hidden; unlikely codes are hidden with their neighbours and
+refilled, in a fixed number of passes. Inside a homogeneous anomaly each code is likely after the one before: an autoregressive
+prior sees nothing there.
 
 Maps of a fit, each a score of its own; ``score="auto"`` is the one that finds synthetic anomalies in held-out normal images best:
 
@@ -35,12 +36,16 @@ Maps of a fit, each a score of its own; ``score="auto"`` is the one that finds s
 | widths | not given | ``preset="paper"``, or ``"small"`` for CPUs: narrow, 64 codes instead of 512, masked prior |
 | learning rates | | ``"small"``: 3 times for the VQ-VAE, 5 times for the prior, a tenth of that in its last third |
 | training steps | epochs over an augmented set whose size is not given | 3,900 and 23,400: 100 and 150 epochs of 10,000 images |
-| batches | 256 and 64 | the same; ``"small"``: 32, 200 epochs of the VQ-VAE and 100 of the prior, about a third of the time |
+| batches | 256 and 64 | the same; ``"small"``: 32, 200 epochs of the VQ-VAE and 100 of the prior |
 | prior kept | | that with the best likelihood of held-out normal codes, since it memorises few images |
 | eta | 0.0005, K = 512 | 0.256 / K; or a quantile of held-out normal codes; or by search with rectangles (section 4.3.3) |
 | bilateral filter | diameter 20 of 256 pixels | the same fraction of the image's longer side |
 
 With ``"small"`` there are fewer codes because a small prior cannot predict the texture noise that more codes represent.
+
+Held-out normal images are a tenth of the training images (:meth:`normalcy.Detector.fit`, also with ``calibration=0``), apart
+from those for calibration. In a fit without any (:func:`normalcy.training.fit.fit`), eta, units and map are chosen on the
+training images, and the prior does not stop early.
 """
 
 from __future__ import annotations
@@ -178,8 +183,8 @@ class LSRSettings:
     """Learning rate of the prior (Adam); none: 0.0003, or 0.0015 with the other presets, a tenth of it in the last third."""
     filter: bool = True
     """Filter of the maps: "restored" and "input" bilateral, diameter 20 of 256 pixels, standard deviations of 75 of 256 pixels
-    and of 75/255 in value; the others Gaussian, with a standard deviation of 1/32 of the longer side ("residual", and all
-    distances of features: 1/64)."""
+    and of 75/255 in value; "likelihood" none; the others Gaussian, with a standard deviation of 1/32 of the longer side
+    ("residual", and all distances of features: 1/64), the surprise before that with one of one code."""
     reduce: Reduce = "auto"
     """Image score: "mean", "max" or "top" (mean of the largest 1 %) of the map, or this quantile of it, in [0, 1]; "auto": "mean"
     up to 32 pixels a side, else "top". That of "likelihood" is the sum over the codes."""
@@ -228,6 +233,8 @@ class LSR(Method):
     code_error: Tensor
     spread: Tensor
     chosen: Tensor
+    tried: Tensor
+    map_aurocs: Tensor
 
     def __init__(self, settings: LSRSettings, shape: Sequence[int]) -> None:
         super().__init__(settings, shape)
@@ -259,6 +266,8 @@ class LSR(Method):
             "spread", torch.ones(3)
         )  # standard deviations on held-out images: residual, relative, surprise
         self.register_buffer("chosen", torch.tensor(MAPS.index("surprise")))
+        self.register_buffer("tried", torch.tensor(0))  # images with synthetic anomalies by which it was chosen
+        self.register_buffer("map_aurocs", torch.zeros(len(MAPS)))  # of each map on them, mean over kinds and sizes
 
     # -- stage 1
 
@@ -371,7 +380,7 @@ class LSR(Method):
         """Place in MAPS of the map with the best pixel AUROC, mean over kinds and sizes of synthetic anomalies in ``x``."""
         low, high = float(x.min()), float(x.max())
         images = ((x - low) / max(high - low, 1e-6)).cpu().numpy()
-        totals = torch.zeros(len(MAPS))
+        totals, sets, tried = torch.zeros(len(MAPS)), 0, 0
         for k, area in enumerate(AREAS):
             for kind in SYNTHETIC:
                 try:
@@ -381,9 +390,12 @@ class LSR(Method):
                 changed = torch.from_numpy(made).to(x) * (high - low) + low
                 maps = [_Maps(self, part) for part in torch.split(changed, 8)]
                 anomalous = torch.from_numpy(marked).flatten()
+                sets, tried = sets + 1, tried + len(made)
                 for place, name in enumerate(MAPS):
                     values = torch.cat([part.of(name) for part in maps]).cpu().flatten()
                     totals[place] += _auroc(values, anomalous)
+        self.tried.fill_(tried)
+        self.map_aurocs.copy_(totals / max(sets, 1))
         return int(totals.argmax())
 
     def _search_eta(self, x: Tensor) -> None:
@@ -410,6 +422,27 @@ class LSR(Method):
                     best = auroc
                     self.eta.fill_(eta)
                     self.local.fill_(local)
+
+    def notes(self) -> Sequence[str]:
+        lines = []
+        if self.settings.score == "auto":
+            why = ""
+            if int(self.tried):  # models of earlier versions lack it
+                aurocs = ", ".join(f"`{name}` {auroc:.3f}" for name, auroc in zip(MAPS, self.map_aurocs.tolist()))
+                why = (
+                    f", the best of {len(MAPS)} on {int(self.tried)} images with synthetic anomalies, made from held-out normal "
+                    f"images; pixel AUROC: {aurocs}"
+                )
+            lines.append(f"default map: `{self._map()}`{why}")
+        rule = self.settings.eta_rule
+        if rule == "quantile":
+            lines.append(
+                f"eta: {float(self.eta):.3g}, likelihood quantile {self.settings.quantile:g} of held-out normal codes"
+            )
+        elif rule == "search":
+            also = f", `local` {bool(self.local)}".lower() if isinstance(self.prior, PixelSNAIL) else ""
+            lines.append(f"eta: {float(self.eta):.3g}{also}, the best on held-out normal images with rectangles")
+        return lines
 
     def stages(self) -> Sequence[Stage]:
         s, small = self.settings, self.settings.preset != "paper"

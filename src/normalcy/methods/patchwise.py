@@ -98,6 +98,9 @@ class Patchwise(Method):
     def load_pretrained(self) -> None:
         self.inner.load_pretrained()
 
+    def notes(self) -> Sequence[str]:
+        return self.inner.notes()
+
     def with_score(self, score: str) -> Patchwise:
         inner = self.inner.with_score(score)
         words = {**self.settings.inner_words(), "score": score}

@@ -8,7 +8,8 @@ gradients of both terms are compared layer by layer, and the median ratio, smoot
 | | paper and authors' code | normalcy |
 |---|---|---|
 | perceptual features | VGG19, r42; statistics of ImageNet | layer 2 of EfficientNet-Lite0; see ``dpa`` |
-| networks | residual, 64 to 256 channels, no norm in G and E | DCGAN type of the same channels; group norm in the critic |
+| networks | residual, no norm in G and E | DCGAN type, no norm in G and E; group norm in the critic |
+| channels (DPA's repository, 64 pixels) | G and E 32 to 256, critic 32 to 128 | ``width``, doubled with each halving: 64 to 512 |
 | length | 100,000 steps of 32 images | the same; ``preset="short"``: 10,000 of 64 |
 | weight of the perceptual term | median over layers and the last 200 looks | median over layers |
 | images | | scaled to [-1, 1] by the range of the training images |

@@ -11,6 +11,7 @@ sets the kind of sparsity:
 ==========  ============================================================================================================
 
 Scores: ``noise``, the paper's, is mean |S|, 0 for every image that needs no S; ``error`` is the root mean square of X - D(E(L)).
+Both means are over all pixels up to 32 pixels a side, above that over the largest 1 % of the map (``reduce``).
 
 Rounds end before ``rounds`` when the constraint holds: c1 = |X - D(E(L)) - S| / |X| or c2, the change of D(E(L)) + S since the
 round before, divided by |X|, is below ``constraint`` (both are kept in the buffer ``residuals``, a row for each round). c1 cannot
@@ -44,6 +45,7 @@ from torch import Tensor, nn
 from normalcy.config import require
 from normalcy.method import Batches, Method, Objective, Scores, Stage
 from normalcy.nets.convnets import Network, choose
+from normalcy.nets.filters import Reduce, check_reduce, reduce_map
 from normalcy.nets.scaling import Standardise
 
 Score = Literal["error", "noise"]
@@ -76,10 +78,14 @@ class RDASettings:
     """Channels of the first level; none: 8 for a LeNet on one channel, else 32."""
     lr: float = 2e-3
     """Learning rate (Adam)."""
+    reduce: Reduce = "auto"
+    """Image score from the map, |S| or the squared error (then the root): "mean", "max" or "top" (largest 1 %), or this quantile,
+    in [0, 1]; "auto": "mean" up to 32 pixels a side, else "top"."""
 
     def __post_init__(self) -> None:
         positive = ("rounds", "iterations", "latent", "lr", "tolerance")
         require("rda", self, positive=positive, non_negative=("weight", "constraint"))
+        check_reduce("rda", self.reduce)
 
 
 class RDA(Method):
@@ -91,6 +97,7 @@ class RDA(Method):
         "doi:10.1145/3097983.3098052"
     )
     scores = get_args(Score)
+    map_scores = ("noise",)
     spatial_dims = (2, 3)
     search: ClassVar = {
         "weight": (0.1, 0.2, 0.5, 1.0, 2.0),
@@ -255,9 +262,9 @@ class RDA(Method):
         error = (y - restored).square().mean(1)
         noise = sparse.abs().mean(1)
         map = noise if self.settings.score == "noise" else error
-        image = noise.flatten(1).mean(1) if self.settings.score == "noise" else error.flatten(1).mean(1).sqrt()
+        image = reduce_map(map, self.settings.reduce)
         return Scores(
-            image=image,
+            image=image if self.settings.score == "noise" else image.sqrt(),
             map=map,
             restored=self.standardise.inverse(restored),
             extra_maps={"sparse": sparse * self.standardise.scale},

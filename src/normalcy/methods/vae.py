@@ -15,9 +15,12 @@ gradients are taken at the posterior mean, as in the authors' code):
 ``gradient_kl``                |dKL/dx|, mean over channels (Zimmerer et al. 2018, 2019)
 ``gradient_reconstruction``    |dE log p(x|z)/dx|, through the encoder too
 ``gradient_elbo``              |dELBO/dx|, the derivative of the estimate of log p(x)
-``combined``                   |dKL/dx| times (x - x^)^2, both smoothed (the authors' code multiplies by the negative
-                               log-likelihood of the pixel for sigma = 1, which is the same plus a constant)
+``combined``                   |dKL/dx| times (x - x^)^2, both smoothed
 =============================  =========================================================================================
+
+The authors' code of ``combined`` (MIC-DKFZ/vae-anomaly-experiments) scales |dKL/dx| to [0, 1] over a batch, smooths it, and
+multiplies it by the negative log-likelihood of the pixel for sigma = 1, (x - x^)^2 / 2 + log(2 pi) / 2, not smoothed. Its
+Gaussian, of 3 pixels, is cut at a window of 7x7 pixels.
 
 Scores in nats are sums over the image; all others reduce their smoothed map (``reduce``). ``beta`` affects training alone.
 """

@@ -6,24 +6,29 @@ score is the sum of the negative log-likelihoods of the most unlikely codes, tho
 lambda_p nats, given the earlier codes as restored, are resampled from their conditional distribution, 15 times; the map is the
 mean distance of these restorations to the image, weighted by softmax(k / mean distance), after a minimum and a mean filter.
 
-``prior="masked"``, our own: a bidirectional prior (:mod:`normalcy.nets.masked`), whose likelihoods are conditioned on the codes
+``prior="masked"``, our own: a bidirectional prior (:mod:`normalcy.nets.masked`), whose likelihoods are conditioned on codes
 on all sides; unlikely codes are hidden with their neighbours and drawn anew in a fixed number of passes.
 
 Volumes are processed slice by slice (``volumes="slices"``), with the position of a slice along the first spatial axis, from
--0.5 to 0.5, as a condition of encoder, decoder and prior; or as a whole by 3D networks. Images have no condition. Restoration is
-exact, with all copies of all slices in one batch (:mod:`normalcy.nets.restore`).
+-0.5 to 0.5, as a condition of encoder, decoder and prior; or as a whole by 3D networks. Images have no condition. All copies of
+all slices are restored in one batch, with the causal prior to the same codes as by the sequential scan
+(:mod:`normalcy.nets.restore`).
 
 | | paper | normalcy |
 |---|---|---|
 | lambda_s, lambda_p | 7, 5 nats: about the percentiles 98, 90 of normal codes | these percentiles of held-out normal codes |
 | prior kept | | that with the best likelihood of held-out normal codes: it memorises few images; whole volumes need many |
 | distances in softmax(k / distance) | of images as z-scores | divided by the standard deviation of the training images |
-| filter | 3x3x3 minimum, 3x7x7 mean, for 32x160x160 voxels | Gaussian of 1.5 voxels, which small volumes bear; ``filter=paper`` |
+| filter | 3x3x3 minimum, 3x7x7 mean, for 32x160x160 voxels | Gaussian of 1.5 voxels, for small volumes; ``filter=paper`` |
 | sample score | likelihoods above lambda_s | this, or the mean of the map (``sample=map``) |
 | random numbers | | belong to copy, slice and position, and are the same for every image |
 | images | | standardised by the mean training image |
 | codebook | | starts from encoded images; unused codes are reset |
 | widths, lengths, batch sizes | not in the text available to us | own choice |
+
+Held-out normal codes are those of a tenth of the training images (:meth:`normalcy.Detector.fit`, also with ``calibration=0``),
+apart from the images for calibration. In a fit without any (:func:`normalcy.training.fit.fit`), the limits are quantiles of
+training codes, and the prior does not stop early.
 """
 
 from __future__ import annotations
@@ -50,8 +55,6 @@ from normalcy.nets.scaling import Standardise
 Score = Literal["restored", "reconstruction", "likelihood", "surprise"]
 AT_ONCE = 2**24
 """Logits in memory at once when scoring: grids x codes x positions."""
-SIGMA = 1.5
-"""Of the Gaussian filter, in pixels or voxels."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +114,9 @@ class VQRestorationSettings:
     lr: float = 1e-4
     """Learning rate (Adam) of both stages; gradients are clipped at 1 by value."""
     filter: Literal["gaussian", "paper", "none"] = "gaussian"
-    """Filter of the map: "gaussian", standard deviation 1.5 pixels or voxels; "paper", minimum over 3x3x3 and mean over 3x7x7
-    voxels (3x3 and 7x7 pixels of an image)."""
+    """Filter of the map: "gaussian"; "paper", minimum over 3x3x3 and mean over 3x7x7 voxels (3x3 and 7x7 pixels of an image)."""
+    smoothing: float = 1.5
+    """filter="gaussian": its standard deviation, in pixels or voxels; 0: no smoothing."""
 
     def __post_init__(self) -> None:
         counts = ("slices_per_step", "copies", "codes", "dimension", "halvings", "width", "residuals")
@@ -121,7 +125,7 @@ class VQRestorationSettings:
             "vq_restoration",
             self,
             positive=positive,
-            non_negative=("reach",),
+            non_negative=("reach", "smoothing"),
             fraction=("sample_quantile", "pixel_quantile", "ema"),
         )
         require_that(0 <= self.dropout < 1, "vq_restoration", "dropout", "at least 0 and below 1", self.dropout)
@@ -254,6 +258,18 @@ class VQRestoration(Method):
             if isinstance(given, str):
                 limit.copy_(limit_of(nll, 1 - quantile))
 
+    def notes(self) -> Sequence[str]:
+        s = self.settings
+        limits = (
+            ("sample_limit", s.sample_limit, self.sample_limit, s.sample_quantile),
+            ("pixel_limit", s.pixel_limit, self.pixel_limit, s.pixel_quantile),
+        )
+        return [
+            f"{name}: {float(limit):.3g} nats, quantile {quantile:g} of held-out normal codes"
+            for name, given, limit, quantile in limits
+            if given == "quantile"
+        ]
+
     def stages(self) -> Sequence[Stage]:
         s = self.settings
         autoencoder = [*self.encoder.parameters(), *self.quantiser.parameters(), *self.decoder.parameters()]
@@ -297,14 +313,15 @@ class VQRestoration(Method):
         nll, entropy = (torch.cat(part).view(codes.shape) for part in zip(*parts))
         return nll, entropy
 
-    def restore(self, tables: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes of planes (n, *grid) -> restored codes (n, copies, *grid), int64, and which were changed, bool."""
+    def restore(self, tables: Tensor, numbers: Tensor, nll: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Codes of planes (n, *grid) -> restored codes (n, copies, *grid), int64, and which were changed, bool; ``nll`` of the
+        codes, (n, *grid), if it is known: only the masked prior needs it."""
         copies = self.settings.copies
         condition = self.condition(numbers).repeat_interleave(copies, 0)
         many, uniform = tables.repeat_interleave(copies, 0), self._uniform()[numbers].flatten(0, 1)
         if isinstance(self.prior, MaskedPrior):
-            nll, _ = self._likelihoods(tables, numbers)
             s, limit = self.settings, float(self.pixel_limit)
+            nll = self._likelihoods(tables, numbers)[0] if nll is None else nll
             some = condition if self.sliced else None
             result = masked.refill(
                 self.prior, many, nll.repeat_interleave(copies, 0), limit,
@@ -338,7 +355,9 @@ class VQRestoration(Method):
         if s.score == "reconstruction":
             map = self._map((planes - reconstruction).abs().mean(1))
             return Scores(_mean(map), map=map, restored=extra_maps["reconstruction"], extra_maps=extra_maps)
-        parts = [self._weigh(*part) for part in self._split(planes, tables, numbers, copies=s.copies)]
+        parts = [
+            self._weigh(*part) for part in self._split(planes, tables, numbers, nll.flatten(0, 1), copies=s.copies)
+        ]
         distance, spread, restored, changed = (torch.cat(part) for part in zip(*parts))
         map = self._map(distance)
         return Scores(
@@ -349,11 +368,13 @@ class VQRestoration(Method):
             extra_maps={**extra_maps, "changed_codes": self._to_pixels(changed)},
         )
 
-    def _weigh(self, planes: Tensor, tables: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _weigh(
+        self, planes: Tensor, tables: Tensor, numbers: Tensor, nll: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Over the restorations of each of n planes: weighted distance to it and standard deviation of the distance (n, *plane),
         weighted restored plane (n, C, *plane), fraction of restorations in which a code changed (n, *grid)."""
         s = self.settings
-        restored, changed = self.restore(tables, numbers)
+        restored, changed = self.restore(tables, numbers, nll)
         images = self.images(restored.flatten(0, 1), numbers.repeat_interleave(s.copies))
         images = images.view(len(planes), s.copies, *images.shape[1:])
         distance = (planes[:, None] - images).abs().mean(2)  # (n, copies, *plane)
@@ -372,7 +393,7 @@ class VQRestoration(Method):
         if self.settings.filter == "none":
             return map
         if self.settings.filter == "gaussian":
-            return gaussian_smooth(map, SIGMA)
+            return gaussian_smooth(map, self.settings.smoothing)
         return mean_filter(min_filter(map, (3,) * (map.ndim - 1)), (3, 7, 7)[-map.ndim + 1 :])
 
     def _to_pixels(self, values: Tensor, whole: bool = True) -> Tensor:

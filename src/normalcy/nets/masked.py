@@ -5,8 +5,9 @@ the hidden ones. An autoregressive prior (:mod:`normalcy.nets.pixelsnail`) sees 
 homogeneous anomaly each code is likely after the first. This one sees both sides, and hides the neighbours of a code with it,
 so that the inside of an anomaly must be explained by its surroundings.
 
-* :func:`conditionals`: the distribution of each code given the others, without those of its own block: a pseudo-likelihood
-  (Besag 1975), in 2^d passes for a whole grid.
+* :func:`conditionals`: the distribution of each code given those not hidden with it: a pseudo-likelihood (Besag 1975). Hidden
+  with a code are its block and every second block from there along each axis, a quarter of the codes in 2D and an eighth in 3D,
+  so that 2^d passes are enough for a whole grid. :func:`likelihoods` are means over two sides of the blocks: 2 x 2^d passes.
 * :func:`refill`: hides unlikely codes with their neighbours and fills them in anew, the most certain first, in a fixed number of
   passes; codes that are not hidden never change. Random numbers belong to positions: the same seed gives the same result.
 
@@ -114,7 +115,7 @@ def lattice(grid: Sequence[int], block: int, device: torch.device | str = "cpu")
 
 
 def conditionals(prior: MaskedPrior, codes: Tensor, conditions: Tensor | None = None, block: int = 2) -> Tensor:
-    """Logits (B, K, *grid) of each code of (B, *grid) given the others, except those of its own block, of side ``block``."""
+    """Logits (B, K, *grid) of each code of (B, *grid) given those not hidden with it by :func:`lattice`; ``block``: its side."""
     logits = torch.zeros(len(codes), prior.codes, *prior.grid, device=codes.device)
     for mask in lattice(prior.grid, block, codes.device):
         if bool(mask.any()):

@@ -67,6 +67,9 @@ class PerceptualFeatures(nn.Module):
     def measure(self, batches: Iterable[Tensor], statistics: str = "training") -> None:
         """Set mean and standard deviation of each channel, for images (B, C, h, w) in [-1, 1].
 
+        A layer has one mean and standard deviation, of images of the size of ``batches``, for images of any size: a network that
+        grows (``dpa``) measures at its full size and uses them at all levels.
+
         ``statistics``: "training" (those of ``batches``), "natural" (of natural images of the size of ``batches``; "self",
         a network of the training images, has theirs) or an .npz file. Raises SettingsError when the file does not hold them.
         """

@@ -16,7 +16,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -37,6 +37,7 @@ from normalcy.data.splits import hold_out, images_to_score, normal_training_imag
 from normalcy.detector import Detector
 from normalcy.errors import DataError, NormalcyError
 from normalcy.files import remove, remove_empty, stamp
+from normalcy.methods import available, get
 from normalcy.metrics import (
     at_threshold,
     average_precision,
@@ -260,9 +261,14 @@ class _Fit:
     """Seconds to wait for another process that runs it."""
 
     def run(self) -> list[CellRecord] | None:
-        """The records of the cells, those that no process has made since ``before`` made now; None while another makes them."""
-        with claimed(self.out / "running" / f"{self.cells[0].fit_key}.claim", self.lease, self.wait) as ours:
-            if not ours:
+        """The records of the cells, those that no process has made since ``before`` made now; None while another makes them, or
+        makes a fit that has stages in common with this one."""
+        first, shared = self.cells[0], _shared_stages(self.out, self.cells[0])
+        claims = [self.out / "running" / f"{first.fit_key}.claim"]
+        if first.method in available() and get(first.method).late_settings:  # else two processes train the same stage
+            claims.append(shared.with_name(f"{shared.name}.claim"))
+        with ExitStack() as owned:
+            if not all(owned.enter_context(claimed(claim, self.lease, self.wait)) for claim in claims):
                 return None
             left = [cell for cell in self.cells if stamp(self.out / cell.file) == self.before.get(cell.file)]
             records = replace(self, cells=tuple(left))._run() if left else []

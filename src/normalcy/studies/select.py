@@ -6,7 +6,8 @@ take part in nothing but this choice; images of the test split are refused. (The
 the normal images against part k of the anomalies.) Without anomalies, ``"synthetic"`` plants defects in the left-out images.
 
 Where a method stops early, each fit watches a fifth of its own normal images, as the authors' code does, and the mean over the
-fits of the best number of steps becomes the length of the final training.
+fits of the best number of steps becomes the length of the final training (``Method.length_setting``), in place of fixed
+``steps`` or ``epochs``.
 
 Optuna searches what the method declares (``Method.search``) or what is asked for. After each fit a setting that is below the
 median of earlier ones at the same point is given up. The study lies in a database: a second call resumes it, and several
@@ -577,8 +578,11 @@ def _write(out: Path, selection: Selection, fixed: Mapping[str, Any]) -> None:
     ]
     writer = Writer(out)
     writer.csv("trials.csv", head, rows)
-    length = {get(selection.method).length_setting: selection.best.length} if selection.best.length else {}
-    toml = config.write_toml({"method": selection.method, **fixed, **selection.settings, **length})
+    settings = {**fixed, **selection.settings}
+    if length := selection.best.length:  # a total of all stages would change it, or contradict it
+        settings = {name: value for name, value in settings.items() if name not in ("steps", "epochs")}
+        settings[get(selection.method).length_setting] = length
+    toml = config.write_toml({"method": selection.method, **settings})
     writer.bytes("best.toml", f"# {selection.summary()}\n{toml}".encode())
     writer.bytes("select.json", dumps(selection.record()))
     write_selection(out, selection.method, selection.summary(), best, selection.best.aurocs, head, rows)
