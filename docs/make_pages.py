@@ -467,7 +467,8 @@ def mean_of(values: Sequence[Any]) -> Any:
     first = values[0]
     if isinstance(first, Mapping):
         return {key: mean_of([value[key] for value in values if key in value]) for key in first}
-    return fmean(values) if all(type(value) in (int, float) for value in values) else first
+    numbers = all(type(value) in (int, float) for value in values)
+    return fmean(values) if numbers and any(value != first for value in values) else first
 
 
 def label(row: Mapping[str, Any], owner: str) -> str:
