@@ -45,6 +45,7 @@ from normalcy.results.schema import to_json
 
 AREA = 0.001
 LONGER = 1.25
+"""Training time of the other networks, as a multiple of that of LSR's steps."""
 HELD_OUT = 0.1
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "lsr": ("lsr", {"preset": "features"}),

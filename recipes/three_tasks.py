@@ -292,7 +292,7 @@ def main() -> None:
             words = record.get("failed") or f"image AUROC {record['image_auroc']['value']:.3f}"
             print(f"{method} {column} {seconds:g} s: {words}", flush=True)
     tasks = collected(options)
-    about = {"recipe": "three_tasks", "training_seconds": SECONDS, "seed": 0, "threads": 1}
+    about = {"recipe": "three_tasks", "training_seconds": options.seconds or SECONDS, "seed": 0, "threads": 1}
     write_record(options.result, {**about, "parts": tasks})
     figure(tasks, options.figure)
 
