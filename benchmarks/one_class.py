@@ -4,9 +4,9 @@
 
 DDR-ID's two networks of table 1 on digits, 28x28, batch size 256: a plain loop (a loader over tensors, 32 bits); all images in
 one tensor and channels last; bfloat16 with torch's own convolutions; and `fit`, which also computes the strided convolutions as
-matrix products (`normalcy.nets.halving`), those of 64 channels too for comparison. Deep SVDD's LeNet: ten classes sequentially, and together under `torch.func.vmap`.
-Wanted: `fit` at 1.8 times the speed of 32 bits. One thread, processor time, medians of rounds. Writes results/one_class.json,
-which keeps what was measured on other processors.
+matrix products (`normalcy.nets.halving`), those of 64 channels too for comparison. Deep SVDD's LeNet: ten classes sequentially,
+and together under `torch.func.vmap`. Wanted: `fit` at 1.8 times the speed of 32 bits. One thread, processor time, medians of
+rounds. Writes results/one_class.json, which keeps what was measured on other processors.
 """
 
 from __future__ import annotations
