@@ -249,10 +249,16 @@ def figure(tasks: dict[str, Any], path: Path) -> None:
         for row in part["rows"]:
             if key in row:
                 by_method.setdefault(row["row"], []).append((row["fit_processor_seconds"], row[key]["value"]))
-        for method, points in by_method.items():
-            x, y = zip(*sorted(points))
+        lines = {method: sorted(points) for method, points in by_method.items()}
+        values = [value for points in lines.values() for _, value in points]
+        free = -np.inf  # labels from below, none on another
+        for method, points in sorted(lines.items(), key=lambda line: line[1][-1][1]):
+            x, y = zip(*points)
             axis.plot(x, y, marker="o", markersize=3, linewidth=1)
-            axis.annotate(method, (x[-1], y[-1]), xytext=(3, 2), textcoords="offset points", fontsize=6)
+            at = max(y[-1], free)
+            free = at + 0.025 * (max(values) - min(values))
+            axis.annotate(method, (x[-1], y[-1]), (1.06 * x[-1], at), fontsize=6, va="center")
+        axis.margins(x=0.2)
         axis.set(xscale="log", xlabel="processor seconds of the fit", title=task)
         axis.set_ylabel("AUPRO" if key == "aupro" else "mean image AUROC")
     shown.tight_layout()

@@ -40,9 +40,9 @@ makes the scale of the codes free, so it stays what the first weights made it, a
 | "dcgan" | 70.4, 72.9 | 70.1, 61.4 |
 
 Algorithm 2 compares AS_l with AS_r, which has the unit of the image: the scale alone can decide which of them it selects, in the
-paper mostly ``latent``. On digits it selects ``image`` here, which is right for nine of ten (``ddr_id/table-2-short``); on classes
-of CIFAR-10 ``latent`` is better more often, by 8 points for frogs, and Algorithm 2 selects ``image`` for most. Synthetic anomalies
-in held-out normal images would always select ``latent``: no better criterion for both.
+paper mostly ``latent``. On digits it selects ``image``, which is right for nine of ten (``ddr_id/table-2-short``); on CIFAR-10
+``latent`` is better more often, by 8 points for frogs, and Algorithm 2 selects ``image`` for most classes. Synthetic anomalies in
+held-out normal images would always select ``latent``: no better criterion for both.
 
 Finetuning for long draws all codes together, those of anomalies too: with half the width of table 1 and the paper's learning rate
 24 + 16 epochs are better than 72 + 48 (digit 5: 91.5 and 79.4). Choose ``epochs`` on normal images with synthetic anomalies
