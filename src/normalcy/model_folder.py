@@ -59,7 +59,6 @@ _Plan = dict[str, tuple[tuple[int, ...], Any]]
 """Tensor -> shape, type."""
 
 ADDED: Mapping[str, frozenset[str]] = {
-    "ddr_id": frozenset({"synthetic_aurocs"}),
     "lsr": frozenset({"local", "code_error", "spread", "chosen", "tried", "map_aurocs"}),
     "vq_restoration": frozenset({"deviation"}),
 }

@@ -5,14 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normalcy.data.synthetic import SYNTHETIC, make_set
 from normalcy.errors import SettingsError
 from normalcy.methods.ddr_id import DDRID, DDRIDSettings
 from normalcy.nets.reconstruction import ReconstructionNetwork
@@ -228,43 +225,6 @@ def test_the_score_that_validation_took_is_noted() -> None:
         assert note.startswith(f"score: `{chosen}`")
         assert f"`latent` {means[0]:g}, `image` {means[1]:g}" in note
     assert not method.with_score("sum").notes()
-
-
-def test_synthetic_takes_the_score_that_finds_synthetic_anomalies_better() -> None:
-    held_out = _images(9, seed=5)
-    method = _fitted(held_out=held_out, score="synthetic")
-    # By hand: every kind against the untouched images.
-    low, high = float(held_out.min()), float(held_out.max())
-    expected = []
-    for name in ("latent", "image"):
-        scored = method.with_score(name)
-        found = []
-        for kind in SYNTHETIC:
-            images = ((held_out - low) / (high - low)).numpy()
-            made, _, _ = make_set(images, [kind], np.random.default_rng(0), area=0.05)
-            changed = torch.from_numpy(made) * (high - low) + low
-            x = torch.cat([held_out, changed])
-            found.append(roc_auc_score([0] * 9 + [1] * 9, scored.score(x).image.numpy()))
-        expected.append(np.mean(found))
-    np.testing.assert_allclose(method.synthetic_aurocs.numpy(), expected, atol=0.02)  # batches round differently
-    x = _images(4, seed=6)
-    for order, chosen in (([0.9, 0.8], "latent"), ([0.7, 0.8], "image"), ([0.8, 0.8], "latent")):
-        method.synthetic_aurocs.copy_(torch.tensor(order))
-        assert torch.equal(method.score(x).image, method.with_score(chosen).score(x).image)
-        (note,) = method.notes()
-        assert note.startswith(f"score: `{chosen}`; AUROC of synthetic anomalies")
-
-
-def test_an_older_model_has_no_synthetic_score() -> None:
-    method = _fitted(steps=4, score="synthetic")
-    method.synthetic_aurocs.fill_(torch.nan)  # what model_folder leaves where a file lacks it
-    assert method.score(_images(3)).image.isnan().all()
-
-
-def test_constant_images_have_no_synthetic_anomalies_to_choose_by() -> None:
-    method = _fitted(held_out=torch.full((5, *SHAPE), 0.5), score="synthetic")
-    assert method.synthetic_aurocs.isfinite().all()
-    assert method.score(_images(3)).image.isfinite().all()
 
 
 def test_components_add_up_to_the_image() -> None:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,26 +24,35 @@ def first_weights(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_rows_of_several_data_sets_are_run_once(
     first_weights: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    ran: list[tuple[str, int, tuple[str, ...]]] = []
+    ran: list[tuple[Any, ...]] = []
 
-    def measure(spec: str, root: Path, epochs: int, wanted: Sequence[str]) -> Iterator[dict[str, Any]]:
-        ran.append((spec, epochs, tuple(wanted)))
+    def measure(
+        spec: str, root: Path, epochs: int, wanted: Sequence[str], changed: Mapping[str, Any]
+    ) -> Iterator[dict[str, Any]]:
+        ran.append((spec, epochs, tuple(wanted), dict(changed)))
         for name in wanted:
-            yield {"data": spec, "epochs": epochs, "first_weights": name, "as_l": 1.0, "algorithm_2": "image"}
+            about = {"data": spec, "epochs": epochs, **changed, "first_weights": name}
+            yield {**about, "as_l": 1.0, "algorithm_2": "image"}
 
     monkeypatch.setattr(first_weights, "measure", measure)
     file = tmp_path / "result.json"
     old = {"words": {**first_weights.WORDS, "epochs": 12}, "digit": 5, "rows": [{"first_weights": "he", "as_l": 2.0}]}
     file.write_text(json.dumps(old), "utf-8")
     options = ["--data-root", str(tmp_path), "--result", str(file)]
-    for more in ([], [], ["--data", "cifar10:frog"], ["--epochs", "28"]):
+    wide = ["--width", "32", "--first-weights", "he"]
+    for more in ([], [], ["--data", "cifar10:frog"], ["--epochs", "28"], wide, wide):
         first_weights.main([*options, *more])
     every = ("he", "torch", "dcgan")
-    assert ran == [("mnist:5", 12, every[1:]), ("cifar10:frog", 12, every), ("mnist:5", 28, every)]
+    assert ran == [
+        ("mnist:5", 12, every[1:], {}),
+        ("cifar10:frog", 12, every, {}),
+        ("mnist:5", 28, every, {}),
+        ("mnist:5", 12, ("he",), {"width": 32}),
+    ]
     found = json.loads(file.read_text("utf-8"))
     assert found["words"] == first_weights.WORDS
     assert found["rows"][0] == {"data": "mnist:5", "epochs": 12, "first_weights": "he", "as_l": 2.0}
-    assert len(found["rows"]) == 9
+    assert len(found["rows"]) == 10
     with pytest.raises(SystemExit):
         first_weights.main([*options, "--data", "cifar10:submarine"])
     assert "got cifar10:submarine" in capsys.readouterr().err
