@@ -283,10 +283,12 @@ RECIPES = {
         "three tasks",
         "Three tasks, each method on the one it is made for",
         lambda found: (
-            "A method that trains by gradients has a fit for each of two training times; means over six data sets for one class. "
+            "A method that trains by gradients has a fit for each of two training times; one class: means over data sets. "
             "Processor seconds of training: "
             + "; ".join(
-                f"{task} {' and '.join(f'{s:g}' for s in two)}" for task, two in found["training_seconds"].items()
+                f"{task} {' and '.join(f'{s:g}' for s in two)}"
+                for task, two in found["training_seconds"].items()
+                if task in found["parts"]
             )
             + f". Threads: {found['threads']}; seed {found['seed']}; settings are the defaults, or those that the page of a "
             "method gives for such images. Short trainings: not each method's best performance."

@@ -15,7 +15,8 @@ cell runs in a process of its own, whose peak memory is reported; one that takes
 Nothing is chosen on test images. qspace_vae needs diffusion images (recipes/qspace_diffusion.py), anomaly_dino weights that are
 not embedded: neither is here.
 
-Each cell has a file in --out; those that are there are not run again. --table only makes the tables and figures.
+Each cell has a file in --out; those that are there are not run again. --table only makes the tables and figures, of the cells
+that are there.
 """
 
 from __future__ import annotations
@@ -197,15 +198,13 @@ def child(method: str, column: str, seconds: float, file: Path, options: argpars
 
 
 def collected(options: argparse.Namespace) -> dict[str, Any]:
-    """Task -> its cells and the mean of each method over the columns that all its budgets have."""
-    own = ("date", "hardware", "versions")
+    """Task -> a row for each method and training time, and the cells that failed; of the cells that are in --out."""
     found: dict[str, Any] = {}
     for task in COLUMNS:
         every = argparse.Namespace(**{**vars(options), "task": task, "methods": None})
         records = [json.loads(file.read_text("utf-8")) for *_, file in cells(every) if file.exists()]
-        records = [{key: value for key, value in record.items() if key not in own} for record in records]
         if records:
-            found[task] = {"rows": means(records), "cells": records}
+            found[task] = {"rows": means(records), "failed": [record for record in records if "failed" in record]}
     return found
 
 

@@ -144,15 +144,15 @@ def test_a_recipe_of_several_tasks(make_pages: ModuleType, tmp_path: Path, monke
         {"row": "dpa", "columns": ["mnist:3"], "training_seconds": 120.0, "image_auroc": interval, "memory_gib": 0.5},
         {"row": "pca", "columns": ["mnist:3"], "training_seconds": None, "image_auroc": interval, "memory_gib": 0.25},
     ]
-    parts = {"one class": {"rows": rows, "cells": []}, "mr": {"rows": rows[1:], "cells": []}}
-    seconds = {"one class": [30.0, 120.0], "medical": [60.0, 240.0]}
+    parts = {"one class": {"rows": rows, "failed": []}, "mr": {"rows": rows[1:], "failed": []}}
+    seconds = {"one class": [30.0, 120.0], "mr": [60.0, 240.0], "not run": [7.0, 8.0]}
     content = {"training_seconds": seconds, "seed": 0, "threads": 1, "parts": parts}
     (tmp_path / "three_tasks.json").write_text(json.dumps(content), "utf-8")
     monkeypatch.setattr(make_pages, "RESULTS", tmp_path)
     monkeypatch.setattr(make_pages, "DOCS", tmp_path)
     monkeypatch.setattr(make_pages, "RECIPES", {"three_tasks": make_pages.RECIPES["three_tasks"]})
     page = make_pages.evidence()
-    assert "training: one class 30 and 120; medical 60 and 240" in page
+    assert "training: one class 30 and 120; mr 60 and 240. Threads" in page
     assert "| method | images | image AUROC | training s | memory GiB |" in page
     assert "| [`dpa`](../methods/dpa.md) | one class | 0.812 [0.750, 0.875] | 120 | 0.5 |" in page
     assert "| [`pca`](../methods/pca.md) | MR | 0.812 [0.750, 0.875] | - | 0.2 |" in page
