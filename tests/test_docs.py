@@ -112,8 +112,8 @@ def test_pipe_tables_of_a_docstring_stay(make_pages: ModuleType):
 def test_a_method_page_shows_what_was_measured(make_pages: ModuleType):
     """By numbers read here from the result files, for one recipe, one reproduced table and one benchmark."""
     results = make_pages.RESULTS
-    rows = json.loads((results / "all_methods.json").read_text("utf-8"))["rows"]
-    auroc = next(row for row in rows if row["method"] == "anogan")["image_auroc"]
+    rows = json.loads((results / "three_tasks.json").read_text("utf-8"))["parts"]["one class of MNIST"]["rows"]
+    auroc = next(row for row in rows if row["row"] == "anogan")["image_auroc"]
     lines = json.loads((results / "ddr_id" / "gans.json").read_text("utf-8"))["lines"]
     digits = [line["measured"]["value"] for line in lines if line["method"] == "anogan" and line["column"] != "mean"]
     benchmark = json.loads((make_pages.BENCHMARKS / "anogan.json").read_text("utf-8"))["found"]
@@ -133,7 +133,7 @@ def test_reproduced_tables_come_from_the_committed_cells(make_pages: ModuleType)
     assert len(cells) == 10
     assert f"| {mean:.1f} [" in row
     assert "| all |" in row
-    older = make_pages.RESULTS / "ddr_id" / "table-2-one-seed.json"
+    older = make_pages.RESULTS / "ddr_id" / "gans.json"
     assert reproduced.files()[older] == older.read_text("utf-8")
     assert {path.with_suffix("") for path in reproduced.files()} == {p.with_suffix("") for p in reproduced.paths()}
 
@@ -144,7 +144,8 @@ def test_a_recipe_of_several_tasks(make_pages: ModuleType, tmp_path: Path, monke
         {"row": "dpa", "columns": ["mnist:3"], "training_seconds": 120.0, "image_auroc": interval, "memory_gib": 0.5},
         {"row": "pca", "columns": ["mnist:3"], "training_seconds": None, "image_auroc": interval, "memory_gib": 0.25},
     ]
-    parts = {"one class": {"rows": rows, "failed": []}, "mr": {"rows": rows[1:], "failed": []}}
+    failed = {"row": "rda", "columns": ["mnist:3"], "training_seconds": 30.0, "failed": "mnist:3: too long"}
+    parts = {"one class": {"rows": [*rows, failed]}, "mr": {"rows": rows[1:]}}
     seconds = {"one class": [30.0, 120.0], "mr": [60.0, 240.0], "not run": [7.0, 8.0]}
     content = {"training_seconds": seconds, "seed": 0, "threads": 1, "parts": parts}
     (tmp_path / "three_tasks.json").write_text(json.dumps(content), "utf-8")
@@ -156,6 +157,8 @@ def test_a_recipe_of_several_tasks(make_pages: ModuleType, tmp_path: Path, monke
     assert "| method | images | image AUROC | training s | memory GiB |" in page
     assert "| [`dpa`](../methods/dpa.md) | one class | 0.812 [0.750, 0.875] | 120 | 0.5 |" in page
     assert "| [`pca`](../methods/pca.md) | MR | 0.812 [0.750, 0.875] | - | 0.2 |" in page
+    assert "\n- `rda`, one class: no result (mnist:3: too long)" in page
+    assert "`rda`](" not in page
     assert "three-tasks.png" not in page
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "three-tasks.png").write_bytes(b"")

@@ -3,11 +3,12 @@ is there is not run twice. Processes and machines that write to one folder divid
 
 A cell is a fit, the scores of the test images and the AUROC of the raw scores; for tables of other metrics also what the maps
 give, at thresholds that held-out normal images give. The scores are kept beside the cells (:mod:`normalcy.studies.kept_scores`):
-a cell of the same fit, with another of its scores or fewer test images, needs no fit of its own.
+a cell of the same fit, with another of its scores, fewer test images or another metric of scores, needs no fit of its own.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -16,7 +17,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -36,7 +37,7 @@ from normalcy.data.open import DEFAULT_DATA_ROOT, open_data
 from normalcy.data.splits import hold_out, images_to_score, normal_training_images, with_split
 from normalcy.detector import Detector
 from normalcy.errors import DataError, NormalcyError
-from normalcy.files import remove, remove_empty, stamp
+from normalcy.files import remove, remove_empty, stamp, write_bytes
 from normalcy.methods import available, get
 from normalcy.metrics import (
     at_threshold,
@@ -51,7 +52,7 @@ from normalcy.nets.pooled import kept_features
 from normalcy.provenance import write_record
 from normalcy.report.text import MISSING, markdown_table, metric, signed, value_with_ends
 from normalcy.results.cluster import connected, each
-from normalcy.results.schema import FORMAT, Count, Positive, Rate, dumps, from_json, load, to_json, was
+from normalcy.results.schema import FORMAT, Count, Positive, Rate, dumps, from_json, load, read_json, to_json, was
 from normalcy.results.writer import Writer
 from normalcy.scoring import Result
 from normalcy.studies.claims import LEASE, claimed
@@ -71,17 +72,17 @@ POLL = 1.0
 
 @dataclass(frozen=True)
 class CellRecord:
-    """The file of a cell, as far as it is read again: a failure, or what was measured."""
+    """The file of a cell, as far as it is read again: a failure, what was measured, or both."""
 
     failed: str | None = None
-    """The reason."""
+    """The reason; beside a number, that of a later run."""
     auroc: Rate | None = None
     low: Rate | None = None
     high: Rate | None = None
     error: Positive | None = None
     """Standard error of the AUROC (DeLong)."""
     metrics: Mapping[str, Positive | None] = field(default_factory=dict)
-    """Those of METRICS that need maps or a threshold."""
+    """Those of METRICS that need maps or a threshold, and the average precision over images."""
     fit: FitSummary | None = None
     score_seconds: Positive = 0.0
     seed: int = 0
@@ -194,7 +195,7 @@ def reproduce(
     ray: str | None = None,
     on_cell: Callable[[Cell, CellRecord], None] | None = None,
 ) -> Reproduced:
-    """Run the cells (all unless given) that ``out`` does not hold and write ``out/<table>.json`` and ``.md``.
+    """Run the cells (all unless given) that ``out`` does not hold whole and write ``out/<table>.json`` and ``.md``.
 
     ``jobs`` processes work side by side, each with its part of the cores and a GPU of its own as long as they last; none:
     one for each GPU, or for two cores, two where there are two. ``on_cell`` gets each cell that was run and its record. A
@@ -209,7 +210,7 @@ def reproduce(
     tell = on_cell or (lambda cell, record: None)
     chosen = cells_of(table) if cells is None else cells
     before = {cell.file: stamp(out / cell.file) for cell in chosen}
-    pending = [cell for cell in chosen if overwrite or not _read(out, cell).done]
+    pending = [cell for cell in chosen if overwrite or not _is_whole(out, cell)]
     for cell in pending if overwrite else ():
         remove(out / cell.scores_file)
     absent = {}
@@ -224,10 +225,11 @@ def reproduce(
             tell(cell, _write_failure(table, out, cell, absent[cell.column]))
         else:
             fits.setdefault(cell.fit_key, []).append(cell)
-    work = [
-        _Fit(table, out, tuple({cell.file: cell for cell in group}.values()), root, lease, before)
-        for group in fits.values()
-    ]
+    work = []
+    for group in fits.values():
+        keep = tuple(dict.fromkeys(name for cell in group for name in cell.keep))  # of all rows that share a cell
+        once = {cell.file: replace(cell, keep=keep) for cell in group}
+        work.append(_Fit(table, out, tuple(once.values()), root, lease, before))
     if ray is None:
         made = side_by_side(work, jobs or len(_gpus()) or max(min(2, _cores()), _cores() // 2))
     else:
@@ -284,7 +286,11 @@ class _Fit:
             test, _ = images_to_score(data, None, first.seed)
             labels = [-1 if item.label is None else item.label for item in test.items]
             kept = read_scores(self.out / first.scores_file) or KeptScores([])
-            if list(kept.labels) != labels or not all(_is_kept(cell, kept, test) for cell in self.cells):
+            cells = self.cells
+            if list(kept.labels) != labels or not all(_is_kept(cell, kept) for cell in self.cells):
+                # Scores that were kept for other rows are not lost.
+                again = [name for name in kept.scores if name in get(first.method).scores]
+                cells = tuple(replace(cell, keep=(*cell.keep, *again)) for cell in cells)
                 kept = KeptScores(labels, facts=_identity(first))
                 detector = Detector(first.method, **{**first.given, "seed": first.seed})
                 train = normal_training_images(data)
@@ -301,13 +307,13 @@ class _Fit:
         finally:
             if not isinstance(sys.exc_info()[1], KeyboardInterrupt):
                 remove(run_dir)
-        return [self._measure(cell, detector, test, held_out, kept) for cell in self.cells]
+        return [self._measure(cell, detector, test, held_out, kept) for cell in cells]
 
     def _measure(
         self, cell: Cell, detector: Detector | None, test: DataSet, held_out: DataSet | None, kept: KeptScores
     ) -> CellRecord:
         try:
-            images = _chosen(cell, test)
+            images = _chosen(cell, len(test))
             more: Json = {}
             if detector is not None:
                 for name in dict.fromkeys([cell.score, *cell.keep]):
@@ -392,16 +398,25 @@ def _scored(detector: Detector, data: DataSet, maps: bool) -> list[_ScoredImage]
     return found
 
 
-def _chosen(cell: Cell, test: DataSet) -> list[int]:
-    """Indices of the test images that the cell is about."""
-    count = len(test)
+def _chosen(cell: Cell, count: int) -> list[int]:
+    """Indices of the test images that the cell is about, of ``count``."""
     if cell.test_images is None or cell.test_images >= count:
         return list(range(count))
     return sorted(np.random.default_rng(cell.seed).permutation(count)[: cell.test_images].tolist())
 
 
-def _is_kept(cell: Cell, kept: KeptScores, test: DataSet) -> bool:
-    return not cell.maps and kept.covers(cell.score or "", _chosen(cell, test))
+def _is_kept(cell: Cell, kept: KeptScores) -> bool:
+    images = _chosen(cell, len(kept.labels))
+    return not cell.maps and all(kept.covers(name, images) for name in (cell.score or "", *cell.keep))
+
+
+def _is_whole(out: Path, cell: Cell) -> bool:
+    """Whether there is nothing to run: it is done, and where scores of its fit are kept, all are that its row names."""
+    record = _read(out, cell)
+    if not record.done or record.failed is not None:
+        return False
+    kept = read_scores(out / cell.scores_file) if cell.keep else None
+    return kept is None or all(kept.covers(name, _chosen(cell, len(kept.labels))) for name in cell.keep)
 
 
 def _shared_stages(out: Path, cell: Cell) -> Path:
@@ -576,6 +591,13 @@ def _reason(error: Exception) -> str:
 
 
 def _write_failure(table: Table, out: Path, cell: Cell, reason: str) -> CellRecord:
+    """The failure, written down beside the number of an earlier run where there is one."""
+    path = out / cell.file
+    with suppress(DataError):
+        if load(CellRecord, path, REMEDY).done:
+            earlier = read_json(path, REMEDY)
+            write_bytes(path, (json.dumps({**earlier, "failed": reason}, indent=1) + "\n").encode())
+            return CellRecord(failed=reason)
     return _write(table, out, cell, {"failed": reason})
 
 
@@ -597,11 +619,18 @@ def _write(table: Table, out: Path, cell: Cell, facts: Json) -> CellRecord:
 
 
 def _read(out: Path, cell: Cell) -> CellRecord:
-    """The record of a cell; an empty one where there is none that can be used."""
+    """The record of a cell, with the average precision of the kept scores where its row shows that; an empty one where there is
+    none that can be used."""
     try:
-        return load(CellRecord, out / cell.file, REMEDY)
+        record = load(CellRecord, out / cell.file, REMEDY)
     except DataError:
         return CellRecord()
+    if not record.done or cell.maps or cell.metric != "image_ap":
+        return record
+    kept, score = read_scores(out / cell.scores_file), cell.score or ""
+    if kept is None or not kept.covers(score, images := _chosen(cell, len(kept.labels))):
+        return CellRecord()
+    return replace(record, metrics={"image_ap": average_precision(*kept.of(score, images))})
 
 
 # -- the table -------------------------------------------------------------------------------------------------------
