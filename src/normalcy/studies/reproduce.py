@@ -774,7 +774,8 @@ def markdown(found: Reproduced) -> str:
     lines += ["", explained(found)]
     for column in dict.fromkeys(line.column for line in found.lines):
         here = [line for line in found.lines if line.column == column and line.classes]
-        classes = list(dict.fromkeys(normal for line in here for normal in line.classes))
+        fullest = sorted(here, key=lambda line: -len(line.classes))  # its order is the table's
+        classes = list(dict.fromkeys(normal for line in fullest for normal in line.classes))
         if classes and classes != [""]:
             lines += ["", f"## {column}, class by class", ""]
             lines += markdown_table(["normal", *classes], [row for line in here for row in _by_class(line, classes)])
