@@ -276,6 +276,8 @@ class Recipe(NamedTuple):
     """Column by which rows are sorted, highest first; empty: as they stand in the file."""
     figure: str = ""
     """Of docs/images, shown below the words where it exists."""
+    apart: bool = False
+    """A table for each part of the result file."""
     before: str = ""
     """Change of the methods that the result file precedes."""
 
@@ -299,6 +301,7 @@ RECIPES = {
             "EfficientNet-Lite0, not the networks of their papers."
         ),
         figure="three-tasks.png",
+        apart=True,
     ),
     "magnetic_tile": Recipe("magnetic tiles", "Magnetic tiles at 256x256: detection and localisation"),
     "lsr_tiles": Recipe(
@@ -509,7 +512,7 @@ def evidence() -> str:
             parts = [
                 " ".join(text for text in (recipe.words(read(RESULTS / f"{name}.json")), older(name)) if text),
                 figure(recipe),
-                results_table(rows),
+                *(apart(rows) if recipe.apart else [results_table(rows)]),
                 "\n".join(failed),
                 types_table(rows),
             ]
@@ -529,6 +532,13 @@ def older(name: str) -> str:
 def figure(recipe: Recipe) -> str:
     shown = recipe.figure and (DOCS / "images" / recipe.figure).exists()
     return f"![{recipe.title}](../images/{recipe.figure})" if shown else ""
+
+
+def apart(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Heading and table of each part."""
+    for part in dict.fromkeys(row["part"] for row in rows):
+        yield f"#### {part[0].upper()}{part[1:]}"
+        yield results_table([{**row, "part": None} for row in rows if row["part"] == part])
 
 
 def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
