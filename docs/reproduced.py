@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -10,17 +10,17 @@ from typing import NamedTuple
 
 from normalcy.report.text import MISSING, markdown_table, metric, value_with_ends
 from normalcy.results.schema import dumps, load
-from normalcy.studies.reproduce import Line, Reproduced, markdown, tabulate
+from normalcy.studies.reproduce import ClassMean, Line, Reproduced, markdown, tabulate
 from normalcy.studies.tables import read_table, tables
 
 RESULTS = Path(__file__).resolve().parents[1] / "recipes" / "results"
-LAST_BATCH = "epochs used their last, incomplete batch"
+LAST_BATCH = "the last batch of an epoch was filled up instead of dropped"
 BEFORE = {"ddr_id/gans": LAST_BATCH, "ddr_id/gans-long-search": LAST_BATCH}
 """Table -> change of the methods that it precedes."""
 DIGITS = {
     "ddr_id/table-2-short": "",
     "ddr_id/table-2": "the lengths of DDR-ID",
-    "ddr_id/gans": f"2,000 test images; 20 epochs; before {LAST_BATCH}",
+    "ddr_id/gans": "2,000 test images; 20 epochs",
 }
 """Tables with digits -> remark on their rows. A row has a line for each table with all digits, or one for the most digits."""
 CHANGED = "Settings changed by the user: "
@@ -67,6 +67,8 @@ class Digits(NamedTuple):
     published: float | None
     table: str
     remark: str
+    cells: tuple[Mapping[str, ClassMean], ...]
+    """Of each data set, by class."""
 
 
 def digits() -> str:
@@ -77,8 +79,8 @@ def digits() -> str:
             most = len(best[one.row][0].classes) if one.row in best else 0
             if len(one.classes) > most:
                 best[one.row] = [one]
-            elif len(one.classes) == most == 10 and one.measured not in {other.measured for other in best[one.row]}:
-                best[one.row].append(one)  # else tables share the cells
+            elif len(one.classes) == most == 10 and all(one.cells != other.cells for other in best[one.row]):
+                best[one.row].append(one)
     rows = [
         (
             one.row,
@@ -108,7 +110,13 @@ def _digits(name: str) -> Iterator[Digits]:
         if whole.measured is None or (len(own) > 1 and not means):
             continue
         settings = [word.partition(".")[2] for word in changed if word.startswith(f"{own[0].method}.")]
-        remark = [DIGITS[name], ", ".join(f"`{word}`" for word in settings), notes.get(row, "").removesuffix(".")]
+        before = f"before {BEFORE[name]}" if name in BEFORE else ""
+        remark = [
+            DIGITS[name],
+            before,
+            ", ".join(f"`{word}`" for word in settings),
+            notes.get(row, "").removesuffix("."),
+        ]
         yield Digits(
             row,
             tuple(sorted(digit for line in own for digit in line.classes)),
@@ -118,6 +126,7 @@ def _digits(name: str) -> Iterator[Digits]:
             whole.published_same_classes,
             name,
             "; ".join(part for part in remark if part),
+            tuple(line.classes for line in own),
         )
 
 

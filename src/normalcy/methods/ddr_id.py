@@ -24,7 +24,6 @@ Algorithm 2 compares sums over latent dimensions with sums over pixels as they a
 | value range | tanh outputs, inputs in [0, 1] | compared and summed as they are |
 | loss of the encoder, equation 4 | log(1 - D_L) | log(1 - D_L); ``non_saturating=true``: -log D_L |
 | first weights | not given | ``first_weights``, "he"; see below |
-| score that Algorithm 2 selects | mostly ``latent`` | mostly ``image``; see below |
 | batches of D_L, which has batch norm | not given | Gaussian samples and codes in one batch (``joint_batches``) |
 
 In separate batches, batch norm would hide the difference of mean and standard deviation between Gaussian samples and codes.
@@ -32,7 +31,6 @@ In separate batches, batch norm would hide the difference of mean and standard d
 The first weights matter more than any other point that the paper leaves open (``recipes/ddr_id_first_weights.py``). The batch
 norm behind the decoder's linear layer makes the scale of the codes free, so it stays what the first weights made it, and L_OC,
 sigma and AS_l are in that unit; AS_r has the unit of the image. The scale alone can decide which of them Algorithm 2 selects.
-Synthetic anomalies in held-out normal images would always select ``latent``: no better criterion.
 
 Finetuning for long draws all codes together, those of anomalies too. Choose ``epochs`` on normal images with synthetic anomalies
 (``normalcy select``).

@@ -10,7 +10,7 @@ radius R^2 of a sphere around c plus the distances outside of it, and R^2 is sub
 | --- | --- | --- | --- |
 | epochs, pretraining + training | 150 + 100 (DDR-ID) | MNIST 150 + 150, CIFAR-10 350 + 150 | 150 + 100 |
 | learning rate a tenth after epoch | 50 (DDR-ID) | 50; CIFAR-10: 250 and 50 | 50 |
-| radius | line search every 5 epochs | Theano: see below; PyTorch: of each batch | of the batch (of a process), for the next |
+| radius | line search every 5 epochs | Theano: see below; PyTorch: of each batch | of the batch before (in its process) |
 | radius is 0 for the first | | PyTorch: 10 epochs | tenth of the stage |
 | nu | the better of 0.01 and 0.1 on the test set | 0.1 | 0.05 (DDR-ID) |
 | radius of the score | | | that of all training images |
