@@ -18,8 +18,8 @@ its row there is optimistic. patchcore and padim have the embedded EfficientNet-
 qspace_vae needs diffusion images (recipes/qspace_diffusion.py), anomaly_dino weights that are not embedded: neither is here.
 deep_geo is with the X-rays alone, as its fit passes all training images 72 times (dpa/three-classes has it on CIFAR-10).
 
-Each cell has a file in --out; those that are there are not run again. --table only makes the tables and figures, of the cells
-that are there.
+Each cell has a file in --out; those that are there are not run again, unless they failed. --table only makes the tables and
+figures, of the cells that are there.
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ OF_COLUMN: dict[str, dict[str, Any]] = {
     "magnetic tiles": {"size": 128},
     "chest X-rays": INPUT,
 }
-RESULTS = Path(__file__).parent / "results"
+CELLS = Path(__file__).parent / "results" / "three_tasks"
+FIGURE = Path(__file__).parents[1] / "docs" / "images" / "three-tasks.png"
 
 
 def opened(column: str, root: Path) -> tuple[DataSet, DataSet]:
@@ -208,17 +209,22 @@ def child(method: str, column: str, seconds: float, file: Path, options: argpars
     except subprocess.TimeoutExpired:
         reason = f"ran longer than {options.limit:g} minutes in all"
     if not file.exists():
-        write_record(file, {"method": method, "column": column, "seconds": seconds, "failed": reason})
+        write_record(file, failure(method, column, seconds, reason))
+
+
+def failure(method: str, column: str, seconds: float, reason: str) -> dict[str, Any]:
+    return {"method": method, "column": column, "seconds": seconds if trains(method) else None, "failed": reason}
 
 
 def collected(options: argparse.Namespace) -> dict[str, Any]:
-    """Task -> a row for each method and training time; of the cells that are in --out."""
+    """Task -> a row for each method and training time, of the cells that are in --out; and the methods without cells."""
     found: dict[str, Any] = {}
     for task in COLUMNS:
         every = argparse.Namespace(**{**vars(options), "task": task, "methods": None})
         records = [json.loads(file.read_text("utf-8")) for *_, file in cells(every) if file.exists()]
         if records:
-            found[task] = {"rows": means(records, COLUMNS[task])}
+            rows = means(records, COLUMNS[task])
+            found[task] = {"rows": rows, "not_run": sorted(set(METHODS[task]) - {row["row"] for row in rows})}
     return found
 
 
@@ -260,6 +266,8 @@ def figure(tasks: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
+    methods = sorted({row["row"] for part in tasks.values() for row in part["rows"]})
+    colours = {method: plt.colormaps["tab20"](i % 20) for i, method in enumerate(methods)}
     down = -(-len(tasks) // 2)
     shown, axes = plt.subplots(down, 2, figsize=(11, 6 * down), squeeze=False)
     for axis in axes.flat[len(tasks) :]:
@@ -275,13 +283,13 @@ def figure(tasks: dict[str, Any], path: Path) -> None:
         free = -np.inf  # labels from below, none on another
         for method, points in sorted(lines.items(), key=lambda line: line[1][-1][1]):
             x, y = zip(*points)
-            axis.plot(x, y, marker="o", markersize=3, linewidth=1)
+            axis.plot(x, y, marker="o", markersize=3, linewidth=1, color=colours[method])
             at = max(y[-1], free)
-            free = at + 0.025 * (max(values) - min(values))
+            free = at + 0.025 * (max(values) - min(values) or 1.0)
             axis.annotate(method, (x[-1], y[-1]), (1.06 * x[-1], at), fontsize=6, va="center")
         axis.margins(x=0.2)
         axis.set(xscale="log", xlabel="processor seconds of the fit", title=task)
-        axis.set_ylabel("AUPRO" if key == "aupro" else "mean image AUROC")
+        axis.set_ylabel("AUPRO" if key == "aupro" else "mean image AUROC" if len(COLUMNS[task]) > 1 else "image AUROC")
     shown.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     shown.savefig(path, dpi=110, pil_kwargs={"optimize": True})
@@ -296,9 +304,11 @@ def main() -> None:
         "--seconds", default="", help="training times of a method that trains by gradients, for every task"
     )
     parser.add_argument("--limit", type=float, default=40.0, help="minutes after which a cell is ended")
-    parser.add_argument("--out", type=Path, default=RESULTS / "three_tasks", help="a file for each cell")
-    parser.add_argument("--result", type=Path, default=RESULTS / "three_tasks.json")
-    parser.add_argument("--figure", type=Path, default=RESULTS.parents[1] / "docs" / "images" / "three-tasks.png")
+    parser.add_argument("--out", type=Path, default=CELLS, help="a file for each cell")
+    parser.add_argument("--result", type=Path, help="default: OUT.json")
+    parser.add_argument(
+        "--figure", type=Path, help="default: OUT.png, of the committed cells docs/images/three-tasks.png"
+    )
     parser.add_argument("--table", action="store_true", help="run nothing, collect what is there")
     parser.add_argument("--only", help=argparse.SUPPRESS)  # the process of one cell
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
@@ -308,21 +318,24 @@ def main() -> None:
         try:
             record = run(method, column, options.data_root, float(seconds))
         except (NormalcyError, MemoryError) as error:
-            record = {"method": method, "column": column, "seconds": float(seconds), "failed": str(error)}
+            record = failure(method, column, float(seconds), str(error))
         write_record(options.file, record)
         return
     options.seconds = [float(number) for number in options.seconds.split(",") if number]
     options.out.mkdir(parents=True, exist_ok=True)
     for _, method, column, seconds, file in cells(options):
-        if not file.exists() and not options.table:
+        if not options.table and (not file.exists() or "failed" in json.loads(file.read_text("utf-8"))):
+            file.unlink(missing_ok=True)
             child(method, column, seconds, file, options)
             record = json.loads(file.read_text("utf-8"))
             words = record.get("failed") or f"image AUROC {record['image_auroc']['value']:.3f}"
             print(f"{method} {column} {seconds:g} s: {words}", flush=True)
-    tasks = collected(options)
+    if not (tasks := collected(options)):
+        raise SystemExit(f"three_tasks expects cells in {options.out}, got none: run it without --table.")
     about = {"recipe": "three_tasks", "training_seconds": options.seconds or SECONDS, "seed": 0, "threads": 1}
-    write_record(options.result, {**about, "parts": tasks})
-    figure(tasks, options.figure)
+    about |= {"settings": WORDS, "without_gcn": AS_THEY_ARE}
+    write_record(options.result or options.out.with_suffix(".json"), {**about, "parts": tasks})
+    figure(tasks, options.figure or (FIGURE if options.out == CELLS else options.out.with_suffix(".png")))
 
 
 if __name__ == "__main__":
