@@ -276,45 +276,48 @@ class Recipe(NamedTuple):
     """Column by which rows are sorted, highest first; empty: as they stand in the file."""
     figure: str = ""
     """Of docs/images, shown below the words where it exists."""
+    apart: bool = False
+    """A table for each part of the result file."""
+    before: str = ""
+    """Change of the methods that the result file precedes."""
+    remark: str = ""
+    """On the pages of the methods."""
 
 
+LAST_BATCH = reproduced.LAST_BATCH
+HELD_OUT = "Held-out training images; width 16, batches of 64, learning rate 3e-4 unless stated."
+PATCHCORE = (
+    "The defaults of PatchCore were chosen on test images of the magnetic tiles and of the solar cells, so its numbers on them "
+    "are optimistic."
+)
 RECIPES = {
     "three_tasks": Recipe(
         "three tasks",
         "Three tasks, each method on the one it is made for",
         lambda found: (
-            "A method that trains by gradients has a fit for each of two training times; one class: means over data sets. "
-            "Processor seconds of training: "
+            "A method that trains by gradients has a fit for each of two training times; one class: means over three classes, of "
+            "contrast-normalised images (`gcn`) but for "
+            + ", ".join(f"`{name}`" for name in found["without_gcn"])
+            + ", which have pretrained networks. Processor seconds of training: "
             + "; ".join(
                 f"{task} {' and '.join(f'{s:g}' for s in two)}"
                 for task, two in found["training_seconds"].items()
                 if task in found["parts"]
             )
-            + f". Threads: {found['threads']}; seed {found['seed']}; settings are the defaults, or those that the page of a "
-            "method gives for such images. Short trainings: not each method's best performance."
+            + f". Threads: {found['threads']}; seed {found['seed']}. Settings are the defaults, but "
+            + "; ".join(
+                f"`{name}`: " + ", ".join(f"{key} {value}" for key, value in words.items())
+                for name, words in found["settings"].items()
+            )
+            + ". Short trainings: not each method's best performance. PatchCore and PaDiM have the embedded EfficientNet-Lite0, "
+            f"not the networks of their papers. {PATCHCORE}"
         ),
         figure="three-tasks.png",
+        apart=True,
     ),
-    "all_methods": Recipe(
-        "magnetic tiles",
-        "Every 2D method on magnetic tiles, one small budget each",
-        lambda found: (
-            f"{found['size']}x{found['size']} pixels, about {found['minutes']:g} minutes of training where steps can be counted, "
-            f"{found['images']} test images, one thread, one seed; processor seconds. Equal, small compute budgets: not each "
-            f"method's best performance. Measured on {found['date']}, before later corrections of many methods."
-        ),
-        "image_auroc",
+    "magnetic_tile": Recipe(
+        "magnetic tiles", "Magnetic tiles at 256x256: detection and localisation", lambda found: PATCHCORE
     ),
-    "reference_methods": Recipe(
-        "magnetic tiles",
-        "PatchCore and PaDiM with the embedded backbone, on one machine",
-        lambda found: (
-            f"{found['size']}x{found['size']} pixels, {found['images']} test images, one thread, one seed; processor seconds. "
-            "The networks of the papers were not measured: their weights could not be downloaded."
-        ),
-        "image_auroc",
-    ),
-    "magnetic_tile": Recipe("magnetic tiles", "Magnetic tiles at 256x256: detection and localisation"),
     "lsr_tiles": Recipe(
         "magnetic tiles",
         "The same tiles, networks trained for the same time",
@@ -333,7 +336,7 @@ RECIPES = {
         ),
         "pixel_auroc",
     ),
-    "solar_cells": Recipe("solar cells (`elpv`)", "Solar cells: detection"),
+    "solar_cells": Recipe("solar cells (`elpv`)", "Solar cells: detection", lambda found: PATCHCORE),
     "model_zoo": Recipe("solar cells (`elpv`)", "The same cells, small models to share"),
     "chest_xray": Recipe(
         "chest X-rays",
@@ -344,9 +347,6 @@ RECIPES = {
             "minutes of processor time on one core; p: DeLong's test against the best."
         ),
         "auroc",
-    ),
-    "mnist_one_class": Recipe(
-        "MNIST, ten digits", "One digit normal, nine anomalous", lambda found: "Means over ten digits.", "mean_auroc"
     ),
     "toy_mood": Recipe(
         "brain volumes with synthetic anomalies",
@@ -375,10 +375,12 @@ RECIPES = {
             f"RDA {found['published']['rda_f1']}, isolation forest {found['published']['isolation_forest_f1']}; they cannot be "
             "compared with F1 max, the largest of any threshold."
         ),
+        before=LAST_BATCH,
     ),
     "ganomaly_tiles": Recipe("magnetic tiles, 64x64"),
     "qspace_diffusion": Recipe("diffusion MRI with synthetic lesions"),
-    "ddr_id_finetuning": Recipe("MNIST, digit 5"),
+    "ddr_id_finetuning": Recipe("MNIST, digit 5", before=LAST_BATCH, remark=HELD_OUT),
+    "ddr_id_first_weights": Recipe("", remark=HELD_OUT),
     "dpa_choice": Recipe("CIFAR-10, automobile"),
 }
 
@@ -402,9 +404,11 @@ def seconds(value: Any) -> str:
 
 
 COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "data": ("images", str),
     "part": ("images", lambda part: part.upper() if part.isalpha() and len(part) <= 2 else part),
     "share": ("foreign", lambda fraction: f"{100 * fraction:g} %"),
     "score": ("score", lambda score: f"`{score}`"),
+    "epochs": ("epochs", str),
     "image_auroc": ("image AUROC", spelled),
     "auroc": ("image AUROC", spelled),
     "mean_auroc": ("mean image AUROC", spelled),
@@ -477,7 +481,7 @@ def label(row: Mapping[str, Any], owner: str) -> str:
     """The label of a row; of one without, that of its recipe's method and the settings that differ."""
     if given := row.get("row") or row.get("name") or row.get("method"):
         return str(given)
-    known = config.fields_of(get(owner).Settings)
+    known = {*config.fields_of(get(owner).Settings), "batch_size"}
     own = row.get("settings") or {key: value for key, value in row.items() if key in known and key != "score"}
     return ", ".join([owner, *(f"{key}={value}" for key, value in own.items())])
 
@@ -511,15 +515,13 @@ def evidence() -> str:
         if not recipe.title:
             continue
         if (RESULTS / f"{name}.json").exists():
-            rows = [row for row in rows_of(name) if "failed" not in row]
+            rows = rows_of(name)
             if recipe.order:
-                rows.sort(key=lambda row: -value_of(row[recipe.order]))
-            failed = [f"- `{row['row']}` failed: {row['failed']}" for row in rows_of(name) if "failed" in row]
+                rows.sort(key=lambda row: -value_of(row[recipe.order]) if "failed" not in row else 0.0)
             parts = [
-                recipe.words(read(RESULTS / f"{name}.json")),
+                " ".join(text for text in (recipe.words(read(RESULTS / f"{name}.json")), older(name)) if text),
                 figure(recipe),
-                results_table(rows),
-                "\n".join(failed),
+                *(apart(name, rows) if recipe.apart else [results_table(rows)]),
                 types_table(rows),
             ]
             text = "\n\n".join(part for part in parts if part)
@@ -529,20 +531,43 @@ def evidence() -> str:
     return "\n\n".join(texts)
 
 
+def older(name: str) -> str:
+    """Of results that precede a change of the methods: when they were measured."""
+    before = RECIPES[name].before
+    return f"Measured on {read(RESULTS / f'{name}.json')['date']}, before {before}." if before else ""
+
+
 def figure(recipe: Recipe) -> str:
     shown = recipe.figure and (DOCS / "images" / recipe.figure).exists()
     return f"![{recipe.title}](../images/{recipe.figure})" if shown else ""
 
 
+def apart(name: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Heading and table of each part, and the methods that it lacks."""
+    for part, those in read(RESULTS / f"{name}.json")["parts"].items():
+        title = COLUMNS["part"][1](part)
+        yield f"#### {title[0].upper()}{title[1:]}"
+        yield results_table([{**row, "part": None} for row in rows if row["part"] == part])
+        if those["not_run"]:
+            yield f"Not run yet: {', '.join(map(linked, those['not_run']))}."
+
+
 def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A line for each row, a column for each result that any of them has; intervals are at 95 %."""
+    """A line for each row, a column for each result that any of them has, and the rows without results; intervals are at 95 %."""
+    failed = [
+        f"- `{row['row']}`{f', {seconds(s)} s of training' if (s := row.get('training_seconds')) else ''}: no result "
+        f"({row['failed']})"
+        for row in rows
+        if "failed" in row
+    ]
+    rows = [row for row in rows if "failed" not in row]
     shown = [cells(row) for row in rows]
     used = {heading for line in shown for heading in line}
     known = list(dict.fromkeys(heading for heading, _ in COLUMNS.values()))
     head = [heading for heading in known if heading in used]
     head += dict.fromkeys(heading for line in shown for heading in line if heading not in known)
     lines = [(linked(row["row"]), *(line.get(heading, "-") for heading in head)) for row, line in zip(rows, shown)]
-    return table(("method", *head), lines)
+    return "\n\n".join(text for text in (table(("method", *head), lines) if lines else "", "\n".join(failed)) if text)
 
 
 def types_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -575,6 +600,11 @@ def measured(name: str) -> list[str]:
         (("benchmark", "of", "result"), in_benchmarks(name)),
     ]
     texts = [table(head, rows) for head, found in parts if (rows := list(found))]
+    texts += [
+        f"`{recipe}`: {text[0].lower()}{text[1:]}"
+        for recipe, shown in RECIPES.items()
+        if f"[{recipe}]" in "".join(texts) and (text := " ".join(filter(None, (shown.remark, older(recipe)))))
+    ]
     if texts:
         texts.append("Generated from the committed result files of recipes and benchmarks: short trainings on CPUs.")
     return texts
@@ -603,7 +633,8 @@ def in_recipes(name: str) -> Iterator[Sequence[str]]:
 
 def in_tables(name: str) -> Iterator[Sequence[str]]:
     """Rows of reproduced tables: mean over the classes that were run, their number and that of seeds beside it."""
-    for path in reproduced.paths():
+    shown = []  # tables share cells: first those at the paper's settings
+    for path in sorted(reproduced.paths(), key=lambda path: bool(reproduced.found(path).reduction)):
         found = to_json(reproduced.found(path))
         lines = [line for line in found["lines"] if line["method"] == name]
         for row in dict.fromkeys(line["row"] for line in lines):
@@ -613,6 +644,9 @@ def in_tables(name: str) -> Iterator[Sequence[str]]:
             # With a column for each class, one line for all of them; else one for each data set.
             for those in ([done] if means else [[line] for line in done]) if done else []:
                 classes = {(line["column"], c): entry for line in those for c, entry in line["classes"].items()}
+                if (row, classes) in shown:
+                    continue
+                shown.append((row, classes))
                 measured = (
                     {"value": fmean(line["measured"]["value"] for line in those)} if means else those[0]["measured"]
                 )
@@ -621,13 +655,19 @@ def in_tables(name: str) -> Iterator[Sequence[str]]:
                 yield (
                     result_link(path.with_suffix(".md"), str(path.relative_to(RESULTS).with_suffix(""))),
                     columns,
-                    row + (" (settings changed)" if found["reduction"] else ""),
+                    row + (f" ({remark})" if (remark := changed(path, found["reduction"])) else ""),
                     spelled(measured, 1),
                     spelled(number, 1),
                     f"{len(classes)} of {len(own) - 1}" if means else str(len(classes)),
                     str(max(entry["seeds"] for entry in classes.values())),
                     f"{sum(line['cells']['seconds'] for line in those):.0f}",
                 )
+
+
+def changed(path: Path, reduction: str) -> str:
+    """What a reproduced table differs in, in a few words."""
+    before = reproduced.BEFORE.get(str(path.relative_to(RESULTS).with_suffix("")))
+    return "; ".join(part for part in (reduction and "settings changed", before and f"before {before}") if part)
 
 
 def published(own: Sequence[Any], means: Sequence[Any], those: Sequence[Any]) -> float | None:

@@ -112,13 +112,13 @@ def test_pipe_tables_of_a_docstring_stay(make_pages: ModuleType):
 def test_a_method_page_shows_what_was_measured(make_pages: ModuleType):
     """By numbers read here from the result files, for one recipe, one reproduced table and one benchmark."""
     results = make_pages.RESULTS
-    rows = json.loads((results / "all_methods.json").read_text("utf-8"))["rows"]
-    auroc = next(row for row in rows if row["method"] == "anogan")["image_auroc"]
+    part = next(iter(json.loads((results / "three_tasks.json").read_text("utf-8"))["parts"].values()))
+    best, auroc = part["rows"][0]["row"], part["rows"][0]["image_auroc"]
     lines = json.loads((results / "ddr_id" / "gans.json").read_text("utf-8"))["lines"]
     digits = [line["measured"]["value"] for line in lines if line["method"] == "anogan" and line["column"] != "mean"]
     benchmark = json.loads((make_pages.BENCHMARKS / "anogan.json").read_text("utf-8"))["found"]
-    recipes, tables, benchmarks, _ = make_pages.measured("anogan")
-    assert f"image AUROC {auroc['value']:.3f} [{auroc['low']:.3f}, {auroc['high']:.3f}]" in recipes
+    assert f"image AUROC {auroc['value']:.3f} [{auroc['low']:.3f}, {auroc['high']:.3f}]" in make_pages.measured(best)[0]
+    tables, benchmarks, _ = make_pages.measured("anogan")
     [line] = [line for line in tables.splitlines() if "/gans.md" in line]
     assert [cell.strip() for cell in line.split("|")[4:8]] == [f"{sum(digits) / 10:.1f}", "91.3", "10 of 10", "1"]
     assert all(name in benchmarks for name in benchmark)
@@ -133,7 +133,7 @@ def test_reproduced_tables_come_from_the_committed_cells(make_pages: ModuleType)
     assert len(cells) == 10
     assert f"| {mean:.1f} [" in row
     assert "| all |" in row
-    older = make_pages.RESULTS / "ddr_id" / "table-2-one-seed.json"
+    older = make_pages.RESULTS / "ddr_id" / "gans.json"
     assert reproduced.files()[older] == older.read_text("utf-8")
     assert {path.with_suffix("") for path in reproduced.files()} == {p.with_suffix("") for p in reproduced.paths()}
 
@@ -144,18 +144,28 @@ def test_a_recipe_of_several_tasks(make_pages: ModuleType, tmp_path: Path, monke
         {"row": "dpa", "columns": ["mnist:3"], "training_seconds": 120.0, "image_auroc": interval, "memory_gib": 0.5},
         {"row": "pca", "columns": ["mnist:3"], "training_seconds": None, "image_auroc": interval, "memory_gib": 0.25},
     ]
-    parts = {"one class": {"rows": rows, "failed": []}, "mr": {"rows": rows[1:], "failed": []}}
+    failed = {"row": "rda", "columns": ["mnist:3"], "training_seconds": 30.0, "failed": "mnist:3: too long"}
+    parts = {"one class": {"rows": [*rows, failed], "not_run": ["kde"]}, "mr": {"rows": rows[1:], "not_run": []}}
     seconds = {"one class": [30.0, 120.0], "mr": [60.0, 240.0], "not run": [7.0, 8.0]}
-    content = {"training_seconds": seconds, "seed": 0, "threads": 1, "parts": parts}
+    settings = {"settings": {"dpa": {"latent": 4, "grow": False}}, "without_gcn": ["deep_knn"]}
+    content = {"training_seconds": seconds, "seed": 0, "threads": 1, **settings, "parts": parts}
     (tmp_path / "three_tasks.json").write_text(json.dumps(content), "utf-8")
     monkeypatch.setattr(make_pages, "RESULTS", tmp_path)
     monkeypatch.setattr(make_pages, "DOCS", tmp_path)
     monkeypatch.setattr(make_pages, "RECIPES", {"three_tasks": make_pages.RECIPES["three_tasks"]})
     page = make_pages.evidence()
     assert "training: one class 30 and 120; mr 60 and 240. Threads" in page
-    assert "| method | images | image AUROC | training s | memory GiB |" in page
-    assert "| [`dpa`](../methods/dpa.md) | one class | 0.812 [0.750, 0.875] | 120 | 0.5 |" in page
-    assert "| [`pca`](../methods/pca.md) | MR | 0.812 [0.750, 0.875] | - | 0.2 |" in page
+    first, second = page.split("#### One class\n")[1].split("#### MR\n")
+    assert "| method | image AUROC | training s | memory GiB |" in first
+    assert "| [`dpa`](../methods/dpa.md) | 0.812 [0.750, 0.875] | 120 | 0.5 |" in first
+    assert "| method | image AUROC | memory GiB |" in second
+    assert "| [`pca`](../methods/pca.md) | 0.812 [0.750, 0.875] | 0.2 |" in second
+    assert "(`gcn`) but for `deep_knn`, which" in page
+    assert "the defaults, but `dpa`: latent 4, grow False. Short" in page
+    assert "\n- `rda`, 30 s of training: no result (mnist:3: too long)\n" in first
+    assert "\nNot run yet: [`kde`](../methods/kde.md).\n" in first
+    assert "no result" not in second
+    assert "Not run" not in second
     assert "three-tasks.png" not in page
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "three-tasks.png").write_bytes(b"")

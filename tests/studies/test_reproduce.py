@@ -1,9 +1,12 @@
 """Tables: their files, the choice of cells, what is run and what is not, failures, intervals, and the printed result."""
 
 import json
+import math
 import os
+import shutil
 import statistics
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,11 +24,16 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 from normalcy import Detector, open_data
 from normalcy.cli.app import main
 from normalcy.data.splits import hold_out
-from normalcy.errors import SettingsError
+from normalcy.errors import DataError, SettingsError
+from normalcy.methods import get
 from normalcy.metrics import minimum_area_threshold
-from normalcy.studies.reproduce import Number, Reproduced, _Fit, interval, reproduce, side_by_side, tabulate
-from normalcy.studies.tables import Cell, Table, cells_of, read_table, select, tables
+from normalcy.studies.claims import claimed
+from normalcy.studies.kept_scores import read_scores
+from normalcy.studies.reproduce import CellRecord, Number, Reproduced, _Fit, interval, reproduce, side_by_side, tabulate
+from normalcy.studies.tables import USUAL_SEEDS, Cell, Row, Table, cells_of, read_table, select, tables
+from normalcy.training.batches import steps_per_epoch
 from normalcy.training.checkpoint import Checkpoint, State
+from normalcy.training.fit import plan_steps
 
 TOML = """
 paper = "Somebody 2020"
@@ -63,6 +71,8 @@ classes = { Bars = ["1"] }
 seeds = 1
 settings = { components = 1 }
 """
+
+RESULTS = Path(__file__).parents[2] / "recipes" / "results"
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +147,18 @@ def test_table_2_of_ddr_id_is_the_papers():
     assert dcae == {"MNIST": 32, "CIFAR-10": 128}
     ours = {c.column: (c.given["calibration"], c.given.get("size")) for c in select(table, ["DDR-ID"])}
     assert ours == {"MNIST": (0, 32), "CIFAR-10": (0, None)}  # the method itself holds out the tenth of section 4.1
+
+
+def test_table_5_of_ddr_id_has_the_network_of_gtsrb():
+    """Ruff et al. 2018, section 4.3: three modules of 16, 32 and 64 5x5 filters, a dense layer of 32."""
+    cells = select(read_table("ddr_id/table-5"), rows=["autoencoder", "deep_svdd"], seeds=[0])
+    assert [cell.row for cell in cells] == ["DCAE", "Soft-bound Deep SVDD", "One-class Deep SVDD"]
+    for cell in cells:
+        encoder = get(cell.method)(Detector(cell.method, **cell.given).settings, (3, 32, 32)).encoder
+        layers = [m for m in encoder.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
+        shapes = [tuple(m.weight.shape) for m in layers]
+        assert shapes == [(16, 3, 5, 5), (32, 16, 5, 5), (64, 32, 5, 5), (32, 64 * 4 * 4)]
+        assert sum(isinstance(m, torch.nn.MaxPool2d) for m in encoder.modules()) == 3
 
 
 def test_published_numbers_of_classes_agree_with_their_means():
@@ -268,13 +290,62 @@ def test_the_reduction_says_what_it_leaves_out(table: Table):
 
 def test_committed_cells_belong_to_the_tables():
     """A new setting changes no name of a file: at its default it belongs into ADDED."""
-    results = Path(__file__).parents[2] / "recipes" / "results"
-    committed = {path.relative_to(results) for part in ("cells", "scores") for path in results.glob(f"{part}/*/*.json")}
+    committed = {path.relative_to(RESULTS) for part in ("cells", "scores") for path in RESULTS.glob(f"{part}/*/*.json")}
     methods = {path.parent.name for path in committed}
     read = [table for table in map(read_table, tables()) if methods & {row.method for row in table.rows}]
     cells = [cell for table in read for cell in cells_of(table)]
     assert committed
     assert committed <= {file for cell in cells for file in (cell.file, cell.scores_file)}
+
+
+SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+
+
+def least_and_most_steps(method: str, settings: dict[str, Any], data: str, count: int) -> tuple[int, int]:
+    """Steps that today's code takes on ``count`` training images: fewer than most only where a stage may end early."""
+    detector = Detector(method, **settings)
+    assert not detector.decision.calibration
+    size, (channels, *sides) = detector.input.size, SHAPES[data]
+    shape = (channels, size, size) if size else (channels, *sides)
+    with torch.device("meta"):
+        stages = get(method)(detector.settings, shape).stages()
+    held_out = any(stage.early_stop or stage.finalise for stage in stages)
+    count -= held_out * round(0.1 * count)
+    least, planned = 0, plan_steps(stages, detector.train, count)
+    for stage, steps in zip(stages, planned):
+        if stage.skip is not None:
+            continue
+        if (rule := stage.early_stop) is not None:
+            per_look = 1 if stage.steps else steps_per_epoch(stage, detector.train, count)
+            every = max(1, round(rule.every * per_look))
+            first = max(2, math.ceil(rule.after * steps / every))  # the first look is the best so far
+            steps = min(steps, (first + rule.patience - 1) * every)
+        least += steps
+    return least, sum(planned)
+
+
+def test_a_tenth_of_the_steps_is_not_as_planned():
+    for method, settings, count in [("dpa", {"calibration": 0}, 5000), ("autoencoder", {"calibration": 0}, 5000)]:
+        least, most = least_and_most_steps(method, settings, "cifar10", count)
+        assert most / 10 < least <= most
+
+
+def test_committed_cells_were_trained_as_planned():
+    """As many steps as today's code plans."""
+    groups: dict[tuple[str, str, str], list[tuple[str, int, int]]] = defaultdict(list)
+    for path in sorted(RESULTS.glob("cells/*/*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if steps := (record.get("fit") or {}).get("steps"):  # without steps nothing is trained but statistics
+            group = record["method"], record["data"].partition(":")[0], json.dumps(record["settings"])
+            groups[group].append((path.stem, record["train"]["count"], steps))
+    assert groups
+    wrong = []
+    for (method, data, settings), trained in groups.items():
+        for name, count, steps in trained:
+            least, most = least_and_most_steps(method, json.loads(settings), data, count)
+            if not least <= steps <= most:
+                wrong.append(f"{method} {name}: {steps} steps, planned {least} to {most}")
+    assert not wrong, "\n".join([f"{len(wrong)} cells to run again:", *wrong])
 
 
 def test_changed_settings_are_other_cells_and_are_told(table: Table):
@@ -388,6 +459,180 @@ def test_kept_scores_serve_other_cells_without_a_fit(
     assert len(fits) == 4, "a score that was not kept"
     run(other, tmp_path, root, overwrite=True)
     assert len(fits) == 6
+
+
+def test_average_precision_of_images_needs_no_fit(
+    table: Table, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run(table, tmp_path, root)
+    asked = replace(table, metric="image_ap")
+    with monkeypatch.context() as patch:
+        patch.setattr(Detector, "fit", lambda *a, **k: pytest.fail("fitted"))
+        found, ran = run(asked, tmp_path, root)
+        few, _ = run(replace(asked, test_images=20), tmp_path, root)
+    assert ran == []
+    assert found.failed == few.failed == ()
+    lines = {line.row: line for line in found.lines}
+    for row, line in [("PCA, few", few.lines[0]), ("PCA, few", lines["PCA, few"]), ("Z", lines["Z"])]:
+        values = []
+        for cell in select(asked, rows=[row]):
+            kept = read_scores(tmp_path / cell.scores_file)
+            chosen = np.sort(np.random.default_rng(cell.seed).permutation(60)[: 20 if line is few.lines[0] else 60])
+            values.append(average_precision_score(np.array(kept.labels)[chosen], kept.scores[""][chosen]))
+        assert line.cells.done == line.cells.of == len(values)
+        assert line.measured.value == pytest.approx(100 * statistics.fmean(values), abs=1e-3)
+    [cell, *_] = cells_of(asked)
+    (tmp_path / cell.scores_file).unlink()
+    assert tabulate(asked, tmp_path).lines[0].cells.done == 3
+    assert run(table, tmp_path, root)[1] == []
+    assert run(asked, tmp_path, root)[1] == [cell], "neither the number nor the scores are there"
+
+
+@pytest.fixture
+def vae(table: Table) -> Row:
+    return replace(table.rows[0], name="one", method="vae", settings={"epochs": 1}, seeds=1, score="elbo")
+
+
+def test_kept_scores_are_completed(table: Table, vae: Row, tmp_path: Path, root: Path):
+    first, more = (replace(table, rows=(row,)) for row in (vae, replace(vae, keep=("kl", "reconstruction"))))
+    cells = cells_of(first)
+    run(first, tmp_path, root)
+    assert {*read_scores(tmp_path / cells[0].scores_file).scores} == {"elbo"}
+    assert [cell.file for cell in run(more, tmp_path, root)[1]] == [cell.file for cell in cells]
+    assert all({*read_scores(tmp_path / cell.scores_file).scores} == {"elbo", "kl", "reconstruction"} for cell in cells)
+    assert run(more, tmp_path, root)[1] == []
+    other = replace(table, rows=(replace(vae, score="gradient_kl"),))
+    run(other, tmp_path, root)
+    kept = read_scores(tmp_path / cells[0].scores_file).scores
+    assert {*kept} == {"elbo", "kl", "reconstruction", "gradient_kl"}, "the new fit keeps what the file had"
+    for cell in cells:
+        (tmp_path / cell.scores_file).unlink()
+    assert run(more, tmp_path, root)[1] == [], "finished cells without a file of scores are left alone"
+
+
+def test_rows_that_share_a_cell_keep_the_scores_of_both(table: Table, vae: Row, tmp_path: Path, root: Path):
+    both = replace(table, rows=(replace(vae, keep=("kl",)), replace(vae, name="two", keep=("reconstruction",))))
+    assert len(run(both, tmp_path, root)[1]) == 2
+    assert {*read_scores(tmp_path / cells_of(both)[0].scores_file).scores} == {"elbo", "kl", "reconstruction"}
+    assert run(both, tmp_path, root)[1] == []
+
+
+def test_a_failure_leaves_the_number_of_an_earlier_run(
+    table: Table, vae: Row, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first, more = (replace(table, rows=(row,)) for row in (vae, replace(vae, keep=("kl",))))
+    [before] = run(first, tmp_path, root)[0].lines
+    with monkeypatch.context() as patch:
+        patch.setattr(Detector, "fit", lambda *a, **k: (_ for _ in ()).throw(SettingsError("not today")))
+        found, ran = run(more, tmp_path, root)
+    assert len(ran) == found.failed[0].cells == 2
+    assert found.lines == (before,)
+    assert len(run(more, tmp_path, tmp_path)[0].failed) == 1, "no data"
+    again, ran = run(more, tmp_path, root)
+    assert len(ran) == 2
+    assert again.failed == ()
+
+
+def _seed_99(name: str, **settings: Any) -> Detector:
+    """As on another machine: a fit of the same settings gives other scores."""
+    return Detector(name, **{**settings, "seed": 99})
+
+
+@pytest.mark.parametrize("cell_is_there", [True, False])
+def test_a_new_fit_loses_no_scores(table: Table, vae: Row, tmp_path: Path, root: Path, cell_is_there: bool):
+    """A cell of another score and fewer images follows."""
+    whole = replace(table, rows=(replace(vae, metric="image_ap"),))
+    before, _ = run(whole, tmp_path, root)
+    cells = cells_of(whole)
+    if not cell_is_there:
+        (tmp_path / cells[0].file).unlink()
+    run(replace(table, test_images=20, rows=(replace(vae, score="kl"),)), tmp_path, root)
+    for cell in cells:
+        scores = read_scores(tmp_path / cell.scores_file).scores
+        assert {name: int(np.isfinite(values).sum()) for name, values in scores.items()} == {"elbo": 60, "kl": 60}
+    assert run(whole, tmp_path, root)[0].lines[0].measured == before.lines[0].measured
+
+
+def test_numbers_and_kept_scores_are_of_one_fit(
+    table: Table, vae: Row, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+):
+    one, few = replace(table, rows=(vae,)), replace(table, name="few", rows=(vae,), test_images=20, reduction="Few.")
+    records = [
+        (cell, run(made, tmp_path, root, cells=[cell]) and json.loads((tmp_path / cell.file).read_text()))
+        for made in (one, few)
+        for cell in cells_of(made)
+    ]
+    monkeypatch.setattr("normalcy.studies.reproduce.Detector", _seed_99)
+    run(replace(table, rows=(replace(vae, keep=("kl",)),)), tmp_path, root)
+    for cell, before in records:
+        record, kept = json.loads((tmp_path / cell.file).read_text()), read_scores(tmp_path / cell.scores_file)
+        chosen = np.sort(np.random.default_rng(cell.seed).permutation(60)[: cell.test_images or 60])
+        auroc = roc_auc_score(np.array(kept.labels)[chosen], kept.scores["elbo"][chosen])
+        assert record["auroc"] == pytest.approx(auroc)
+        assert record["auroc"] != before["auroc"]
+        assert {key: record.get(key) for key in ("made_for", "reduction", "test_images", "settings")} == {
+            key: before.get(key) for key in ("made_for", "reduction", "test_images", "settings")
+        }
+
+
+def test_overwriting_without_data_keeps_the_scores(table: Table, tmp_path: Path, root: Path):
+    asked = replace(table, metric="image_ap")
+    before, _ = run(asked, tmp_path, root)
+    found, ran = run(asked, tmp_path, tmp_path, overwrite=True)
+    assert len(ran) == 6
+    assert found.lines == before.lines
+    assert len(found.failed) == 2
+    assert all(one.reason.endswith("The number shown is of an earlier run.") for one in found.failed)
+    again, ran = run(asked, tmp_path, root, overwrite=True)
+    assert len(ran) == 6
+    assert again.failed == ()
+
+
+def test_a_failure_is_listed_where_scores_for_the_number_are_missing(table: Table, tmp_path: Path, root: Path):
+    run(table, tmp_path, root)
+    asked = replace(table, metric="image_ap")
+    for cell in cells_of(asked):
+        (tmp_path / cell.scores_file).unlink()
+    found, _ = run(asked, tmp_path, tmp_path)
+    assert [one.cells for one in found.failed] == [4, 2]
+    assert not any("earlier run" in one.reason for one in found.failed)
+
+
+def test_two_calls_keep_the_scores_of_both(table: Table, vae: Row, tmp_path: Path, root: Path):
+    """Both have begun before one of them has finished the cell."""
+    for keep in ("kl", "reconstruction"):
+        named = replace(table, rows=(replace(vae, keep=(keep,)),))
+        [record] = _Fit(named, tmp_path, (cells_of(named)[0],), root).run()
+        assert record.done
+    assert {*read_scores(tmp_path / cells_of(named)[0].scores_file).scores} == {"elbo", "kl", "reconstruction"}
+
+
+def test_a_failure_leaves_what_another_process_has_made(
+    table: Table, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole, _ = run(table, tmp_path / "other", root)
+    here = tmp_path / "here"
+
+    def late(*_: object) -> None:
+        shutil.copytree(tmp_path / "other" / "cells", here / "cells", dirs_exist_ok=True)
+        raise DataError("No data on this machine.")
+
+    monkeypatch.setattr("normalcy.studies.reproduce._open", late)
+    found, _ = run(table, here, root)
+    assert found == whole
+    one, two = cells_of(table)[:2]
+    (here / two.file).unlink()
+    made, failed = _Fit(table, here, (one, two), root).fail("Killed.")
+    assert (made.done, failed.failed) == (True, "Killed.")
+    assert json.loads((here / two.file).read_text())["failed"] == "Killed."
+
+
+def test_missing_data_do_not_fail_a_cell_that_another_process_runs(table: Table, tmp_path: Path):
+    [cell, *others] = cells_of(table)
+    with claimed(_Fit(table, tmp_path, (cell,), tmp_path).claim) as owned:
+        assert owned
+        assert run(table, tmp_path, tmp_path)[1] == others
+    assert not (tmp_path / cell.file).exists()
 
 
 def test_a_mean_over_some_classes_is_compared_with_the_same_classes(table: Table, tmp_path: Path, root: Path):
@@ -644,6 +889,46 @@ def test_the_command(file: Path, tmp_path: Path, root: Path, monkeypatch: pytest
     assert command(monkeypatch, file, "--rows", "pca", "--set", f"{component_word()}=5", *options) == 0
     assert "Settings changed by the user" in capsys.readouterr().out
     assert (tmp_path / "changed/bars.md").exists()
+
+
+def test_the_command_tells_failures_beside_numbers(
+    file: Path, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    options = ("--rows", "zscore", "--classes", "1", "--seeds", "0", "--out", tmp_path, "--jobs", 1)
+    assert command(monkeypatch, file, "--data-root", root, *options) == 0
+    capsys.readouterr()
+
+    def fail(*_: object, **__: object) -> None:
+        raise SettingsError("Not today.")
+
+    monkeypatch.setattr(Detector, "fit", fail)
+    assert command(monkeypatch, file, "--data-root", root, "--overwrite", *options) == 1
+    printed = capsys.readouterr().err
+    assert "Z, Bars 1, seed 0: failed: Not today." in printed
+    assert command(monkeypatch, file, "--data-root", root, "--list", *options) == 0
+    sentence = "Z on Bars: Not today. The number shown is of an earlier run. Cells: 1."
+    assert sentence in (tmp_path / "bars.md").read_text(encoding="utf-8")
+
+
+def test_the_command_does_not_call_a_number_of_an_earlier_run_a_success(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    def both(table: Table, out: Path, cells: list[Cell], on_cell: Callable[[Cell, CellRecord], None], **_: Any) -> None:
+        on_cell(cells[0], CellRecord(failed="Not today.", auroc=0.9))
+
+    monkeypatch.setattr("normalcy.studies.reproduce.reproduce", both)
+    command(monkeypatch, file, "--out", tmp_path)
+    assert "seed 0: failed: Not today." in capsys.readouterr().err
+
+
+def test_the_command_runs_three_seeds_of_ten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    planned: list[Cell] = []
+    monkeypatch.setattr("normalcy.studies.reproduce.reproduce", lambda table, out, cells, **_: planned.extend(cells))
+    assert command(monkeypatch, "ddr_id/table-5", "--out", tmp_path) == 0
+    assert (read_table("ddr_id/table-5").seeds, USUAL_SEEDS) == (10, 3)
+    seeds = {row: {cell.seed for cell in planned if cell.row == row} for row in {cell.row for cell in planned}}
+    assert seeds.pop("KDE") == {0}, "its row has one"
+    assert set(map(frozenset, seeds.values())) == {frozenset({0, 1, 2})}
 
 
 def test_the_command_lists(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):

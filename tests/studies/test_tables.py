@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -65,6 +66,33 @@ def test_keys_of_earlier_versions_are_the_same_cells(tmp_path: Path) -> None:
     assert "settings" not in old
     before, after = (cells_of(read_table(write(tmp_path / f"{k}.toml", text))) for k, text in enumerate((old, TOML)))
     assert [cell.file for cell in before] == [cell.file for cell in after]
+
+
+@pytest.mark.parametrize(
+    ("name", "maps"),
+    [
+        ("ddr_id/table-2", []),
+        ("dpa/table-3", []),
+        ("vq_restoration/mood", ["maps, smallest area None"]),
+        ("lsr/table-4", ["maps, smallest area 0.001"]),
+    ],
+)
+def test_the_name_of_a_cell_says_whether_there_are_maps(name: str, maps: list[str]) -> None:
+    """Another rule would leave the files of finished cells without a cell. All rows of a table share it, whatever they show."""
+    for cell in cells_of(read_table(name)):
+        parts = json.dumps([cell.fit_key, cell.score, cell.test_images, *maps])
+        assert cell.file.stem.endswith(f"-{hashlib.sha256(parts.encode()).hexdigest()[:12]}")
+
+
+def test_metrics_of_scores_share_a_cell(tmp_path: Path) -> None:
+    tables = [
+        read_table(write(tmp_path / f"{metric}.toml", TOML.replace("seeds = 2", f'seeds = 2\nmetric = "{metric}"')))
+        for metric in ("image_auroc", "image_ap", "pixel_ap")
+    ]
+    auroc, ap, pixels = ([cell.file for cell in cells_of(table)] for table in tables)
+    assert auroc == ap
+    assert not {*ap} & {*pixels}
+    assert {cell.metric for cell in cells_of(tables[1])} == {"image_ap"}
 
 
 @pytest.mark.parametrize(

@@ -328,10 +328,10 @@ def _run_cells(
     with lines_over_progress("cells", len(cells)) as finished:
 
         def tell(cell: Cell, record: CellRecord) -> None:
-            if record.auroc is not None:
-                outcome = f"{100 * record.auroc:.1f} in {record.seconds:.0f} s"
-            else:
+            if record.failed is not None or record.auroc is None:
                 outcome = f"failed: {record.failed}"
+            else:
+                outcome = f"{100 * record.auroc:.1f} in {record.seconds:.0f} s"
             finished(f"{cell.row}, {cell.column} {cell.normal}, seed {cell.seed}: {outcome}")
 
         run(

@@ -28,24 +28,11 @@ Algorithm 2 compares sums over latent dimensions with sums over pixels as they a
 
 In separate batches, batch norm would hide the difference of mean and standard deviation between Gaussian samples and codes.
 
-The first weights matter more than any other point that the paper leaves open. The batch norm behind the decoder's linear layer
-makes the scale of the codes free, so it stays what the first weights made it, and L_OC, sigma and AS_l are in that unit. AUROC of
-``latent`` and ``image`` in percent, training images of the class against those of the others, a quarter of the width, 12 epochs
-(``recipes/ddr_id_first_weights.py``):
+The first weights matter more than any other point that the paper leaves open (``recipes/ddr_id_first_weights.py``). The batch
+norm behind the decoder's linear layer makes the scale of the codes free, so it stays what the first weights made it, and L_OC,
+sigma and AS_l are in that unit; AS_r has the unit of the image. The scale alone can decide which of them Algorithm 2 selects.
 
-| first weights | MNIST, digit 5 | CIFAR-10, frog |
-| --- | --- | --- |
-| "he" | 89.6, 89.6 | 77.2, 75.6 |
-| "torch" | 72.7, 66.6 | 53.9, 50.5 |
-| "dcgan" | 70.4, 72.9 | 70.1, 61.4 |
-
-Algorithm 2 compares AS_l with AS_r, which has the unit of the image: the scale alone can decide which of them it selects, in the
-paper mostly ``latent``. On digits it selects ``image``, which is right for nine of ten (``ddr_id/table-2-short``); on CIFAR-10
-``latent`` is better more often, by 8 points for frogs, and Algorithm 2 selects ``image`` for most classes. Synthetic anomalies in
-held-out normal images would always select ``latent``: no better criterion for both.
-
-Finetuning for long draws all codes together, those of anomalies too: with half the width of table 1 and the paper's learning rate
-24 + 16 epochs are better than 72 + 48 (digit 5: 91.5 and 79.4). Choose ``epochs`` on normal images with synthetic anomalies
+Finetuning for long draws all codes together, those of anomalies too. Choose ``epochs`` on normal images with synthetic anomalies
 (``normalcy select``).
 """
 

@@ -10,7 +10,7 @@ radius R^2 of a sphere around c plus the distances outside of it, and R^2 is sub
 | --- | --- | --- | --- |
 | epochs, pretraining + training | 150 + 100 (DDR-ID) | MNIST 150 + 150, CIFAR-10 350 + 150 | 150 + 100 |
 | learning rate a tenth after epoch | 50 (DDR-ID) | 50; CIFAR-10: 250 and 50 | 50 |
-| radius | line search every 5 epochs | every 5 epochs (Theano); of each batch (PyTorch) | of each batch, for the next step |
+| radius | line search every 5 epochs | Theano: see below; PyTorch: of each batch | of the batch before (in its process) |
 | radius is 0 for the first | | PyTorch: 10 epochs | tenth of the stage |
 | nu | the better of 0.01 and 0.1 on the test set | 0.1 | 0.05 (DDR-ID) |
 | radius of the score | | | that of all training images |
@@ -18,9 +18,9 @@ radius R^2 of a sphere around c plus the distances outside of it, and R^2 is sub
 | decoder | code as 4x4 pixels | the same | starts with a linear layer, for images of any size |
 
 The radius is the (1 - nu)-quantile of the squared distances, at which the loss of these distances is smallest. The Theano code,
-which gave the paper's numbers, sets it after each of the first 10 epochs, then every 5, by a line search that takes the best R
-for R^2: about nu of the images are outside when distances are near 1. A radius of earlier, larger distances leaves no image
-outside: the loss then has no gradient, and training stands still.
+which gave the paper's numbers, sets it to this quantile at the start and after each of the first 10 epochs, then every 5 by a
+line search that takes the best R for R^2: about nu of the images are outside when distances are near 1. A radius of earlier,
+larger distances leaves no image outside: the loss then has no gradient, and training stands still.
 """
 
 from __future__ import annotations

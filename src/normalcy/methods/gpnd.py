@@ -13,10 +13,10 @@ images; the map is (x - f(g(x)))^2.
 
 | | paper | authors' code | normalcy |
 | --- | --- | --- | --- |
-| log of det S | of the decoder's Jacobian | of the encoder's, same sign | of the decoder's; ``jacobian=false``: omitted |
+| log of det S | of the decoder's Jacobian | off (of the encoder's, same sign) | of the decoder's; ``jacobian=false``: omitted |
 | residual | orthogonal part w | x - f(z) | orthogonal part; ``jacobian=false``: x - f(z) |
-| power of the norm of w | m - n | 0.2 (m - n) - 1 | m - n - 1, which makes it a density; times ``power`` |
-| p_R | histogram | | Gaussian kernel density, nowhere 0 |
+| power of the norm of w | m - n | 0.2 (400 - n) - 1, m is 1,024 | m - n - 1, which makes it a density; times ``power`` |
+| p_R | histogram | histogram of 30 bins | Gaussian kernel density, nowhere 0 |
 | reconstruction loss | | | squared error in units of the images' variance |
 | networks | | 4x4 convolutions, 64 to 512 channels, batch norm | ``network``: a LeNet up to 32 pixels, ``width``, ``norm`` none |
 | adversarial loss of g and f | log(1 - D) | -log D | -log D, in one update per step |
@@ -69,7 +69,8 @@ class GPNDSettings:
     jacobian: bool = True
     """Include log|det S| and the tangent space (the paper); false: neither, and the residual is x - f(z)."""
     power: float = 1.0
-    """Factor of the last term, the power of the residual's norm; 0.2: the "power correction" of the authors' code."""
+    """Factor of the last term, the power of the residual's norm; in the authors' code 0.2 with m = 400, which is 0.08 with the m
+    of their images, 1,024."""
     network: Network = "auto"
     """"auto": "lenet" for sides of at most 32 pixels, else "dcgan". "lenet": 5x5 convolutions and max-pooling (Ruff et al. 2018);
     "dcgan": 4x4 convolutions of stride 2 (Radford et al. 2016)."""

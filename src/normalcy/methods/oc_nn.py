@@ -18,7 +18,7 @@ alternately over the weights, by gradients, and over r, whose optimum is the nu-
 | --- | --- | --- | --- |
 | objective | hyperplane | hypersphere | hypersphere; ``objective="hyperplane"`` |
 | r of the hypersphere | | 0.1 | ``radius``, 0.1 |
-| factor 1/nu of the hypersphere | | 5 | none, as Adam ignores the scale of a loss |
+| factor 1/nu of the hypersphere | | 5 | none: Adam ignores the scale of a loss, but for ``weight_decay`` |
 | r of the hyperplane | set once per epoch | | from the y of that epoch (each process its own, thus less often); at the end from \
 the final weights |
 | encoder | learns the objective | learns the objective | learns the objective; ``fine_tune=false``: stays the autoencoder's |

@@ -22,9 +22,8 @@ The authors' code of ``combined`` (MIC-DKFZ/vae-anomaly-experiments) scales |dKL
 multiplies it by the negative log-likelihood of the pixel for sigma = 1, (x - x^)^2 / 2 + log(2 pi) / 2, not smoothed. Its
 Gaussian, of 3 pixels, is cut at a window of 7x7 pixels.
 
-Of the maps, ``combined`` finds synthetic anomalies in normal images of three sets best (``recipes/vae_scores.py``: pixel AP 0.34
-against 0.28 of ``reconstruction``, image AUROC 0.74 against 0.70). The default is ``reconstruction``, which needs no gradients
-and can be exported.
+Of the maps, ``combined`` finds synthetic anomalies in normal images of three sets best (``recipes/vae_scores.py``). The default
+is ``reconstruction``, which needs no gradients and can be exported.
 
 Scores in nats are sums over the image; all others reduce their smoothed map (``reduce``). ``beta`` affects training alone.
 """

@@ -47,6 +47,11 @@ class KeptScores:
     facts: Json = field(default_factory=dict)
     """Method, data, seed and settings; what was trained on, and how long the fit took."""
 
+    @property
+    def images(self) -> set[int]:
+        """Those that were scored with any score."""
+        return {int(i) for values in self.scores.values() for i in np.flatnonzero(np.isfinite(values))}
+
     def covers(self, name: str, images: Sequence[int]) -> bool:
         """Whether all these images were scored with this score, or could not be read."""
         if name not in self.scores:

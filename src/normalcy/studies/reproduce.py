@@ -3,11 +3,12 @@ is there is not run twice. Processes and machines that write to one folder divid
 
 A cell is a fit, the scores of the test images and the AUROC of the raw scores; for tables of other metrics also what the maps
 give, at thresholds that held-out normal images give. The scores are kept beside the cells (:mod:`normalcy.studies.kept_scores`):
-a cell of the same fit, with another of its scores or fewer test images, needs no fit of its own.
+a cell of the same fit, with another of its scores, fewer test images or another metric of scores, needs no fit of its own.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -16,7 +17,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -36,7 +37,7 @@ from normalcy.data.open import DEFAULT_DATA_ROOT, open_data
 from normalcy.data.splits import hold_out, images_to_score, normal_training_images, with_split
 from normalcy.detector import Detector
 from normalcy.errors import DataError, NormalcyError
-from normalcy.files import remove, remove_empty, stamp
+from normalcy.files import remove, remove_empty, stamp, write_bytes
 from normalcy.methods import available, get
 from normalcy.metrics import (
     at_threshold,
@@ -51,7 +52,7 @@ from normalcy.nets.pooled import kept_features
 from normalcy.provenance import write_record
 from normalcy.report.text import MISSING, markdown_table, metric, signed, value_with_ends
 from normalcy.results.cluster import connected, each
-from normalcy.results.schema import FORMAT, Count, Positive, Rate, dumps, from_json, load, to_json, was
+from normalcy.results.schema import FORMAT, Count, Positive, Rate, dumps, from_json, load, read_json, to_json, was
 from normalcy.results.writer import Writer
 from normalcy.scoring import Result
 from normalcy.studies.claims import LEASE, claimed
@@ -71,17 +72,17 @@ POLL = 1.0
 
 @dataclass(frozen=True)
 class CellRecord:
-    """The file of a cell, as far as it is read again: a failure, or what was measured."""
+    """The file of a cell, as far as it is read again: a failure, what was measured, or both."""
 
     failed: str | None = None
-    """The reason."""
+    """The reason; beside a number, that of a later run."""
     auroc: Rate | None = None
     low: Rate | None = None
     high: Rate | None = None
     error: Positive | None = None
     """Standard error of the AUROC (DeLong)."""
     metrics: Mapping[str, Positive | None] = field(default_factory=dict)
-    """Those of METRICS that need maps or a threshold."""
+    """Those of METRICS that need maps or a threshold, and the average precision over images."""
     fit: FitSummary | None = None
     score_seconds: Positive = 0.0
     seed: int = 0
@@ -194,12 +195,12 @@ def reproduce(
     ray: str | None = None,
     on_cell: Callable[[Cell, CellRecord], None] | None = None,
 ) -> Reproduced:
-    """Run the cells (all unless given) that ``out`` does not hold and write ``out/<table>.json`` and ``.md``.
+    """Run the cells (all unless given) that ``out`` does not hold whole and write ``out/<table>.json`` and ``.md``.
 
     ``jobs`` processes work side by side, each with its part of the cores and a GPU of its own as long as they last; none:
     one for each GPU, or for two cores, two where there are two. ``on_cell`` gets each cell that was run and its record. A
-    cell that fails is written down with its reason, the others go on; it is tried again by the next call. Returns the
-    content of the JSON file.
+    cell that fails is written down with its reason, the others go on; it is tried again by the next call. ``overwrite``: the
+    cells are run again even where they are whole. Returns the content of the JSON file.
 
     Other calls may fill ``out`` at the same time, on other machines too: no fit is run twice, and each call ends when all its
     cells are there. ``lease``: seconds after which the fits of a machine that died are run by others. ``ray``: address of a Ray
@@ -209,9 +210,7 @@ def reproduce(
     tell = on_cell or (lambda cell, record: None)
     chosen = cells_of(table) if cells is None else cells
     before = {cell.file: stamp(out / cell.file) for cell in chosen}
-    pending = [cell for cell in chosen if overwrite or not _read(out, cell).done]
-    for cell in pending if overwrite else ():
-        remove(out / cell.scores_file)
+    pending = [cell for cell in chosen if overwrite or not _is_whole(out, cell)]
     absent = {}
     for cell in {cell.column: cell for cell in reversed(pending)}.values():  # now, not once for each of many fits
         try:
@@ -220,14 +219,18 @@ def reproduce(
             absent[cell.column] = _reason(error)
     fits: dict[str, list[Cell]] = {}
     for cell in pending:
-        if cell.column in absent:
-            tell(cell, _write_failure(table, out, cell, absent[cell.column]))
-        else:
-            fits.setdefault(cell.fit_key, []).append(cell)
-    work = [
-        _Fit(table, out, tuple({cell.file: cell for cell in group}.values()), root, lease, before)
-        for group in fits.values()
-    ]
+        fits.setdefault(cell.fit_key, []).append(cell)
+    work = []
+    for group in fits.values():
+        keep = tuple(dict.fromkeys(name for cell in group for name in cell.keep))  # of all rows that share a cell
+        once = {cell.file: replace(cell, keep=keep) for cell in group}
+        fit = _Fit(table, out, tuple(once.values()), root, lease, before, overwrite=overwrite)
+        if (reason := absent.get(group[0].column)) is None:
+            work.append(fit)
+            continue
+        with claimed(fit.claim, lease) as owned:  # else another process, which has the data, runs it
+            for cell, record in zip(fit.cells, fit.fail(reason) if owned else []):
+                tell(cell, record)
     if ray is None:
         made = side_by_side(work, jobs or len(_gpus()) or max(min(2, _cores()), _cores() // 2))
     else:
@@ -259,60 +262,109 @@ class _Fit:
     """Stamps of the files of cells when the call began: a file with another one was written by another process."""
     wait: float = 0.0
     """Seconds to wait for another process that runs it."""
+    overwrite: bool = False
+    """Fit, whatever scores are kept."""
+
+    @property
+    def claim(self) -> Path:
+        return self.out / "running" / f"{self.cells[0].fit_key}.claim"
 
     def run(self) -> list[CellRecord] | None:
         """The records of the cells, those that no process has made since ``before`` made now; None while another makes them, or
         makes a fit that has stages in common with this one."""
         first, shared = self.cells[0], _shared_stages(self.out, self.cells[0])
-        claims = [self.out / "running" / f"{first.fit_key}.claim"]
+        claims = [self.claim]
         if first.method in available() and get(first.method).late_settings:  # else two processes train the same stage
             claims.append(shared.with_name(f"{shared.name}.claim"))
         with ExitStack() as owned:
             if not all(owned.enter_context(claimed(claim, self.lease, self.wait)) for claim in claims):
                 return None
-            left = [cell for cell in self.cells if stamp(self.out / cell.file) == self.before.get(cell.file)]
+            left = self._left()
             records = replace(self, cells=tuple(left))._run() if left else []
             made = {cell.file: record for cell, record in zip(left, records)}
             return [made.get(cell.file) or _read(self.out, cell) for cell in self.cells]
 
+    def fail(self, reason: str) -> list[CellRecord]:
+        """The records of the cells, those that no process has made since ``before`` written down as failed."""
+        left = {cell.file for cell in self._left()}
+        return [
+            _write_failure(self.table, self.out, cell, reason) if cell.file in left else _read(self.out, cell)
+            for cell in self.cells
+        ]
+
+    def _left(self) -> list[Cell]:
+        """The cells that no process has made since ``before``, or one has without all the scores that are to be kept."""
+        return [
+            cell
+            for cell in self.cells
+            if stamp(self.out / cell.file) == self.before.get(cell.file)
+            or (_read(self.out, cell).failed is None and not _is_whole(self.out, cell))
+        ]
+
     def _run(self) -> list[CellRecord]:
-        """The records of the cells, written to their files, from the scores that are kept or from a fit."""
-        first, detector, held_out = self.cells[0], None, None
+        """The records of the cells, written to their files, from the scores that are kept or from a fit; after a fit also those
+        of its other cells."""
+        first = self.cells[0]
         run_dir = self.out / "running" / first.fit_key
         try:
             data = with_split(_open(first, self.data_root), first.seed)
             test, _ = images_to_score(data, None, first.seed)
             labels = [-1 if item.label is None else item.label for item in test.items]
             kept = read_scores(self.out / first.scores_file) or KeptScores([])
-            if list(kept.labels) != labels or not all(_is_kept(cell, kept, test) for cell in self.cells):
-                kept = KeptScores(labels, facts=_identity(first))
-                detector = Detector(first.method, **{**first.given, "seed": first.seed})
-                train = normal_training_images(data)
-                if first.minimum_area is not None:
-                    keep, carved = hold_out(train.cases, 0.1, minimum=1, seed=first.seed)
-                    train, held_out = train.subset(keep), train.subset(carved)
-                detector.fit(train, run_dir=run_dir, resume=True, shared=_shared_stages(self.out, first))
-                kept.facts |= {
-                    "train": {key: detector.facts["data"][key] for key in ("name", "count", "fingerprint")},
-                    "fit": detector.facts["fit"],
-                }
+            scored: Sequence[tuple[Cell, Json | Exception]] = [(cell, {}) for cell in self.cells]
+            if self.overwrite or list(kept.labels) != labels or not all(_is_kept(cell, kept) for cell in self.cells):
+                kept, scored = self._fit(data, test, labels, kept)
+                if kept.scores:
+                    kept.write(self.out / first.scores_file)
         except Exception as error:
-            return [_write_failure(self.table, self.out, cell, _reason(error)) for cell in self.cells]
+            return self.fail(_reason(error))
         finally:
             if not isinstance(sys.exc_info()[1], KeyboardInterrupt):
                 remove(run_dir)
-        return [self._measure(cell, detector, test, held_out, kept) for cell in self.cells]
+        return [self._measure(cell, kept, more) for cell, more in scored]
 
-    def _measure(
-        self, cell: Cell, detector: Detector | None, test: DataSet, held_out: DataSet | None, kept: KeptScores
-    ) -> CellRecord:
+    def _fit(
+        self, data: DataSet, test: DataSet, labels: Sequence[int], earlier: KeptScores
+    ) -> tuple[KeptScores, list[tuple[Cell, Json | Exception]]]:
+        """The scores of a new fit: those of its cells, also of the finished ones of other rows and tables, and all that were
+        kept of an ``earlier`` fit, each on the images of any of them. And for each cell what its record says beside the scores,
+        or why scoring failed."""
+        first, held_out = self.cells[0], None
+        kept = KeptScores(labels, facts=_identity(first))
+        detector = Detector(first.method, **{**first.given, "seed": first.seed})
+        train = normal_training_images(data)
+        if first.minimum_area is not None:
+            keep, carved = hold_out(train.cases, 0.1, minimum=1, seed=first.seed)
+            train, held_out = train.subset(keep), train.subset(carved)
+        run_dir = self.out / "running" / first.fit_key
+        detector.fit(train, run_dir=run_dir, resume=True, shared=_shared_stages(self.out, first))
+        kept.facts |= {
+            "train": {key: detector.facts["data"][key] for key in ("name", "count", "fingerprint")},
+            "fit": detector.facts["fit"],
+        }
+        own = {cell.file for cell in self.cells}
+        cells: list[tuple[Cell, Json]] = [(cell, {}) for cell in self.cells]
+        cells += [(cell, facts) for cell, facts in _finished(self.out, first) if cell.file not in own]
+        wanted = earlier.images if list(earlier.labels) == labels else set()
+        images = sorted(wanted.union(*(_chosen(cell, len(labels)) for cell, _ in cells)))
+        scored: list[tuple[Cell, Json | Exception]] = []
+        for cell, facts in cells:
+            try:
+                maps = _score_maps(cell, detector, test, held_out, kept) if cell.maps else {}
+                _score(cell.score, detector, test, images, kept)
+                scored.append((cell, {**facts, **maps}))
+            except Exception as error:
+                scored.append((cell, error))
+        again = [name for name in earlier.scores if name in get(first.method).scores]
+        for name in (*(name for cell in self.cells for name in cell.keep), *again):
+            _score(name, detector, test, images, kept)
+        return kept, scored
+
+    def _measure(self, cell: Cell, kept: KeptScores, more: Json | Exception) -> CellRecord:
         try:
-            images = _chosen(cell, test)
-            more: Json = {}
-            if detector is not None:
-                for name in dict.fromkeys([cell.score, *cell.keep]):
-                    more |= self._score(cell, name, detector, test.subset(images), images, held_out, kept)
-                kept.write(self.out / cell.scores_file)
+            if isinstance(more, Exception):
+                raise more
+            images = _chosen(cell, len(kept.labels))
             labels, scores = kept.of(cell.score or "", images)
             if not 0 < sum(labels) < len(labels) or min(labels) < 0:
                 raise DataError(f"{cell.spec}: expected labelled test images, normal and anomalous ones.")
@@ -341,36 +393,6 @@ class _Fit:
             },
         )
 
-    def _score(
-        self,
-        cell: Cell,
-        name: str | None,
-        detector: Detector,
-        test: DataSet,
-        images: Sequence[int],
-        held_out: DataSet | None,
-        kept: KeptScores,
-    ) -> Json:
-        """Score the images, unless their scores are kept; of the cell's own score also what the maps give."""
-        maps = cell.maps and name == cell.score
-        if not maps and kept.covers(name or "", images):
-            return {}
-        started = time.perf_counter()
-        scored = detector.with_score(name) if name is not None else detector
-        found = _scored(scored, test, maps)
-        metrics: Json = {}
-        if maps:
-            decision = None
-            if cell.minimum_area is not None and held_out is not None:
-                normal_maps = [f.map for f in _scored(scored, held_out, True) if f.map is not None]
-                area = max(1, round(cell.minimum_area * normal_maps[0].size)) if normal_maps else 1
-                decision = decide_on_validation(f"minimum_area:{area}", [], None, normal_maps, None)
-            metrics = {"metrics": _of_maps(found, decision)}
-        read = [images[f.place] for f in found]
-        kept.unread = sorted({*kept.unread, *set(images).difference(read)})
-        kept.add(name or "", read, [f.score for f in found], time.perf_counter() - started)
-        return metrics
-
 
 @dataclass(frozen=True)
 class _ScoredImage:
@@ -382,26 +404,72 @@ class _ScoredImage:
     mask: Mask | None
 
 
-def _scored(detector: Detector, data: DataSet, maps: bool) -> list[_ScoredImage]:
+def _score(
+    name: str | None, detector: Detector, test: DataSet, images: Sequence[int], kept: KeptScores, maps: bool = False
+) -> list[_ScoredImage]:
+    """Keep the scores of these images; nothing is done where they are kept already, unless maps are wanted."""
+    if not maps and kept.covers(name or "", images):
+        return []
+    started = time.perf_counter()
+    found = _scored(name, detector, test.subset(images), maps)
+    read = [images[f.place] for f in found]
+    kept.unread = sorted({*kept.unread, *set(images).difference(read)})
+    kept.add(name or "", read, [f.score for f in found], time.perf_counter() - started)
+    return found
+
+
+def _score_maps(cell: Cell, detector: Detector, test: DataSet, held_out: DataSet | None, kept: KeptScores) -> Json:
+    """Keep the scores of the images of the cell; the metrics that their maps give."""
+    found = _score(cell.score, detector, test, _chosen(cell, len(test)), kept, maps=True)
+    decision = None
+    if cell.minimum_area is not None and held_out is not None:
+        normal_maps = [f.map for f in _scored(cell.score, detector, held_out, True) if f.map is not None]
+        area = max(1, round(cell.minimum_area * normal_maps[0].size)) if normal_maps else 1
+        decision = decide_on_validation(f"minimum_area:{area}", [], None, normal_maps, None)
+    return {"metrics": _of_maps(found, decision)}
+
+
+def _scored(name: str | None, detector: Detector, data: DataSet, maps: bool) -> list[_ScoredImage]:
     """Of each image that can be read."""
-    found = []
-    for i, r in enumerate(detector.stream(data, batch_size=256)):
+    scored, found = detector if name is None else detector.with_score(name), []
+    for i, r in enumerate(scored.stream(data, batch_size=256)):
         if isinstance(r, Result):
             map, mask = (r.map, data.mask(i)) if maps else (None, None)
             found.append(_ScoredImage(i, r.item.label, r.score, map, mask))
     return found
 
 
-def _chosen(cell: Cell, test: DataSet) -> list[int]:
-    """Indices of the test images that the cell is about."""
-    count = len(test)
+def _chosen(cell: Cell, count: int) -> list[int]:
+    """Indices of the test images that the cell is about, of ``count``."""
     if cell.test_images is None or cell.test_images >= count:
         return list(range(count))
     return sorted(np.random.default_rng(cell.seed).permutation(count)[: cell.test_images].tolist())
 
 
-def _is_kept(cell: Cell, kept: KeptScores, test: DataSet) -> bool:
-    return not cell.maps and kept.covers(cell.score or "", _chosen(cell, test))
+def _is_kept(cell: Cell, kept: KeptScores) -> bool:
+    images = _chosen(cell, len(kept.labels))
+    return not cell.maps and all(kept.covers(name, images) for name in (cell.score or "", *cell.keep))
+
+
+def _is_whole(out: Path, cell: Cell) -> bool:
+    """Whether there is nothing to run: it is done, and where scores of its fit are kept, all are that its row names."""
+    record = _read(out, cell)
+    if not record.done or record.failed is not None:
+        return False
+    kept = read_scores(out / cell.scores_file) if cell.keep else None
+    return kept is None or all(kept.covers(name, _chosen(cell, len(kept.labels))) for name in cell.keep)
+
+
+def _finished(out: Path, cell: Cell) -> list[tuple[Cell, Json]]:
+    """The cells of the same fit that ``out`` holds a number of, also those of other tables, with what names their table."""
+    found: list[tuple[Cell, Json]] = []
+    for path in sorted((out / cell.file).parent.glob(f"{cell.file.stem.rpartition('-')[0]}-*.json")):
+        record = _with_number(path) or {}
+        for maps in (False, True):
+            one = replace(cell, score=record.get("score"), test_images=record.get("test_images"), maps=maps, keep=())
+            if record and one.file.name == path.name:  # its hash says that it is of this fit
+                found.append((one, {key: record[key] for key in ("made_for", "reduction") if key in record}))
+    return found
 
 
 def _shared_stages(out: Path, cell: Cell) -> Path:
@@ -466,7 +534,7 @@ def side_by_side(work: Sequence[_Fit], jobs: int) -> Iterator[tuple[_Fit, list[C
                     records = worker.connection.recv()
                 except EOFError:
                     reason = "Its process was killed; perhaps memory ran out: try fewer --jobs."
-                    records = [_write_failure(fit.table, fit.out, cell, reason) for cell in fit.cells]
+                    records = fit.fail(reason)
                     if waiting:
                         worker = _Worker(worker.threads, worker.gpu)
                 if records is None:
@@ -495,7 +563,7 @@ def _on_cluster(work: Sequence[_Fit], address: str) -> Iterator[tuple[_Fit, list
             if records is None:
                 waiting.append(replace(fit, wait=POLL))
             elif isinstance(records, NormalcyError):
-                yield fit, [_write_failure(fit.table, fit.out, cell, _reason(records)) for cell in fit.cells]
+                yield fit, fit.fail(_reason(records))
             else:
                 yield fit, records
 
@@ -576,7 +644,20 @@ def _reason(error: Exception) -> str:
 
 
 def _write_failure(table: Table, out: Path, cell: Cell, reason: str) -> CellRecord:
-    return _write(table, out, cell, {"failed": reason})
+    """The failure, written down beside the number of an earlier run where there is one."""
+    path = out / cell.file
+    if (earlier := _with_number(path)) is None:
+        return _write(table, out, cell, {"failed": reason})
+    write_bytes(path, (json.dumps({**earlier, "failed": reason}, indent=1) + "\n").encode())
+    return CellRecord(failed=reason)
+
+
+def _with_number(path: Path) -> Json | None:
+    """All that the file of a cell says; none where it holds no number."""
+    with suppress(DataError):
+        if load(CellRecord, path, REMEDY).done:
+            return dict(read_json(path, REMEDY))
+    return None
 
 
 def _write(table: Table, out: Path, cell: Cell, facts: Json) -> CellRecord:
@@ -597,11 +678,18 @@ def _write(table: Table, out: Path, cell: Cell, facts: Json) -> CellRecord:
 
 
 def _read(out: Path, cell: Cell) -> CellRecord:
-    """The record of a cell; an empty one where there is none that can be used."""
+    """The record of a cell, with the average precision of the kept scores where its row shows that; an empty one where there is
+    none that can be used."""
     try:
-        return load(CellRecord, out / cell.file, REMEDY)
+        record = load(CellRecord, out / cell.file, REMEDY)
     except DataError:
         return CellRecord()
+    if not record.done or cell.maps or cell.metric != "image_ap":
+        return record
+    kept, score = read_scores(out / cell.scores_file), cell.score or ""
+    if kept is None or not kept.covers(score, images := _chosen(cell, len(kept.labels))):
+        return CellRecord(failed=record.failed)
+    return replace(record, metrics={"image_ap": average_precision(*kept.of(score, images))})
 
 
 # -- the table -------------------------------------------------------------------------------------------------------
@@ -619,7 +707,9 @@ def tabulate(table: Table, out: Path) -> Reproduced:
         lines += [*own, _mean_line(table, row, own)] if table.mean else own
     everything = [pair for pairs in records.values() for pair in pairs]
     failed = Counter(
-        f"{cell.row} on {cell.column}: {record.failed}" for cell, record in everything if record.failed is not None
+        f"{cell.row} on {cell.column}: {record.failed}{' The number shown is of an earlier run.' * record.done}"
+        for cell, record in everything
+        if record.failed is not None
     )
     made = [record for _, record in everything if record.done]
     return Reproduced(
@@ -745,7 +835,8 @@ def markdown(found: Reproduced) -> str:
     lines += ["", explained(found)]
     for column in dict.fromkeys(line.column for line in found.lines):
         here = [line for line in found.lines if line.column == column and line.classes]
-        classes = list(dict.fromkeys(normal for line in here for normal in line.classes))
+        fullest = sorted(here, key=lambda line: -len(line.classes))  # its order is the table's
+        classes = list(dict.fromkeys(normal for line in fullest for normal in line.classes))
         if classes and classes != [""]:
             lines += ["", f"## {column}, class by class", ""]
             lines += markdown_table(["normal", *classes], [row for line in here for row in _by_class(line, classes)])

@@ -49,9 +49,9 @@ METRICS: Mapping[str, str] = {
     "pro": "Per-region overlap",
     "fit_minutes": "Minutes of training",
 }
-"""What a table may show, in percent but the last. All but it and the AUROC of images need maps; four of them a threshold, by the
-rule of the smallest area."""
-WITHOUT_MAPS = ("image_auroc", "fit_minutes")
+"""What a table may show, in percent but the last. WITHOUT_MAPS need no maps; AT_THRESHOLD need a threshold, by the rule of the
+smallest area."""
+WITHOUT_MAPS = ("image_auroc", "image_ap", "fit_minutes")
 AT_THRESHOLD = ("mean_accuracy", "image_f1", "pixel_f1", "pro")
 
 
@@ -256,10 +256,12 @@ class Cell:
     score: str | None
     test_images: int | None
     maps: bool
-    """Metrics of maps are wanted."""
+    """Metrics of maps are wanted, by this row or another of the table: they share the cell."""
     minimum_area: float | None
     keep: tuple[str, ...]
     """Further scores of the method that are kept with the fit."""
+    metric: str
+    """One of METRICS: what the row shows."""
 
     @property
     def spec(self) -> str:
@@ -310,6 +312,7 @@ def cells_of(table: Table) -> list[Cell]:
             table.needs_maps,
             table.minimum_area,
             row.keep,
+            table.metric_of(row),
         )
         for seed in range(max(row.seeds or table.seeds for row in table.rows))
         for name, column in table.columns.items()
