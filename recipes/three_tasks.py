@@ -1,6 +1,6 @@
 """Three tasks, each method on the one it is made for: accuracy after two training times, speed, memory.
 
-    python recipes/three_tasks.py --data-root DIR [--task NAME] [--methods NAMES] [--seconds 15,60]      (hours of one core)
+    python recipes/three_tasks.py --data-root DIR [--task NAME] [--methods NAMES] [--seconds 15,60 --out DIR]   (hours of one core)
 
 One class: three digits of MNIST and three classes of CIFAR-10, each normal in turn; 300 normal and 700 other test images of
 each, drawn at random, the same for all methods; a row is a mean over the three. Images are contrast-normalised (gcn), as in the
@@ -302,7 +302,7 @@ def main() -> None:
     parser.add_argument("--task", default=",".join(COLUMNS), help="some of the tasks; comma-separated")
     parser.add_argument("--methods", default=None, help="some methods; comma-separated")
     parser.add_argument(
-        "--seconds", default="", help="training times of a method that trains by gradients, for every task"
+        "--seconds", default="", help="training times of a method that trains by gradients, for every task; needs --out"
     )
     parser.add_argument("--limit", type=float, default=40.0, help="minutes after which a cell is ended")
     parser.add_argument("--out", type=Path, default=CELLS, help="a file for each cell")
@@ -323,6 +323,8 @@ def main() -> None:
         write_record(options.file, record)
         return
     options.seconds = [float(number) for number in options.seconds.split(",") if number]
+    if options.seconds and options.out == CELLS:
+        parser.error(f"--seconds expects an --out of its own: {CELLS} has the cells of the usual training times.")
     options.out.mkdir(parents=True, exist_ok=True)
     for _, method, column, seconds, file in cells(options):
         if not options.table and (not file.exists() or "failed" in json.loads(file.read_text("utf-8"))):

@@ -72,3 +72,13 @@ def test_tasks_name_columns_and_methods_alike(three_tasks: ModuleType) -> None:
     assert set(three_tasks.COLUMNS) == set(three_tasks.METHODS) == set(three_tasks.SECONDS)
     assert not any("," in task for task in three_tasks.COLUMNS)  # --task separates by commas
     assert all(len(set(methods)) == len(methods) for methods in three_tasks.METHODS.values())
+
+
+def test_other_training_times_need_a_folder_of_their_own(
+    three_tasks: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["three_tasks.py", "--data-root", "data", "--seconds", "5"])
+    with pytest.raises(SystemExit) as ended:
+        three_tasks.main()
+    assert ended.value.code == 2
+    assert "--seconds expects an --out of its own" in capsys.readouterr().err
