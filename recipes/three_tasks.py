@@ -1,6 +1,6 @@
 """Three tasks, each method on the one it is made for: accuracy after two training times, speed, memory.
 
-    python recipes/three_tasks.py --data-root DIR [--task NAME] [--methods NAMES] [--seconds 15,60 --out DIR]   (hours of one core)
+    python recipes/three_tasks.py --data-root DIR [--task NAME] [--methods NAMES] [--seconds 15,60 --out DIR]  (hours of a core)
 
 One class: three digits of MNIST and three classes of CIFAR-10, each normal in turn; 300 normal and 700 other test images of
 each, drawn at random, the same for all methods; a row is a mean over the three. Images are contrast-normalised (gcn), as in the
