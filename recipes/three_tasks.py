@@ -273,27 +273,44 @@ def figure(tasks: dict[str, Any], path: Path) -> None:
     shown, axes = plt.subplots(down, 2, figsize=(11, 6 * down), squeeze=False)
     for axis in axes.flat[len(tasks) :]:
         axis.axis("off")
+    last: dict[Any, dict[str, tuple[float, float]]] = {}
     for axis, (task, part) in zip(axes.flat, tasks.items()):
         key = "aupro" if any("aupro" in row for row in part["rows"]) else "image_auroc"
         by_method: dict[str, list[tuple[float, float]]] = {}
         for row in part["rows"]:
             if key in row:
                 by_method.setdefault(row["row"], []).append((row["fit_processor_seconds"], row[key]["value"]))
-        lines = {method: sorted(points) for method, points in by_method.items()}
-        values = [value for points in lines.values() for _, value in points]
-        free = -np.inf  # labels from below, none on another
-        for method, points in sorted(lines.items(), key=lambda line: line[1][-1][1]):
-            x, y = zip(*points)
-            axis.plot(x, y, marker="o", markersize=3, linewidth=1, color=colours[method])
-            at = max(y[-1], free)
-            free = at + 0.025 * (max(values) - min(values) or 1.0)
-            axis.annotate(method, (x[-1], y[-1]), (1.06 * x[-1], at), fontsize=6, va="center")
+        for method, points in by_method.items():
+            axis.plot(*zip(*sorted(points)), marker="o", markersize=3, linewidth=1, color=colours[method])
         axis.margins(x=0.2)
         axis.set(xscale="log", xlabel="processor seconds of the fit", title=task)
         axis.set_ylabel("AUPRO" if key == "aupro" else "mean image AUROC" if len(COLUMNS[task]) > 1 else "image AUROC")
+        last[axis] = {method: max(points) for method, points in by_method.items()}
     shown.tight_layout()
+    for axis, ends in last.items():
+        label(axis, ends)
     path.parent.mkdir(parents=True, exist_ok=True)
     shown.savefig(path, dpi=110, pil_kwargs={"optimize": True})
+
+
+def label(axis: Any, ends: dict[str, tuple[float, float]]) -> None:
+    """Names right of the points ``ends`` of a finished panel, as near as they fit without covering each other, joined by a
+    line to points that they are not beside."""
+    size, high = 6, 7.5  # points
+    placed: list[tuple[float, float, float]] = []  # left, right and middle, in points
+    per_point = axis.figure.dpi / 72
+    for method, end in sorted(ends.items(), key=lambda entry: entry[1][1]):
+        x, y = axis.transData.transform(end) / per_point
+        left, right = x + 5, x + 5 + 0.6 * size * len(method)
+        taken = [middle for start, stop, middle in placed if start < right and left < stop]
+        moves = sorted((step * high / 2 for step in range(-40, 41)), key=abs)
+        up = next((move for move in moves if all(abs(y + move - middle) >= high for middle in taken)), 0.0)
+        placed.append((left, right, y + up))
+        joined = {"arrowstyle": "-", "linewidth": 0.4, "color": "grey", "shrinkA": 0, "shrinkB": 0}
+        axis.annotate(
+            method, end, (5, up), textcoords="offset points", fontsize=size, va="center",
+            arrowprops=joined if abs(up) > high / 2 else None,
+        )  # fmt: skip
 
 
 def main() -> None:
