@@ -234,25 +234,26 @@ class RDA(Method):
         images a network may amplify a change).
         """
 
-        def objective(sparse: Tensor, restored: Tensor) -> Tensor:
+        def objective(y: Tensor, sparse: Tensor, restored: Tensor) -> Tensor:
             error = (y - sparse - restored).square().flatten(1).mean(1)
             return 0.5 * error + self.settings.weight * self.size(sparse)
 
-        single = (-1, *[1] * (y.ndim - 1))
         sparse, restored = torch.zeros_like(y), self.reconstruct(y, network)
-        lowest = objective(sparse, restored)
-        going = torch.ones(len(y), dtype=torch.bool, device=y.device)
+        lowest = objective(y, sparse, restored)
+        going = torch.arange(len(y), device=y.device)  # images that have not stopped; the others cost nothing
         for _ in range(self.settings.iterations):
-            following = self.threshold(y - restored)
-            output = self.reconstruct(y - following, network)
-            value = objective(following, output)
-            moved = (following - sparse).flatten(1).square().mean(1).sqrt()
-            better = going & (value < lowest)
-            sparse = torch.where(better.view(single), following, sparse)
-            restored = torch.where(better.view(single), output, restored)
-            lowest = torch.where(better, value, lowest)
-            going = better & (moved > self.settings.tolerance)
-            if not bool(going.any()):
+            image = y[going]
+            following = self.threshold(image - restored[going])
+            output = self.reconstruct(image - following, network)
+            value = objective(image, following, output)
+            moved = (following - sparse[going]).flatten(1).square().mean(1).sqrt()
+            better = value < lowest[going]
+            improved = going[better]
+            sparse = sparse.index_copy(0, improved, following[better])
+            restored = restored.index_copy(0, improved, output[better])
+            lowest = lowest.index_copy(0, improved, value[better])
+            going = going[better & (moved > self.settings.tolerance)]
+            if len(going) == 0:
                 break
         return y - sparse, sparse, restored
 
