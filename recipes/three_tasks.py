@@ -270,7 +270,7 @@ def figure(tasks: dict[str, Any], path: Path) -> None:
     methods = sorted({row["row"] for part in tasks.values() for row in part["rows"]})
     colours = {method: plt.colormaps["tab20"](i % 20) for i, method in enumerate(methods)}
     down = -(-len(tasks) // 2)
-    shown, axes = plt.subplots(down, 2, figsize=(11, 6 * down), squeeze=False)
+    shown, axes = plt.subplots(down, 2, figsize=(11, 7 * down), squeeze=False)
     for axis in axes.flat[len(tasks) :]:
         axis.axis("off")
     last: dict[Any, dict[str, tuple[float, float]]] = {}
@@ -296,21 +296,30 @@ def figure(tasks: dict[str, Any], path: Path) -> None:
 def label(axis: Any, ends: dict[str, tuple[float, float]]) -> None:
     """Names right of the points ``ends`` of a finished panel, as near as they fit without covering each other, joined by a
     line to points that they are not beside."""
+    from sklearn.isotonic import isotonic_regression
+
     size, high = 6, 7.5  # points
-    placed: list[tuple[float, float, float]] = []  # left, right and middle, in points
     per_point = axis.figure.dpi / 72
-    for method, end in sorted(ends.items(), key=lambda entry: entry[1][1]):
-        x, y = axis.transData.transform(end) / per_point
-        left, right = x + 5, x + 5 + 0.6 * size * len(method)
-        taken = [middle for start, stop, middle in placed if start < right and left < stop]
-        moves = sorted((step * high / 2 for step in range(-40, 41)), key=abs)
-        up = next((move for move in moves if all(abs(y + move - middle) >= high for middle in taken)), 0.0)
-        placed.append((left, right, y + up))
-        joined = {"arrowstyle": "-", "linewidth": 0.4, "color": "grey", "shrinkA": 0, "shrinkB": 0}
-        axis.annotate(
-            method, end, (5, up), textcoords="offset points", fontsize=size, va="center",
-            arrowprops=joined if abs(up) > high / 2 else None,
-        )  # fmt: skip
+    bottom, top = axis.get_window_extent().intervaly / per_point
+    at = {method: axis.transData.transform(end) / per_point for method, end in ends.items()}
+    columns: list[tuple[float, list[str]]] = []  # right end, methods whose names are above each other
+    for method in sorted(ends, key=lambda method: at[method][0]):
+        right = at[method][0] + 0.6 * size * len(method)
+        if columns and at[method][0] < columns[-1][0]:
+            columns[-1] = (max(right, columns[-1][0]), [*columns[-1][1], method])
+        else:
+            columns.append((right, [method]))
+    joined = {"arrowstyle": "-", "linewidth": 0.4, "color": "grey", "shrinkA": 0, "shrinkB": 0}
+    for _, methods in columns:
+        methods.sort(key=lambda method: at[method][1])
+        steps = high * np.arange(len(methods))
+        heights = np.array([at[method][1] for method in methods])
+        low, most = bottom + high / 2, top - high / 2 - steps[-1]
+        moved = isotonic_regression(heights - steps, y_min=low, y_max=max(low, most)) + steps
+        for method, up in zip(methods, moved - heights):
+            arrow = joined if abs(up) > high / 2 else None
+            text = {"textcoords": "offset points", "fontsize": size, "va": "center", "arrowprops": arrow}
+            axis.annotate(method, ends[method], (8 if arrow else 5, up), **text)
 
 
 def main() -> None:
