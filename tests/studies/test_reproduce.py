@@ -298,7 +298,7 @@ def test_committed_cells_belong_to_the_tables():
     assert committed <= {file for cell in cells for file in (cell.file, cell.scores_file)}
 
 
-SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "gtsrb_stop_attacked.npz": (3, 32, 32)}
 
 
 def least_and_most_steps(method: str, settings: dict[str, Any], data: str, count: int) -> tuple[int, int]:
