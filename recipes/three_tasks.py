@@ -222,9 +222,14 @@ def collected(options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for task in COLUMNS:
         every = argparse.Namespace(**{**vars(options), "task": task, "methods": None})
-        records = [json.loads(file.read_text("utf-8")) for *_, file in cells(every) if file.exists()]
+        planned = list(cells(every))
+        records = [json.loads(file.read_text("utf-8")) for *_, file in planned if file.exists()]
         if records:
             rows = means(records, COLUMNS[task])
+            run = {row["row"] for row in rows}
+            asked = {(method, seconds) for _, method, _, seconds, _ in planned if method in run and trains(method)}
+            for method, seconds in sorted(asked - {(row["row"], row["training_seconds"]) for row in rows}):
+                rows.append({"row": method, "columns": [], "training_seconds": seconds, "failed": "not run"})
             found[task] = {"rows": rows, "not_run": sorted(set(METHODS[task]) - {row["row"] for row in rows})}
     return found
 

@@ -82,3 +82,14 @@ def test_other_training_times_need_a_folder_of_their_own(
         three_tasks.main()
     assert ended.value.code == 2
     assert "--seconds expects an --out of its own" in capsys.readouterr().err
+
+
+def test_a_training_time_without_cells_is_told(three_tasks: ModuleType, tmp_path: Path) -> None:
+    cell = record("vae", "chest X-rays", 0.7, seconds=60.0)
+    (tmp_path / "vae-chest-X-rays-60.json").write_text(json.dumps(cell), encoding="utf-8")
+    part = three_tasks.collected(argparse.Namespace(out=tmp_path, seconds=[]))["medical"]
+    assert [(row["row"], row["training_seconds"], row.get("failed")) for row in part["rows"]] == [
+        ("vae", 60.0, None),
+        ("vae", 240.0, "not run"),
+    ]
+    assert "vae" not in part["not_run"]
