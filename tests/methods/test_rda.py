@@ -192,3 +192,19 @@ def test_residuals_restated(fitted: Callable[..., RDA]) -> None:
     torch.testing.assert_close(method.residuals[1, 0], c1, rtol=1e-3, atol=1e-5)
     assert method.residuals[0, 1].isinf()
     assert 0 < float(method.residuals[1, 1]) < 1
+
+
+def test_images_that_have_stopped_leave_the_iterations(fitted: Callable[..., RDA]) -> None:
+    """Each has the parts that it has alone, and the network does not see all of them in each iteration."""
+    method = fitted(RDA, SHAPE, **SMALL)
+    y = method.standardise(smooth_textures(8, SHAPE, seed=1))
+    y[0] += 3.0
+    seen: list[int] = []
+    handle = method.before.register_forward_hook(lambda *call: seen.append(len(call[1][0])))
+    with torch.no_grad():
+        together, calls = method.split(y), seen.copy()
+        alone = [torch.cat(parts) for parts in zip(*(method.split(image[None]) for image in y))]
+    handle.remove()
+    for found, expected in zip(together, alone):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert sum(calls) < len(y) * len(calls)
